@@ -1,0 +1,37 @@
+PYTHON ?= python3
+RUN := .venv/bin/python
+DEMO := --data_path demo/dataset
+DEMO_RUN := --save_dir demo/saved_models --log_dir demo/logs
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install -q -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	$(RUN) -m pip install -q -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	$(RUN) src/sample_pets.py $(DEMO)
+	$(RUN) src/train.py $(DEMO) $(DEMO_RUN) --image_size 96 --epochs 8 --learning_rate 1e-3 \
+		--loss bce_dice --scheduler cosine --augment online --encoder_weights none
+	$(RUN) src/evaluate.py $(DEMO) $(DEMO_RUN)
+	$(RUN) src/inference.py $(DEMO) $(DEMO_RUN) --batch_size 8 --output_path demo/inference_results
+	$(RUN) src/plot_dice_curve.py --log_dir demo/logs
+	@echo "Look at the curve, demo/logs/dice_score_comparison.png,"
+	@echo "and at the tri-panels, demo/inference_results/*_panel.png"
+
+test: .venv/.installed-dev
+	$(RUN) -m pytest
+
+lint: .venv/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf demo inference_results output_predictions .pytest_cache .ruff_cache

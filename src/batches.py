@@ -1,0 +1,64 @@
+"""From samples to batches: in which order, read by whom."""
+
+import math
+import os
+import signal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class EpochOrder:
+    """Batch sampler of (epoch, index) keys, shuffled as a pure function of (seed, epoch), from any step on.
+
+    Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
+    and 4.
+
+    Args:
+        size: images in the training set.
+        batch_size: images a step, at most.
+        seed: of the shuffle.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int):
+        self.size, self.seed = size, seed
+        self.steps = math.ceil(size / batch_size)
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        for batch in np.array_split(order, self.steps)[self.start :]:
+            yield [(self.epoch, int(index)) for index in batch]
+
+
+def make_loader(dataset: Dataset, device: torch.device, num_workers=None, **batching) -> DataLoader:
+    """A DataLoader for this device.
+
+    Args:
+        dataset: of samples as SimpleOxfordPetDataset has them.
+        device: where the batches go.
+        num_workers: processes that read images. None takes none beside a network on the CPU, which has its cores
+            already, and else one a core, 8 at most.
+        **batching: batch_size, or batch_sampler.
+    """
+    if num_workers is None:
+        num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator(),  # else every pass would draw from torch's global random numbers
+        **batching,
+    )
+
+
+def _leave_signals_to_parent(_worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal: workers must live on until the parent has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,219 @@
+"""The command line that all scripts share: groups of flags, errors in one line, exit statuses.
+
+Exit statuses: 0 done; 1 the run failed; 2 bad usage or bad input; 128 + signal number after a signal.
+"""
+
+import argparse
+import errno
+import math
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+try:
+    import torchvision  # noqa: F401  imported here first, so that a mismatch is explained and not thrown at the user
+except (ImportError, RuntimeError, AttributeError) as broken:
+    print(
+        f"error: torch and torchvision do not belong together ({str(broken).splitlines()[0]}): install the pair of one "
+        "release with `pip install --upgrade --force-reinstall torch torchvision`",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+class UsageError(Exception):
+    """Bad usage or bad input: what, where, how to mend it, in one line. Ends a script with status 2."""
+
+
+class RunError(Exception):
+    """The run itself failed, through no fault of the input. Ends a script with status 1."""
+
+
+class Interrupted(Exception):  # noqa: N818  the run was not in error
+    """A signal asked the run to stop, and its state is saved. Ends a script with status 128 + signum."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM, kept until the step in progress ends; a second one leaves at once."""
+
+    def __init__(self):
+        self.signum = 0
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._handle)
+
+    def _handle(self, signum, _frame):
+        if self.signum:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self.signum = signum
+
+    def check(self) -> None:
+        """Raises Interrupted where a signal has come."""
+        if self.signum:
+            raise Interrupted(self.signum)
+
+
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default only where there is one to name."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are one line, and whose flags can't be abbreviated."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=_HelpWithDefaults, **kwargs)
+
+    def error(self, message: str):
+        """Prints one line and leaves with status 2."""
+        self.exit(2, f"error: {message}; see python src/{self.prog} --help\n")
+
+    def parse_given(self, argv=None) -> tuple[argparse.Namespace, dict]:
+        """Parses, and tells apart what was given from what is default.
+
+        Returns:
+            The namespace, and a dict of only the flags that stand on the command line.
+        """
+        unset = object()
+        args = self.parse_args(argv)
+        blank = argparse.Namespace(**dict.fromkeys(vars(args), unset))
+        given = vars(self.parse_args(argv, namespace=blank))
+        return args, {name: value for name, value in given.items() if value is not unset}
+
+
+def whole_number(low: int, high: int = 10**9):
+    """An argparse type: a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+        return value
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """An argparse type: a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return value
+
+
+def add_data_flags(parser: Parser, batch_size: int):
+    """Where the data is and how it is read: the same in every script. Returns the group, to add flags to."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", default="dataset", metavar="DIR", help="dataset folder")
+    size = whole_number(1, 10**5)
+    group.add_argument("--batch_size", "-b", type=size, default=batch_size, metavar="N", help="images a step")
+    group.add_argument(
+        "--num_workers",
+        type=whole_number(0, 256),
+        metavar="N",
+        help="processes that read images; by default 0 on the CPU, else one a core, 8 at most",
+    )
+    return group
+
+
+def add_device_flags(parser: Parser) -> None:
+    """Where to compute."""
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: CUDA, then MPS, then the CPU"
+    )
+
+
+def add_folder_flags(parser: Parser) -> None:
+    """Where checkpoints and logs are."""
+    group = parser.add_argument_group("folders")
+    group.add_argument("--save_dir", default="saved_models", metavar="DIR", help="checkpoints")
+    group.add_argument("--log_dir", default="logs", metavar="DIR", help="CSV logs and the plot")
+
+
+def add_checkpoint_flags(parser: Parser) -> None:
+    """Which checkpoint to use, for the scripts that use a trained model."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model_path",
+        "--model",
+        metavar="FILE",
+        help="checkpoint; by default <save_dir>/<model>_best.pth",
+    )
+    group.add_argument(
+        "--model_name",
+        "--model_type",
+        metavar="NAME",
+        help="unet or resnet34_unet; by default, and at most, what the checkpoint says",
+    )
+
+
+def writable_folder(path) -> Path:
+    """Makes the folder where it is missing and proves that files can be written there.
+
+    Raises:
+        UsageError: it can't be made, is no folder, or is not writable.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UsageError(f"can't write to the folder {path} ({error.strerror}); name another one") from None
+
+
+def run(main, *bad_input: type[Exception]) -> None:
+    """Runs a script's main and turns what it raises into one line and the exit status.
+
+    Args:
+        main: called without arguments; whatever it returns is ignored.
+        *bad_input: exceptions that mean bad input besides UsageError, such as DatasetError.
+    """
+    try:
+        main()
+    except (UsageError, *bad_input) as error:
+        _leave(2, _last_line(error))
+    except RunError as error:
+        _leave(1, str(error))
+    except Interrupted as error:
+        _leave(128 + error.signum)
+    except KeyboardInterrupt:
+        _leave(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): no error of ours. Python would complain once more when it
+        # flushes stdout at exit, so stdout goes nowhere from here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(1)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _leave(1, f"can't write{where} ({error.strerror}); free some space and go on with --resume")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            _leave(2, f"can't open{where} ({error.strerror}); check the path and its permissions")
+        raise
+
+
+def _last_line(error: Exception) -> str:
+    # A worker process of a DataLoader sends its whole traceback as the message; what was wrong is its last line.
+    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+
+
+def _leave(status: int, message: str = "") -> None:
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

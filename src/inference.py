@@ -1,0 +1,207 @@
+"""Segments pictures and draws them.
+
+python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
+"""
+
+import time
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+import cli
+import utils
+from batches import make_loader
+from evaluate import open_checkpoint, open_part
+from models import SegmentationModel
+from oxford_pet import BACKGROUND, MODES, DatasetError, find_root, read_image, read_trimap
+from panels import draw_panel
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+class Picture(NamedTuple):
+    """A picture to segment, and its trimap where there is one."""
+
+    path: Path
+    trimap_path: Optional[Path]
+
+
+def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
+    """What --data_path means: one picture, a dataset or its images/ folder, or any folder of pictures.
+
+    Returns:
+        The pictures, and in words what they are.
+
+    Raises:
+        UsageError: there is nothing of the kind.
+        DatasetError: it is a dataset, but not a whole one.
+    """
+    path = Path(args.data_path)
+    if path.is_file():
+        return [_with_trimap(path)], str(path)
+    try:
+        find_root(path)
+    except DatasetError:
+        if not path.is_dir():
+            raise cli.UsageError(f"--data_path {path} does not exist; name a dataset, a folder or a picture") from None
+    else:
+        dataset = open_part(args, content, args.subset)
+        return [Picture(p.image_path, p.trimap_path) for p in dataset.pets], f"{args.subset} pictures of {dataset.root}"
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    if not found:
+        raise cli.UsageError(f"there are no pictures in {path} ({', '.join(sorted(PICTURES))}); name another folder")
+    return [_with_trimap(p) for p in found], f"pictures in {path}"
+
+
+def _with_trimap(path: Path) -> Picture:
+    trimap = path.parent.parent / "annotations/trimaps" / f"{path.stem}.png"
+    return Picture(path, trimap if path.parent.name == "images" and trimap.is_file() else None)
+
+
+class PictureDataset(Dataset):
+    """Pictures as the network takes them, and as they are.
+
+    A sample is a dict: `image` uint8 (3, S, S); `mask` uint8 (1, S, S) or None; `original` uint8 (H, W, 3);
+    `original_mask` uint8 (H, W) or None; `path`.
+    """
+
+    def __init__(self, pictures: list[Picture], image_size: int):
+        self.pictures, self.image_size = pictures, image_size
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict:
+        picture, size = self.pictures[index], self.image_size
+        sample = {
+            "image": torch.from_numpy(read_image(picture.path, size).transpose(2, 0, 1).copy()),
+            "original": read_image(picture.path),
+            "mask": None,
+            "original_mask": None,
+            "path": picture.path,
+        }
+        if picture.trimap_path is not None:
+            small, full = read_trimap(picture.trimap_path, size), read_trimap(picture.trimap_path)
+            if full.shape != sample["original"].shape[:2]:
+                raise DatasetError(f"{picture.path} and its trimap {picture.trimap_path} differ in size")
+            sample["mask"] = torch.from_numpy((small != BACKGROUND).astype(np.uint8)[None])
+            sample["original_mask"] = (full != BACKGROUND).astype(np.uint8)
+        return sample
+
+
+def mask_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
+    """Logits (1, S, S) to a mask uint8 (height, width) of 0 and 1: resized as logits, so that outlines stay smooth."""
+    resized = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)
+    return (resized[0, 0] > 0).to(torch.uint8).cpu().numpy()
+
+
+def output_names(pictures: list[Picture]) -> list[str]:
+    """A name for each picture's results: its stem, with the ending too where two pictures share a stem."""
+    stems = [p.path.stem for p in pictures]
+    return [s if stems.count(s) == 1 else p.path.name.replace(".", "_") for s, p in zip(stems, pictures)]
+
+
+def segment(model: SegmentationModel, pictures: list[Picture], args, size: int, device, folder: Optional[Path]):
+    """Segments pictures and writes panels and masks.
+
+    Args:
+        model: on `device`.
+        pictures: what to segment.
+        args: batch_size and num_workers.
+        size: side of the network's input.
+        device: where to compute.
+        folder: where `<name>_panel.png` and `<name>_mask.png` (0 and 255, the picture's own size) go; None writes none.
+
+    Returns:
+        A row of the log for each picture.
+    """
+    loader = make_loader(
+        PictureDataset(pictures, size), device, args.num_workers, batch_size=args.batch_size, collate_fn=list
+    )
+    names, rows = output_names(pictures), []
+    model.eval()
+    bar = tqdm(total=len(pictures), desc="segmenting", unit="picture", disable=None, delay=1)
+    with torch.inference_mode(), bar:
+        for samples in loader:
+            logits = model(torch.stack([sample["image"] for sample in samples]).to(device, non_blocking=True))
+            for sample, one in zip(samples, logits):
+                mask = mask_at_size(one, *sample["original"].shape[:2])
+                dice = None
+                if sample["mask"] is not None:
+                    dice = utils.dice_score(one[None] > 0, sample["mask"][None].to(device)).item()
+                if folder is not None:
+                    write_results(folder, names[len(rows)], sample, mask, dice)
+                rows.append(
+                    {
+                        "picture": str(sample["path"]),
+                        "width": mask.shape[1],
+                        "height": mask.shape[0],
+                        "pet_share": round(float(mask.mean()), 6),
+                        "dice": "" if dice is None else round(dice, 6),
+                    }
+                )
+                bar.update()
+    return rows
+
+
+def write_results(folder: Path, name: str, sample: dict, mask: np.ndarray, dice: Optional[float]) -> None:
+    """Writes one picture's mask and panel."""
+    title = sample["path"].name + ("" if dice is None else f"   Dice {dice:.4f}")
+    panel = draw_panel(sample["original"], mask, sample["original_mask"], title)
+    for kind, picture in (("panel", panel), ("mask", Image.fromarray(mask * 255))):
+        with utils.atomic_write(folder / f"{name}_{kind}.png", "wb") as file:
+            picture.save(file, "PNG", compress_level=1)
+
+
+def build_parser() -> cli.Parser:
+    """Flags of inference.py."""
+    parser = cli.Parser(prog="inference.py", description="Segment a dataset, a folder of pictures or one picture.")
+    data = cli.add_data_flags(parser, batch_size=1)
+    data.add_argument("--subset", choices=MODES, default="test", help="which part, where --data_path is a dataset")
+    cli.add_checkpoint_flags(parser)
+    cli.add_device_flags(parser)
+    cli.add_folder_flags(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument("--save_results", action="store_true", help="write pictures, to inference_results")
+    group.add_argument("--output_path", metavar="DIR", help="write pictures, to this folder")
+    return parser
+
+
+def main(argv=None) -> None:
+    """Loads, segments, writes, reports."""
+    args = build_parser().parse_args(argv)
+    device = utils.get_device(args.device)
+    model, content, path = open_checkpoint(args)
+    pictures, what = find_pictures(args, content)
+    output = args.output_path or ("inference_results" if args.save_results else None)
+    folder = None if output is None else cli.writable_folder(output)
+    log_dir = cli.writable_folder(args.log_dir)
+
+    name = content["model"]["name"]
+    print(f"Segmenting {len(pictures)} {what} with {name.upper()} ({path}) on {device}")
+    start = time.perf_counter()
+    rows = segment(model.to(device), pictures, args, content["preprocessing"]["image_size"], device, folder)
+    seconds = time.perf_counter() - start
+    log = log_dir / f"{name}_inference_log.csv"
+    stamp = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "checkpoint": str(path),
+        "run_id": content.get("progress", {}).get("run_id", ""),
+    }
+    utils.append_rows(log, [{**stamp, **row} for row in rows])
+    print(f"{len(rows)} pictures in {seconds:.1f} s ({len(rows) / seconds:.1f} a second), listed in {log}")
+    if folder is not None:
+        print(f"Panels and masks are in {folder}")
+    scored = [row["dice"] for row in rows if row["dice"] != ""]
+    if scored:
+        print(f"{name.upper()} mean Dice: {np.mean(scored):.4f} over {len(scored)} pictures with ground truth")
+
+
+if __name__ == "__main__":
+    cli.run(main, DatasetError)

@@ -1,0 +1,68 @@
+"""What both networks share: normalisation inside, any input size, logits out."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Mean and standard deviation of ImageNet's pictures per channel (R, G, B), in units of 0..255: what the ResNet34
+# weights of torchvision were trained with (https://pytorch.org/vision/stable/models.html).
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class SegmentationModel(nn.Module):
+    """Frame around a network body: pixels (N, 3, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
+
+    Mean and standard deviation are buffers, so they travel in the checkpoint and no script can forget them. Inputs
+    whose sides are no multiple of `stride` are padded inside (edge pixels repeated) and the logits cropped back.
+
+    Subclasses set `stride`, the factor between the input and the deepest feature map, and implement `body`.
+    """
+
+    stride: int
+
+    def __init__(self, out_channels: int = 1):
+        super().__init__()
+        self.config = {"out_channels": out_channels}  # plain values: goes into the checkpoint, rebuilds the model
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised images (N, 3, H, W), H and W multiples of `stride`, to logits (N, out_channels, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Computes logits.
+
+        Args:
+            images: (N, 3, H, W), RGB, uint8 or floating point in 0..255; any H and W of at least 1.
+
+        Returns:
+            Logits (N, out_channels, H, W); sigmoid makes them probabilities of pet.
+
+        Raises:
+            ValueError: the input is not of shape (N, 3, H, W).
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        x = (images - self.mean) / self.std
+        bottom, right = -height % self.stride, -width % self.stride
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        return self.body(x)[..., :height, :width]
+
+
+def init_weights(module: nn.Module) -> None:
+    """Kaiming initialisation (He et al., 2015) of every convolution below `module`, ones and zeros for batch norm."""
+    for m in module.modules():
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
+            # In a 2x2 transposed convolution of stride 2 every output pixel sees one input pixel: its fan is the number
+            # of input channels, which torch's fan_in for it is not.
+            fan = m.in_channels if isinstance(m, nn.ConvTranspose2d) else m.in_channels * m.weight[0, 0].numel()
+            nn.init.normal_(m.weight, std=(2.0 / fan) ** 0.5)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.ones_(m.weight)
+            nn.init.zeros_(m.bias)

@@ -1,0 +1,71 @@
+"""UNet decoder on a ResNet34 encoder (He et al., 2016: https://arxiv.org/abs/1512.03385)."""
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from models.base import SegmentationModel, init_weights
+from models.unet import UpBlock, double_conv
+
+
+class ResNet34Encoder(ResNet):
+    """torchvision's ResNet34 without its classification head, under torchvision's own key names.
+
+    ImageNet weights therefore load as they are (all keys but `fc.*`). Started from scratch, the last batch norm of
+    every residual branch begins at zero, so that each block begins as the identity and the gradient reaches the stem.
+    """
+
+    widths = (64, 64, 128, 256, 512)  # channels of the features, at strides 2, 4, 8, 16, 32
+
+    def __init__(self):
+        super().__init__(BasicBlock, [3, 4, 6, 3], zero_init_residual=True)
+        del self.avgpool, self.fc
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """x (N, 3, H, W) to five feature maps, (N, 64, H/2, W/2) to (N, 512, H/32, W/32)."""
+        features = [self.relu(self.bn1(self.conv1(x)))]
+        x = self.maxpool(features[0])
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            features.append(x)
+        return features
+
+
+class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both reports use
+    """ResNet34 encoder, bottleneck block, decoder with transposed convolutions and skips back to full resolution.
+
+    The skip at full resolution is the normalised picture itself: the encoder has no features there, and fur and
+    whiskers are in the pixels.
+
+    Args:
+        out_channels: channels of the logits; 1 for pet against background.
+    """
+
+    stride = 32
+
+    def __init__(self, out_channels: int = 1):
+        super().__init__(out_channels)
+        self.encoder = ResNet34Encoder()
+        s2, s4, s8, s16, s32 = self.encoder.widths
+        self.bottleneck = double_conv(s32, s32)
+        self.ups = nn.ModuleList(
+            [
+                UpBlock(s32, s16, 256),
+                UpBlock(256, s8, 128),
+                UpBlock(128, s4, 64),
+                UpBlock(64, s2, 32),
+                UpBlock(32, 3, 16),
+            ]
+        )
+        self.head = nn.Conv2d(16, out_channels, 1)
+        for part in (self.bottleneck, self.ups, self.head):
+            init_weights(part)
+        nn.init.normal_(self.head.weight, std=0.01)  # start near p = 0.5 everywhere: no class is favoured
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        """See SegmentationModel.body."""
+        skips = [x, *self.encoder(x)]
+        x = self.bottleneck(skips.pop())
+        for up in self.ups:
+            x = up(x, skips.pop())
+        return self.head(x)

@@ -1,0 +1,186 @@
+"""A training run's state: where it stands, how it is saved and taken up again, which files are its own."""
+
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+import utils
+from checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
+from cli import UsageError
+
+LOG_COLUMNS = [
+    "run_id",
+    "epoch",
+    "train_loss",
+    "train_dice",
+    "val_loss",
+    "val_dice",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+]
+# The flags that make a run what it is: a resumed run keeps them. learning_rate alone may be changed on the way.
+SETTINGS = (
+    "model_name",
+    "batch_size",
+    "learning_rate",
+    "augment",
+    "num_augmentations",
+    "augment_uncertain",
+    "encoder_weights",
+    "split",
+    "image_size",
+    "loss",
+    "scheduler",
+    "seed",
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain values and one tensor: it goes into the checkpoint as it is."""
+
+    run_id: str
+    planned_epochs: int
+    epoch: int = 0  # finished ones
+    step: int = 0  # finished ones of the epoch under way
+    sums: Optional[torch.Tensor] = None  # of loss, Dice and images over these steps
+    seconds: float = 0.0  # spent on them
+    best_dice: float = -1.0
+    best_epoch: int = 0
+    history: list[dict] = field(default_factory=list)  # a row of the log per epoch
+
+
+class RunState:
+    """Everything that a checkpoint must hold for a run to go on exactly where it was.
+
+    Args:
+        args: the flags, settled by `settle_flags`.
+        model: the network on its device.
+        optimizer: of its parameters.
+        scheduler: of the learning rate, or None.
+        data: what the checkpoint records of the data.
+        encoder_start: in words, what the encoder started from.
+        progress: where the run stands.
+    """
+
+    def __init__(self, args, model, optimizer, scheduler, data: dict, encoder_start: str, progress: Progress):
+        self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
+        self.data, self.encoder_start, self.progress = data, encoder_start, progress
+        self.last_save = time.monotonic()
+
+    def path(self, kind) -> Path:
+        """Path of this run's checkpoint of a kind: best, last, or the number of an epoch."""
+        return checkpoint_path(self.args.save_dir, self.args.model_name, kind)
+
+    def save(self, *kinds) -> None:
+        """Saves under the names of these kinds, and then as last."""
+        content = {
+            "model": {"name": self.args.model_name, "config": self.model.config},
+            "weights": self.model.state_dict(),
+            "preprocessing": {"image_size": self.args.image_size},
+            "data": self.data,
+            "encoder_start": self.encoder_start,
+            "settings": {name: getattr(self.args, name) for name in SETTINGS},
+            "progress": asdict(self.progress),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "random_state": torch.get_rng_state(),
+        }
+        save_checkpoint(content, [self.path(kind) for kind in (*kinds, "last")])
+        self.last_save = time.monotonic()
+
+    def restore(self, content: dict) -> None:
+        """Takes over the state of a checkpoint."""
+        self.model.load_state_dict(content["weights"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(content["scheduler"])
+        torch.set_rng_state(content["random_state"])
+        if self.args.learning_rate != content["settings"]["learning_rate"]:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] = self.args.learning_rate
+
+    def write_log(self) -> None:
+        """Writes the log anew from the history that the checkpoint holds, so that the two can't disagree."""
+        log = Path(self.args.log_dir) / f"{self.args.model_name}_training_log.csv"
+        utils.write_rows(log, self.progress.history, LOG_COLUMNS)
+
+
+def resume_source(args, given: dict) -> Optional[Path]:
+    """The checkpoint that --resume means; None for a new run."""
+    if args.resume is None:
+        return None
+    if args.resume is not True:
+        return Path(args.resume)
+    return find_checkpoint(args.save_dir, args.model_name if "model_name" in given else None, "last")
+
+
+def settle_flags(args, given: dict, content: dict, path: Path) -> None:
+    """Puts a resumed run's own settings into `args`.
+
+    Raises:
+        UsageError: the checkpoint can't be resumed, or a flag on the command line differs from its settings.
+    """
+    if not {"settings", "progress", "optimizer"} <= set(content):
+        raise UsageError(f"{path} holds a model but no state of training, so no run can go on from it; name another")
+    settings = content["settings"]
+    kept = [name for name in SETTINGS if name in settings and not (name == "learning_rate" and name in given)]
+    differing = [
+        f"{name} {settings[name]} (now {given[name]})"
+        for name in kept
+        if given.get(name, settings[name]) != settings[name]
+    ]
+    if differing:
+        raise UsageError(
+            f"{path} was trained with {', '.join(differing)}; leave these flags out to go on, or start a new run "
+            "without --resume"
+        )
+    for name in kept:
+        setattr(args, name, settings[name])
+
+
+def start_progress(args, given: dict, content: Optional[dict]) -> Progress:
+    """A new run's beginning, or where the resumed one stands; --epochs are then epochs more."""
+    if content is None:
+        return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", args.epochs)
+    progress = Progress(**content["progress"])
+    if "epochs" in given:
+        progress.planned_epochs = progress.epoch + args.epochs
+    best = checkpoint_path(args.save_dir, args.model_name, "best")
+    if best.is_file():
+        # A kill between the writing of best and last leaves a best that is one epoch ahead: the score never falls back.
+        record = load_checkpoint(best).get("progress", {})
+        if record.get("run_id") == progress.run_id and record["best_dice"] > progress.best_dice:
+            progress.best_dice, progress.best_epoch = record["best_dice"], record["best_epoch"]
+    return progress
+
+
+def run_files(args) -> list[Path]:
+    """The files under the names that a run of this model writes."""
+    saved = Path(args.save_dir)
+    kinds = [checkpoint_path(saved, args.model_name, kind) for kind in ("best", "last")]
+    epochs = [p for p in saved.glob(f"{args.model_name}_epoch_*.pth") if re.search(r"_epoch_\d+$", p.stem)]
+    log = Path(args.log_dir) / f"{args.model_name}_training_log.csv"
+    return [p for p in (*kinds, *sorted(epochs), log) if p.is_file()]
+
+
+def archive_earlier_run(args, run_id: str) -> Optional[str]:
+    """Renames the files of another run so that they carry its id, and the one with `run_id` can't destroy them.
+
+    Returns:
+        The other run's id, or None where there was none.
+    """
+    files = run_files(args)
+    owner = next((found for found in map(run_id_of, files) if found), None)
+    if not files or owner == run_id:
+        return None
+    owner = owner or time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(files[0].stat().st_mtime))
+    for path in files:
+        path.rename(path.with_name(f"{path.stem}_{owner}{path.suffix}"))
+    return owner

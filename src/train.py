@@ -1,0 +1,353 @@
+"""Trains a network.
+
+python src/train.py --data_path dataset --model_name unet --epochs 10
+python src/train.py --model_name unet --resume --epochs 2
+"""
+
+import difflib
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import cli
+import utils
+from batches import EpochOrder, make_loader
+from checkpoint import load_checkpoint, load_encoder_weights
+from evaluate import measure, summarize
+from losses import LOSSES
+from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
+from oxford_pet import SPLITS, DatasetError, OxfordPetDataset, download, fingerprint, load_dataset
+from run_state import LOG_COLUMNS, RunState, archive_earlier_run, resume_source, settle_flags, start_progress
+
+
+def build_parser() -> cli.Parser:
+    """Flags of train.py."""
+    parser = cli.Parser(prog="train.py", description="Train UNet or ResNet34-UNet to segment pets.")
+    data = cli.add_data_flags(parser, batch_size=8)
+    flag = data.add_argument
+    flag("--download", action="store_true", help="fetch the dataset first where it is missing")
+    flag("--split", choices=SPLITS, default=SPLITS[0], help="which images are which")
+    flag("--image_size", type=cli.whole_number(64, 4096), default=256, metavar="PX", help="side of the network's input")
+    flag(
+        "--augment",
+        nargs="?",
+        const="bulk",
+        choices=["bulk", "online"],
+        help="enlarge the training set with fixed variants (bulk, also without a word), or vary it anew every epoch",
+    )
+    variants = cli.whole_number(1, 100)
+    flag("--num_augmentations", type=variants, default=3, metavar="N", help="variants an image, in bulk")
+    flag("--augment_uncertain", action="store_true", help="border pixels become pet or background at random")
+
+    flag = parser.add_argument_group("model and optimisation").add_argument
+    flag("--model_name", "--model_type", default=DEFAULT_MODEL, metavar="NAME", help="unet or resnet34_unet")
+    flag("--encoder_weights", default="auto", metavar="auto|imagenet|none|FILE", help="what the encoder starts from")
+    flag("--epochs", "-e", type=cli.whole_number(1, 10**5), default=10, metavar="N", help="with --resume: N more")
+    flag("--learning_rate", "-lr", type=cli.positive_number, default=1e-4, metavar="LR", help="of Adam")
+    flag("--loss", choices=list(LOSSES), default="bce", help="what is minimised")
+    flag(
+        "--scheduler",
+        choices=["plateau", "cosine", "none"],
+        default="plateau",
+        help="plateau: x0.5 after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
+    )
+    flag("--seed", type=cli.whole_number(0, 2**32 - 1), default=42, metavar="N", help="of everything random")
+
+    flag = parser.add_argument_group("run").add_argument
+    flag("--resume", nargs="?", const=True, metavar="FILE", help="go on with a run, from <model>_last.pth or FILE")
+    flag("--save_every", type=cli.whole_number(0), default=5, metavar="N", help="keep every N-th epoch; 0 keeps none")
+    minutes = "--checkpoint_minutes"
+    flag(minutes, type=cli.positive_number, default=10.0, metavar="M", help="also save this often in mid-epoch")
+    cli.add_device_flags(parser)
+    cli.add_folder_flags(parser)
+    return parser
+
+
+def known_model(name: str) -> str:
+    """The model's full name; for an unknown one warns on stderr and gives the default (report A asks for that)."""
+    name = ALIASES.get(name, name)
+    if name in MODELS:
+        return name
+    close = difflib.get_close_matches(name, [*MODELS, *ALIASES], n=1, cutoff=0)[0]
+    print(f"WARNING: NO MODEL IS CALLED {name!r}. The closest is {close!r}.", end=" ", file=sys.stderr)
+    print(f"TRAINING {DEFAULT_MODEL} INSTEAD.", file=sys.stderr)
+    return DEFAULT_MODEL
+
+
+def augmented(args, dataset: OxfordPetDataset) -> Dataset:
+    """The training set as --augment wants it."""
+    if args.augment == "bulk":
+        return utils.augment_dataset(dataset, args.num_augmentations, args.seed)
+    return utils.OnlineAugmentation(dataset, args.seed) if args.augment == "online" else dataset
+
+
+def build_scheduler(args, optimizer, total_steps: int):
+    """The plan of the learning rate: plateau steps once an epoch, cosine once a step."""
+    if args.scheduler == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=3, min_lr=1e-6)
+    if args.scheduler == "cosine":
+        warm_up = max(1, total_steps // 10)
+
+        def factor(step: int) -> float:
+            done = min(1.0, max(0, step - warm_up) / max(1, total_steps - warm_up))
+            return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * done))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return None
+
+
+@dataclass
+class Training:
+    """What the loop works with."""
+
+    state: RunState
+    order: EpochOrder
+    train_loader: DataLoader
+    valid_loader: DataLoader
+    loss_fn: Callable
+    device: torch.device
+    stop: cli.StopRequest
+
+
+def training_step(run: Training, batch: dict) -> torch.Tensor:
+    """One step of the optimizer.
+
+    Returns:
+        float (3,) on the device: the batch's sums of loss and Dice, and its size.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    state = run.state
+    images = batch["image"].to(run.device, non_blocking=True)
+    masks = batch["mask"].to(run.device, non_blocking=True)
+    if "affine" in batch:
+        images, masks = utils.apply_augmentations(images, masks, batch["affine"].to(run.device, non_blocking=True))
+    logits = state.model(images)
+    loss = run.loss_fn(logits, masks)
+    if not torch.isfinite(loss):
+        names = ", ".join(Path(path).name for path in batch["path"])
+        raise cli.RunError(
+            f"the loss is {loss.item()} in epoch {state.progress.epoch + 1}, step {state.progress.step + 1}, on "
+            f"{names}; the last good checkpoint, if any, is {state.path('last')}: go on from it with --resume and a "
+            "smaller --learning_rate"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_norm=1.0)
+    state.optimizer.step()
+    if state.args.scheduler == "cosine":
+        state.scheduler.step()
+    with torch.no_grad():
+        dice = utils.dice_score(logits > 0, masks).sum()
+        return torch.stack([loss.detach() * len(images), dice, torch.full_like(dice, len(images))])
+
+
+def train_one_epoch(run: Training) -> tuple[float, float, float]:
+    """Trains from the step where the run stands to the end of the epoch.
+
+    Returns:
+        Loss and Dice, averaged over the images of the whole epoch, each as it was when its step began; images a second.
+
+    Raises:
+        Interrupted: a signal came; the position inside the epoch is in the progress.
+        RunError: the loss is not finite.
+    """
+    state, progress = run.state, run.state.progress
+    run.order.epoch, run.order.start = progress.epoch, progress.step
+    if progress.sums is None:
+        progress.sums = torch.zeros(3, dtype=torch.float32 if run.device.type == "mps" else torch.float64)
+    progress.sums = sums = progress.sums.to(run.device)
+    state.model.train()
+    title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
+    bar = tqdm(desc=title, total=run.order.steps, initial=progress.step, unit="step", leave=False, disable=None)
+    began = time.perf_counter() - progress.seconds
+    with bar:
+        for batch in run.train_loader:
+            sums += training_step(run, batch)
+            progress.step += 1
+            progress.seconds = time.perf_counter() - began
+            if bar.update():  # true where the bar has just been drawn, about ten times a second
+                bar.set_postfix(loss=f"{sums[0] / sums[2]:.4f}", dice=f"{sums[1] / sums[2]:.4f}", refresh=False)
+            run.stop.check()
+            if time.monotonic() - state.last_save > 60 * state.args.checkpoint_minutes:
+                state.save()
+    loss, dice, images = sums.tolist()
+    return loss / images, dice / images, images / progress.seconds
+
+
+def run_epoch(run: Training) -> dict:
+    """Trains and validates one epoch, saves, logs. Returns the row of the log."""
+    state, progress, args = run.state, run.state.progress, run.state.args
+    train_loss, train_dice, rate = train_one_epoch(run)
+    learning_rate = state.optimizer.param_groups[0]["lr"]
+    start = time.perf_counter()
+    counts, val_loss = measure(state.model, run.valid_loader, run.device, run.loss_fn, run.stop.check, "validating")
+    seconds = progress.seconds + time.perf_counter() - start
+    val_dice = summarize(counts)["dice"]
+    figures = [float(f"{x:.8g}") for x in (train_loss, train_dice, val_loss, val_dice, learning_rate)]
+    row = [progress.run_id, progress.epoch + 1, *figures, round(seconds, 3), round(rate, 2)]
+    progress.history.append(dict(zip(LOG_COLUMNS, row)))
+
+    if args.scheduler == "plateau":
+        state.scheduler.step(val_dice)
+    progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
+    kinds = []
+    if val_dice > progress.best_dice:
+        progress.best_dice, progress.best_epoch = val_dice, progress.epoch
+        kinds.append("best")
+    if args.save_every and progress.epoch % args.save_every == 0:
+        kinds.append(progress.epoch)
+    state.save(*kinds)
+    state.write_log()
+    return progress.history[-1]
+
+
+def train(run: Training) -> None:
+    """Runs the epochs that are left; on a signal saves where it stands."""
+    state, progress = run.state, run.state.progress
+    try:
+        while progress.epoch < progress.planned_epochs:
+            row = run_epoch(run)
+            print(
+                f"epoch {row['epoch']:>3}/{progress.planned_epochs}  "
+                f"train loss {row['train_loss']:.4f} dice {row['train_dice']:.4f}  "
+                f"valid loss {row['val_loss']:.4f} dice {row['val_dice']:.4f}  lr {row['learning_rate']:.1e}  "
+                f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
+                f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
+                flush=True,
+            )
+            run.stop.check()
+    except cli.Interrupted:
+        state.save()
+        print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
+        print(f"To go on: {resume_line(state.args)}", flush=True)
+        raise
+
+
+def resume_line(args) -> str:
+    """The command that goes on with this run."""
+    parser, words = build_parser(), ["python src/train.py", f"--model_name {args.model_name}"]
+    for name in ("data_path", "save_dir", "log_dir"):
+        if getattr(args, name) != parser.get_default(name):
+            words.append(f"--{name} {getattr(args, name)}")
+    return " ".join([*words, "--resume"])
+
+
+def open_data(args, content: Optional[dict], path: Optional[Path]):
+    """The three parts, and what the checkpoint records of them.
+
+    Raises:
+        UsageError: the run that is resumed had other pictures.
+    """
+    options = {"split": args.split, "seed": args.seed, "image_size": args.image_size}
+    train_set = load_dataset(args.data_path, "train", augment_uncertain=args.augment_uncertain, **options)
+    valid_set, test_set = (load_dataset(args.data_path, mode, **options) for mode in ("valid", "test"))
+    data = {
+        "split": args.split,
+        "seed": args.seed,
+        "fingerprints": {part.mode: fingerprint(part.pets) for part in (train_set, valid_set, test_set)},
+        "train_names": [pet.name for pet in train_set.pets],
+    }
+    if content is not None and content["data"]["fingerprints"] != data["fingerprints"]:
+        raise cli.UsageError(
+            f"{path} was trained on other pictures ({len(content['data']['train_names'])} for training, now "
+            f"{len(train_set)}): the dataset in {args.data_path} has changed; use the same one, or start a new run"
+        )
+    return train_set, valid_set, test_set, data
+
+
+def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Optional[Path]) -> None:
+    """Device, model, data, plan: what a reader of the output wants to know later."""
+    state, args, progress = run.state, run.state.args, run.state.progress
+    count = sum(p.numel() for p in state.model.parameters())
+    bulk = f"bulk x{args.num_augmentations} ({len(run.train_loader.dataset):,} samples)"
+    augment = bulk if args.augment == "bulk" else args.augment or "off"
+    sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
+    where = f"{progress.planned_epochs} epochs"
+    if resumed_from is not None:
+        where = (
+            f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
+            f"{progress.step}; best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}"
+        )
+    print(f"Device  {run.device} ({torch.get_num_threads()} threads), torch {torch.__version__}")
+    print(f"Model   {args.model_name}, {count:,} parameters, encoder {state.encoder_start}")
+    print(
+        f"Data    {parts[0].root}, split {args.split}: {sizes}; {args.image_size}x{args.image_size}, augment {augment}"
+    )
+    print(
+        f"Plan    {args.loss}, Adam {args.learning_rate:g}, {args.scheduler}, batch {args.batch_size}, "
+        f"{run.order.steps} steps an epoch, seed {args.seed}"
+    )
+    print(f"Run     {progress.run_id}: {where}", flush=True)
+
+
+def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Optional[Path]]:
+    """Everything before the first step, a new run's or a resumed one's."""
+    resumed_from = resume_source(args, given)
+    content = None if resumed_from is None else load_checkpoint(resumed_from)
+    if content is not None:
+        settle_flags(args, given, content, resumed_from)
+    device = utils.get_device(args.device)
+    if args.download:
+        cli.writable_folder(args.data_path)
+        download(args.data_path)
+    *parts, data = open_data(args, content, resumed_from)
+
+    utils.seed_everything(args.seed)
+    model = build_model(args.model_name)
+    start = content["encoder_start"] if content else load_encoder_weights(model, args.encoder_weights)
+    optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
+    train_set = augmented(args, parts[0])
+    order = EpochOrder(len(train_set), args.batch_size, args.seed)
+    progress = start_progress(args, given, content)
+    scheduler = build_scheduler(args, optimizer, progress.planned_epochs * order.steps)
+    state = RunState(args, model, optimizer, scheduler, data, start, progress)
+    if content is not None:
+        state.restore(content)
+    return (
+        Training(
+            state=state,
+            order=order,
+            train_loader=make_loader(train_set, device, args.num_workers, batch_sampler=order),
+            valid_loader=make_loader(parts[1], device, args.num_workers, batch_size=args.batch_size),
+            loss_fn=LOSSES[args.loss],
+            device=device,
+            stop=cli.StopRequest(),
+        ),
+        parts,
+        resumed_from,
+    )
+
+
+def main(argv=None) -> None:
+    """Flags, preparation, header, epochs."""
+    args, given = build_parser().parse_given(argv)
+    if "model_name" in given:
+        args.model_name = given["model_name"] = known_model(args.model_name)
+    run, parts, resumed_from = prepare(args, given)
+    state, progress = run.state, run.state.progress
+    cli.writable_folder(args.save_dir)
+    cli.writable_folder(args.log_dir)
+    earlier = archive_earlier_run(args, progress.run_id)
+    if earlier:
+        print(f"The files of the earlier run {earlier} now carry its id in their names.")
+    print_header(run, parts, resumed_from)
+    if resumed_from is not None:
+        state.write_log()
+    if progress.epoch >= progress.planned_epochs:
+        print(f"This run is complete. To train 5 more epochs: {resume_line(args)} --epochs 5")
+        return
+    train(run)
+    print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
+
+
+if __name__ == "__main__":
+    cli.run(main, DatasetError)
