@@ -52,13 +52,15 @@ def make_loader(dataset: Dataset, device: torch.device, num_workers=None, **batc
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # else every pass would draw from torch's global random numbers
         **batching,
     )
 
 
-def _leave_signals_to_parent(_worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal: workers must live on until the parent has saved.
+def _outlive_signals(_worker: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach every process of the job, and workers must live on until the parent has
+    # saved. Only for a while, though: SIGTERM is also how a parent that leaves ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(20))

@@ -184,36 +184,37 @@ def run(main, *bad_input: type[Exception]) -> None:
         main: called without arguments; whatever it returns is ignored.
         *bad_input: exceptions that mean bad input besides UsageError, such as DatasetError.
     """
+    status, message = 0, ""
     try:
         main()
     except (UsageError, *bad_input) as error:
-        _leave(2, _last_line(error))
+        status, message = 2, _last_line(error)
     except RunError as error:
-        _leave(1, str(error))
+        status, message = 1, str(error)
     except Interrupted as error:
-        _leave(128 + error.signum)
+        status = 128 + error.signum
     except KeyboardInterrupt:
-        _leave(130)
+        status = 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`): no error of ours. Python would complain once more when it
         # flushes stdout at exit, so stdout goes nowhere from here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(1)
+        status = 1
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _leave(1, f"can't write{where} ({error.strerror}); free some space and go on with --resume")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
-            _leave(2, f"can't open{where} ({error.strerror}); check the path and its permissions")
-        raise
+            status, message = 1, f"can't write{where} ({error.strerror}); free some space and go on with --resume"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            status, message = 2, f"can't open{where} ({error.strerror}); check the path and its permissions"
+        else:
+            raise
+    # Out of the except blocks, so that the error no longer holds the frames of main: DataLoaders in them end their
+    # worker processes when they are freed.
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _last_line(error: Exception) -> str:
     # A worker process of a DataLoader sends its whole traceback as the message; what was wrong is its last line.
     return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-
-
-def _leave(status: int, message: str = "") -> None:
-    if message:
-        print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)

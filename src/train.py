@@ -300,6 +300,8 @@ def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Option
         cli.writable_folder(args.data_path)
         download(args.data_path)
     *parts, data = open_data(args, content, resumed_from)
+    for folder in (args.save_dir, args.log_dir):
+        cli.writable_folder(folder)
 
     utils.seed_everything(args.seed)
     model = build_model(args.model_name)
@@ -334,8 +336,6 @@ def main(argv=None) -> None:
         args.model_name = given["model_name"] = known_model(args.model_name)
     run, parts, resumed_from = prepare(args, given)
     state, progress = run.state, run.state.progress
-    cli.writable_folder(args.save_dir)
-    cli.writable_folder(args.log_dir)
     earlier = archive_earlier_run(args, progress.run_id)
     if earlier:
         print(f"The files of the earlier run {earlier} now carry its id in their names.")

@@ -60,7 +60,6 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
         self.head = nn.Conv2d(16, out_channels, 1)
         for part in (self.bottleneck, self.ups, self.head):
             init_weights(part)
-        nn.init.normal_(self.head.weight, std=0.01)  # start near p = 0.5 everywhere: no class is favoured
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""

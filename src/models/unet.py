@@ -49,7 +49,6 @@ class UNet(SegmentationModel):
         self.ups = nn.ModuleList(UpBlock(b, a, a) for a, b in reversed(list(zip(widths, widths[1:]))))
         self.head = nn.Conv2d(widths[0], out_channels, 1)
         init_weights(self)
-        nn.init.normal_(self.head.weight, std=0.01)  # start near p = 0.5 everywhere: no class is favoured
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""

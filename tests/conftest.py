@@ -1,0 +1,102 @@
+"""Datasets that the tests make for themselves, and the scripts as real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+
+
+def make_dataset(root: Path, count: int = 40, breeds: int = 4, size: tuple[int, int] = (80, 64)) -> Path:
+    """A dataset in the pets' layout: light discs on dark noise; `size` is (width, height)."""
+    (root / "images").mkdir(parents=True)
+    (root / "annotations/trimaps").mkdir(parents=True)
+    rows = []
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    for i in range(count):
+        rng = np.random.default_rng([7, i])
+        distance = np.hypot(x - rng.uniform(0.3, 0.7) * width, y - rng.uniform(0.3, 0.7) * height)
+        radius = rng.uniform(0.2, 0.35) * height
+        trimap = np.where(distance < radius - 2, 1, np.where(distance > radius + 2, 2, 3)).astype(np.uint8)
+        pixels = rng.integers(0, 90, size=(height, width, 3)) + 150 * (distance < radius)[..., None]
+        name = f"{'Cat' if i % breeds < breeds // 2 else 'dog'}{i % breeds}_{i}"
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"images/{name}.jpg", quality=95)
+        Image.fromarray(trimap).save(root / f"annotations/trimaps/{name}.png")
+        rows.append(f"{name} {i % breeds + 1} {1 if name[0] == 'C' else 2} 1")
+    write_list(root, "list", ["#Image CLASS-ID SPECIES BREED ID", *rows])
+    write_list(root, "trainval", [row for i, row in enumerate(rows) if i % 3])
+    write_list(root, "test", rows[::3])
+    return root
+
+
+def write_list(root: Path, name: str, rows: list[str]) -> None:
+    """Writes annotations/<name>.txt."""
+    (root / f"annotations/{name}.txt").write_text("\n".join(rows) + "\n")
+
+
+def run_script(script: str, *args, cwd: Path, env=None, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Runs src/<script> as a user does, in a process of its own, with its files under `cwd`.
+
+    One thread, because the machine may have few cores and a second test process on them.
+    """
+    return subprocess.run(
+        [sys.executable, str(SRC / script), *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def run_ok(script: str, *args, cwd: Path, **options) -> str:
+    """Runs a script that must succeed; returns what it printed on stdout."""
+    done = run_script(script, *args, cwd=cwd, **options)
+    assert done.returncode == 0, f"{script} {args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def assert_one_error(done: subprocess.CompletedProcess, *words: str, status: int = 2) -> None:
+    """The contract for bad input: the status, ONE error line on stderr that holds these words, no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == status, f"status {done.returncode}:\n{done.stderr}"
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """A small dataset of its own for a test that changes it."""
+    return make_dataset(tmp_path / "dataset")
+
+
+@pytest.fixture(scope="session")
+def shared_dataset(tmp_path_factory) -> Path:
+    """A small dataset that no test changes."""
+    return make_dataset(tmp_path_factory.mktemp("shared") / "dataset")
+
+
+# Flags of the shortest sensible training.
+TINY = ("--image_size", 64, "--encoder_weights", "none", "--learning_rate", "1e-3")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, shared_dataset) -> Path:
+    """A folder with saved_models/ and logs/ of a ResNet34-UNet trained for two epochs on `shared_dataset`."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 2, *TINY, cwd=folder)
+    return folder

@@ -1,0 +1,188 @@
+"""The drawn sample: its layout, that the same arguments give the same bytes, and that it never touches real data."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample_pets
+
+COUNT, SIDE = 24, 64
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    return sample_pets.draw_sample_dataset(tmp_path_factory.mktemp("drawn") / "sample", COUNT, seed=3, side=SIDE)
+
+
+def rows(root, name):
+    lines = (root / "annotations" / f"{name}.txt").read_text().splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
+
+
+def names(root, name):
+    return [row[0] for row in rows(root, name)]
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def trimap(root, name):
+    return np.asarray(Image.open(root / "annotations" / "trimaps" / f"{name}.png"))
+
+
+def run_script(*arguments):
+    command = [sys.executable, str(Path(sample_pets.__file__)), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_layout_is_the_datasets_own(sample):
+    listed = names(sample, "list")
+    assert len(listed) == len(set(listed)) == COUNT
+    assert sorted(path.stem for path in (sample / "images").iterdir()) == sorted(listed)
+    assert sorted(path.stem for path in (sample / "annotations" / "trimaps").iterdir()) == sorted(listed)
+    assert {path.suffix for path in (sample / "images").iterdir()} == {".jpg"}
+    assert (sample / "annotations" / "list.txt").read_text().startswith("#Image CLASS-ID SPECIES BREED ID\n#SPECIES")
+    assert not list(sample.parent.glob(".*")), "the draft folder is gone"
+
+
+def test_rows_name_species_and_breed(sample):
+    known = {breed.name: [str(breed.class_id), str(breed.species), str(breed.breed_id)] for breed in sample_pets.BREEDS}
+    for name, *numbers in rows(sample, "list"):
+        assert numbers == known[name.rsplit("_", 1)[0]]
+        assert numbers[1] == ("1" if name[0].isupper() else "2")
+    assert len({tuple(numbers) for numbers in known.values()}) == len(known) == 4
+
+
+@pytest.mark.parametrize("count", [8, 9, COUNT])
+def test_parts_are_disjoint_and_hold_every_breed(tmp_path, count):
+    root = sample_pets.draw_sample_dataset(tmp_path / "s", count, side=32)
+    trainval, test = names(root, "trainval"), names(root, "test")
+    assert sorted(trainval + test) == sorted(names(root, "list"))
+    for part in (trainval, test):
+        assert {name.rsplit("_", 1)[0] for name in part} == {breed.name for breed in sample_pets.BREEDS}
+    assert not (root / "annotations" / "test.txt").read_text().startswith("#")
+    if count == COUNT:
+        assert len(test) == COUNT // 3
+
+
+def test_pictures_and_trimaps_fit_together(sample):
+    sizes = set()
+    for name in names(sample, "list"):
+        with Image.open(sample / "images" / f"{name}.jpg") as picture:
+            assert (picture.format, picture.mode) == ("JPEG", "RGB")
+            sizes.add(picture.size)
+            assert trimap(sample, name).shape == picture.size[::-1]
+        assert set(np.unique(trimap(sample, name))) == {1, 2, 3}
+    assert len(sizes) > 5 and all(0.7 * SIDE < length < 1.3 * SIDE for size in sizes for length in size)
+
+
+def test_pet_fills_a_sensible_share_of_the_picture(sample):
+    shares = [(trimap(sample, name) != 2).mean() for name in names(sample, "list")]
+    assert 0.2 < np.mean(shares) < 0.5 and min(shares) > 0.08 and max(shares) < 0.8
+
+
+def grown(mask, steps):
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, steps, mode="edge"), (2 * steps + 1,) * 2)
+    return windows.any(axis=(2, 3))
+
+
+def test_border_band_hugs_the_silhouette(monkeypatch):
+    seen, real = [], sample_pets._trimap
+    monkeypatch.setattr(sample_pets, "_trimap", lambda silhouette: seen.append(silhouette) or real(silhouette))
+    for breed in sample_pets.BREEDS:
+        _, image = sample_pets.draw_pet(np.random.default_rng(5), breed, (240, 200))
+        values, silhouette = np.asarray(image), seen.pop()
+        assert (values[grown(silhouette, 2) & ~silhouette] == 3).all() and (values[~grown(silhouette, 2)] == 2).all()
+        assert (values[grown(~silhouette, 2) & silhouette] == 3).all() and (values[~grown(~silhouette, 2)] == 1).all()
+
+
+def test_border_is_narrow_even_and_does_not_follow_the_edge_of_the_picture():
+    half = np.zeros((200, 240), dtype=bool)
+    half[:, 100:] = True
+    values = np.asarray(sample_pets._trimap(half))
+    assert (values == values[0]).all() and values[0].tolist() == [2] * 98 + [3] * 4 + [1] * 138  # 4 of 240: 1.7 %
+
+
+def test_picture_shows_the_pet_where_the_trimap_says(monkeypatch):
+    """With the scene painted one unlikely colour, everything outside the border has it and the pet does not."""
+    flat = lambda rng, size, *_: np.full((size[1], size[0], 3), (0.0, 255.0, 0.0), dtype=np.float32)  # noqa: E731
+    monkeypatch.setattr(sample_pets, "_scene", flat)
+    for breed in sample_pets.BREEDS:
+        picture, image = sample_pets.draw_pet(np.random.default_rng(8), breed, (240, 200))
+        colours, values = np.asarray(picture).astype(int), np.asarray(image)
+        green = colours[..., 1] - colours[..., [0, 2]].max(axis=2) > 90
+        assert green[values == 2].mean() > 0.97, "only whiskers lie outside"
+        assert green[values == 1].mean() < 0.01
+
+
+def test_same_arguments_give_the_same_bytes_and_a_larger_count_only_adds(sample, tmp_path):
+    again = contents(sample_pets.draw_sample_dataset(tmp_path / "again", COUNT, seed=3, side=SIDE))
+    assert again == contents(sample)
+    fewer = sample_pets.draw_sample_dataset(tmp_path / "fewer", 10, seed=3, side=SIDE)
+    pictures = {name: data for name, data in contents(fewer).items() if not name.endswith(".txt")}
+    assert len(pictures) == 20 and pictures.items() <= again.items()
+    assert set(names(fewer, "test")) <= set(names(sample, "test"))
+    other = contents(sample_pets.draw_sample_dataset(tmp_path / "other", 8, seed=4, side=SIDE))
+    assert all(data != again[name] for name, data in other.items() if name.endswith(".jpg"))
+
+
+def test_second_call_does_nothing(tmp_path, capsys, monkeypatch):
+    arguments = ["--data_path", str(tmp_path / "s"), "--count", "8", "--side", "32"]
+    sample_pets.main(arguments)
+    first = capsys.readouterr()
+    assert first.out.count("\n") == 1 and "8 drawn pictures" in first.out and str(tmp_path / "s") in first.out
+    before = contents(tmp_path)
+    monkeypatch.setattr(sample_pets, "draw_pet", None)  # would fail if it were called
+    sample_pets.main(arguments)
+    assert "nothing to do" in capsys.readouterr().out and contents(tmp_path) == before
+
+
+def test_foreign_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "real" / "images").mkdir(parents=True)
+    (tmp_path / "real" / "images" / "Abyssinian_1.jpg").write_bytes(b"a photograph")
+    before = contents(tmp_path)
+    done = run_script("--data_path", tmp_path / "real", "--count", 8, "--side", 32)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "real" in done.stderr
+    assert contents(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["real"]
+
+
+def test_sample_with_other_arguments_and_plain_file_are_refused(sample, tmp_path):
+    before = contents(sample)
+    with pytest.raises(FileExistsError, match="left alone"):
+        sample_pets.draw_sample_dataset(sample, COUNT, seed=4, side=SIDE)
+    assert contents(sample) == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="left alone"):
+        sample_pets.draw_sample_dataset(tmp_path / "file", 8, side=32)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_broken_off_run_is_made_good(tmp_path, monkeypatch):
+    real = sample_pets.draw_pet
+
+    def stop_at_third(*arguments):
+        if len(list(tmp_path.rglob("*.jpg"))) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(sample_pets, "draw_pet", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        sample_pets.draw_sample_dataset(tmp_path / "s", 8, side=32)
+    assert not (tmp_path / "s").exists()
+    monkeypatch.setattr(sample_pets, "draw_pet", real)
+    (tmp_path / "s").mkdir()  # an empty folder is as good as none
+    sample_pets.draw_sample_dataset(tmp_path / "s", 8, side=32)
+    assert len(names(tmp_path / "s", "list")) == 8 and [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("wrong", [{"count": 7}, {"side": 31}, {"seed": -1}])
+def test_nonsense_is_refused_with_advice(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* at least"):
+        sample_pets.draw_sample_dataset(tmp_path / "s", **wrong)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,190 @@
+import csv
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import utils
+from cli import UsageError
+from oxford_pet import sample_rng
+
+
+def masks(*rows):
+    return torch.tensor(rows, dtype=torch.uint8)[:, None, None, :]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "dice"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1.0),  # nothing there, nothing said
+        ([0, 0, 0, 1], [0, 0, 0, 0], 0.0),
+        ([0, 0, 0, 0], [0, 0, 0, 1], 0.0),
+        ([1, 1, 1, 1], [1, 1, 1, 1], 1.0),
+        ([0, 1, 0, 0], [0, 1, 0, 0], 1.0),  # a single pixel
+        ([1, 1, 0, 0], [0, 1, 1, 0], 0.5),
+        ([1, 1, 1, 1], [1, 0, 0, 0], 0.4),
+    ],
+)
+def test_dice_by_hand(prediction, truth, dice):
+    assert utils.dice_score(masks(prediction), masks(truth)).tolist() == [pytest.approx(dice)]
+
+
+def test_dice_is_per_image():
+    scores = utils.dice_score(masks([1, 1, 0, 0], [0, 0, 0, 0]), masks([0, 1, 1, 0], [0, 0, 0, 0]))
+    assert scores.tolist() == [0.5, 1.0]
+
+
+def test_pixel_counts_add_up():
+    counts = utils.pixel_counts(masks([1, 1, 0, 0, 0]), masks([0, 1, 1, 0, 0]))
+    assert counts.tolist() == [[1, 1, 1, 2]]
+    assert counts.dtype == torch.int64
+
+
+def test_dice_refuses_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match="differ in shape"):
+        utils.dice_score(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+
+
+def test_identity_changes_nothing():
+    image, mask = torch.rand(3, 12, 10) * 255, torch.randint(0, 2, (1, 12, 10), dtype=torch.uint8)
+    moved, moved_mask = utils.apply_augmentations(image, mask, torch.from_numpy(utils.IDENTITY))
+    torch.testing.assert_close(moved, image, atol=1e-3, rtol=0)
+    assert torch.equal(moved_mask, mask)
+
+
+def test_a_flip_is_a_flip():
+    image, mask = torch.rand(3, 12, 10) * 255, torch.randint(0, 2, (1, 12, 10), dtype=torch.uint8)
+    flip = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
+    moved, moved_mask = utils.apply_augmentations(image, mask, flip)
+    torch.testing.assert_close(moved, image.flip(-1), atol=1e-3, rtol=0)
+    assert torch.equal(moved_mask, mask.flip(-1))
+
+
+def test_image_and_mask_move_together_and_the_mask_stays_binary():
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    mask = ((x - 30) ** 2 + (y - 25) ** 2 < 200).to(torch.uint8)[None]
+    image = (mask.float() * 255).expand(3, -1, -1)
+    for i in range(30):
+        affine = torch.from_numpy(utils.draw_augmentation(np.random.default_rng(i)))
+        moved, moved_mask = utils.apply_augmentations(image, mask, affine)
+        assert set(moved_mask.unique().tolist()) <= {0, 1}
+        assert ((moved[0] > 127.5) != moved_mask[0].bool()).float().mean() < 0.01
+
+
+def test_augmentations_are_rotation_flip_crop_and_all_their_combinations():
+    seen = set()
+    for i in range(200):
+        linear = utils.draw_augmentation(np.random.default_rng(i), degrees=10, min_scale=0.8)[:, :2].astype(float)
+        scale = np.sqrt(abs(np.linalg.det(linear)))
+        flipped = np.linalg.det(linear) < 0
+        angle = np.degrees(np.arctan2(linear[1, 0] * (-1 if flipped else 1), linear[1, 1]))
+        # Whatever is combined, it is a similarity: nothing is sheared or stretched.
+        np.testing.assert_allclose(linear @ linear.T, scale**2 * np.eye(2), atol=1e-6)
+        assert 0.8 - 1e-6 <= scale <= 1 + 1e-6
+        assert abs(angle) <= 10 + 1e-6
+        seen.add((bool(abs(angle) > 1e-4), bool(flipped), bool(scale < 1 - 1e-6)))
+    assert len(seen) == 7  # all but doing nothing
+
+
+def test_a_batch_is_augmented_like_its_images():
+    images, truth = torch.rand(4, 3, 20, 20) * 255, torch.randint(0, 2, (4, 1, 20, 20), dtype=torch.uint8)
+    affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(4)]))
+    together = utils.apply_augmentations(images, truth, affine)
+    for i in range(4):
+        alone = utils.apply_augmentations(images[i], truth[i], affine[i])
+        assert torch.equal(together[0][i], alone[0])
+        assert torch.equal(together[1][i], alone[1])
+
+
+class FakeDataset:
+    """Five named samples that tell which epoch they were asked for in."""
+
+    pets = [SimpleNamespace(name=f"pet_{i}") for i in range(5)]
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, key):
+        return {"key": key}
+
+
+def test_bulk_keeps_originals_and_adds_the_same_variants_every_time():
+    first, again = (utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=1) for _ in range(2))
+    assert len(first) == 20
+    assert all(np.array_equal(first[i]["affine"], utils.IDENTITY) for i in range(5))
+    variants = [first[3, i]["affine"].numpy().tobytes() for i in range(5, 20)]
+    assert len(set(variants)) == 15
+    assert variants == [again[8, i]["affine"].numpy().tobytes() for i in range(5, 20)]
+    assert first[3, 7]["key"] == (3, 2)  # the eighth item is a variant of the third picture
+    other = utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=2)
+    assert variants[0] != other[3, 5]["affine"].numpy().tobytes()
+
+
+def test_more_variants_keep_the_earlier_ones():
+    few, many = (utils.augment_dataset(FakeDataset(), n, seed=1).variants for n in (2, 5))
+    np.testing.assert_array_equal(few, many[:, :2])
+
+
+def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
+    dataset = utils.OnlineAugmentation(FakeDataset(), seed=1)
+    drawn = {(e, i): dataset[e, i]["affine"].numpy().tobytes() for e in range(8) for i in range(5)}
+    again = {(e, i): dataset[e, i]["affine"].numpy().tobytes() for e in reversed(range(8)) for i in range(5)}
+    assert drawn == again
+    assert len(set(drawn.values())) > 30
+    assert utils.IDENTITY.tobytes() in {dataset[e, 0]["affine"].numpy().tobytes() for e in range(60)}
+
+
+def test_purposes_and_names_draw_different_numbers():
+    draws = {
+        sample_rng(*key).integers(2**62) for key in [(1, 0, "a"), (1, 0, "a", 1), (1, 0, "b"), (1, 1, "a"), (2, 0, "a")]
+    }
+    assert len(draws) == 5
+
+
+def test_device_is_chosen_and_a_missing_one_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert utils.get_device().type == "cpu"
+    with pytest.raises(UsageError, match="cuda is not available here; there is cpu"):
+        utils.get_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert utils.get_device().type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert utils.get_device().type == "cuda"
+    assert utils.get_device("cpu").type == "cpu"
+
+
+def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
+    file = tmp_path / "log.csv"
+    file.write_text("old")
+    with pytest.raises(RuntimeError, match="no more ink"), utils.atomic_write(file) as stream:
+        stream.write("half")
+        raise RuntimeError("no more ink")
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_atomic_write_obeys_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with utils.atomic_write(tmp_path / "file") as stream:
+            stream.write("text")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_logs_grow_and_gain_columns(tmp_path):
+    log = tmp_path / "log.csv"
+    utils.append_rows(log, [{"a": 1, "b": 'quoted, "text"'}])
+    utils.append_rows(log, [{"a": 2, "b": "x", "c": 3}])
+    utils.append_rows(log, [])
+    with log.open() as file:
+        assert list(csv.DictReader(file)) == [
+            {"a": "1", "b": 'quoted, "text"', "c": ""},
+            {"a": "2", "b": "x", "c": "3"},
+        ]
+    assert utils.read_rows(tmp_path / "none.csv") == []
