@@ -342,9 +342,9 @@ def download(data_path) -> Path:
         archive = root / url.rsplit("/", 1)[1]
         try:
             download_url(url, root, md5=md5)
-        except (OSError, RuntimeError) as error:
+            _unpack(archive, root)
+        except (OSError, RuntimeError, tarfile.TarError) as error:
             raise DatasetError(f"{url} can't be downloaded into {root} ({error}); try again later") from None
-        _unpack(archive, root)
     split_pets(root)
     for url, _ in resources():
         (root / url.rsplit("/", 1)[1]).unlink()

@@ -1,0 +1,102 @@
+"""The download, against a server on this machine. Only the addresses and checksums are not the real ones."""
+
+import hashlib
+import io
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import make_dataset
+
+import oxford_pet
+from oxford_pet import DatasetError, download, find_root, split_pets
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """Serves images.tar.gz and annotations.tar.gz of a small dataset; returns the folder that is served."""
+    source, served = make_dataset(tmp_path / "source", count=40), tmp_path / "served"
+    served.mkdir()
+    for part in ("images", "annotations"):
+        with tarfile.open(served / f"{part}.tar.gz", "w:gz") as tar:
+            tar.add(source / part, arcname=part)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    resources = [
+        (f"{address}/{part}.tar.gz", hashlib.md5((served / f"{part}.tar.gz").read_bytes()).hexdigest())
+        for part in ("images", "annotations")
+    ]
+    monkeypatch.setattr(oxford_pet, "resources", lambda: resources)
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_real_addresses_are_torchvisions():
+    (images, images_md5), (annotations, annotations_md5) = oxford_pet.resources()
+    assert images.startswith("https://")
+    assert images.endswith("/images.tar.gz")
+    assert annotations.endswith("/annotations.tar.gz")
+    assert images_md5 == "5c4f3ee8e5d25df40f4fd59a7f44e54c"
+    assert annotations_md5 == "95a8c909bbe2e81eed6a22bccdf3f68f"
+
+
+def test_download_is_whole_and_safe_to_repeat(archives, tmp_path, capsys):
+    root = download(tmp_path / "data")
+    assert root == tmp_path / "data/oxford-iiit-pet" == find_root(tmp_path / "data")
+    assert sum(map(len, split_pets(root).values())) == 40
+    assert sorted(p.name for p in root.iterdir()) == ["annotations", "images"]
+    (archives / "images.tar.gz").unlink()
+    assert download(tmp_path / "data") == root  # asks nobody
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_a_tampered_archive_is_refused_and_not_unpacked(archives, tmp_path):
+    with (archives / "images.tar.gz").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DatasetError, match=r"images.tar.gz can't be downloaded"):
+        download(tmp_path / "data")
+    assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
+
+
+def test_a_half_unpacked_dataset_is_mended(archives, tmp_path):
+    root = download(tmp_path / "data")
+    for file in sorted((root / "images").iterdir())[:7]:
+        file.unlink()
+    with pytest.raises(DatasetError, match="7 of the 80"):
+        split_pets(root)
+    assert download(tmp_path / "data") == root
+    assert sum(map(len, split_pets(root).values())) == 40
+
+
+def test_members_that_leave_the_folder_are_refused(archives, tmp_path, monkeypatch):
+    with tarfile.open(archives / "images.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("images/../../../escaped.txt")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    (address, _), annotations = oxford_pet.resources()
+    right = hashlib.md5((archives / "images.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(oxford_pet, "resources", lambda: [(address, right), annotations])
+    with pytest.raises(DatasetError, match="outside the destination"):
+        download(tmp_path / "data")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_no_server_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(oxford_pet, "resources", lambda: [("http://127.0.0.1:9/images.tar.gz", "0" * 32)])
+    with pytest.raises(DatasetError, match="images.tar.gz can't be downloaded into .*; try again later"):
+        download(tmp_path / "data")
+
+
+def test_the_command_line_downloads_and_counts(archives, tmp_path, capsys):
+    oxford_pet.main(["--download", "--data_path", str(tmp_path / "data")])
+    assert "80-10-10: 32 train, 4 valid, 4 test" in capsys.readouterr().out
