@@ -61,7 +61,12 @@ def save_checkpoint(content: dict, paths: list[Path]) -> None:
             f"is still in {paths[-1].parent}: go on from it with --resume and a smaller --learning_rate"
         )
     with atomic_write(paths[0], "wb") as file:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's archive writer hides what the file system said
+                raise error.__context__ from None
+            raise
     for path in paths[1:]:
         temporary = path.with_name(f".{path.name}.link.tmp")
         temporary.unlink(missing_ok=True)
@@ -112,8 +117,10 @@ def load_checkpoint(path) -> dict:
 
 
 def _offer(path: Path) -> str:
-    """What to use instead of a checkpoint that is missing or damaged."""
+    """What to use instead of a checkpoint that is missing or damaged: of the same model where there is any."""
+    model = re.sub(r"_(best|last|epoch_\d+).*", "_", path.stem)
     there = sorted((p for p in path.parent.glob("*.pth") if p != path), key=lambda p: -p.stat().st_mtime)
+    there = [p for p in there if p.name.startswith(model)] or there
     if not there:
         return "train one with `python src/train.py`"
     return f"in {path.parent} there is {', '.join(p.name for p in there[:6])}{', ...' if len(there) > 6 else ''}"

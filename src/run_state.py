@@ -1,7 +1,9 @@
 """A training run's state: where it stands, how it is saved and taken up again, which files are its own."""
 
+import os
 import re
 import secrets
+import socket
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,9 +11,15 @@ from typing import Optional
 
 import torch
 
+import cli
 import utils
 from checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
-from cli import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 LOG_COLUMNS = [
     "run_id",
@@ -24,11 +32,12 @@ LOG_COLUMNS = [
     "seconds",
     "images_per_second",
 ]
-# The flags that make a run what it is: a resumed run keeps them. learning_rate alone may be changed on the way.
+# What a resumed run keeps: the flags that make it what it is, and those that may be changed on the way.
+CHANGEABLE = ("learning_rate", "save_every", "checkpoint_minutes")
 SETTINGS = (
+    *CHANGEABLE,
     "model_name",
     "batch_size",
-    "learning_rate",
     "augment",
     "num_augmentations",
     "augment_uncertain",
@@ -67,11 +76,12 @@ class RunState:
         data: what the checkpoint records of the data.
         encoder_start: in words, what the encoder started from.
         progress: where the run stands.
+        claim: the open file from `claim_names`, held as long as the run may write.
     """
 
-    def __init__(self, args, model, optimizer, scheduler, data: dict, encoder_start: str, progress: Progress):
+    def __init__(self, args, model, optimizer, scheduler, data: dict, encoder_start: str, progress: Progress, claim):
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
-        self.data, self.encoder_start, self.progress = data, encoder_start, progress
+        self.data, self.encoder_start, self.progress, self.claim = data, encoder_start, progress, claim
         self.last_save = time.monotonic()
 
     def path(self, kind) -> Path:
@@ -128,16 +138,18 @@ def settle_flags(args, given: dict, content: dict, path: Path) -> None:
         UsageError: the checkpoint can't be resumed, or a flag on the command line differs from its settings.
     """
     if not {"settings", "progress", "optimizer"} <= set(content):
-        raise UsageError(f"{path} holds a model but no state of training, so no run can go on from it; name another")
+        raise cli.UsageError(
+            f"{path} holds a model but no state of training, so no run can go on from it; name another"
+        )
     settings = content["settings"]
-    kept = [name for name in SETTINGS if name in settings and not (name == "learning_rate" and name in given)]
+    kept = [name for name in SETTINGS if name in settings and not (name in CHANGEABLE and name in given)]
     differing = [
         f"{name} {settings[name]} (now {given[name]})"
         for name in kept
         if given.get(name, settings[name]) != settings[name]
     ]
     if differing:
-        raise UsageError(
+        raise cli.UsageError(
             f"{path} was trained with {', '.join(differing)}; leave these flags out to go on, or start a new run "
             "without --resume"
         )
@@ -159,6 +171,36 @@ def start_progress(args, given: dict, content: Optional[dict]) -> Progress:
         if record.get("run_id") == progress.run_id and record["best_dice"] > progress.best_dice:
             progress.best_dice, progress.best_epoch = record["best_dice"], record["best_epoch"]
     return progress
+
+
+def claim_names(args):
+    """Makes this process the only one that writes the files of this model, and sweeps what a killed one left half done.
+
+    Returns:
+        The open lock file. The claim lasts until it is closed or the process ends, however it ends.
+
+    Raises:
+        UsageError: another run has the claim.
+    """
+    lock = (Path(args.save_dir) / f".{args.model_name}.lock").open("a+")
+    try:
+        if fcntl is None:
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited by worker processes
+    except OSError:
+        lock.seek(0)
+        raise cli.UsageError(
+            f"another run ({lock.read().strip() or 'just starting'}) is writing the files of {args.model_name} in "
+            f"{args.save_dir}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    for folder, name in ((args.save_dir, args.model_name), (args.log_dir, f"{args.model_name}_training_log.csv")):
+        for leftover in Path(folder).glob(f".{name}*.tmp"):
+            leftover.unlink(missing_ok=True)
+    return lock
 
 
 def run_files(args) -> list[Path]:

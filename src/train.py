@@ -24,7 +24,15 @@ from evaluate import measure, summarize
 from losses import LOSSES
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from oxford_pet import SPLITS, DatasetError, OxfordPetDataset, download, fingerprint, load_dataset
-from run_state import LOG_COLUMNS, RunState, archive_earlier_run, resume_source, settle_flags, start_progress
+from run_state import (
+    LOG_COLUMNS,
+    RunState,
+    archive_earlier_run,
+    claim_names,
+    resume_source,
+    settle_flags,
+    start_progress,
+)
 
 
 def build_parser() -> cli.Parser:
@@ -63,6 +71,7 @@ def build_parser() -> cli.Parser:
     flag = parser.add_argument_group("run").add_argument
     flag("--resume", nargs="?", const=True, metavar="FILE", help="go on with a run, from <model>_last.pth or FILE")
     flag("--save_every", type=cli.whole_number(0), default=5, metavar="N", help="keep every N-th epoch; 0 keeps none")
+    flag("--deterministic", action="store_true", help="let torch use only algorithms that always give the same bits")
     minutes = "--checkpoint_minutes"
     flag(minutes, type=cli.positive_number, default=10.0, metavar="M", help="also save this often in mid-epoch")
     cli.add_device_flags(parser)
@@ -291,9 +300,9 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
 
 def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Optional[Path]]:
     """Everything before the first step, a new run's or a resumed one's."""
-    resumed_from = resume_source(args, given)
-    content = None if resumed_from is None else load_checkpoint(resumed_from)
-    if content is not None:
+    resumed_from, content = resume_source(args, given), None
+    if resumed_from is not None:
+        content, written = load_checkpoint(resumed_from), resumed_from.stat().st_mtime_ns
         settle_flags(args, given, content, resumed_from)
     device = utils.get_device(args.device)
     if args.download:
@@ -302,8 +311,11 @@ def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Option
     *parts, data = open_data(args, content, resumed_from)
     for folder in (args.save_dir, args.log_dir):
         cli.writable_folder(folder)
+    claim = claim_names(args)
+    if content is not None and resumed_from.stat().st_mtime_ns != written:
+        raise cli.UsageError(f"another run has just written {resumed_from}; try again")
 
-    utils.seed_everything(args.seed)
+    utils.seed_everything(args.seed, args.deterministic)
     model = build_model(args.model_name)
     start = content["encoder_start"] if content else load_encoder_weights(model, args.encoder_weights)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
@@ -311,22 +323,19 @@ def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Option
     order = EpochOrder(len(train_set), args.batch_size, args.seed)
     progress = start_progress(args, given, content)
     scheduler = build_scheduler(args, optimizer, progress.planned_epochs * order.steps)
-    state = RunState(args, model, optimizer, scheduler, data, start, progress)
+    state = RunState(args, model, optimizer, scheduler, data, start, progress, claim)
     if content is not None:
         state.restore(content)
-    return (
-        Training(
-            state=state,
-            order=order,
-            train_loader=make_loader(train_set, device, args.num_workers, batch_sampler=order),
-            valid_loader=make_loader(parts[1], device, args.num_workers, batch_size=args.batch_size),
-            loss_fn=LOSSES[args.loss],
-            device=device,
-            stop=cli.StopRequest(),
-        ),
-        parts,
-        resumed_from,
+    training = Training(
+        state=state,
+        order=order,
+        train_loader=make_loader(train_set, device, args.num_workers, batch_sampler=order),
+        valid_loader=make_loader(parts[1], device, args.num_workers, batch_size=args.batch_size),
+        loss_fn=LOSSES[args.loss],
+        device=device,
+        stop=cli.StopRequest(),
     )
+    return training, parts, resumed_from
 
 
 def main(argv=None) -> None:

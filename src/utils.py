@@ -38,11 +38,20 @@ def get_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch on all devices. Samples draw from `sample_rng` instead and need none of these."""
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seeds Python, NumPy and torch on all devices. Samples draw from `sample_rng` instead and need none of these.
+
+    Args:
+        seed: of them all.
+        deterministic: let torch use only algorithms that always give the same bits, and raise where there is none. On
+            the CPU it always does; on CUDA some are faster without (https://pytorch.org/docs/stable/notes/randomness).
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
@@ -227,8 +236,10 @@ def atomic_write(path, mode: str = "w"):
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
         temporary.replace(path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -1,0 +1,224 @@
+"""Runs that are stopped, killed, doubled or out of disk: nothing is lost, and going on gives the same bits."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torture
+from conftest import SRC, TINY, assert_one_error, run_ok, run_script
+
+from checkpoint import load_checkpoint
+
+
+def start(folder: Path, *args, **options) -> subprocess.Popen:
+    """Starts train.py and waits until it is about to train."""
+    process = subprocess.Popen(
+        [sys.executable, str(SRC / "train.py"), *map(str, args)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    while process.poll() is None and not process.stdout.readline().startswith("Run"):
+        pass
+    return process
+
+
+def weights(folder: Path, kind: str = "last") -> dict:
+    return load_checkpoint(folder / f"saved_models/resnet34_unet_{kind}.pth")["weights"]
+
+
+def log_rows(folder: Path) -> list[dict]:
+    with (folder / "logs/resnet34_unet_training_log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path, shared_dataset):
+    results = []
+    for workers in (0, 1, 4):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        flags = ("--data_path", shared_dataset, "--epochs", 1, "--augment", "online", "--augment_uncertain", *TINY)
+        run_ok("train.py", *flags, "--num_workers", workers, cwd=folder)
+        results.append(weights(folder))
+    for other in results[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in results[0].items())
+
+
+def test_the_seed_fixes_everything_and_deterministic_is_accepted(tmp_path, shared_dataset):
+    results = []
+    for i, flags in enumerate([("--seed", 5, "--deterministic"), ("--seed", 5), ("--seed", 6)]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        run_ok(
+            "train.py", "--data_path", shared_dataset, "--epochs", 1, "--split", "official", *TINY, *flags, cwd=folder
+        )
+        results.append(weights(folder)["head.weight"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_second_run_on_the_same_files_does_not_start(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, *TINY)
+    first = start(tmp_path, *flags)
+    try:
+        done = run_script("train.py", *flags, cwd=tmp_path)
+        assert_one_error(done, f"another run (process {first.pid} on", "resnet34_unet", "--save_dir")
+    finally:
+        first.kill()
+        first.communicate()
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)  # the claim died with it
+
+
+def test_a_second_ctrl_c_leaves_at_once_with_files_intact(tmp_path, shared_dataset):
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved_models").glob("*.pth")}
+    command = [sys.executable, str(SRC.parent / "tests/slow_writes.py"), "--data_path", str(shared_dataset)]
+    process = subprocess.Popen(
+        [*command, "--resume", "--epochs", "500"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not process.stdout.readline().startswith("Run"):
+        pass
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode in (-signal.SIGINT, 130)
+    for name in before:
+        load_checkpoint(tmp_path / "saved_models" / name)
+
+
+def test_saves_in_mid_epoch_by_the_clock(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, "--batch_size", 2, *TINY)
+    process = start(tmp_path, *flags, "--checkpoint_minutes", "0.001")
+    last = tmp_path / "saved_models/resnet34_unet_last.pth"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    progress = load_checkpoint(last)["progress"]
+    assert (progress["epoch"], progress["history"]) == (0, [])
+    assert progress["step"] >= 1
+    assert progress["sums"][2] == 2 * progress["step"]  # images so far
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert f"in epoch 1 of 1 after step {progress['step']}" in said
+
+
+@pytest.mark.parametrize("megabytes", [1, 200])
+def test_a_full_disk_ends_with_one_line_and_the_old_checkpoint(tmp_path, trained, shared_dataset, megabytes):
+    for folder in ("saved_models", "logs"):
+        (tmp_path / folder).mkdir()
+        for file in (trained / folder).glob("resnet34_unet_[lt]*"):
+            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    before = (tmp_path / "saved_models/resnet34_unet_last.pth").read_bytes()
+    limit = megabytes * 1_000_000
+
+    process = start(
+        tmp_path,
+        *("--data_path", shared_dataset, "--resume", "--epochs", 1),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    _, errors = process.communicate(timeout=120)
+    assert_one_error(
+        subprocess.CompletedProcess([], process.returncode, "", errors), "can't write", ".pth", "--resume", status=1
+    )
+    assert (tmp_path / "saved_models/resnet34_unet_last.pth").read_bytes() == before
+    names = {p.name for p in (tmp_path / "saved_models").iterdir()}
+    assert names == {"resnet34_unet_last.pth", ".resnet34_unet.lock"}
+
+
+def test_leftovers_of_a_kill_are_swept(tmp_path, shared_dataset):
+    saved, logs = tmp_path / "saved_models", tmp_path / "logs"
+    saved.mkdir()
+    logs.mkdir()
+    ours = [saved / ".resnet34_unet_last.pth.abc.tmp", saved / ".resnet34_unet_best.pth.link.tmp"]
+    ours.append(logs / ".resnet34_unet_training_log.csv.abc.tmp")
+    others = [saved / ".unet_last.pth.abc.tmp", logs / ".resnet34_unet_evaluation_log.csv.abc.tmp", saved / "mine.tmp"]
+    for file in (*ours, *others):
+        file.write_text("half")
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert not any(file.exists() for file in ours)
+    assert all(file.exists() for file in others)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_log_and_checkpoint_agree_after_a_kill_between_their_writes(tmp_path, trained, shared_dataset, missing):
+    for folder in ("saved_models", "logs"):
+        (tmp_path / folder).mkdir()
+        for file in (trained / folder).glob("resnet34_unet_[lt]*"):
+            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    log = tmp_path / "logs/resnet34_unet_training_log.csv"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:-1] if missing else [*lines, lines[-1].replace(",2,", ",3,", 1)]) + "\n")
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert [row["epoch"] for row in log_rows(tmp_path)] == ["1", "2", "3"]
+    assert log.read_text().splitlines()[:3] == lines
+
+
+def test_a_best_that_is_ahead_of_last_never_falls_back(tmp_path, trained, shared_dataset):
+    # As after a kill between the two renames: best is from epoch 2, last from before it.
+    best = torch.load(trained / "saved_models/resnet34_unet_best.pth", weights_only=True)
+    (tmp_path / "saved_models").mkdir()
+    best["progress"]["best_dice"], best["progress"]["best_epoch"] = 0.99, 2
+    torch.save(best, tmp_path / "saved_models/resnet34_unet_best.pth")
+    (tmp_path / "saved_models/resnet34_unet_last.pth").write_bytes(
+        (trained / "saved_models/resnet34_unet_last.pth").read_bytes()
+    )
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert "best valid Dice 0.9900 in epoch 2" in said
+    assert load_checkpoint(tmp_path / "saved_models/resnet34_unet_best.pth")["progress"]["best_dice"] == 0.99
+
+
+def test_a_damaged_last_is_named_and_others_are_offered(tmp_path, trained, shared_dataset):
+    (tmp_path / "saved_models").mkdir()
+    for file in (trained / "saved_models").glob("*.pth"):
+        data = bytearray(file.read_bytes())
+        if "last" in file.name:
+            data[len(data) // 2] ^= 4
+        (tmp_path / "saved_models" / file.name).write_bytes(data)
+    done = run_script("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
+    assert_one_error(done, "resnet34_unet_last.pth is", "checksum", "there is resnet34_unet_best.pth")
+    best = "saved_models/resnet34_unet_best.pth"
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", best, "--epochs", 1, cwd=tmp_path)
+    assert f"from {best}" in said
+
+
+def test_a_checkpoint_without_training_state_is_no_run_to_go_on_with(tmp_path, trained, shared_dataset):
+    content = torch.load(trained / "saved_models/resnet34_unet_best.pth", weights_only=True)
+    for key in ("optimizer", "progress", "settings"):
+        del content[key]
+    (tmp_path / "saved_models").mkdir()
+    torch.save(content, tmp_path / "saved_models/resnet34_unet_best.pth")
+    flags = ("--data_path", shared_dataset)
+    done = run_script("train.py", *flags, "--resume", "saved_models/resnet34_unet_best.pth", cwd=tmp_path)
+    assert_one_error(done, "no state of training")
+    run_ok("evaluate.py", *flags, cwd=tmp_path)  # but it can be scored
+
+
+def test_torture_in_short(capsys):
+    status = torture.main(
+        ["--kills", "4", "--models", "resnet34_unet", "--workers", "2", "--epochs", "2", "--seed", "1"]
+    )
+    *_, table, verdict = capsys.readouterr().out.strip().splitlines()
+    row = json.loads(table)
+    assert status == 0, row
+    assert row["kills"] == 4
+    assert verdict.startswith("4 kills survived")
+    assert verdict.endswith(" 0 corrupt files or differences")
