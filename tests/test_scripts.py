@@ -394,3 +394,14 @@ def test_every_spelling_of_both_reports_is_a_flag():
     assert (args.model_path, args.batch_size, args.save_results) == ("m.pth", 1, True)
     args = train_parser().parse_args(["-e", "3", "-b", "4", "-lr", "1e-3"])
     assert (args.epochs, args.batch_size, args.learning_rate) == (3, 4, 1e-3)
+
+
+def test_the_readme_explains_every_flag():
+    from evaluate import build_parser as evaluate_parser
+    from inference import build_parser as inference_parser
+    from train import build_parser as train_parser
+
+    readme = (SRC.parent / "README.md").read_text()
+    for parser in (train_parser(), evaluate_parser(), inference_parser()):
+        for flag in set(re.findall(r"(?<![\w-])--?[a-z_]+", parser.format_help())) - {"-h", "--help"}:
+            assert f"`{flag}" in readme, f"{parser.prog} {flag}"
