@@ -17,9 +17,9 @@ setup: .venv/.installed
 	touch $@
 
 demo: setup
-	$(RUN) src/sample_pets.py $(DEMO)
-	$(RUN) src/train.py $(DEMO) $(DEMO_RUN) --image_size 96 --epochs 8 --learning_rate 1e-3 \
-		--loss bce_dice --scheduler cosine --augment online --encoder_weights none
+	$(RUN) src/sample_pets.py $(DEMO) --count 1000 --side 128
+	$(RUN) src/train.py $(DEMO) $(DEMO_RUN) --image_size 64 --epochs 8 --learning_rate 1.5e-3 \
+		--loss bce_dice --scheduler cosine --encoder_weights none
 	$(RUN) src/evaluate.py $(DEMO) $(DEMO_RUN)
 	$(RUN) src/inference.py $(DEMO) $(DEMO_RUN) --batch_size 8 --output_path demo/inference_results
 	$(RUN) src/plot_dice_curve.py --log_dir demo/logs

@@ -166,7 +166,7 @@ def _place(rng, parts, size):
     shape = np.array([[rng.uniform(0.9, 1.12) * rng.choice([-1, 1]), rng.normal(0, 0.04)], [0, 1]])
     fur = np.concatenate([part.outline @ shape for part in parts if part.layer == "fur"])
     low, high = fur.min(axis=0), fur.max(axis=0)
-    scale = np.sqrt(rng.uniform(0.3, 0.9) * size[0] * size[1] / np.prod(high - low))  # share of the picture, box
+    scale = np.sqrt(rng.uniform(0.42, 0.95) * size[0] * size[1] / np.prod(high - low))  # share of the picture, box
     scale = float(min(scale, *(rng.uniform(0.93, 1.1) * np.array(size) / (high - low))))
     corner = (np.array(size) - scale * (high - low)) * [rng.uniform(0.05, 0.95), rng.uniform(0.5, 0.95)]
     if rng.random() < 0.2:  # cut by the left or right edge
@@ -261,7 +261,7 @@ def _scene(rng, size, fills, fur_colours, shadow):
         base = rng.uniform(40, 235) * 0.4 + rng.uniform(40, 235, 3) * 0.6
         if kind in OUTDOORS or (kind and rng.random() < 0.5):
             base = np.array(ImageColor.getrgb(str(rng.choice(SURFACES[kind][0].split()))))
-        elif rng.random() < 0.5:  # as the fur, so that colour does not give the pet away
+        elif rng.random() < 0.3:  # as the fur, so that colour does not give the pet away
             base = fur_colours[rng.integers(2)]
         return np.clip(base + rng.normal(0, 10, 3), 15, 245)
 
@@ -270,7 +270,7 @@ def _scene(rng, size, fills, fur_colours, shadow):
     y, x = np.mgrid[: size[1], : size[0]]
     below = y > horizon + rng.normal(0, 0.05) * (x - size[0] / 2)
     colour = _to_image(np.where(below[..., None], floor, wall))
-    names = [str(name) for name in rng.choice(sorted(set(THINGS) - {"sofa"}), rng.integers(1, 5))]
+    names = [str(name) for name in rng.choice(sorted(set(THINGS) - {"sofa"}), rng.integers(0, 4))]
     for name in (["sofa"] if rng.random() < 0.25 and kinds[0] not in OUTDOORS else []) + names:
         unit, hues = rng.uniform(0.22, 0.42) * max(size), {key: tuple(pick().astype(int).tolist()) for key in "ab"}
         foot = np.array([rng.uniform(0, 1) * size[0], rng.uniform(horizon, size[1]) + 0.1 * unit])
