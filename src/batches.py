@@ -35,11 +35,15 @@ class EpochOrder:
             yield [(self.epoch, int(index)) for index in batch]
 
 
+def _as_it_is(batch):
+    return batch
+
+
 def make_loader(dataset: Dataset, device: torch.device, num_workers=None, **batching) -> DataLoader:
     """A DataLoader for this device.
 
     Args:
-        dataset: of samples as SimpleOxfordPetDataset has them.
+        dataset: one that gives whole batches, as SimpleOxfordPetDataset does with `__getitems__`.
         device: where the batches go.
         num_workers: processes that read images. None takes none beside a network on the CPU, which has its cores
             already, and else one a core, 8 at most.
@@ -49,6 +53,7 @@ def make_loader(dataset: Dataset, device: torch.device, num_workers=None, **batc
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     return DataLoader(
         dataset,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,

@@ -130,6 +130,13 @@ def add_data_flags(parser: Parser, batch_size: int):
     return group
 
 
+def add_cache_flag(group) -> None:
+    """Whether pictures are decoded once or at every access."""
+    group.add_argument(
+        "--cache", choices=["on", "off"], default="on", help="keep decoded pictures in <dataset>/.pixel_cache"
+    )
+
+
 def add_device_flags(parser: Parser) -> None:
     """Where to compute."""
     group = parser.add_argument_group("device")

@@ -17,7 +17,9 @@ import utils
 from batches import make_loader
 from checkpoint import build_from_checkpoint, find_checkpoint, load_checkpoint
 from models import ALIASES, MODELS, SegmentationModel
-from oxford_pet import MODES, DatasetError, load_dataset
+from oxford_pet import MODES, find_root, load_dataset
+from pictures import DatasetError
+from pixel_cache import open_cache
 
 VERDICTS = [
     (0.90, "Outstanding performance - full score!"),
@@ -110,10 +112,9 @@ def open_checkpoint(args) -> tuple[SegmentationModel, dict, Path]:
 
 def open_part(args, content: dict, mode: str):
     """The part of the dataset that the checkpoint's own split and preprocessing give."""
-    data = content["data"]
-    return load_dataset(
-        args.data_path, mode, split=data["split"], seed=data["seed"], image_size=content["preprocessing"]["image_size"]
-    )
+    data, size, root = content["data"], content["preprocessing"]["image_size"], find_root(args.data_path)
+    records = open_cache(root, size) if args.cache == "on" else None
+    return load_dataset(root, mode, split=data["split"], seed=data["seed"], image_size=size, records=records)
 
 
 def refuse_seen(content: dict, dataset, path: Path) -> None:
@@ -130,7 +131,7 @@ def refuse_seen(content: dict, dataset, path: Path) -> None:
 def build_parser() -> cli.Parser:
     """Flags of evaluate.py."""
     parser = cli.Parser(prog="evaluate.py", description="Score a checkpoint on a part of the dataset.")
-    cli.add_data_flags(parser, batch_size=8)
+    cli.add_cache_flag(cli.add_data_flags(parser, batch_size=8))
     cli.add_checkpoint_flags(parser)
     cli.add_device_flags(parser)
     cli.add_folder_flags(parser)

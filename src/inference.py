@@ -3,6 +3,7 @@
 python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
 """
 
+import glob
 import time
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -19,17 +20,17 @@ import utils
 from batches import make_loader
 from evaluate import open_checkpoint, open_part
 from models import SegmentationModel
-from oxford_pet import BACKGROUND, MODES, DatasetError, find_root, read_image, read_trimap
+from oxford_pet import MODES, describe_layout, find_root
 from panels import draw_panel
-
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+from pictures import BACKGROUND, PICTURES, DatasetError, read_image, read_pair
 
 
 class Picture(NamedTuple):
-    """A picture to segment, and its trimap where there is one."""
+    """A picture to segment, and its trimap or mask where there is one."""
 
     path: Path
-    trimap_path: Optional[Path]
+    mask_path: Optional[Path]
+    own: bool = True  # what there is, is a mask of two values
 
 
 def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
@@ -44,7 +45,7 @@ def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
     """
     path = Path(args.data_path)
     if path.is_file():
-        return [_with_trimap(path)], str(path)
+        return [_with_mask(path)], str(path)
     try:
         find_root(path)
     except DatasetError:
@@ -52,16 +53,20 @@ def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
             raise cli.UsageError(f"--data_path {path} does not exist; name a dataset, a folder or a picture") from None
     else:
         dataset = open_part(args, content, args.subset)
-        return [Picture(p.image_path, p.trimap_path) for p in dataset.pets], f"{args.subset} pictures of {dataset.root}"
+        what = f"{args.subset} pictures of {dataset.root} ({describe_layout(dataset.root)})"
+        return [Picture(p.image_path, p.mask_path, p.own) for p in dataset.pets], what
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
     if not found:
         raise cli.UsageError(f"there are no pictures in {path} ({', '.join(sorted(PICTURES))}); name another folder")
-    return [_with_trimap(p) for p in found], f"pictures in {path}"
+    return [_with_mask(p) for p in found], f"pictures in {path}"
 
 
-def _with_trimap(path: Path) -> Picture:
-    trimap = path.parent.parent / "annotations/trimaps" / f"{path.stem}.png"
-    return Picture(path, trimap if path.parent.name == "images" and trimap.is_file() else None)
+def _with_mask(path: Path) -> Picture:
+    if path.parent.name == "images":
+        for folder, own in (("annotations/trimaps", False), ("masks", True)):
+            for mask in sorted((path.parent.parent / folder).glob(f"{glob.escape(path.stem)}.*")):
+                return Picture(path, mask, own)
+    return Picture(path, None)
 
 
 class PictureDataset(Dataset):
@@ -78,21 +83,22 @@ class PictureDataset(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict:
-        picture, size = self.pictures[index], self.image_size
-        sample = {
-            "image": torch.from_numpy(read_image(picture.path, size).transpose(2, 0, 1).copy()),
-            "original": read_image(picture.path),
-            "mask": None,
-            "original_mask": None,
-            "path": picture.path,
+        path, mask_path, own = self.pictures[index]
+        if mask_path is None:
+            small, original = read_image(path, self.image_size, upright=True), read_image(path, upright=True)
+            mask = original_mask = None
+        else:
+            small, trimap = read_pair(path, mask_path, own, self.image_size)
+            original, original_trimap = read_pair(path, mask_path, own)
+            mask = torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
+            original_mask = (original_trimap != BACKGROUND).astype(np.uint8)
+        return {
+            "image": torch.from_numpy(small.transpose(2, 0, 1).copy()),
+            "mask": mask,
+            "original": original,
+            "original_mask": original_mask,
+            "path": path,
         }
-        if picture.trimap_path is not None:
-            small, full = read_trimap(picture.trimap_path, size), read_trimap(picture.trimap_path)
-            if full.shape != sample["original"].shape[:2]:
-                raise DatasetError(f"{picture.path} and its trimap {picture.trimap_path} differ in size")
-            sample["mask"] = torch.from_numpy((small != BACKGROUND).astype(np.uint8)[None])
-            sample["original_mask"] = (full != BACKGROUND).astype(np.uint8)
-        return sample
 
 
 def mask_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
@@ -121,9 +127,7 @@ def segment(model: SegmentationModel, pictures: list[Picture], args, size: int, 
     Returns:
         A row of the log for each picture.
     """
-    loader = make_loader(
-        PictureDataset(pictures, size), device, args.num_workers, batch_size=args.batch_size, collate_fn=list
-    )
+    loader = make_loader(PictureDataset(pictures, size), device, args.num_workers, batch_size=args.batch_size)
     names, rows = output_names(pictures), []
     model.eval()
     bar = tqdm(total=len(pictures), desc="segmenting", unit="picture", disable=None, delay=1)
@@ -163,6 +167,7 @@ def build_parser() -> cli.Parser:
     """Flags of inference.py."""
     parser = cli.Parser(prog="inference.py", description="Segment a dataset, a folder of pictures or one picture.")
     data = cli.add_data_flags(parser, batch_size=1)
+    parser.set_defaults(cache="off")  # the pictures are decoded at their own sizes here
     data.add_argument("--subset", choices=MODES, default="test", help="which part, where --data_path is a dataset")
     cli.add_checkpoint_flags(parser)
     cli.add_device_flags(parser)

@@ -1,43 +1,58 @@
-"""The Oxford-IIIT Pet dataset (Parkhi et al., 2012): reading, splits, verified download.
+"""Datasets: the Oxford-IIIT Pet dataset (Parkhi et al., 2012), others in its layout, and folders of images and masks.
 
-The pictures that exist are those that the dataset's lists name: images/ also holds files without a trimap. A trimap's
-pixels are 1 = pet, 2 = background, 3 = border; the mask is 1 where the trimap is 1 or 3.
+A dataset is a folder in one of three layouts:
+
+    images/ annotations/trimaps/ annotations/*.txt   the pets' own; what the lists name exists, nothing else does
+    images/ annotations/trimaps/                     the same without lists: pictures and trimaps pair up by stem
+    images/ masks/                                   own pictures; masks of two values, black is background
+
+A trimap's pixels are 1 = pet, 2 = background, 3 = border; the mask is 1 where the trimap is 1 or 3. Masks of the third
+layout are read as trimaps without a border, so that everything after the reading is the same.
 """
 
+import collections
 import hashlib
-import shutil
-import tarfile
-import tempfile
+import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
+
+from pictures import BACKGROUND, BORDER, PICTURES, DatasetError, read_pair
 
 MODES = ("train", "valid", "test")
 SPLITS = ("80-10-10", "official")
-BACKGROUND, BORDER = 2, 3
 DOWNLOAD_HINT = "download the dataset with `python src/oxford_pet.py --download --data_path {}`"
 
 
-class DatasetError(ValueError):
-    """The data is missing, incomplete or not what it should be; says what, where and how to mend it."""
-
-
 class Pet(NamedTuple):
-    """One listed picture."""
+    """One picture with its mask."""
 
     name: str
     breed: int
     image_path: Path
-    trimap_path: Path
+    mask_path: Path
+    own: bool = False  # of the layout images/ masks/
+
+
+class Split(NamedTuple):
+    """The parts of a dataset, disjoint in names and in content."""
+
+    train: list
+    valid: list
+    test: list
+    moved: int  # pictures put into training because a copy of them stood there or elsewhere
+
+
+# -------------------------------------------------------------------------------------------------------------- layouts
 
 
 def find_root(data_path) -> Path:
-    """The folder that holds images/ and annotations/.
+    """The folder that holds images/ beside annotations/ or masks/.
 
     Args:
         data_path: that folder, its images/ folder, or the folder into which torchvision downloads the dataset.
@@ -48,10 +63,34 @@ def find_root(data_path) -> Path:
     path = Path(data_path)
     candidates = [path, path / "oxford-iiit-pet", *([path.parent] if path.name == "images" else [])]
     for root in candidates:
-        if (root / "images").is_dir() and (root / "annotations").is_dir():
+        if (root / "images").is_dir() and ((root / "annotations").is_dir() or (root / "masks").is_dir()):
             return root
-    state = "has no images/ and annotations/" if path.is_dir() else "does not exist"
+    state = "has no images/ beside annotations/ or masks/" if path.is_dir() else "does not exist"
     raise DatasetError(f"no dataset: the folder {path} {state}; {DOWNLOAD_HINT.format(path)}")
+
+
+def describe_layout(root: Path) -> str:
+    """The layout that a dataset is recognised as, in words."""
+    if not (root / "annotations").is_dir():
+        return "own pictures: images/ and masks/"
+    return "the pets' layout" if _has_lists(root) else "the pets' layout without lists"
+
+
+def _has_lists(root: Path) -> bool:
+    return any((root / "annotations" / f"{name}.txt").is_file() for name in ("list", "trainval", "test"))
+
+
+def list_pets(root: Path) -> list[Pet]:
+    """All pictures of a dataset, in order of their names.
+
+    Raises:
+        DatasetError: see `read_list`; pictures without a mask and masks without a picture, where there are no lists.
+    """
+    if not _has_lists(root):
+        return _pair_up(root)
+    if (root / "annotations/list.txt").is_file():
+        return sorted(read_list(root, "list"))
+    return sorted({*read_list(root, "trainval"), *read_list(root, "test")})
 
 
 def read_list(root: Path, name: str) -> list[Pet]:
@@ -76,13 +115,45 @@ def read_list(root: Path, name: str) -> list[Pet]:
     return pets
 
 
-def split_pets(root: Path, split: str = "80-10-10", seed: int = 42) -> dict[str, list[Pet]]:
-    """Divides the listed pictures into the parts train, valid and test, disjoint by construction.
+def _pair_up(root: Path) -> list[Pet]:
+    """Pairs pictures and masks by stem; the breed is the name without its number, as in `Abyssinian_12`."""
+    own = not (root / "annotations").is_dir()
+    folders = root / "images", root / ("masks" if own else "annotations/trimaps")
+    found: list[dict[str, Path]] = [{}, {}]
+    faults = []
+    for files, folder in zip(found, folders):
+        for path in sorted(folder.glob("*")):
+            if path.suffix.lower() not in PICTURES or path.name.startswith("."):
+                continue
+            if path.stem in files:
+                faults.append(f"{path} and {files[path.stem].name} have the same stem")
+            files[path.stem] = path
+    images, masks = found
+    faults += [f"{images[stem]} has no mask" for stem in images.keys() - masks.keys()]
+    faults += [f"{masks[stem]} has no picture" for stem in masks.keys() - images.keys()]
+    raise_faults(faults, root)
+    kinds = sorted({re.sub(r"_?\d+$", "", stem) for stem in images})
+    breeds = {kind: 0 if own else number for number, kind in enumerate(kinds, start=1)}
+    return [Pet(stem, breeds[re.sub(r"_?\d+$", "", stem)], images[stem], masks[stem], own) for stem in sorted(images)]
+
+
+def raise_faults(faults: list[str], root) -> None:
+    """Raises one DatasetError that names the first ten of these faults and counts them all, if there are any."""
+    if faults:
+        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
+        raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
+
+
+# --------------------------------------------------------------------------------------------------------------- splits
+
+
+def split_pets(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
+    """Divides the pictures into the parts train, valid and test, disjoint in names and in content.
 
     Args:
-        root: folder with images/ and annotations/.
+        root: folder of a dataset.
         split: `official` takes trainval.txt, every tenth picture of it for validation, and test.txt. `80-10-10`
-            shuffles each breed of all listed pictures once and gives every part the same share of it.
+            shuffles each breed once and gives every part the same share of it.
         seed: of the shuffle; `official` draws nothing.
 
     Raises:
@@ -92,20 +163,28 @@ def split_pets(root: Path, split: str = "80-10-10", seed: int = 42) -> dict[str,
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     if split == "official":
+        if not _has_lists(root):
+            raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
         trainval, test = read_list(root, "trainval"), read_list(root, "test")
+        both = {pet.name for pet in trainval} & {pet.name for pet in test}
+        raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
         parts = {
             "train": [pet for i, pet in enumerate(trainval, start=1) if i % 10],
             "valid": trainval[9::10],
             "test": test,
         }
     else:
-        parts = _stratified(read_list(root, "list"), seed)
+        parts = _stratified(list_pets(root), seed)
     _require_files(root, [pet for part in parts.values() for pet in part])
+    moved = _unite_copies(parts)
     for mode, part in parts.items():
         if not part:
             listed = sum(len(p) for p in parts.values())
-            raise DatasetError(f"{root}: the {mode} part of the split {split} is empty ({listed} pictures are listed)")
-    return parts
+            raise DatasetError(
+                f"{root}: the {mode} part of the split {split} is empty: there are {listed} pictures in all, of which "
+                f"{moved} were moved into training as copies; ten different ones are the least"
+            )
+    return Split(**parts, moved=moved)
 
 
 def _stratified(pets: list[Pet], seed: int) -> dict[str, list[Pet]]:
@@ -127,76 +206,46 @@ def _stratified(pets: list[Pet], seed: int) -> dict[str, list[Pet]]:
 
 def _require_files(root: Path, pets: list[Pet]) -> None:
     # Two listings instead of two questions per picture: 15,000 stats over a network drive take a minute.
-    present = {p.name for folder in ("images", "annotations/trimaps") for p in (root / folder).glob("*")}
-    missing = [str(p) for pet in pets for p in (pet.image_path, pet.trimap_path) if p.name not in present]
+    folders = {path.parent for pet in pets for path in (pet.image_path, pet.mask_path)}
+    present = {path for folder in folders for path in folder.glob("*")}
+    missing = [path for pet in pets for path in (pet.image_path, pet.mask_path) if path not in present]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {2 * len(pets)} listed files are missing in {root}: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}; {DOWNLOAD_HINT.format(root)}"
+            f"{len(missing)} of the {2 * len(pets)} listed files are missing in {root}: "
+            f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''}; {DOWNLOAD_HINT.format(root)}"
         )
+
+
+def find_copies(pets: list[Pet]) -> list[list[Pet]]:
+    """Groups of pictures whose files are equal, byte for byte. Only files of equal size are read."""
+    try:
+        with ThreadPoolExecutor() as pool:
+            sizes = list(pool.map(lambda pet: pet.image_path.stat().st_size, pets))
+            count = collections.Counter(sizes)
+            suspects = [pet for size, pet in zip(sizes, pets) if count[size] > 1]
+            digests = list(pool.map(lambda pet: hashlib.sha256(pet.image_path.read_bytes()).digest(), suspects))
+    except OSError as error:
+        raise DatasetError(f"{error.filename} can't be read ({error.strerror}); replace the file") from None
+    groups: dict[bytes, list[Pet]] = {}
+    for digest, pet in zip(digests, suspects):
+        groups.setdefault(digest, []).append(pet)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _unite_copies(parts: dict[str, list[Pet]]) -> int:
+    """Moves copies of one picture that stand in several parts into training; returns how many were moved."""
+    home = {pet: mode for mode, part in parts.items() for pet in part}
+    mixed = [group for group in find_copies(list(home)) if len({home[pet] for pet in group}) > 1]
+    moved = [pet for group in mixed for pet in group if home[pet] != "train"]
+    for pet in moved:
+        parts[home[pet]].remove(pet)
+        parts["train"].append(pet)
+    return len(moved)
 
 
 def fingerprint(pets: list[Pet]) -> str:
     """SHA-256 over the names, in order: tells whether two runs have the same pictures in a part."""
     return hashlib.sha256("\n".join(pet.name for pet in pets).encode()).hexdigest()
-
-
-def read_image(path, size: Optional[int] = None) -> np.ndarray:
-    """Reads a picture of any mode as RGB.
-
-    Args:
-        path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
-        size: side of a square that the picture is resized to, bilinear with antialiasing; None keeps its own size.
-
-    Returns:
-        uint8 (H, W, 3).
-
-    Raises:
-        DatasetError: the file can't be read as a picture.
-    """
-    try:
-        with Image.open(path) as image:
-            if size is not None:
-                image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that the resize would average away
-            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip to white
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            image = image.convert("RGB")
-            if size is not None:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
-
-
-def read_trimap(path, size: Optional[int] = None) -> np.ndarray:
-    """Reads a trimap.
-
-    Args:
-        path: a single-channel PNG.
-        size: side of a square that it is resized to, nearest neighbour; None keeps its own size.
-
-    Returns:
-        uint8 (H, W) of 1 = pet, 2 = background, 3 = border.
-
-    Raises:
-        DatasetError: the file can't be read, has several channels, or holds other values.
-    """
-    try:
-        with Image.open(path) as image:
-            full = np.asarray(image)
-            small = full if size is None else np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as a trimap ({error}); replace the file") from None
-    if full.ndim != 2 or full.dtype != np.uint8:
-        raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {full.shape}")
-    counts = np.bincount(full.ravel(), minlength=256)
-    if counts[1:4].sum() != full.size:
-        values = np.flatnonzero(counts)
-        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-        raise DatasetError(
-            f"{path} is no trimap: it holds the values {shown}; only 1 (pet), 2 (background) and 3 (border) may occur"
-        )
-    return small
 
 
 def sample_rng(seed: int, epoch: int, name: str, purpose: int = 0) -> np.random.Generator:
@@ -206,6 +255,9 @@ def sample_rng(seed: int, epoch: int, name: str, purpose: int = 0) -> np.random.
     and can go on anywhere.
     """
     return np.random.default_rng([seed, epoch, zlib.crc32(name.encode()), purpose])
+
+
+# ------------------------------------------------------------------------------------------------------------- datasets
 
 
 class OxfordPetDataset(Dataset):
@@ -218,12 +270,12 @@ class OxfordPetDataset(Dataset):
         data_path: see `find_root`.
         mode: `train`, `valid` or `test`.
         transform: called with a sample, returns it changed.
-        split: see `split_pets`.
+        split: see `split_pets`; the name of one, or what it returned.
         augment_uncertain: border pixels become pet or background at random, half and half, instead of pet.
         seed: of the split and of everything drawn.
 
     Raises:
-        DatasetError: see `find_root` and `split_pets`; from indexing, see `read_image` and `read_trimap`.
+        DatasetError: see `find_root` and `split_pets`; from indexing, see `read_pair`.
         ValueError: there is no such mode or split.
     """
 
@@ -233,7 +285,7 @@ class OxfordPetDataset(Dataset):
         if mode not in MODES:
             raise ValueError(f"no mode is called {mode!r}; there are {', '.join(MODES)}")
         self.root = find_root(data_path)
-        self.pets = split_pets(self.root, split, seed)[mode]
+        self.pets = getattr(split if isinstance(split, Split) else split_pets(self.root, split, seed), mode)
         self.mode, self.transform, self.augment_uncertain, self.seed = mode, transform, augment_uncertain, seed
 
     def __len__(self) -> int:
@@ -241,19 +293,14 @@ class OxfordPetDataset(Dataset):
 
     def __getitem__(self, key) -> dict:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        sample = self._read(self.pets[index], epoch)
+        pet = self.pets[index]
+        sample = self._sample(pet, epoch, *read_pair(pet.image_path, pet.mask_path, pet.own))
         return sample if self.transform is None else self.transform(sample)
 
-    def _read(self, pet: Pet, epoch: int, size: Optional[int] = None) -> dict:
-        _require_same_size(pet)
-        image, trimap = read_image(pet.image_path, size), read_trimap(pet.trimap_path, size)
+    def _sample(self, pet: Pet, epoch: int, image: np.ndarray, trimap: np.ndarray) -> dict:
         rng = sample_rng(self.seed, epoch, pet.name) if self.augment_uncertain else None
-        return {
-            "image": image,
-            "mask": self._preprocess_mask(trimap, rng),
-            "trimap": trimap,
-            "path": str(pet.image_path),
-        }
+        mask = self._preprocess_mask(trimap, rng)
+        return {"image": image, "mask": mask, "trimap": trimap, "path": str(pet.image_path)}
 
     @staticmethod
     def _preprocess_mask(trimap: np.ndarray, rng: Optional[np.random.Generator] = None) -> np.ndarray:
@@ -265,20 +312,6 @@ class OxfordPetDataset(Dataset):
         return mask
 
 
-def _require_same_size(pet: Pet) -> None:
-    # Only the headers are read here; what can't be opened is reported by the reading that follows.
-    try:
-        with Image.open(pet.image_path) as image, Image.open(pet.trimap_path) as trimap:
-            sizes = image.size, trimap.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return
-    if sizes[0] != sizes[1]:
-        (w, h), (tw, th) = sizes
-        raise DatasetError(
-            f"{pet.image_path} is {w}x{h} but its trimap {pet.trimap_path} is {tw}x{th}; they must have the same size"
-        )
-
-
 class SimpleOxfordPetDataset(OxfordPetDataset):
     """The same pictures as a network takes them: square and as tensors.
 
@@ -288,92 +321,79 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
     Args:
         *args: as for OxfordPetDataset.
         image_size: S, in pixels.
+        records: where pictures are kept decoded, see `pixel_cache.open_cache`; None decodes them at every access.
         **kwargs: as for OxfordPetDataset.
     """
 
-    def __init__(self, *args, image_size: int = 256, **kwargs):
+    def __init__(self, *args, image_size: int = 256, records=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.image_size = image_size
+        self.image_size, self.records = image_size, records
 
-    def _read(self, pet: Pet, epoch: int, size: Optional[int] = None) -> dict:
-        sample = super()._read(pet, epoch, size or self.image_size)
+    def __getitem__(self, key) -> dict:
+        batch = self.__getitems__([key])
+        sample = {k: v[0] for k, v in batch.items()}
+        return sample if self.transform is None else self.transform(sample)
+
+    def __getitems__(self, keys: list) -> dict:
+        """A whole batch at once, as a DataLoader asks for it: the sample's fields with N in front, paths as a list."""
+        keys = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        pets = [self.pets[index] for _, index in keys]
+        if self.records is not None:
+            pixels = self.records.read([pet.name for pet in pets])
+        else:
+            pixels = np.empty((len(pets), 4, self.image_size, self.image_size), np.uint8)
+            for record, pet in zip(pixels, pets):
+                write_record(record, pet)
+        masks = np.empty_like(pixels[:, 3:])
+        for mask, pet, (epoch, _), record in zip(masks, pets, keys, pixels):
+            mask[0] = self._sample(pet, epoch, record[:3], record[3])["mask"]
         return {
-            "image": torch.from_numpy(sample["image"].transpose(2, 0, 1).copy()),
-            "mask": torch.from_numpy(sample["mask"][None]),
-            "trimap": torch.from_numpy(sample["trimap"][None].copy()),
-            "path": sample["path"],
+            "image": torch.from_numpy(pixels[:, :3]),
+            "mask": torch.from_numpy(masks),
+            "trimap": torch.from_numpy(pixels[:, 3:]),
+            "path": [str(pet.image_path) for pet in pets],
         }
 
 
+def write_record(record: np.ndarray, pet: Pet) -> None:
+    """Fills a record, uint8 (4, S, S), with a picture's three channels and its trimap."""
+    image, record[3] = read_pair(pet.image_path, pet.mask_path, pet.own, record.shape[-1])
+    record[:3] = image.transpose(2, 0, 1)
+
+
 def load_dataset(data_path, mode: str = "train", **options) -> SimpleOxfordPetDataset:
-    """Opens one part of the dataset; see SimpleOxfordPetDataset for options, samples and errors."""
+    """Opens one part of a dataset; see SimpleOxfordPetDataset for options, samples and errors."""
     return SimpleOxfordPetDataset(data_path, mode, **options)
-
-
-def resources() -> tuple[tuple[str, str], ...]:
-    """Address and MD5 of both archives, as torchvision has them."""
-    from torchvision.datasets import OxfordIIITPet
-
-    return OxfordIIITPet._RESOURCES
-
-
-def download(data_path) -> Path:
-    """Downloads the dataset into <data_path>/oxford-iiit-pet, torchvision's layout; safe to repeat.
-
-    What is complete is left alone. Archives are verified by MD5 before they are unpacked, and folders appear under
-    their own names only when they are whole.
-
-    Returns:
-        The folder with images/ and annotations/.
-
-    Raises:
-        DatasetError: the archives can't be had, or are not the real ones.
-    """
-    from torchvision.datasets.utils import download_url
-
-    try:
-        root = find_root(data_path)
-        split_pets(root)
-        print(f"The dataset in {root} is complete.")
-        return root
-    except DatasetError:
-        root = Path(data_path) / "oxford-iiit-pet"
-    for url, md5 in resources():
-        archive = root / url.rsplit("/", 1)[1]
-        try:
-            download_url(url, root, md5=md5)
-            _unpack(archive, root)
-        except (OSError, RuntimeError, tarfile.TarError) as error:
-            raise DatasetError(f"{url} can't be downloaded into {root} ({error}); try again later") from None
-    split_pets(root)
-    for url, _ in resources():
-        (root / url.rsplit("/", 1)[1]).unlink()
-    return root
-
-
-def _unpack(archive: Path, root: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as scratch, tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")  # refuses members that leave the folder, links out of it, devices
-        for folder in Path(scratch).iterdir():
-            shutil.rmtree(root / folder.name, ignore_errors=True)  # a half-unpacked one from before
-            folder.rename(root / folder.name)
 
 
 def main(argv=None) -> None:
     """The command line of this file."""
     import cli
+    from dataset_check import check, preview
+    from download import download
 
-    parser = cli.Parser(prog="oxford_pet.py", description="Download and check the Oxford-IIIT Pet dataset.")
-    parser.add_argument("--data_path", default="dataset", metavar="DIR", help="dataset folder")
-    parser.add_argument("--download", action="store_true", help="fetch the real dataset (about 800 MB), MD5 verified")
+    parser = cli.Parser(prog="oxford_pet.py", description="Download, check and preview a dataset.")
+    flag = parser.add_argument
+    flag("--data_path", default="dataset", metavar="DIR", help="dataset folder")
+    flag("--download", action="store_true", help="fetch the Oxford-IIIT Pet dataset (about 800 MB), MD5 verified")
+    flag("--check", action="store_true", help="read every file and report what is wrong or odd")
+    flag("--preview", nargs="?", const="preview.png", metavar="FILE", help="draw pictures and augmented ones")
+    flag("--split", choices=SPLITS, default=SPLITS[0], help="which images are which, for --check and --preview")
+    flag("--seed", type=cli.whole_number(0, 2**32 - 1), default=42, metavar="N", help="of the split")
     args = parser.parse_args(argv)
     if args.download:
         cli.writable_folder(args.data_path)
         download(args.data_path)
     root = find_root(args.data_path)
-    for split in SPLITS:
-        parts = split_pets(root, split)
-        print(f"{root} {split}: " + ", ".join(f"{len(pets)} {mode}" for mode, pets in parts.items()))
+    if args.check:
+        check(root, args.split, args.seed)
+    if args.preview:
+        cli.writable_folder(Path(args.preview).parent)
+        preview(root, args.split, args.seed, Path(args.preview))
+    if not (args.check or args.preview):
+        parts = split_pets(root, args.split, args.seed)
+        print(f"{root} ({describe_layout(root)}), split {args.split}: ", end="")
+        print(", ".join(f"{len(getattr(parts, mode))} {mode}" for mode in MODES))
 
 
 if __name__ == "__main__":

@@ -58,3 +58,14 @@ def _fit(title: str, width: int) -> str:
     while half > 1 and _font(17).getlength(f"{title[:half]}…{title[-half:]}") > width:
         half -= 1
     return f"{title[:half]}…{title[-half:]}"
+
+
+def draw_outline(image: np.ndarray, mask: np.ndarray, colour=(255, 0, 255)) -> np.ndarray:
+    """Draws the outline of a mask (H, W) on a copy of an image (H, W, 3), two pixels wide, one to either side."""
+    mask, edge = mask != 0, np.zeros(mask.shape, bool)
+    down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return np.where(edge[..., None], np.uint8(colour), image)

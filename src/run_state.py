@@ -1,5 +1,6 @@
 """A training run's state: where it stands, how it is saved and taken up again, which files are its own."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -14,12 +15,6 @@ import torch
 import cli
 import utils
 from checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
 
 LOG_COLUMNS = [
     "run_id",
@@ -40,6 +35,7 @@ SETTINGS = (
     "batch_size",
     "augment",
     "num_augmentations",
+    "color_jitter",
     "augment_uncertain",
     "encoder_weights",
     "split",
@@ -76,7 +72,7 @@ class RunState:
         data: what the checkpoint records of the data.
         encoder_start: in words, what the encoder started from.
         progress: where the run stands.
-        claim: the open file from `claim_names`, held as long as the run may write.
+        claim: from `claim_names`, held as long as the run may write.
     """
 
     def __init__(self, args, model, optimizer, scheduler, data: dict, encoder_start: str, progress: Progress, claim):
@@ -173,34 +169,30 @@ def start_progress(args, given: dict, content: Optional[dict]) -> Progress:
     return progress
 
 
-def claim_names(args):
+def claim_names(args) -> contextlib.ExitStack:
     """Makes this process the only one that writes the files of this model, and sweeps what a killed one left half done.
 
     Returns:
-        The open lock file. The claim lasts until it is closed or the process ends, however it ends.
+        The claim. It lasts until it is closed or the process ends, however it ends.
 
     Raises:
         UsageError: another run has the claim.
     """
-    lock = (Path(args.save_dir) / f".{args.model_name}.lock").open("a+")
+    path, claim = Path(args.save_dir) / f".{args.model_name}.lock", contextlib.ExitStack()
     try:
-        if fcntl is None:
-            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited by worker processes
-    except OSError:
-        lock.seek(0)
+        file = claim.enter_context(utils.lock_file(path, wait=False))
+    except BlockingIOError:
         raise cli.UsageError(
-            f"another run ({lock.read().strip() or 'just starting'}) is writing the files of {args.model_name} in "
+            f"another run ({path.read_text().strip() or 'just starting'}) is writing the files of {args.model_name} in "
             f"{args.save_dir}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
         ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
     for folder, name in ((args.save_dir, args.model_name), (args.log_dir, f"{args.model_name}_training_log.csv")):
         for leftover in Path(folder).glob(f".{name}*.tmp"):
             leftover.unlink(missing_ok=True)
-    return lock
+    return claim
 
 
 def run_files(args) -> list[Path]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -20,10 +21,23 @@ import cli
 import utils
 from batches import EpochOrder, make_loader
 from checkpoint import load_checkpoint, load_encoder_weights
+from dataset_check import warn_if_inverted
+from download import download
 from evaluate import measure, summarize
 from losses import LOSSES
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
-from oxford_pet import SPLITS, DatasetError, OxfordPetDataset, download, fingerprint, load_dataset
+from oxford_pet import (
+    MODES,
+    SPLITS,
+    OxfordPetDataset,
+    describe_layout,
+    find_root,
+    fingerprint,
+    load_dataset,
+    split_pets,
+)
+from pictures import DatasetError
+from pixel_cache import open_cache
 from run_state import (
     LOG_COLUMNS,
     RunState,
@@ -52,7 +66,10 @@ def build_parser() -> cli.Parser:
     )
     variants = cli.whole_number(1, 100)
     flag("--num_augmentations", type=variants, default=3, metavar="N", help="variants an image, in bulk")
+    flag("--color_jitter", action="store_true", help="with --augment: vary brightness, contrast and saturation too")
     flag("--augment_uncertain", action="store_true", help="border pixels become pet or background at random")
+
+    cli.add_cache_flag(data)
 
     flag = parser.add_argument_group("model and optimisation").add_argument
     flag("--model_name", "--model_type", default=DEFAULT_MODEL, metavar="NAME", help="unet or resnet34_unet")
@@ -93,8 +110,8 @@ def known_model(name: str) -> str:
 def augmented(args, dataset: OxfordPetDataset) -> Dataset:
     """The training set as --augment wants it."""
     if args.augment == "bulk":
-        return utils.augment_dataset(dataset, args.num_augmentations, args.seed)
-    return utils.OnlineAugmentation(dataset, args.seed) if args.augment == "online" else dataset
+        return utils.augment_dataset(dataset, args.num_augmentations, args.seed, args.color_jitter)
+    return utils.AugmentedDataset(dataset, args.seed, 0, args.color_jitter) if args.augment == "online" else dataset
 
 
 def build_scheduler(args, optimizer, total_steps: int):
@@ -139,6 +156,8 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
     masks = batch["mask"].to(run.device, non_blocking=True)
     if "affine" in batch:
         images, masks = utils.apply_augmentations(images, masks, batch["affine"].to(run.device, non_blocking=True))
+    if "colours" in batch:
+        images = utils.apply_colours(images, batch["colours"].to(run.device, non_blocking=True))
     logits = state.model(images)
     loss = run.loss_fn(logits, masks)
     if not torch.isfinite(loss):
@@ -256,20 +275,27 @@ def open_data(args, content: Optional[dict], path: Optional[Path]):
     Raises:
         UsageError: the run that is resumed had other pictures.
     """
-    options = {"split": args.split, "seed": args.seed, "image_size": args.image_size}
-    train_set = load_dataset(args.data_path, "train", augment_uncertain=args.augment_uncertain, **options)
-    valid_set, test_set = (load_dataset(args.data_path, mode, **options) for mode in ("valid", "test"))
+    root = find_root(args.data_path)
+    split = split_pets(root, args.split, args.seed)
     data = {
         "split": args.split,
         "seed": args.seed,
-        "fingerprints": {part.mode: fingerprint(part.pets) for part in (train_set, valid_set, test_set)},
-        "train_names": [pet.name for pet in train_set.pets],
+        "fingerprints": {mode: fingerprint(getattr(split, mode)) for mode in MODES},
+        "train_names": [pet.name for pet in split.train],
     }
     if content is not None and content["data"]["fingerprints"] != data["fingerprints"]:
         raise cli.UsageError(
             f"{path} was trained on other pictures ({len(content['data']['train_names'])} for training, now "
-            f"{len(train_set)}): the dataset in {args.data_path} has changed; use the same one, or start a new run"
+            f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"
         )
+    if split.moved:
+        print(f"{split.moved} copies of pictures in other parts were moved into training.")
+    records = open_cache(root, args.image_size) if args.cache == "on" else None
+    options = {"split": split, "seed": args.seed, "image_size": args.image_size, "records": records}
+    train_set = load_dataset(root, "train", augment_uncertain=args.augment_uncertain, **options)
+    valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
+    looked_at = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
+    warn_if_inverted([mask[0].numpy() for mask in train_set.__getitems__(looked_at)["mask"]], root)
     return train_set, valid_set, test_set, data
 
 
@@ -279,6 +305,7 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     count = sum(p.numel() for p in state.model.parameters())
     bulk = f"bulk x{args.num_augmentations} ({len(run.train_loader.dataset):,} samples)"
     augment = bulk if args.augment == "bulk" else args.augment or "off"
+    augment += " with colour jitter" if args.color_jitter else ""
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     where = f"{progress.planned_epochs} epochs"
     if resumed_from is not None:
@@ -288,9 +315,9 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
         )
     print(f"Device  {run.device} ({torch.get_num_threads()} threads), torch {torch.__version__}")
     print(f"Model   {args.model_name}, {count:,} parameters, encoder {state.encoder_start}")
-    print(
-        f"Data    {parts[0].root}, split {args.split}: {sizes}; {args.image_size}x{args.image_size}, augment {augment}"
-    )
+    print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {args.split}: {sizes}; ", end="")
+    cached = "cached" if parts[0].records else "not cached"
+    print(f"{args.image_size}x{args.image_size}, {cached}, augment {augment}")
     print(
         f"Plan    {args.loss}, Adam {args.learning_rate:g}, {args.scheduler}, batch {args.batch_size}, "
         f"{run.order.steps} steps an epoch, seed {args.seed}"
@@ -342,6 +369,8 @@ def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Option
 def main(argv=None) -> None:
     """Flags, preparation, header, epochs."""
     args, given = build_parser().parse_given(argv)
+    if args.color_jitter and not args.augment and args.resume is None:
+        raise cli.UsageError("--color_jitter varies what --augment makes; give --augment bulk or online as well")
     if "model_name" in given:
         args.model_name = given["model_name"] = known_model(args.model_name)
     run, parts, resumed_from = prepare(args, given)

@@ -17,6 +17,12 @@ from torch.utils.data import Dataset
 from cli import UsageError
 from oxford_pet import sample_rng
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
 AUGMENTATION = 1  # the `purpose` under which augmentation draws its random numbers
 
 
@@ -151,68 +157,116 @@ def apply_augmentations(
     return images, F.grid_sample(mask.float(), grid, mode="nearest", **options).to(torch.uint8)
 
 
-def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42) -> "AugmentedDataset":
-    """Enlarges a training set in bulk: every picture, and `num_augmentations` variants of it.
+def draw_colours(rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
+    """Draws factors of brightness, contrast and saturation, float32 (3,), each within 1 +- strength."""
+    return rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)
 
-    A variant is a picture and a matrix drawn from (seed, name, number of the variant). So the same variants come back
-    in every epoch and every later run, none is made twice, and nothing but matrices is kept.
+
+def apply_colours(images: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Changes brightness, contrast and saturation.
 
     Args:
-        dataset: an OxfordPetDataset or one like it, with `pets`.
+        images: (N, 3, H, W) in 0..255.
+        colours: (N, 3) factors, from `draw_colours`; 1 leaves a picture as it is.
+
+    Returns:
+        float32 (N, 3, H, W) in 0..255.
+    """
+    brightness, contrast, saturation = (colours[:, i, None, None, None] for i in range(3))
+    images = images.float() * brightness
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    gray = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)  # ITU-R BT.601
+    return (gray + (images - gray) * saturation).clamp(0, 255)
+
+
+def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, colour_jitter: bool = False):
+    """Enlarges a training set in bulk: every picture, and `num_augmentations` variants of it.
+
+    A variant is a picture and what was drawn for it from (seed, name, number of the variant). So the same variants come
+    back in every epoch and every later run, none is made twice, and no pixel of them is ever stored.
+
+    Args:
+        dataset: a SimpleOxfordPetDataset.
         num_augmentations: variants a picture.
         seed: of the draw.
+        colour_jitter: vary colours too.
+
+    Returns:
+        An AugmentedDataset.
     """
-    variants = [
-        [draw_augmentation(sample_rng(seed, variant, pet.name, AUGMENTATION)) for variant in range(num_augmentations)]
-        for pet in dataset.pets
-    ]
-    return AugmentedDataset(dataset, np.array(variants, dtype=np.float32))
+    return AugmentedDataset(dataset, seed, num_augmentations, colour_jitter)
 
 
 class AugmentedDataset(Dataset):
-    """The samples of a dataset, followed by their variants.
+    """The samples of a dataset and their variants, or with no variants its samples varied anew every epoch.
 
-    A sample gains `affine`, float32 (2, 3), for `apply_augmentations`: a training step applies it to its whole batch at
-    once on the device.
+    A sample gains `affine`, float32 (2, 3), and with `colour_jitter` `colours`, float32 (3,): a training step applies
+    them to its whole batch at once on the device, with `apply_augmentations` and `apply_colours`.
 
     Args:
-        dataset: of n samples.
-        variants: float32 (n, k, 2, 3), k matrices a sample.
+        dataset: of n samples, with `pets`, and whole batches from `__getitems__`.
+        seed: of the draw.
+        variants: k > 0 makes n originals and n * k variants of them (bulk); 0 draws n anew every epoch (online), of
+            which one in eight stays as it is: the eighth combination of doing or not doing rotation, flip and crop.
+        colour_jitter: vary colours too.
     """
 
-    def __init__(self, dataset, variants: np.ndarray):
-        self.dataset, self.variants = dataset, variants
+    def __init__(self, dataset, seed: int = 42, variants: int = 0, colour_jitter: bool = False):
+        self.dataset, self.seed, self.variants, self.colour_jitter = dataset, seed, variants, colour_jitter
 
     def __len__(self) -> int:
-        return len(self.dataset) * (1 + self.variants.shape[1])
+        return len(self.dataset) * (1 + self.variants)
 
-    def __getitem__(self, key) -> dict:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         variant, source = divmod(index, len(self.dataset))
-        affine = IDENTITY if variant == 0 else self.variants[source, variant - 1]
-        return {**self.dataset[epoch, source], "affine": torch.from_numpy(affine.copy())}
-
-
-class OnlineAugmentation(Dataset):
-    """The samples of a dataset, each with an `affine` drawn anew every epoch from (seed, epoch, name).
-
-    One in eight stays as it is: the eighth combination of doing or not doing each of the three.
-    """
-
-    def __init__(self, dataset, seed: int = 42):
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        version = variant - 1 if self.variants else epoch
+        rng = sample_rng(self.seed, max(0, version), self.dataset.pets[source].name, AUGMENTATION)
+        if version < 0:
+            return IDENTITY, np.ones(3, np.float32)
+        keep = not self.variants and rng.random() < 1 / 8
+        return IDENTITY if keep else draw_augmentation(rng), draw_colours(rng)
 
     def __getitem__(self, key) -> dict:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        rng = sample_rng(self.seed, epoch, self.dataset.pets[index].name, AUGMENTATION)
-        affine = IDENTITY if rng.random() < 1 / 8 else draw_augmentation(rng)
-        return {**self.dataset[epoch, index], "affine": torch.from_numpy(affine.copy())}
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: list) -> dict:
+        """A whole batch; see SimpleOxfordPetDataset."""
+        keys = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        batch = self.dataset.__getitems__([(epoch, index % len(self.dataset)) for epoch, index in keys])
+        affines, colours = zip(*(self._draw(epoch, index) for epoch, index in keys))
+        batch["affine"] = torch.from_numpy(np.stack(affines))
+        if self.colour_jitter:
+            batch["colours"] = torch.from_numpy(np.stack(colours))
+        return batch
 
 
 # --------------------------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def lock_file(path, wait: bool):
+    """Holds a lock on a file while the context lasts, or until the process ends, however it ends.
+
+    Yields:
+        The open file.
+
+    Raises:
+        BlockingIOError: another process has the lock, and `wait` is false.
+    """
+    with Path(path).open("a+") as file:
+        if fcntl is None:
+            file.seek(0)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except OSError as error:
+                raise BlockingIOError(f"{path} is locked") from error
+        else:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # unlike flock not given to workers
+            except (BlockingIOError, PermissionError) as error:  # POSIX allows either
+                raise BlockingIOError(f"{path} is locked") from error
+        yield file
 
 
 @contextlib.contextmanager

@@ -5,17 +5,16 @@ from conftest import assert_one_error, make_dataset, run_ok, run_script, write_l
 from PIL import Image
 
 from oxford_pet import (
-    DatasetError,
     OxfordPetDataset,
     SimpleOxfordPetDataset,
     find_root,
     fingerprint,
+    list_pets,
     load_dataset,
-    read_image,
     read_list,
-    read_trimap,
     split_pets,
 )
+from pictures import DatasetError, read_image, read_trimap
 
 
 def names(pets):
@@ -28,30 +27,30 @@ def names(pets):
 def test_80_10_10_is_disjoint_whole_and_shared_out_by_breed(tmp_path):
     root = make_dataset(tmp_path / "data", count=120, breeds=4)
     parts = split_pets(root, "80-10-10", seed=3)
-    assert [len(parts[m]) for m in ("train", "valid", "test")] == [96, 12, 12]
-    everything = names(parts["train"] + parts["valid"] + parts["test"])
+    assert [len(part) for part in parts[:3]] == [96, 12, 12]
+    everything = names(parts.train + parts.valid + parts.test)
     assert sorted(everything) == sorted(names(read_list(root, "list")))
     assert len(set(everything)) == 120
     for mode, share in (("train", 24), ("valid", 3), ("test", 3)):
-        assert [sum(p.breed == b for p in parts[mode]) for b in (1, 2, 3, 4)] == [share] * 4
+        assert [sum(p.breed == b for p in getattr(parts, mode)) for b in (1, 2, 3, 4)] == [share] * 4
 
 
 def test_80_10_10_depends_on_the_seed_alone_and_not_on_the_order_of_the_list(shared_dataset, tmp_path):
     first, again, other = (split_pets(shared_dataset, "80-10-10", seed) for seed in (3, 3, 4))
     assert first == again
-    assert names(first["test"]) != names(other["test"])
+    assert names(first.test) != names(other.test)
     root = make_dataset(tmp_path / "data")
     rows = (root / "annotations/list.txt").read_text().splitlines()
     write_list(root, "list", rows[::-1])
-    assert names(split_pets(root, "80-10-10", 3)["test"]) == names(first["test"])
+    assert names(split_pets(root, "80-10-10", 3).test) == names(first.test)
 
 
 def test_official_takes_the_lists(shared_dataset):
     parts = split_pets(shared_dataset, "official")
     trainval = names(read_list(shared_dataset, "trainval"))
-    assert names(parts["valid"]) == trainval[9::10]
-    assert names(parts["train"]) == [n for i, n in enumerate(trainval, 1) if i % 10]
-    assert names(parts["test"]) == names(read_list(shared_dataset, "test"))
+    assert names(parts.valid) == trainval[9::10]
+    assert names(parts.train) == [n for i, n in enumerate(trainval, 1) if i % 10]
+    assert names(parts.test) == names(read_list(shared_dataset, "test"))
 
 
 def test_fingerprint_knows_the_pictures_and_their_order(shared_dataset):
@@ -63,7 +62,7 @@ def test_fingerprint_knows_the_pictures_and_their_order(shared_dataset):
 def test_what_is_not_listed_does_not_exist(dataset):
     for stray in ("images/stray.jpg", "images/Cat0_0.mat", "images/._Cat0_0.jpg", "annotations/trimaps/._Cat0_0.png"):
         (dataset / stray).write_bytes(b"not a picture")
-    assert sum(map(len, split_pets(dataset).values())) == 40
+    assert len(list_pets(dataset)) == sum(map(len, split_pets(dataset)[:3])) == 40
 
 
 @pytest.mark.parametrize("path", [".", "images", "up"])
@@ -156,7 +155,7 @@ def test_a_reduced_decode_looks_like_a_full_one(tmp_path):
 
 
 def test_trimaps_keep_their_values_when_resized(shared_dataset):
-    path = read_list(shared_dataset, "list")[0].trimap_path
+    path = read_list(shared_dataset, "list")[0].mask_path
     assert set(np.unique(read_trimap(path, 40))) == {1, 2, 3}
 
 
@@ -173,6 +172,7 @@ def break_missing_folder(root):
 
 def break_missing_list(root):
     (root / "annotations/list.txt").unlink()
+    (root / "annotations/trainval.txt").unlink()
 
 
 def break_row(root):
@@ -220,12 +220,12 @@ def break_trimap(root):
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (break_missing_folder, ["no images/ and annotations/", "--download"]),
-        (break_missing_list, ["list.txt is missing", "--download"]),
+        (break_missing_folder, ["no images/ beside annotations/ or masks/", "--download"]),
+        (break_missing_list, ["trainval.txt is missing", "--download"]),
         (break_row, ["list.txt line 1", "'Cat0_0 one 1 1'"]),
         (break_missing_images, ["35 of the 80 listed files are missing", "--download"]),
-        (break_empty_list, ["is empty", "0 pictures"]),
-        (break_small_list, ["is empty", "1 pictures"]),
+        (break_empty_list, ["is empty", "0 pictures in all"]),
+        (break_small_list, ["is empty", "1 pictures in all"]),
         (break_image, ["Cat0_0.jpg can't be read", "replace"]),
         (break_image_truncated, ["Cat0_0.jpg can't be read", "truncated"]),
         (break_trimap_values, ["Cat0_0.png is no trimap", "255", "only 1 (pet), 2 (background) and 3 (border)"]),
@@ -253,12 +253,13 @@ def test_bad_data_ends_a_script_with_one_line(dataset, tmp_path):
 
 def test_an_error_in_a_worker_process_is_one_line_too(dataset):
     for pet in read_list(dataset, "list"):
-        pet.image_path.write_bytes(b"no picture")
-    done = train_on(dataset, "--num_workers", 2, "--image_size", 64, "--encoder_weights", "none")
+        pet.image_path.write_bytes(f"no picture of {pet.name}".encode())
+    done = train_on(dataset, "--num_workers", 2, "--image_size", 64, "--encoder_weights", "none", "--cache", "off")
     assert_one_error(done, "can't be read as a picture", "replace the file")
 
 
 def test_command_line_counts(shared_dataset, tmp_path):
     said = run_ok("oxford_pet.py", "--data_path", shared_dataset, cwd=tmp_path)
-    assert "80-10-10: 32 train, 4 valid, 4 test" in said
+    assert "(the pets' layout), split 80-10-10: 32 train, 4 valid, 4 test" in said
+    said = run_ok("oxford_pet.py", "--data_path", shared_dataset, "--split", "official", cwd=tmp_path)
     assert "official: 24 train, 2 valid, 14 test" in said

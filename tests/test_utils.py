@@ -99,41 +99,76 @@ def test_a_batch_is_augmented_like_its_images():
 
 
 class FakeDataset:
-    """Five named samples that tell which epoch they were asked for in."""
+    """Five named samples that tell by which keys they were asked for."""
 
     pets = [SimpleNamespace(name=f"pet_{i}") for i in range(5)]
 
     def __len__(self):
         return 5
 
-    def __getitem__(self, key):
-        return {"key": key}
+    def __getitems__(self, keys):
+        return {"key": list(keys)}
+
+
+def drawn(dataset, *key):
+    """What was drawn for one key, as bytes."""
+    return dataset[key]["affine"].numpy().tobytes()
 
 
 def test_bulk_keeps_originals_and_adds_the_same_variants_every_time():
     first, again = (utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=1) for _ in range(2))
     assert len(first) == 20
-    assert all(np.array_equal(first[i]["affine"], utils.IDENTITY) for i in range(5))
-    variants = [first[3, i]["affine"].numpy().tobytes() for i in range(5, 20)]
+    assert all(drawn(first, 4, i) == utils.IDENTITY.tobytes() for i in range(5))
+    variants = [drawn(first, 3, i) for i in range(5, 20)]
     assert len(set(variants)) == 15
-    assert variants == [again[8, i]["affine"].numpy().tobytes() for i in range(5, 20)]
+    assert variants == [drawn(again, 8, i) for i in range(5, 20)]
     assert first[3, 7]["key"] == (3, 2)  # the eighth item is a variant of the third picture
     other = utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=2)
-    assert variants[0] != other[3, 5]["affine"].numpy().tobytes()
+    assert variants[0] != drawn(other, 3, 5)
 
 
 def test_more_variants_keep_the_earlier_ones():
-    few, many = (utils.augment_dataset(FakeDataset(), n, seed=1).variants for n in (2, 5))
-    np.testing.assert_array_equal(few, many[:, :2])
+    few, many = (utils.augment_dataset(FakeDataset(), n, seed=1) for n in (2, 5))
+    assert [drawn(few, 0, i) for i in range(15)] == [drawn(many, 0, i) for i in range(15)]
 
 
 def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
-    dataset = utils.OnlineAugmentation(FakeDataset(), seed=1)
-    drawn = {(e, i): dataset[e, i]["affine"].numpy().tobytes() for e in range(8) for i in range(5)}
-    again = {(e, i): dataset[e, i]["affine"].numpy().tobytes() for e in reversed(range(8)) for i in range(5)}
-    assert drawn == again
-    assert len(set(drawn.values())) > 30
-    assert utils.IDENTITY.tobytes() in {dataset[e, 0]["affine"].numpy().tobytes() for e in range(60)}
+    dataset = utils.AugmentedDataset(FakeDataset(), seed=1)
+    keys = [(e, i) for e in range(8) for i in range(5)]
+    once = {key: drawn(dataset, *key) for key in keys}
+    assert once == {key: drawn(dataset, *key) for key in reversed(keys)}
+    assert len(set(once.values())) > 30
+    assert utils.IDENTITY.tobytes() in {drawn(dataset, e, 0) for e in range(60)}
+
+
+def test_a_batch_is_drawn_like_its_samples():
+    dataset = utils.augment_dataset(FakeDataset(), 2, seed=1, colour_jitter=True)
+    batch = dataset.__getitems__([(0, 3), (5, 12), 7])
+    for row, key in enumerate([(0, 3), (5, 12), (0, 7)]):
+        sample = dataset[key]
+        assert torch.equal(batch["affine"][row], sample["affine"])
+        assert torch.equal(batch["colours"][row], sample["colours"])
+    assert torch.equal(batch["colours"][0], torch.ones(3))  # an original
+    assert "colours" not in utils.augment_dataset(FakeDataset(), 2, seed=1)[0]
+
+
+def test_colours_by_hand():
+    image = torch.tensor([[100.0, 200.0], [50.0, 150.0], [0.0, 100.0]]).view(1, 3, 1, 2)
+    torch.testing.assert_close(utils.apply_colours(image, torch.ones(1, 3)), image)
+    brighter = utils.apply_colours(image, torch.tensor([[1.1, 1.0, 1.0]]))
+    torch.testing.assert_close(brighter, image * 1.1)
+    flat = utils.apply_colours(image, torch.tensor([[1.0, 0.0, 1.0]]))
+    torch.testing.assert_close(flat, torch.full_like(image, 100.0))
+    gray = utils.apply_colours(image, torch.tensor([[1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(gray[0, :, 0, 0], torch.full((3,), 0.299 * 100 + 0.587 * 50))
+    assert utils.apply_colours(image, torch.tensor([[9.0, 1.0, 1.0]])).max() == 255
+
+
+def test_colours_stay_within_their_strength():
+    draws = np.stack([utils.draw_colours(np.random.default_rng(i), 0.25) for i in range(100)])
+    assert draws.min() >= 0.75
+    assert draws.max() <= 1.25
+    assert draws.std(0).min() > 0.1
 
 
 def test_purposes_and_names_draw_different_numbers():

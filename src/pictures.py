@@ -1,0 +1,156 @@
+"""Reading pictures, trimaps and masks from files of any kind."""
+
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from PIL import Image, ImageOps
+
+PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on broken files
+
+
+class DatasetError(ValueError):
+    """The data is missing, incomplete or not what it should be; says what, where and how to mend it."""
+
+
+def read_image(path, size: Optional[int] = None, upright: bool = False) -> np.ndarray:
+    """Reads a picture of any mode as RGB.
+
+    Args:
+        path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
+        size: side of a square that the picture is resized to, bilinear with antialiasing; None keeps its own size.
+        upright: turn it as its EXIF orientation says.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        DatasetError: the file can't be read as a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if size is not None:
+                image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that the resize would average away
+            if upright:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip to white
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            image = image.convert("RGB")
+            if size is not None:
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
+
+
+def read_trimap(path, size: Optional[int] = None) -> np.ndarray:
+    """Reads a trimap.
+
+    Args:
+        path: a single-channel PNG.
+        size: side of a square that it is resized to, nearest neighbour; None keeps its own size.
+
+    Returns:
+        uint8 (H, W) of 1 = pet, 2 = background, 3 = border.
+
+    Raises:
+        DatasetError: the file can't be read, has several channels, or holds other values.
+    """
+    full = _read_values(path, "trimap")
+    if full.ndim != 2 or full.dtype != np.uint8:
+        raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {full.shape}")
+    counts = np.bincount(full.ravel(), minlength=256)
+    if counts[1:4].sum() != full.size:
+        values = np.flatnonzero(counts)
+        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+        raise DatasetError(
+            f"{path} is no trimap: it holds the values {shown}; only 1 (pet), 2 (background) and 3 (border) may occur"
+        )
+    return _nearest(full, size)
+
+
+def read_mask(path, size: Optional[int] = None) -> np.ndarray:
+    """Reads a mask of two values, in whatever way they are stored, as a trimap without border.
+
+    Args:
+        path: a picture of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
+            pet; in a palette without black, index 0 is background. Alpha counts where the colours are all one.
+        size: as for `read_trimap`.
+
+    Returns:
+        uint8 (H, W) of 1 = pet, 2 = background.
+
+    Raises:
+        DatasetError: the file can't be read, holds more than two values, or two of which none is background.
+    """
+    values = _read_values(path, "mask")
+    if values.ndim == 3:
+        alpha = values.shape[2] in (2, 4)
+        codes = values[..., : values.shape[2] - alpha].astype(np.int64) @ (1 << 8 * np.arange(values.shape[2] - alpha))
+        if alpha and (codes == codes.flat[0]).all() and np.ptp(values[..., -1]):
+            codes = values[..., -1]
+    else:
+        codes = values
+    found = np.unique(codes)
+    if len(found) > 2:
+        raise DatasetError(
+            f"{path} is no mask: it holds {len(found)} values, and a mask has two, background 0 and pet; save it as PNG"
+        )
+    if len(found) == 2 and found[0] != 0:
+        raise DatasetError(f"{path} is no mask: of its two values none is 0, so which one is background? make that 0")
+    return _nearest(np.where(codes != 0, np.uint8(PET), np.uint8(BACKGROUND)), size)
+
+
+def _read_values(path, what: str) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode != "P" or what == "trimap":
+                return np.asarray(image)
+            # A palette: its colours, unless none of them is black; then its indices, of which 0 is background.
+            colours, indices = np.asarray(image.convert("RGB")), np.asarray(image)
+            return colours if (colours.reshape(-1, 3).sum(1) == 0).any() else indices
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as a {what} ({error}); replace the file") from None
+
+
+def _nearest(values: np.ndarray, size: Optional[int]) -> np.ndarray:
+    return (
+        values if size is None else np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
+    )
+
+
+def read_pair(image_path: Path, mask_path: Path, own: bool, size: Optional[int] = None):
+    """Reads a picture and its trimap, of the same size.
+
+    Args:
+        image_path: the picture.
+        mask_path: its trimap, or its mask of two values.
+        own: it is a mask. Then the picture is turned upright, which is how people see it when they draw its mask.
+        size: side of a square that both are resized to; None keeps their own size.
+
+    Returns:
+        uint8 (H, W, 3), and uint8 (H, W) of 1, 2, 3.
+
+    Raises:
+        DatasetError: a file can't be read or is no mask, or their own sizes differ.
+    """
+    trimap = (read_mask if own else read_trimap)(mask_path)
+    upright = False
+    try:
+        with Image.open(image_path) as image:
+            width, height = image.size
+            if own and image.getexif().get(0x0112, 1) > 4:  # turned by a quarter
+                upright = trimap.shape == (width, height)
+                width, height = (height, width) if upright else (width, height)
+            elif own:
+                upright = True
+    except UNREADABLE as error:
+        raise DatasetError(f"{image_path} can't be read as a picture ({error}); replace the file") from None
+    if trimap.shape != (height, width):
+        raise DatasetError(
+            f"{image_path} is {width}x{height} but its mask {mask_path} is {trimap.shape[1]}x{trimap.shape[0]}; "
+            "they must have the same size"
+        )
+    return read_image(image_path, size, upright), _nearest(trimap, size)

@@ -1,0 +1,158 @@
+"""Decode once: pictures and trimaps of a dataset, resized, as bytes in one file.
+
+The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, trimap. `np.load(file, mmap_mode="r")` opens it.
+Here it is read by position instead: mapped pages would count as this process's memory until the whole file is in it,
+while what is read this way stays in the system's page cache alone, shared by all processes and given back under
+pressure.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from tqdm import tqdm
+
+from oxford_pet import Pet, list_pets, raise_faults, write_record
+from pictures import DatasetError
+from utils import lock_file, sync_folder
+
+FORMAT_VERSION = 1  # changes when the same files give other records
+SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
+
+
+class PixelCache:
+    """Records of pictures by their names.
+
+    Args:
+        file: the .npy file.
+        names: of the pictures, in the file's order.
+
+    Raises:
+        ValueError: the file is not of the shape that the names ask for.
+    """
+
+    def __init__(self, file: Path, names: list[str]):
+        array = np.load(file, mmap_mode="r")
+        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(names):
+            raise ValueError(f"{file} is no cache of {len(names)} pictures")
+        self.file, self.shape, self.offset = file, array.shape[1:], array.offset
+        self.rows = {name: row for row, name in enumerate(names)}
+        self.handle: Optional[int] = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "handle": None}  # a worker process opens the file for itself
+
+    def read(self, names: list[str]) -> np.ndarray:
+        """The records of these pictures, uint8 (N, 4, S, S), the caller's own."""
+        rows = [self.rows[name] for name in names]
+        if not hasattr(os, "preadv"):  # Windows
+            return np.load(self.file, mmap_mode="r")[rows]
+        if self.handle is None:
+            self.handle = os.open(self.file, os.O_RDONLY)
+        records = np.empty((len(rows), *self.shape), np.uint8)
+        for record, row in zip(records, rows):
+            # The position is in the call, so processes that share the handle after a fork don't disturb each other.
+            if os.preadv(self.handle, [record], self.offset + row * record.nbytes) != record.nbytes:
+                raise DatasetError(f"{self.file} has been cut off; delete it, and it is made anew")
+        return records
+
+
+def open_cache(root: Path, size: int) -> Optional[PixelCache]:
+    """Opens the cache of a dataset at a size; makes it first where there is none of these very files.
+
+    Several processes may call this at once: one makes the cache, the others wait for it.
+
+    Args:
+        root: folder of the dataset; the cache goes into its folder .pixel_cache.
+        size: side of the pictures, in pixels.
+
+    Returns:
+        The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
+
+    Raises:
+        DatasetError: pictures or masks can't be used; the first ten are named, all are counted.
+    """
+    pets = list_pets(root)
+    names, folder = [pet.name for pet in pets], root / ".pixel_cache"
+    file = folder / f"{size}_{_digest(pets, size)}.npy"
+    try:
+        if not _is_whole(file, len(pets), size):
+            folder.mkdir(exist_ok=True)
+            with lock_file(folder / "lock", wait=True):
+                if not _is_whole(file, len(pets), size):  # nobody else has made it while we waited
+                    _make(file, pets, size)
+        return PixelCache(file, names)
+    except OSError as error:
+        print(f"No cache in {folder} ({error.strerror or error}): every picture is decoded anew.", file=sys.stderr)
+        return None
+
+
+def _is_whole(file: Path, count: int, size: int) -> bool:
+    return file.is_file() and file.stat().st_size > count * 4 * size * size
+
+
+def _digest(pets: list[Pet], size: int) -> str:
+    """Changes whenever a file, the list of files or the size does."""
+
+    def stamp(path: Path) -> tuple[str, int, int]:
+        status = path.stat()
+        return str(path.name), status.st_size, status.st_mtime_ns
+
+    with ThreadPoolExecutor() as pool:
+        stamps = list(pool.map(lambda pet: (stamp(pet.image_path), stamp(pet.mask_path)), pets))
+    return hashlib.sha256(json.dumps([FORMAT_VERSION, size, stamps]).encode()).hexdigest()[:16]
+
+
+def _make(file: Path, pets: list[Pet], size: int) -> None:
+    for leftover in file.parent.glob("*.tmp"):  # of a kill: nobody else is here, we have the lock
+        leftover.unlink()
+    needed, free = len(pets) * 4 * size * size, shutil.disk_usage(file.parent).free
+    if free < needed + SPARE_BYTES:
+        raise OSError(f"it takes {needed / 1e9:.2f} GB and leaves less than 1 GB free")
+    print(f"Decoding {len(pets):,} pictures once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(pets), 4, size, size)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            _fill(stream, pets, size)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    sync_folder(file.parent)
+    for other in file.parent.glob(f"{size}_*.npy"):  # of files that have changed since
+        if other != file:
+            other.unlink()
+
+
+def _fill(stream, pets: list[Pet], size: int) -> None:
+    """Writes all records in order, decoded by as many threads as there are cores (Pillow lets go of Python's lock)."""
+
+    def decode(pet: Pet):
+        record = np.empty((4, size, size), np.uint8)
+        try:
+            write_record(record, pet)
+        except DatasetError as error:
+            return str(error)
+        return record
+
+    faults, workers = [], os.cpu_count() or 1
+    bar = tqdm(total=len(pets), desc="decoding", unit="picture", disable=None, delay=1)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        for begin in range(0, len(pets), 16 * workers):  # in portions, so that memory stays small
+            for record in pool.map(decode, pets[begin : begin + 16 * workers]):
+                if isinstance(record, str):
+                    faults.append(record)
+                elif not faults:
+                    stream.write(record)
+                bar.update()
+    raise_faults(faults, pets[0].image_path.parent.parent)

@@ -1,0 +1,185 @@
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import SRC, TINY, run_ok
+from PIL import Image
+
+import pixel_cache
+from oxford_pet import SimpleOxfordPetDataset, list_pets, split_pets
+from pictures import DatasetError
+from pixel_cache import open_cache
+
+
+def caches(root):
+    return sorted(p.name for p in (root / ".pixel_cache").iterdir() if p.name != "lock")
+
+
+@pytest.mark.parametrize("uncertain", [False, True])
+def test_cached_samples_are_the_same_bit_for_bit(dataset, uncertain):
+    options = {"image_size": 48, "augment_uncertain": uncertain}
+    decoded = SimpleOxfordPetDataset(dataset, "train", **options)
+    cached = SimpleOxfordPetDataset(dataset, "train", records=open_cache(dataset, 48), **options)
+    for key in [0, 5, (3, 5), (4, 5)]:
+        for (name, a), b in zip(decoded[key].items(), cached[key].values()):
+            assert a == b if name == "path" else torch.equal(a, b), name
+    a, b = decoded.__getitems__([(1, 2), 7, (0, 2)]), cached.__getitems__([(1, 2), 7, (0, 2)])
+    assert all(torch.equal(a[name], b[name]) for name in ("image", "mask", "trimap"))
+    assert a["path"] == b["path"] == [str(cached.pets[i].image_path) for i in (2, 7, 2)]
+
+
+def test_the_file_is_a_plain_array(dataset):
+    cache = open_cache(dataset, 32)
+    array = np.load(cache.file, mmap_mode="r")
+    assert array.shape == (40, 4, 32, 32)
+    np.testing.assert_array_equal(array[[3, 0]], cache.read([pet.name for pet in list_pets(dataset)][3::-3]))
+
+
+def test_what_is_read_belongs_to_the_reader(dataset):
+    cache, name = open_cache(dataset, 32), list_pets(dataset)[0].name
+    first = cache.read([name])
+    before = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(cache.read([name]), before)
+
+
+def test_it_is_made_once_and_anew_when_anything_changes(dataset, capsys):
+    def made():
+        cache = open_cache(dataset, 32)
+        return "Decoding" in capsys.readouterr().out, cache
+
+    assert made()[0]
+    again, cache = made()
+    assert not again
+    pet = list_pets(dataset)[0]
+    Image.fromarray(np.full((64, 80, 3), 200, np.uint8)).save(pet.image_path)  # another picture
+    anew, cache = made()
+    assert anew
+    assert (cache.read([pet.name])[0, :3] == 200).all()
+    Image.fromarray(np.full((64, 80), 1, np.uint8)).save(pet.mask_path)  # another trimap
+    anew, cache = made()
+    assert anew
+    assert (cache.read([pet.name])[0, 3] == 1).all()
+    rows = (dataset / "annotations/list.txt").read_text().splitlines()
+    (dataset / "annotations/list.txt").write_text("\n".join(rows[:-1]) + "\n")  # another list
+    assert made()[0]
+    assert len(caches(dataset)) == 1  # what is out of date is removed
+    open_cache(dataset, 40)  # another size
+    assert len(caches(dataset)) == 2
+
+
+def test_split_and_seed_share_one_cache(dataset, capsys):
+    open_cache(dataset, 32)
+    capsys.readouterr()
+    for split, seed in (("official", 1), ("80-10-10", 2)):
+        parts = split_pets(dataset, split, seed)
+        records = open_cache(dataset, 32)
+        assert len(list(SimpleOxfordPetDataset(dataset, "test", split=parts, image_size=32, records=records))) > 3
+    assert capsys.readouterr().out == ""
+
+
+def test_no_room_or_no_right_to_write_falls_back_and_says_so(dataset, monkeypatch, capsys):
+    usage = shutil.disk_usage(dataset)
+    monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    assert open_cache(dataset, 32) is None
+    assert "decoded anew" in capsys.readouterr().err
+    monkeypatch.undo()
+
+    def read_only(self, *_args, **_options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(dataset), "mkdir", read_only)
+    assert open_cache(dataset, 32) is None
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_while_it_is_made_falls_back(dataset, monkeypatch, capsys):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pixel_cache.os, "fsync", full)
+    assert open_cache(dataset, 32) is None
+    assert "No space left" in capsys.readouterr().err
+    assert caches(dataset) == []
+
+
+def test_a_cache_that_was_cut_off_is_made_anew(dataset):
+    cache = open_cache(dataset, 32)
+    names = [pet.name for pet in list_pets(dataset)]
+    whole = cache.read(names)
+    with cache.file.open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(DatasetError, match="has been cut off; delete it"):  # under the eyes of a reader
+        cache.read(names)
+    np.testing.assert_array_equal(open_cache(dataset, 32).read(names), whole)
+
+
+def test_several_processes_at_once_make_one_cache(dataset):
+    code = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; from pixel_cache import open_cache; "
+        f"print(open_cache(Path({str(dataset)!r}), 64).file)"
+    )
+
+    def one(_number):
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(one, range(3)))
+    assert len({run.stdout.splitlines()[-1] for run in done}) == 1
+    assert sum("Decoding" in run.stdout for run in done) == 1
+    assert len(caches(dataset)) == 1
+
+
+def test_a_kill_while_it_is_made_leaves_nothing_that_is_used(dataset):
+    code = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; import pixel_cache, time; "
+        "pixel_cache._fill = lambda stream, *_: (stream.write(b'half'), stream.flush(), print('writing', flush=True), "
+        f"time.sleep(60)); pixel_cache.open_cache(Path({str(dataset)!r}), 64)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert [process.stdout.readline() for _ in range(2)][1] == "writing\n"
+    process.kill()
+    process.communicate()
+    assert [name.endswith(".tmp") for name in caches(dataset)] == [True]
+    assert open_cache(dataset, 64).read([list_pets(dataset)[0].name]).shape == (1, 4, 64, 64)
+    assert [name.endswith(".npy") for name in caches(dataset)] == [True]
+
+
+def test_training_is_the_same_with_and_without_for_any_number_of_workers(dataset, tmp_path):
+    results = []
+    for i, flags in enumerate([("--cache", "on"), ("--cache", "off"), ("--cache", "on", "--num_workers", 2)]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        said = run_ok(
+            *("train.py", "--data_path", dataset, "--epochs", 1, *TINY, "--augment", "online", "--color_jitter"),
+            *("--augment_uncertain", *flags),
+            cwd=folder,
+        )
+        assert ("not cached" in said) == (flags[1] == "off")
+        results.append(torch.load(folder / "saved_models/resnet34_unet_last.pth", weights_only=True)["weights"])
+    for other in results[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in results[0].items())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_reading_does_not_fill_the_memory(dataset):
+    code = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path\n"
+        "import numpy as np; from pixel_cache import PixelCache\n"
+        f"file = Path({str(dataset)!r}) / 'big.npy'\n"
+        "array = np.lib.format.open_memmap(file, 'w+', np.uint8, (1500, 4, 256, 256)); array.flush(); del array\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "cache = PixelCache(file, [str(i) for i in range(1500)]); before = resident()\n"
+        "for i in range(0, 1500, 8): cache.read([str(j) for j in range(i, min(i + 8, 1500))])\n"
+        "print(resident() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30e6  # of the 393 MB that were read
