@@ -5,8 +5,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from tqdm import tqdm
+
 from oxford_pet import find_root, split_pets
 from pictures import DatasetError
+
+NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
 
 
 def resources() -> tuple[tuple[str, str], ...]:
@@ -19,14 +23,14 @@ def resources() -> tuple[tuple[str, str], ...]:
 def download(data_path) -> Path:
     """Downloads the dataset into <data_path>/oxford-iiit-pet, torchvision's layout; safe to repeat.
 
-    What is complete is left alone. Archives are verified by MD5 before they are unpacked, and folders appear under
-    their own names only when they are whole.
+    What is complete is left alone; an archive that was cut off or tampered with is fetched anew. Archives are verified
+    by MD5 before they are unpacked, and folders appear under their own names only when they are whole.
 
     Returns:
         The folder with images/ and annotations/.
 
     Raises:
-        DatasetError: the archives can't be had, or are not the real ones.
+        DatasetError: the archives can't be had, are not the real ones, or don't fit on the disk.
     """
     from torchvision.datasets.utils import download_url
 
@@ -37,6 +41,12 @@ def download(data_path) -> Path:
         return root
     except DatasetError:
         root = Path(data_path) / "oxford-iiit-pet"
+    free = shutil.disk_usage(data_path).free
+    if free < NEEDED_BYTES:
+        raise DatasetError(
+            f"the download needs {NEEDED_BYTES / 1e9:.1f} GB and {data_path} has {free / 1e9:.1f} GB free; make room, "
+            "or name a folder on another disk with --data_path"
+        )
     for url, md5 in resources():
         archive = root / url.rsplit("/", 1)[1]
         try:
@@ -52,7 +62,10 @@ def download(data_path) -> Path:
 
 def _unpack(archive: Path, root: Path) -> None:
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as scratch, tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")  # refuses members that leave the folder, links out of it, devices
+        for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file", disable=None):
+            if not (member.isfile() or member.isdir()):
+                raise tarfile.TarError(f"{member.name} is a link or a device")
+            tar.extract(member, scratch, filter="data")  # refuses members that leave the folder
         for folder in Path(scratch).iterdir():
             shutil.rmtree(root / folder.name, ignore_errors=True)  # a half-unpacked one from before
             folder.rename(root / folder.name)

@@ -6,8 +6,8 @@ A dataset is a folder in one of three layouts:
     images/ annotations/trimaps/                     the same without lists: pictures and trimaps pair up by stem
     images/ masks/                                   own pictures; masks of two values, black is background
 
-A trimap's pixels are 1 = pet, 2 = background, 3 = border; the mask is 1 where the trimap is 1 or 3. Masks of the third
-layout are read as trimaps without a border, so that everything after the reading is the same.
+A trimap is 1 = pet, 2 = background, 3 = border; the mask is 1 where it is 1 or 3. Masks of the third layout are read as
+trimaps without a border, so that everything after the reading is the same.
 """
 
 import collections
@@ -88,16 +88,16 @@ def list_pets(root: Path) -> list[Pet]:
     """
     if not _has_lists(root):
         return _pair_up(root)
-    if (root / "annotations/list.txt").is_file():
-        return sorted(read_list(root, "list"))
-    return sorted({*read_list(root, "trainval"), *read_list(root, "test")})
+    optional = [name for name in ("list", "trainval", "test") if (root / "annotations" / f"{name}.txt").is_file()]
+    needed = [] if "list" in optional else ["trainval", "test"]
+    return sorted({pet.name: pet for name in [*needed, *optional] for pet in read_list(root, name)}.values())
 
 
 def read_list(root: Path, name: str) -> list[Pet]:
     """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments.
 
     Raises:
-        DatasetError: the list is missing, or a row is not of that form.
+        DatasetError: the list is missing, a row is not of that form, or a name stands in it twice.
     """
     file = root / "annotations" / f"{name}.txt"
     if not file.is_file():
@@ -112,6 +112,8 @@ def read_list(root: Path, name: str) -> list[Pet]:
         except ValueError:
             raise DatasetError(f"{file} line {number} is not `name class species breed`: {line.strip()!r}") from None
         pets.append(pet)
+    twice = [name for name, count in collections.Counter(pet.name for pet in pets).items() if count > 1]
+    raise_faults([f"{name} stands in {file.name} more than once" for name in twice], root)
     return pets
 
 
@@ -166,13 +168,9 @@ def split_pets(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
         if not _has_lists(root):
             raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
         trainval, test = read_list(root, "trainval"), read_list(root, "test")
-        both = {pet.name for pet in trainval} & {pet.name for pet in test}
-        raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
-        parts = {
-            "train": [pet for i, pet in enumerate(trainval, start=1) if i % 10],
-            "valid": trainval[9::10],
-            "test": test,
-        }
+        raise_faults([f"{pet.name} stands in trainval.txt and in test.txt" for pet in {*trainval} & {*test}], root)
+        train = [pet for i, pet in enumerate(trainval, start=1) if i % 10]
+        parts = {"train": train, "valid": trainval[9::10], "test": test}
     else:
         parts = _stratified(list_pets(root), seed)
     _require_files(root, [pet for part in parts.values() for pet in part])
@@ -378,7 +376,7 @@ def main(argv=None) -> None:
     flag("--download", action="store_true", help="fetch the Oxford-IIIT Pet dataset (about 800 MB), MD5 verified")
     flag("--check", action="store_true", help="read every file and report what is wrong or odd")
     flag("--preview", nargs="?", const="preview.png", metavar="FILE", help="draw pictures and augmented ones")
-    flag("--split", choices=SPLITS, default=SPLITS[0], help="which images are which, for --check and --preview")
+    flag("--split", choices=SPLITS, default=SPLITS[0], help="which images are which")
     flag("--seed", type=cli.whole_number(0, 2**32 - 1), default=42, metavar="N", help="of the split")
     args = parser.parse_args(argv)
     if args.download:
@@ -391,9 +389,9 @@ def main(argv=None) -> None:
         cli.writable_folder(Path(args.preview).parent)
         preview(root, args.split, args.seed, Path(args.preview))
     if not (args.check or args.preview):
-        parts = split_pets(root, args.split, args.seed)
+        sizes = zip(split_pets(root, args.split, args.seed), MODES)
         print(f"{root} ({describe_layout(root)}), split {args.split}: ", end="")
-        print(", ".join(f"{len(getattr(parts, mode))} {mode}" for mode in MODES))
+        print(", ".join(f"{len(part)} {mode}" for part, mode in sizes))
 
 
 if __name__ == "__main__":

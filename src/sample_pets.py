@@ -1,8 +1,7 @@
 """Draws a make-believe pet dataset in the layout of the Oxford-IIIT Pet dataset, to try the toolkit offline.
 
 Cats and dogs stand in front of busy backgrounds, each with an exact trimap (1 = pet, 2 = background, 3 = border). They
-start as the small drawings in the tables below, which are read into outlines, changed a little at random, moved into
-the picture and painted from back to front.
+start as the drawings in the tables below, which are read into outlines, varied, moved into the picture and painted.
 """
 
 import shutil
@@ -297,7 +296,7 @@ def draw_pet(rng, breed=BREEDS[0], size=(256, 256)):
         size: Width and height in pixels.
 
     Returns:
-        The picture (``PIL.Image``, mode RGB) and its trimap (mode L: 1 = pet, 2 = background, 3 = border).
+        The picture (``PIL.Image``, mode RGB) and its trimap (mode L).
     """
     parts, scale, ground = _place(rng, _pet_parts(rng, breed), size)
     pair = np.array([ImageColor.getrgb(text) for text in str(rng.choice(breed.colours.split())).split("-")])
@@ -394,10 +393,9 @@ def main(argv=None):
     for name, value in (("count", 240), ("seed", 42), ("side", 256)):
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help="see draw_sample_dataset")
     args = parser.parse_args(argv)
-    known = (Path(args.data_path) / MARKER).exists()
+    what = "are there already, nothing to do" if (Path(args.data_path) / MARKER).exists() else "drawn"
     root = draw_sample_dataset(args.data_path, args.count, args.seed, args.side)
-    what = "are there already, nothing to do" if known else "written with trimaps and lists"
-    print(f"{root}: {args.count} drawn pictures {what}")
+    print(f"{root}: {args.count} pictures {what}")
 
 
 if __name__ == "__main__":

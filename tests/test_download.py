@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -33,6 +34,7 @@ def archives(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    (tmp_path / "data").mkdir()
     address = f"http://127.0.0.1:{server.server_port}"
     resources = [
         (f"{address}/{part}.tar.gz", hashlib.md5((served / f"{part}.tar.gz").read_bytes()).hexdigest())
@@ -81,23 +83,62 @@ def test_a_half_unpacked_dataset_is_mended(archives, tmp_path):
     assert len(list_pets(root)) == 40
 
 
-def test_members_that_leave_the_folder_are_refused(archives, tmp_path, monkeypatch):
+def member(name, **fields):
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("evil", "words"),
+    [
+        (member("images/../../../escaped.txt", size=4), "outside the destination"),
+        (member("/escaped.txt", size=4), None),  # made relative, or refused: either way it does not escape
+        (member("images/link", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is a link or a device"),
+        (member("images/link", type=tarfile.LNKTYPE, linkname="../../escaped.txt"), "is a link or a device"),
+        (member("images/device", type=tarfile.CHRTYPE), "is a link or a device"),
+        (member("images/pipe", type=tarfile.FIFOTYPE), "is a link or a device"),
+    ],
+)
+def test_members_that_leave_the_folder_links_and_devices_are_refused(archives, tmp_path, monkeypatch, evil, words):
     with tarfile.open(archives / "images.tar.gz", "w:gz") as tar:
-        member = tarfile.TarInfo("images/../../../escaped.txt")
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"evil"))
+        tar.addfile(evil, io.BytesIO(b"evil"[: evil.size]))
     (address, _), annotations = download_module.resources()
     right = hashlib.md5((archives / "images.tar.gz").read_bytes()).hexdigest()
     monkeypatch.setattr(download_module, "resources", lambda: [(address, right), annotations])
-    with pytest.raises(DatasetError, match="outside the destination"):
+    with pytest.raises(DatasetError, match=words):
         download(tmp_path / "data")
-    assert not list(tmp_path.rglob("escaped.txt"))
+    assert not [p for p in tmp_path.rglob("escaped.txt") if "oxford-iiit-pet" not in p.parts]
+    assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
+
+
+def test_a_download_that_breaks_off_is_told_and_starts_again(archives, tmp_path, monkeypatch):
+    whole = Quiet.copyfile
+
+    def breaks_off(self, source, outputfile):
+        outputfile.write(source.read(500))
+
+    monkeypatch.setattr(Quiet, "copyfile", breaks_off)
+    with pytest.raises(DatasetError, match="images.tar.gz can't be downloaded"):
+        download(tmp_path / "data")
+    assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
+    monkeypatch.setattr(Quiet, "copyfile", whole)
+    assert len(list_pets(download(tmp_path / "data"))) == 40
+
+
+def test_the_disk_is_looked_at_first(archives, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _path: usage._replace(free=10**9))
+    with pytest.raises(DatasetError, match="needs 1.7 GB and .* has 1.0 GB free; make room"):
+        download(tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_no_server_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "resources", lambda: [("http://127.0.0.1:9/images.tar.gz", "0" * 32)])
     with pytest.raises(DatasetError, match="images.tar.gz can't be downloaded into .*; try again later"):
-        download(tmp_path / "data")
+        download(tmp_path)
 
 
 def test_the_command_line_downloads_and_counts(archives, tmp_path, capsys):

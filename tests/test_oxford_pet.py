@@ -179,16 +179,23 @@ def break_row(root):
     write_list(root, "list", ["Cat0_0 one 1 1"])
 
 
+def break_by_listing_twice(root):
+    rows = (root / "annotations/list.txt").read_text().splitlines()
+    write_list(root, "list", [*rows, rows[-1]])
+
+
 def break_missing_images(root):
     for file in sorted((root / "images").iterdir())[5:]:
         file.unlink()
 
 
 def break_empty_list(root):
-    write_list(root, "list", ["# nothing"])
+    for name in ("list", "trainval", "test"):
+        write_list(root, name, ["# nothing"])
 
 
 def break_small_list(root):
+    break_empty_list(root)
     write_list(root, "list", ["Cat0_0 1 1 1"])
 
 
@@ -223,6 +230,7 @@ def break_trimap(root):
         (break_missing_folder, ["no images/ beside annotations/ or masks/", "--download"]),
         (break_missing_list, ["trainval.txt is missing", "--download"]),
         (break_row, ["list.txt line 1", "'Cat0_0 one 1 1'"]),
+        (break_by_listing_twice, ["dog3_39 stands in list.txt more than once"]),
         (break_missing_images, ["35 of the 80 listed files are missing", "--download"]),
         (break_empty_list, ["is empty", "0 pictures in all"]),
         (break_small_list, ["is empty", "1 pictures in all"]),

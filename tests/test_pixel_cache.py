@@ -65,8 +65,9 @@ def test_it_is_made_once_and_anew_when_anything_changes(dataset, capsys):
     anew, cache = made()
     assert anew
     assert (cache.read([pet.name])[0, 3] == 1).all()
-    rows = (dataset / "annotations/list.txt").read_text().splitlines()
-    (dataset / "annotations/list.txt").write_text("\n".join(rows[:-1]) + "\n")  # another list
+    for name in ("list", "trainval", "test"):  # other lists
+        rows = (dataset / f"annotations/{name}.txt").read_text().splitlines()
+        (dataset / f"annotations/{name}.txt").write_text("\n".join(rows[:-1]) + "\n")
     assert made()[0]
     assert len(caches(dataset)) == 1  # what is out of date is removed
     open_cache(dataset, 40)  # another size

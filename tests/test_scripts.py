@@ -119,6 +119,8 @@ def test_a_learning_rate_given_on_resume_is_taken_up_and_others_are_refused(trai
 
 def test_a_resume_on_other_pictures_is_refused(trained, dataset, tmp_path):
     folder = copy_of(trained, tmp_path / "run")
+    for name in ("trainval", "test"):
+        (dataset / f"annotations/{name}.txt").unlink()
     listed = (dataset / "annotations/list.txt").read_text().splitlines()
     (dataset / "annotations/list.txt").write_text("\n".join(listed[:-5]) + "\n")
     done = run_script("train.py", "--data_path", dataset, "--resume", cwd=folder)

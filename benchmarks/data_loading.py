@@ -1,0 +1,133 @@
+"""Images per second from disk to augmented batch: torchvision's dataset and transforms against this project's.
+
+    python benchmarks/data_loading.py --data_path dataset
+
+All variants read the same pictures in the same DataLoader settings, in turn, several rounds in one run; what is
+compared is the ratio of medians, since machines drift. The first round of each is not counted.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import OxfordIIITPet
+from torchvision.transforms import v2
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+import utils  # noqa: E402  the path must be set first
+from batches import make_loader  # noqa: E402
+from oxford_pet import find_root, load_dataset, split_pets  # noqa: E402
+from pixel_cache import open_cache  # noqa: E402
+
+
+class TorchvisionPets(Dataset):
+    """torchvision's dataset with its v2 transforms, as its documentation combines them."""
+
+    def __init__(self, root: Path, size: int):
+        self.pets = OxfordIIITPet(str(root.parent), split="trainval", target_types="segmentation", download=False)
+        self.image = v2.Compose([v2.ToImage(), v2.Resize((size, size), antialias=True)])
+        self.mask = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), interpolation=v2.InterpolationMode.NEAREST)])
+
+    def __len__(self) -> int:
+        return len(self.pets)
+
+    def __getitem__(self, index: int):
+        image, trimap = self.pets[index]
+        return self.image(image.convert("RGB")), (self.mask(trimap) != 2).to(torch.uint8)
+
+
+def passes(loader, augment: bool) -> float:
+    """Seconds for one pass over a loader, with what a training step does to a batch before the network sees it."""
+    start = time.perf_counter()
+    for batch in loader:
+        if augment:
+            utils.apply_augmentations(batch["image"], batch["mask"], batch["affine"])
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints a table and writes it into benchmarks/results/data_loading.csv."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", default="dataset")
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    args = parser.parse_args()
+    root, cpu, size = find_root(args.data_path), torch.device("cpu"), args.image_size
+    with tempfile.TemporaryDirectory() as scratch:
+        # torchvision wants the folder to be called oxford-iiit-pet; links keep the pictures where they are.
+        there = Path(scratch) / "oxford-iiit-pet"
+        there.mkdir()
+        for part in ("images", "annotations"):
+            (there / part).symlink_to((root / part).resolve())
+        split = split_pets(root, "official")
+        # The same pictures for all: torchvision's trainval is our train and valid.
+        pets = split._replace(train=sorted([*split.train, *split.valid]))
+        decoded = load_dataset(root, "train", split=pets, image_size=size)
+        cached = load_dataset(root, "train", split=pets, image_size=size, records=open_cache(root, size))
+        rows = []
+        for workers in args.workers:
+            options = {"num_workers": workers, "batch_size": args.batch_size}
+            theirs = TorchvisionPets(there, size)
+            variants = {
+                "torchvision dataset + v2 transforms": (
+                    DataLoader(theirs, persistent_workers=workers > 0, **options),
+                    False,
+                ),
+                "ours, decoding": (make_loader(decoded, cpu, **options), False),
+                "ours, cached": (make_loader(cached, cpu, **options), False),
+                "ours, cached, --augment online": (make_loader(utils.AugmentedDataset(cached), cpu, **options), True),
+            }
+            seconds = {name: [] for name in variants}
+            for _ in range(args.rounds + 1):
+                for name, variant in variants.items():
+                    seconds[name].append(passes(*variant))
+            base = None
+            for name, taken in seconds.items():
+                rates = sorted(len(theirs) / s for s in taken[1:])
+                median = statistics.median(rates)
+                base = base or median
+                rows.append(
+                    {
+                        "workers": workers,
+                        "variant": name,
+                        "images_per_second": round(median, 1),
+                        "lowest": round(rates[0], 1),
+                        "highest": round(rates[-1], 1),
+                        "ratio": round(median / base, 2),
+                        "n": len(rates),
+                    }
+                )
+    stamp = {
+        "images": len(theirs),
+        "image_size": size,
+        "batch_size": args.batch_size,
+        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}",
+    }
+    print(" | ".join(f"{key} {value}" for key, value in stamp.items()))
+    for row in rows:
+        print(
+            f"workers {row['workers']}  {row['variant']:<38} {row['images_per_second']:>9.1f} images/s "
+            f"({row['lowest']:.0f} to {row['highest']:.0f}, n = {row['n']})  x{row['ratio']:.1f}"
+        )
+    with utils.atomic_write(ROOT / "benchmarks/results/data_loading.csv") as file:
+        writer = csv.DictWriter(file, [*rows[0], *stamp], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **stamp} for row in rows)
+
+
+if __name__ == "__main__":
+    main()
