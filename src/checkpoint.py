@@ -21,6 +21,7 @@ import sys
 import threading
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Optional
 
@@ -32,6 +33,8 @@ from utils import atomic_write, sync_folder
 
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
 REQUIRED = ("model", "weights", "preprocessing", "data", "encoder_start")
+# What zipfile and torch raise on files that are damaged, or something else altogether.
+DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
 CONNECT_SECONDS = 10  # how long `--encoder_weights auto` waits for the server of the ImageNet weights
 
 
@@ -68,14 +71,21 @@ def save_checkpoint(content: dict, paths: list[Path]) -> None:
                 raise error.__context__ from None
             raise
     for path in paths[1:]:
-        temporary = path.with_name(f".{path.name}.link.tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(paths[0], temporary)
-        except OSError:
-            shutil.copyfile(paths[0], temporary)
+        link_checkpoint(paths[0], path)
+
+
+def link_checkpoint(source: Path, path: Path) -> None:
+    """Puts a checkpoint under another name as well, atomically: a link, or a copy where there are no links."""
+    temporary = path.with_name(f".{path.name}.link.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as original, atomic_write(path, "wb") as copy:
+            shutil.copyfileobj(original, copy)
+    else:
         temporary.replace(path)
-    sync_folder(paths[0].parent)
+        sync_folder(path.parent)
 
 
 def load_checkpoint(path) -> dict:
@@ -93,6 +103,10 @@ def load_checkpoint(path) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch stores a CRC-32 with every tensor, but does not look at it itself
+            # What it does look at beyond that, and reads wrongly where it is damaged, are these attributes.
+            damaged = damaged or next(
+                (i.filename for i in archive.infolist() if i.external_attr or i.compress_type), None
+            )
         if damaged:
             raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); {_offer(path)}")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -100,13 +114,13 @@ def load_checkpoint(path) -> dict:
         raise CheckpointError(
             f"{path} is refused: it holds Python objects that could run code on loading; use a checkpoint of train.py"
         ) from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is truncated, damaged, or no checkpoint ({str(error).splitlines()[0]}); {_offer(path)}"
+            f"{path} is truncated, damaged, or no checkpoint ({_first_line(error)}); {_offer(path)}"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a file of another program; use a checkpoint that train.py made")
-    if content["format_version"] > FORMAT_VERSION:
+    if content.get("format_version", 0) > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {content['format_version']}, this program reads {FORMAT_VERSION}; update it"
         )
@@ -114,6 +128,10 @@ def load_checkpoint(path) -> dict:
     if lacking:
         raise CheckpointError(f"{path} lacks {', '.join(lacking)}; train again, or use another checkpoint")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _offer(path: Path) -> str:
@@ -142,7 +160,7 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
         model.load_state_dict(content["weights"])
     except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: its weights do not fit the network it names ({str(error).splitlines()[0]}); use another one"
+            f"{path}: its weights do not fit the network it names ({_first_line(error)}); use another one"
         ) from None
     return model.eval()
 
@@ -161,7 +179,7 @@ def run_id_of(path: Path) -> Optional[str]:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["progress"]["run_id"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+    except (*DAMAGE, pickle.UnpicklingError):
         return None  # damaged, or not ours: it is renamed all the same, by its date
 
 
@@ -192,7 +210,8 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
         return f"from {Path(source).name}"
     try:
         weights = _imagenet_weights()
-    except (OSError, RuntimeError) as error:
+        _fit_encoder(encoder, weights)
+    except (OSError, RuntimeError, CheckpointError) as error:
         if source == "imagenet":
             raise CheckpointError(
                 f"the ImageNet weights can't be had ({error}); connect to the internet, or name a file"
@@ -203,7 +222,6 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
             file=sys.stderr,
         )
         return "from scratch (ImageNet weights not to be had)"
-    _fit_encoder(encoder, weights)
     return f"ImageNet ({weights.name})"
 
 
@@ -245,8 +263,9 @@ def _fit_encoder(encoder: torch.nn.Module, file) -> None:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}  # the classification head
         encoder.load_state_dict(weights)
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    except (*DAMAGE, AttributeError, pickle.UnpicklingError) as error:
+        why = "not only tensors are in it" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
         raise CheckpointError(
-            f"--encoder_weights: {file} can't be loaded into the encoder ({str(error).splitlines()[0]}); "
-            "it must be a state dict of torchvision's resnet34"
+            f"--encoder_weights: {file} can't be loaded into the encoder ({why}); it must be a state dict of "
+            "torchvision's resnet34"
         ) from None

@@ -191,9 +191,13 @@ def run(main, *bad_input: type[Exception]) -> None:
         main: called without arguments; whatever it returns is ignored.
         *bad_input: exceptions that mean bad input besides UsageError, such as DatasetError.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     status, message = 0, ""
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # here, so that a reader who went away is noticed here
     except (UsageError, *bad_input) as error:
         status, message = 2, _last_line(error)
     except RunError as error:
@@ -210,9 +214,18 @@ def run(main, *bad_input: type[Exception]) -> None:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            status, message = 1, f"can't write{where} ({error.strerror}); free some space and go on with --resume"
+            status = 1
+            message = f"can't write{where} ({error.strerror}); free some space and start again, train.py with --resume"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
             status, message = 2, f"can't open{where} ({error.strerror}); check the path and its permissions"
+        else:
+            status, message = (2 if error.errno == errno.ENAMETOOLONG else 1), f"{error.strerror or error}{where}"
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if "DataLoader worker" in text:
+            status, message = 1, "a process that reads images died; use --num_workers 0, or see to memory and files"
+        elif isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+            status, message = 1, "out of memory; use a smaller --batch_size or --image_size"
         else:
             raise
     # Out of the except blocks, so that the error no longer holds the frames of main: DataLoaders in them end their

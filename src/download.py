@@ -1,5 +1,6 @@
 """Downloads the Oxford-IIIT Pet dataset from its authors, verified."""
 
+import contextlib
 import shutil
 import tarfile
 import tempfile
@@ -36,11 +37,17 @@ def download(data_path) -> Path:
 
     try:
         root = find_root(data_path)
-        split_pets(root)
-        print(f"The dataset in {root} is complete.")
-        return root
     except DatasetError:
         root = Path(data_path) / "oxford-iiit-pet"
+    else:
+        if not (root / "annotations").is_dir():
+            raise DatasetError(f"{root} holds pictures of your own; name another folder for the download")
+        with contextlib.suppress(DatasetError):  # what is not whole is fetched anew, where it is
+            split_pets(root)
+            print(f"The dataset in {root} is complete.")
+            return root
+    for leftover in root.glob(".unpacking-*"):
+        shutil.rmtree(leftover)
     free = shutil.disk_usage(data_path).free
     if free < NEEDED_BYTES:
         raise DatasetError(

@@ -153,6 +153,8 @@ def main(argv=None) -> None:
     log_dir = cli.writable_folder(args.log_dir)
     if args.json:
         cli.writable_folder(Path(args.json).parent)
+        if Path(args.json).is_dir():
+            raise cli.UsageError(f"--json {args.json} is a folder; name a file")
 
     name = content["model"]["name"]
     print(f"Evaluating {name.upper()} ({path}; encoder {content['encoder_start']}) on {device}")
@@ -176,15 +178,15 @@ def main(argv=None) -> None:
         "seconds": round(seconds, 3),
         "images_per_second": round(len(dataset) / seconds, 1),
     }
-    utils.append_rows(log_dir / f"{name}_evaluation_log.csv", [{"time": time.strftime("%Y-%m-%d %H:%M:%S"), **report}])
+    for key, value in scores.items():
+        print(f"  {key.replace('_', ' '):<15} {value:.4f}")
+    verdict = next(words for least, words in VERDICTS if scores["dice"] >= least)
+    print(f"{name.upper()} {args.subset} Dice score: {scores['dice']:.4f}\n{verdict}", flush=True)
     if args.json:
         with utils.atomic_write(args.json) as file:
             json.dump(report, file, indent=2)
             file.write("\n")
-    for key, value in scores.items():
-        print(f"  {key.replace('_', ' '):<15} {value:.4f}")
-    print(f"{name.upper()} {args.subset} Dice score: {scores['dice']:.4f}")
-    print(next(verdict for least, verdict in VERDICTS if scores["dice"] >= least))
+    utils.append_rows(log_dir / f"{name}_evaluation_log.csv", [{"time": time.strftime("%Y-%m-%d %H:%M:%S"), **report}])
 
 
 if __name__ == "__main__":

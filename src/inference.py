@@ -3,7 +3,9 @@
 python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
 """
 
+import collections
 import glob
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -108,9 +110,18 @@ def mask_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
 
 
 def output_names(pictures: list[Picture]) -> list[str]:
-    """A name for each picture's results: its stem, with the ending too where two pictures share a stem."""
-    stems = [p.path.stem for p in pictures]
-    return [s if stems.count(s) == 1 else p.path.name.replace(".", "_") for s, p in zip(stems, pictures)]
+    """A name of its own for each picture's results: its stem, with the ending too where pictures share a stem."""
+    stems = collections.Counter(picture.path.stem for picture in pictures)
+    names: dict[str, None] = {}
+    for picture in pictures:
+        stem = picture.path.stem
+        base = name = stem if stems[stem] == 1 else picture.path.name.replace(".", "_")
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{base}_{number}"
+        names[name] = None
+    return list(names)
 
 
 def segment(model: SegmentationModel, pictures: list[Picture], args, size: int, device, folder: Optional[Path]):
@@ -186,6 +197,8 @@ def main(argv=None) -> None:
     pictures, what = find_pictures(args, content)
     output = args.output_path or ("inference_results" if args.save_results else None)
     folder = None if output is None else cli.writable_folder(output)
+    if folder is not None and folder.resolve() in {picture.path.parent.resolve() for picture in pictures}:
+        raise cli.UsageError(f"--output_path {folder} is where the pictures are; name another folder for the results")
     log_dir = cli.writable_folder(args.log_dir)
 
     name = content["model"]["name"]
@@ -204,8 +217,11 @@ def main(argv=None) -> None:
     if folder is not None:
         print(f"Panels and masks are in {folder}")
     scored = [row["dice"] for row in rows if row["dice"] != ""]
+    seen = {Path(row["picture"]).stem for row in rows if row["dice"] != ""} & set(content["data"]["train_names"])
     if scored:
         print(f"{name.upper()} mean Dice: {np.mean(scored):.4f} over {len(scored)} pictures with ground truth")
+    if seen:
+        print(f"WARNING: {len(seen)} of them were trained on, so this Dice flatters.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,12 @@ def read_list(root: Path, name: str) -> list[Pet]:
     file = root / "annotations" / f"{name}.txt"
     if not file.is_file():
         raise DatasetError(f"the list {file} is missing; {DOWNLOAD_HINT.format(root)}")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DatasetError(f"{file} is no text in UTF-8; save it as that") from None
     pets = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -168,7 +172,8 @@ def split_pets(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
         if not _has_lists(root):
             raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
         trainval, test = read_list(root, "trainval"), read_list(root, "test")
-        raise_faults([f"{pet.name} stands in trainval.txt and in test.txt" for pet in {*trainval} & {*test}], root)
+        both = {pet.name for pet in trainval} & {pet.name for pet in test}
+        raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
         train = [pet for i, pet in enumerate(trainval, start=1) if i % 10]
         parts = {"train": train, "valid": trainval[9::10], "test": test}
     else:
@@ -242,8 +247,9 @@ def _unite_copies(parts: dict[str, list[Pet]]) -> int:
 
 
 def fingerprint(pets: list[Pet]) -> str:
-    """SHA-256 over the names, in order: tells whether two runs have the same pictures in a part."""
-    return hashlib.sha256("\n".join(pet.name for pet in pets).encode()).hexdigest()
+    """SHA-256 over names and file sizes, in order: tells whether two runs have the same pictures in a part."""
+    rows = (f"{pet.name} {pet.image_path.stat().st_size} {pet.mask_path.stat().st_size}" for pet in pets)
+    return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def sample_rng(seed: int, epoch: int, name: str, purpose: int = 0) -> np.random.Generator:
@@ -252,7 +258,7 @@ def sample_rng(seed: int, epoch: int, name: str, purpose: int = 0) -> np.random.
     A pure function of its arguments: no state lives in worker processes, so a run does not depend on how many there are
     and can go on anywhere.
     """
-    return np.random.default_rng([seed, epoch, zlib.crc32(name.encode()), purpose])
+    return np.random.default_rng([seed, epoch, zlib.crc32(name.encode("utf-8", "surrogateescape")), purpose])
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets

@@ -35,14 +35,23 @@ def read_image(path, size: Optional[int] = None, upright: bool = False) -> np.nd
                 image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that the resize would average away
             if upright:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would clip to white
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            image = image.convert("RGB")
+            if image.mode[0] in "IF":
+                image = _eight_bits(np.asarray(image))
+            image = image.convert("RGBA" if "transparency" in image.info else image.mode).convert("RGB")
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)
     except UNREADABLE as error:
         raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    """Gray levels of 16 or 32 bits or floating point as 8 bits; Pillow's own conversion would clip them to white."""
+    if values.dtype == np.uint16:
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    values = np.nan_to_num(values.astype(np.float64))
+    top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())  # the range it seems to use
+    return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
 
 
 def read_trimap(path, size: Optional[int] = None) -> np.ndarray:

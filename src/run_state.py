@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ LOG_COLUMNS = [
     "images_per_second",
 ]
 # What a resumed run keeps: the flags that make it what it is, and those that may be changed on the way.
-CHANGEABLE = ("learning_rate", "save_every", "checkpoint_minutes")
+CHANGEABLE = ("learning_rate", "save_every", "checkpoint_minutes", "deterministic")
 SETTINGS = (
     *CHANGEABLE,
     "model_name",
@@ -79,6 +80,8 @@ class RunState:
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.data, self.encoder_start, self.progress, self.claim = data, encoder_start, progress, claim
         self.last_save = time.monotonic()
+        self.resumed_from: Optional[Path] = None
+        self.owns_names = False  # until the first save, the files under this model's names may be another run's
 
     def path(self, kind) -> Path:
         """Path of this run's checkpoint of a kind: best, last, or the number of an epoch."""
@@ -98,11 +101,22 @@ class RunState:
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "random_state": torch.get_rng_state(),
         }
+        self.take_names()
         save_checkpoint(content, [self.path(kind) for kind in (*kinds, "last")])
         self.last_save = time.monotonic()
 
-    def restore(self, content: dict) -> None:
+    def take_names(self) -> None:
+        """Once, before the first write: moves files of other runs, or of a later state of this one, out of the way."""
+        if self.owns_names:
+            return
+        self.owns_names = True
+        if self.resumed_from is None or not same_file(self.resumed_from, self.path("last")):
+            for moved in archive_files(self.args):
+                print(f"An earlier file is now {moved}.", flush=True)
+
+    def restore(self, content: dict, resumed_from: Path) -> None:
         """Takes over the state of a checkpoint."""
+        self.resumed_from = resumed_from
         self.model.load_state_dict(content["weights"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scheduler:
@@ -111,6 +125,10 @@ class RunState:
         if self.args.learning_rate != content["settings"]["learning_rate"]:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] = self.args.learning_rate
+            if hasattr(self.scheduler, "lr_lambdas"):  # cosine: the new rate is the top of what is left of the curve
+                self.scheduler.base_lrs = [self.args.learning_rate] * len(self.optimizer.param_groups)
+                factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+                self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * factor
 
     def write_log(self) -> None:
         """Writes the log anew from the history that the checkpoint holds, so that the two can't disagree."""
@@ -133,7 +151,7 @@ def settle_flags(args, given: dict, content: dict, path: Path) -> None:
     Raises:
         UsageError: the checkpoint can't be resumed, or a flag on the command line differs from its settings.
     """
-    if not {"settings", "progress", "optimizer"} <= set(content):
+    if not {"settings", "progress", "optimizer", "scheduler", "random_state"} <= set(content):
         raise cli.UsageError(
             f"{path} holds a model but no state of training, so no run can go on from it; name another"
         )
@@ -153,20 +171,34 @@ def settle_flags(args, given: dict, content: dict, path: Path) -> None:
         setattr(args, name, settings[name])
 
 
-def start_progress(args, given: dict, content: Optional[dict]) -> Progress:
-    """A new run's beginning, or where the resumed one stands; --epochs are then epochs more."""
+def start_progress(args, given: dict, content: Optional[dict], resumed_from: Optional[Path]) -> Progress:
+    """A new run's beginning, or where the resumed one stands; --epochs are then epochs more.
+
+    A best score counts only where its checkpoint stands beside the one that is resumed: else the next epoch is the best
+    so far and writes one.
+    """
     if content is None:
         return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", args.epochs)
     progress = Progress(**content["progress"])
     if "epochs" in given:
         progress.planned_epochs = progress.epoch + args.epochs
-    best = checkpoint_path(args.save_dir, args.model_name, "best")
-    if best.is_file():
-        # A kill between the writing of best and last leaves a best that is one epoch ahead: the score never falls back.
-        record = load_checkpoint(best).get("progress", {})
-        if record.get("run_id") == progress.run_id and record["best_dice"] > progress.best_dice:
+    progress.best_dice, progress.best_epoch = -1.0, 0
+    if same_file(resumed_from, checkpoint_path(args.save_dir, args.model_name, "last")):
+        best = checkpoint_path(args.save_dir, args.model_name, "best")
+        try:
+            record = load_checkpoint(best).get("progress", {}) if best.is_file() else {}
+        except cli.UsageError as error:
+            print(f"WARNING: {error}. The next epoch becomes the best.", file=sys.stderr)
+            record = {}
+        # A kill between the writing of best and last leaves a best that is an epoch ahead: the score never falls back.
+        if record.get("run_id") == progress.run_id:
             progress.best_dice, progress.best_epoch = record["best_dice"], record["best_epoch"]
     return progress
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    return a.is_file() and b.is_file() and a.resolve() == b.resolve()
 
 
 def claim_names(args) -> contextlib.ExitStack:
@@ -178,17 +210,19 @@ def claim_names(args) -> contextlib.ExitStack:
     Raises:
         UsageError: another run has the claim.
     """
-    path, claim = Path(args.save_dir) / f".{args.model_name}.lock", contextlib.ExitStack()
-    try:
-        file = claim.enter_context(utils.lock_file(path, wait=False))
-    except BlockingIOError:
-        raise cli.UsageError(
-            f"another run ({path.read_text().strip() or 'just starting'}) is writing the files of {args.model_name} in "
-            f"{args.save_dir}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    claim = contextlib.ExitStack()
+    for folder in {Path(args.save_dir).resolve(), Path(args.log_dir).resolve()}:
+        path = folder / f".{args.model_name}.lock"
+        try:
+            file = claim.enter_context(utils.lock_file(path, wait=False))
+        except BlockingIOError:
+            raise cli.UsageError(
+                f"another run ({path.read_text().strip() or 'just starting'}) is writing files of {args.model_name} in "
+                f"{folder}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
     for folder, name in ((args.save_dir, args.model_name), (args.log_dir, f"{args.model_name}_training_log.csv")):
         for leftover in Path(folder).glob(f".{name}*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -204,17 +238,21 @@ def run_files(args) -> list[Path]:
     return [p for p in (*kinds, *sorted(epochs), log) if p.is_file()]
 
 
-def archive_earlier_run(args, run_id: str) -> Optional[str]:
-    """Renames the files of another run so that they carry its id, and the one with `run_id` can't destroy them.
+def archive_files(args) -> list[Path]:
+    """Renames the files under the names of a model so that each carries the id of the run that wrote it.
 
     Returns:
-        The other run's id, or None where there was none.
+        The new names. None of them was there before.
     """
-    files = run_files(args)
-    owner = next((found for found in map(run_id_of, files) if found), None)
-    if not files or owner == run_id:
-        return None
-    owner = owner or time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(files[0].stat().st_mtime))
-    for path in files:
-        path.rename(path.with_name(f"{path.stem}_{owner}{path.suffix}"))
-    return owner
+    moved = []
+    for path in run_files(args):
+        rows = utils.read_rows(path) if path.suffix == ".csv" else []
+        owner = (rows[0].get("run_id") if rows else run_id_of(path)) or time.strftime(
+            "unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime)
+        )
+        target, number = path.with_name(f"{path.stem}_{owner}{path.suffix}"), 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{path.stem}_{owner}-{number}{path.suffix}")
+        moved.append(path.rename(target))
+    return moved

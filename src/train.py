@@ -6,6 +6,7 @@ python src/train.py --model_name unet --resume --epochs 2
 
 import difflib
 import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -41,9 +42,9 @@ from pixel_cache import open_cache
 from run_state import (
     LOG_COLUMNS,
     RunState,
-    archive_earlier_run,
     claim_names,
     resume_source,
+    same_file,
     settle_flags,
     start_progress,
 )
@@ -164,8 +165,7 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
         names = ", ".join(Path(path).name for path in batch["path"])
         raise cli.RunError(
             f"the loss is {loss.item()} in epoch {state.progress.epoch + 1}, step {state.progress.step + 1}, on "
-            f"{names}; the last good checkpoint, if any, is {state.path('last')}: go on from it with --resume and a "
-            "smaller --learning_rate"
+            f"{names}; {last_good(state)}a smaller --learning_rate"
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -176,6 +176,12 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
     with torch.no_grad():
         dice = utils.dice_score(logits > 0, masks).sum()
         return torch.stack([loss.detach() * len(images), dice, torch.full_like(dice, len(images))])
+
+
+def last_good(state: RunState) -> str:
+    """How to go on after a failure, for the end of an error's text."""
+    last = state.path("last")
+    return f"go on from {last} with --resume and " if state.owns_names and last.is_file() else "start again with "
 
 
 def train_one_epoch(run: Training) -> tuple[float, float, float]:
@@ -252,7 +258,8 @@ def train(run: Training) -> None:
                 f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
                 flush=True,
             )
-            run.stop.check()
+            if progress.epoch < progress.planned_epochs:
+                run.stop.check()
     except cli.Interrupted:
         state.save()
         print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
@@ -263,9 +270,9 @@ def train(run: Training) -> None:
 def resume_line(args) -> str:
     """The command that goes on with this run."""
     parser, words = build_parser(), ["python src/train.py", f"--model_name {args.model_name}"]
-    for name in ("data_path", "save_dir", "log_dir"):
+    for name in ("data_path", "save_dir", "log_dir", "device", "num_workers", "cache"):
         if getattr(args, name) != parser.get_default(name):
-            words.append(f"--{name} {getattr(args, name)}")
+            words.append(f"--{name} {shlex.quote(str(getattr(args, name)))}")
     return " ".join([*words, "--resume"])
 
 
@@ -349,11 +356,11 @@ def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Option
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate, fused=fused)
     train_set = augmented(args, parts[0])
     order = EpochOrder(len(train_set), args.batch_size, args.seed)
-    progress = start_progress(args, given, content)
+    progress = start_progress(args, given, content, resumed_from)
     scheduler = build_scheduler(args, optimizer, progress.planned_epochs * order.steps)
     state = RunState(args, model, optimizer, scheduler, data, start, progress, claim)
     if content is not None:
-        state.restore(content)
+        state.restore(content, resumed_from)
     training = Training(
         state=state,
         order=order,
@@ -375,15 +382,15 @@ def main(argv=None) -> None:
         args.model_name = given["model_name"] = known_model(args.model_name)
     run, parts, resumed_from = prepare(args, given)
     state, progress = run.state, run.state.progress
-    earlier = archive_earlier_run(args, progress.run_id)
-    if earlier:
-        print(f"The files of the earlier run {earlier} now carry its id in their names.")
     print_header(run, parts, resumed_from)
-    if resumed_from is not None:
-        state.write_log()
     if progress.epoch >= progress.planned_epochs:
-        print(f"This run is complete. To train 5 more epochs: {resume_line(args)} --epochs 5")
+        source = "" if same_file(resumed_from, state.path("last")) else f" {shlex.quote(str(resumed_from))}"
+        print(f"This run is complete. To train 5 more epochs: {resume_line(args)}{source} --epochs 5")
         return
+    if resumed_from is not None:
+        if not same_file(resumed_from, state.path("last")):
+            state.save()  # from now on this is where the run stands
+        state.write_log()
     train(run)
     print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
 

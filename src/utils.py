@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import math
 import os
 import random
@@ -273,15 +274,19 @@ def lock_file(path, wait: bool):
 def atomic_write(path, mode: str = "w"):
     """Opens a file for writing that appears under its name only when it is whole and on the disk.
 
-    It is written beside `path` under a temporary name `.<name>.<random>.tmp`, flushed, synced and renamed; then the
-    folder is synced, so that the new name outlives a power cut too. On an error the temporary file goes and what was at
-    `path` stays.
+    It is written beside `path`, or beside what `path` links to, under a temporary name `.<name>.<random>.tmp`, flushed,
+    synced and renamed; then the folder is synced, so that the new name outlives a power cut too. On an error the
+    temporary file goes and what was at `path` stays.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    path, text = Path(path).resolve(), {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    if path.exists() and not path.is_file():  # a pipe or a device: there is nothing to replace
+        with path.open(mode, **({} if "b" in mode else text)) as file:
+            yield file
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"newline": "", "encoding": "utf-8"})) as file:
+        with os.fdopen(handle, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -316,17 +321,36 @@ def write_rows(path, rows: list[dict], header: Optional[list[str]] = None) -> No
 
 
 def read_rows(path) -> list[dict]:
-    """Reads a CSV file with a header; a file that is not there has no rows."""
+    """Reads a CSV file with a header; a file that is not there has no rows.
+
+    Raises:
+        UsageError: it is no CSV file, or its rows don't fit its header.
+    """
     path = Path(path)
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error as error:
+        raise UsageError(f"{path} is no CSV file ({error}); move it away") from None
+    if any(None in row for row in rows):
+        raise UsageError(f"{path} has a row with more columns than its header; mend it, or move it away")
+    return rows
 
 
 def append_rows(path, rows: list[dict]) -> None:
-    """Adds rows to a CSV log, with a header where the log begins; columns that it lacks are added to it."""
-    if rows:
-        old = read_rows(path)
-        header = list(dict.fromkeys([*(old[0] if old else []), *rows[0]]))
+    """Adds rows to a CSV log, with a header where the log begins; columns that it lacks are added to it.
+
+    Where it lacks none the rows are appended in one go, so that several processes may write to one log.
+    """
+    path = Path(path)
+    old = read_rows(path)
+    header = list(dict.fromkeys([*(old[0] if old else []), *rows[0]]))
+    if not old or len(header) > len(old[0]):
         write_rows(path, [*old, *rows], header)
+        return
+    text = io.StringIO()
+    csv.DictWriter(text, header, lineterminator="\n").writerows(rows)
+    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text.getvalue())

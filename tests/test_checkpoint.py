@@ -109,6 +109,35 @@ def test_every_flipped_bit_is_found_or_without_effect(saved):
     assert found > 100
 
 
+def test_every_byte_of_a_small_file_may_be_damaged(tmp_path):
+    path, tiny = tmp_path / "x.pth", content(weights={"a": torch.arange(4.0)})
+    save_checkpoint(tiny, [path])
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path)
+        except CheckpointError:
+            continue
+        assert same(loaded["weights"], tiny["weights"]), position
+        assert loaded["progress"] == tiny["progress"], position
+
+
+def test_a_directory_flag_on_a_tensor_is_damage(tmp_path):
+    # torch would read such a record as empty and give whatever is in memory.
+    path = tmp_path / "x.pth"
+    save_checkpoint(content(), [path])
+    data = bytearray(path.read_bytes())
+    for start in (i for i in range(len(data) - 4) if data[i : i + 4] == b"PK\x01\x02"):  # the archive's directory
+        data[start + 38] |= 0x10
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
 def test_truncation_is_found_and_another_file_offered(saved, share):
     save_checkpoint(content(), [saved.with_name("unet_best.pth")])
@@ -250,6 +279,18 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
             load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "w.pth"))
     with pytest.raises(CheckpointError, match="missing.pth can't be loaded"):
         load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "missing.pth"))
+
+
+def test_a_damaged_cache_makes_auto_start_from_scratch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints/resnet34-b627a593.pth").write_bytes(b"half a download")
+    assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
+    said = capsys.readouterr().err
+    assert "FROM SCRATCH" in said
+    assert len(said.strip().splitlines()) == 1
+    with pytest.raises(CheckpointError, match="can't be had"):
+        load_encoder_weights(build_model("resnet34_unet"), "imagenet")
 
 
 def test_unet_has_no_encoder_to_load(capsys):

@@ -90,6 +90,25 @@ def member(name, **fields):
     return info
 
 
+def test_a_plain_layout_is_mended_where_it_is(archives, tmp_path):
+    root = download(tmp_path / "data")
+    for part in ("images", "annotations"):
+        (root / part).rename(tmp_path / "data" / part)
+    root.rmdir()
+    first = sorted((tmp_path / "data/images").iterdir())[0]
+    first.unlink()
+    assert download(tmp_path / "data") == tmp_path / "data"
+    assert first.is_file()
+    assert len(list_pets(tmp_path / "data")) == 40
+
+
+def test_own_pictures_are_left_alone(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DatasetError, match="pictures of your own"):
+        download(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("evil", "words"),
     [

@@ -145,6 +145,24 @@ def test_any_kind_of_picture_is_read(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "5.jpg")[..., 0], np.asarray(gray))
 
 
+def test_deep_and_floating_point_pictures_keep_their_range(tmp_path):
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    for name, values in (
+        ("f.tif", ramp),
+        ("i.tif", (ramp * 255).astype(np.int32)),
+        ("h.png", (ramp * 65535).astype(np.uint16)),
+    ):
+        Image.fromarray(values).save(tmp_path / name)
+        np.testing.assert_allclose(read_image(tmp_path / name)[..., 0], ramp * 255, atol=1.01, err_msg=name)
+
+
+def test_transparent_palettes_are_read_without_a_warning(tmp_path, recwarn):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    image.save(tmp_path / "p.png", transparency=bytes([0, 128, 255]))
+    assert read_image(tmp_path / "p.png").shape == (8, 8, 3)
+    assert not list(recwarn)
+
+
 def test_a_reduced_decode_looks_like_a_full_one(tmp_path):
     y, x = np.mgrid[:600, :800]
     pixels = np.stack([x % 256, y % 256, (x + y) // 8 % 256], axis=-1).astype(np.uint8)
@@ -182,6 +200,10 @@ def break_row(root):
 def break_by_listing_twice(root):
     rows = (root / "annotations/list.txt").read_text().splitlines()
     write_list(root, "list", [*rows, rows[-1]])
+
+
+def break_encoding(root):
+    (root / "annotations/list.txt").write_bytes(b"Caf\xe9_1 1 1 1\n")
 
 
 def break_missing_images(root):
@@ -231,6 +253,7 @@ def break_trimap(root):
         (break_missing_list, ["trainval.txt is missing", "--download"]),
         (break_row, ["list.txt line 1", "'Cat0_0 one 1 1'"]),
         (break_by_listing_twice, ["dog3_39 stands in list.txt more than once"]),
+        (break_encoding, ["list.txt is no text in UTF-8"]),
         (break_missing_images, ["35 of the 80 listed files are missing", "--download"]),
         (break_empty_list, ["is empty", "0 pictures in all"]),
         (break_small_list, ["is empty", "1 pictures in all"]),

@@ -132,7 +132,7 @@ def test_a_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_p
     old = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (folder / d).glob("[!.]*")}
     run_id = rows(folder / "logs/resnet34_unet_training_log.csv")[0]["run_id"]
     said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=folder)
-    assert f"earlier run {run_id}" in said
+    assert said.count("An earlier file is now") == 3
     for name, data in old.items():
         stem, suffix = name.rsplit(".", 1)
         where = folder / ("logs" if suffix == "csv" else "saved_models")
@@ -253,6 +253,78 @@ def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, share
 
     said = run_ok("inference.py", "--data_path", test_set[0].image_path, cwd=folder)
     assert "over 1 pictures with ground truth" in said
+
+
+def test_inference_never_writes_over_anything(trained, tmp_path):
+    folder = copy_of(trained, tmp_path)
+    pictures = folder / "own"
+    pictures.mkdir()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    for name in ("cat.jpg", "cat_mask.png", "a.jpg", "a.png", "a_jpg.png"):
+        image.save(pictures / name)
+    before = {p.name: p.read_bytes() for p in pictures.iterdir()}
+    done = run_script("inference.py", "--data_path", pictures, "--output_path", folder / "own/../own", cwd=folder)
+    assert_one_error(done, "is where the pictures are")
+    assert {p.name: p.read_bytes() for p in pictures.iterdir()} == before
+    run_ok("inference.py", "--data_path", pictures, "--output_path", "out", cwd=folder)
+    assert len(list((folder / "out").glob("*_panel.png"))) == 5
+
+
+def test_inference_says_where_its_dice_flatters(trained, shared_dataset, tmp_path):
+    folder = copy_of(trained, tmp_path)
+    done = run_script("inference.py", "--data_path", shared_dataset, "--subset", "train", cwd=folder)
+    assert "WARNING: 32 of them were trained on" in done.stderr
+    assert run_script("inference.py", "--data_path", shared_dataset, cwd=folder).stderr == ""
+
+
+def test_scores_are_not_lost_where_they_can_not_be_written(trained, shared_dataset, tmp_path):
+    folder = copy_of(trained, tmp_path)
+    log = folder / "logs/resnet34_unet_evaluation_log.csv"
+    log.write_text("a,b\n1,2,3,4\n")
+    done = run_script("evaluate.py", "--data_path", shared_dataset, cwd=folder)
+    assert "test Dice score" in done.stdout
+    assert_one_error(done, "evaluation_log.csv has a row with more columns")
+    assert_one_error(run_script("evaluate.py", "--data_path", shared_dataset, "--json", ".", cwd=folder), "is a folder")
+
+
+@pytest.mark.parametrize("words", [["oxford_pet.py", "--data_path"], ["train.py", "--help"]])
+def test_a_reader_that_goes_away_is_no_traceback(shared_dataset, tmp_path, words):
+    command = [
+        sys.executable,
+        str(SRC / words[0]),
+        *words[1:],
+        *([str(shared_dataset)] if words[1] != "--help" else []),
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 1
+    assert errors == ""
+
+
+def test_a_long_path_is_one_line(tmp_path):
+    assert_one_error(run_script("evaluate.py", "--model_path", "x" * 300, cwd=tmp_path), "x" * 300)
+
+
+def test_a_process_that_reads_images_and_dies_is_explained(dataset, tmp_path):
+    code = f"import os, runpy, sys; sys.path.insert(0, {str(SRC)!r}); import oxford_pet, pictures; "
+    code += "oxford_pet.write_record = lambda *_: os._exit(9); sys.argv[0] = 'train.py'; "
+    code += f"runpy.run_path({str(SRC / 'train.py')!r}, run_name='__main__')"
+    flags = ("--data_path", str(dataset), "--num_workers", "1", "--cache", "off", *map(str, TINY))
+    code = code.replace(
+        "import oxford_pet", "import dataset_check; dataset_check.looks_inverted = None; import oxford_pet"
+    )
+    code = "import os; parent = os.getpid(); " + code.replace(
+        "os._exit(9)", "os._exit(9) if os.getpid() != parent else None"
+    )
+    code = code.replace("dataset_check.looks_inverted = None", "dataset_check.looks_inverted = lambda mask: False")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert_one_error(done, "--num_workers 0", status=1)
 
 
 def test_inference_on_a_folder_of_any_pictures(trained, tmp_path):
