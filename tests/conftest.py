@@ -1,8 +1,10 @@
 """Datasets that the tests make for themselves, and the scripts as real processes."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -41,24 +43,50 @@ def write_list(root: Path, name: str, rows: list[str]) -> None:
     (root / f"annotations/{name}.txt").write_text("\n".join(rows) + "\n")
 
 
-def run_script(script: str, *args, cwd: Path, env=None, timeout: float = 240) -> subprocess.CompletedProcess:
+class Zygote:
+    """The process that `run_script` has its processes forked from; started when it is first needed."""
+
+    process = None
+
+    @classmethod
+    def run(cls, script: Path, args: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        if cls.process is None:
+            cls.process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            files = {name: f"{scratch}/{name}" for name in ("stdout", "stderr")}
+            print(json.dumps({"script": str(script), "args": args, "cwd": str(cwd), **files}), file=cls.process.stdin)
+            cls.process.stdin.flush()
+            status = int(cls.process.stdout.readline())
+            said, errors = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess([script, *args], status, said, errors)
+
+
+def run_script(script: str, *args, cwd: Path, env=None) -> subprocess.CompletedProcess:
     """Runs src/<script> as a user does, in a process of its own, with its files under `cwd`.
 
     One thread, because the machine may have few cores and a second test process on them.
     """
+    args = list(map(str, args))
+    if env is None and hasattr(os, "fork"):
+        return Zygote.run(SRC / script, args, cwd)
     return subprocess.run(
-        [sys.executable, str(SRC / script), *map(str, args)],
+        [sys.executable, str(SRC / script), *args],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,
         text=True,
-        timeout=timeout,
     )
 
 
-def run_ok(script: str, *args, cwd: Path, **options) -> str:
+def run_ok(script: str, *args, cwd: Path) -> str:
     """Runs a script that must succeed; returns what it printed on stdout."""
-    done = run_script(script, *args, cwd=cwd, **options)
+    done = run_script(script, *args, cwd=cwd)
     assert done.returncode == 0, f"{script} {args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
