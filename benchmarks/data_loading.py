@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 from torchvision.datasets import OxfordIIITPet
 from torchvision.transforms import v2
 
@@ -32,19 +33,23 @@ from pixel_cache import open_cache  # noqa: E402
 
 
 class TorchvisionPets(Dataset):
-    """torchvision's dataset with its v2 transforms, as its documentation combines them."""
+    """torchvision's dataset with its v2 transforms; with `augment` flips, rotations and scales as ours are."""
 
-    def __init__(self, root: Path, size: int):
+    def __init__(self, root: Path, size: int, augment: bool = False):
         self.pets = OxfordIIITPet(str(root.parent), split="trainval", target_types="segmentation", download=False)
+        nearest = v2.InterpolationMode.NEAREST
         self.image = v2.Compose([v2.ToImage(), v2.Resize((size, size), antialias=True)])
-        self.mask = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), interpolation=v2.InterpolationMode.NEAREST)])
+        self.mask = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), interpolation=nearest)])
+        affine = v2.RandomAffine(degrees=10, scale=(1.0, 1.25), interpolation=v2.InterpolationMode.BILINEAR)
+        self.both = v2.Compose([v2.RandomHorizontalFlip(), affine]) if augment else None
 
     def __len__(self) -> int:
         return len(self.pets)
 
     def __getitem__(self, index: int):
         image, trimap = self.pets[index]
-        return self.image(image.convert("RGB")), (self.mask(trimap) != 2).to(torch.uint8)
+        image, mask = self.image(image.convert("RGB")), tv_tensors.Mask((self.mask(trimap) != 2).to(torch.uint8))
+        return self.both(image, mask) if self.both else (image, mask)
 
 
 def passes(loader, augment: bool) -> float:
@@ -80,12 +85,11 @@ def main() -> None:
         rows = []
         for workers in args.workers:
             options = {"num_workers": workers, "batch_size": args.batch_size}
-            theirs = TorchvisionPets(there, size)
+            theirs = [TorchvisionPets(there, size, augment) for augment in (False, True)]
+            theirs = [DataLoader(dataset, persistent_workers=workers > 0, **options) for dataset in theirs]
             variants = {
-                "torchvision dataset + v2 transforms": (
-                    DataLoader(theirs, persistent_workers=workers > 0, **options),
-                    False,
-                ),
+                "torchvision dataset + v2 transforms": (theirs[0], False),
+                "the same + v2 flip and affine": (theirs[1], False),
                 "ours, decoding": (make_loader(decoded, cpu, **options), False),
                 "ours, cached": (make_loader(cached, cpu, **options), False),
                 "ours, cached, --augment online": (make_loader(utils.AugmentedDataset(cached), cpu, **options), True),
@@ -96,7 +100,7 @@ def main() -> None:
                     seconds[name].append(passes(*variant))
             base = None
             for name, taken in seconds.items():
-                rates = sorted(len(theirs) / s for s in taken[1:])
+                rates = sorted(len(cached) / s for s in taken[1:])
                 median = statistics.median(rates)
                 base = base or median
                 rows.append(
@@ -111,7 +115,7 @@ def main() -> None:
                     }
                 )
     stamp = {
-        "images": len(theirs),
+        "images": len(cached),
         "image_size": size,
         "batch_size": args.batch_size,
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",

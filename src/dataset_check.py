@@ -13,9 +13,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import utils
-from oxford_pet import MODES, Pet, describe_layout, find_copies, list_pets, load_dataset, raise_faults, split_pets
+from oxford_pet import MODES, Pet, describe_layout, find_copies, list_pets, load_dataset, split_pets
 from panels import draw_outline
-from pictures import BACKGROUND, DatasetError, read_pair
+from pictures import BACKGROUND, DatasetError, raise_faults, read_pair
 
 
 class Inspection(NamedTuple):

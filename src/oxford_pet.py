@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pictures import BACKGROUND, BORDER, PICTURES, DatasetError, read_pair
+from pictures import BACKGROUND, BORDER, PICTURES, DatasetError, raise_faults, read_pair
 
 MODES = ("train", "valid", "test")
 SPLITS = ("80-10-10", "official")
@@ -141,13 +141,6 @@ def _pair_up(root: Path) -> list[Pet]:
     kinds = sorted({re.sub(r"_?\d+$", "", stem) for stem in images})
     breeds = {kind: 0 if own else number for number, kind in enumerate(kinds, start=1)}
     return [Pet(stem, breeds[re.sub(r"_?\d+$", "", stem)], images[stem], masks[stem], own) for stem in sorted(images)]
-
-
-def raise_faults(faults: list[str], root) -> None:
-    """Raises one DatasetError that names the first ten of these faults and counts them all, if there are any."""
-    if faults:
-        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
-        raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
 
 
 # --------------------------------------------------------------------------------------------------------------- splits
@@ -298,7 +291,7 @@ class OxfordPetDataset(Dataset):
     def __getitem__(self, key) -> dict:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         pet = self.pets[index]
-        sample = self._sample(pet, epoch, *read_pair(pet.image_path, pet.mask_path, pet.own))
+        sample = self._sample(pet, epoch, *read_pair(*pet[2:]))
         return sample if self.transform is None else self.transform(sample)
 
     def _sample(self, pet: Pet, epoch: int, image: np.ndarray, trimap: np.ndarray) -> dict:
@@ -332,6 +325,7 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
     def __init__(self, *args, image_size: int = 256, records=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.image_size, self.records = image_size, records
+        self.decodes = records is None
 
     def __getitem__(self, key) -> dict:
         batch = self.__getitems__([key])
@@ -361,7 +355,7 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
 
 def write_record(record: np.ndarray, pet: Pet) -> None:
     """Fills a record, uint8 (4, S, S), with a picture's three channels and its trimap."""
-    image, record[3] = read_pair(pet.image_path, pet.mask_path, pet.own, record.shape[-1])
+    image, record[3] = read_pair(*pet[2:], record.shape[-1])
     record[:3] = image.transpose(2, 0, 1)
 
 

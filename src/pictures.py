@@ -15,6 +15,13 @@ class DatasetError(ValueError):
     """The data is missing, incomplete or not what it should be; says what, where and how to mend it."""
 
 
+def raise_faults(faults: list[str], root) -> None:
+    """Raises one DatasetError that names the first ten of these faults and counts them all, if there are any."""
+    if faults:
+        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
+        raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
+
+
 def read_image(path, size: Optional[int] = None, upright: bool = False) -> np.ndarray:
     """Reads a picture of any mode as RGB.
 

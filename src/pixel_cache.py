@@ -19,8 +19,8 @@ from typing import Optional
 import numpy as np
 from tqdm import tqdm
 
-from oxford_pet import Pet, list_pets, raise_faults, write_record
-from pictures import DatasetError
+from oxford_pet import Pet, list_pets, write_record
+from pictures import DatasetError, raise_faults
 from utils import lock_file, sync_folder
 
 FORMAT_VERSION = 1  # changes when the same files give other records

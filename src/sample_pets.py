@@ -342,24 +342,20 @@ def _draw_number(seed, number, side):
 def draw_sample_dataset(root, count=240, seed=42, side=256):
     """Draw a dataset in the layout of the Oxford-IIIT Pet dataset; do nothing where the very same is drawn already.
 
-    Every third picture of a breed goes into test.txt, the others into trainval.txt. A larger count only adds pictures.
+    Every third picture of a breed is for test. A larger count only adds pictures. Returns ``root``.
 
     Args:
-        root: Folder to make. It appears only when all is drawn.
+        root: Folder to make.
         count: Number of pictures, at least 8.
         seed: Whole number from 0 on; the same arguments give the same files.
         side: Usual longer side of a picture in pixels, at least 32.
-
-    Returns:
-        ``root`` as a ``Path``.
 
     Raises:
         ValueError: A number is too small.
         FileExistsError: ``root`` holds something else, which is left alone.
     """
-    for name, value, least in (("count", count, 8), ("seed", seed, 0), ("side", side, 32)):
-        if value < least:
-            raise ValueError(f"{name} is {value}, but must be at least {least}")
+    if count < 8 or seed < 0 or side < 32:
+        raise ValueError(f"count {count}, seed {seed}, side {side}: they must be at least 8, 0 and 32")
     root, wanted = Path(root), f"drawn pets: count {count} seed {seed} side {side}\n"
     if (root / MARKER).is_file() and (root / MARKER).read_text() == wanted:
         return root

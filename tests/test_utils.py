@@ -99,6 +99,14 @@ def test_a_batch_is_augmented_like_its_images():
         assert torch.equal(together[1][i], alone[1])
 
 
+def test_the_grid_is_torchs_own():
+    affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(6)]))
+    images, truth = torch.rand(6, 3, 24, 40) * 255, torch.randint(0, 2, (6, 1, 24, 40), dtype=torch.uint8)
+    grid = torch.nn.functional.affine_grid(affine, [6, 3, 24, 40], align_corners=False)
+    expected = torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    torch.testing.assert_close(utils.apply_augmentations(images, truth, affine)[0], expected, atol=0.01, rtol=0)
+
+
 class FakeDataset:
     """Five named samples that tell by which keys they were asked for."""
 
