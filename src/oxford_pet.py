@@ -61,8 +61,8 @@ def find_root(data_path) -> Path:
         DatasetError: there is no dataset.
     """
     path = Path(data_path)
-    candidates = [path, path / "oxford-iiit-pet", *([path.parent] if path.name == "images" else [])]
-    for root in candidates:
+    near = [path, path.parent] if path.name == "images" else [path]
+    for root in [*near, *(folder / "oxford-iiit-pet" for folder in near)]:
         if (root / "images").is_dir() and ((root / "annotations").is_dir() or (root / "masks").is_dir()):
             return root
     state = "has no images/ beside annotations/ or masks/" if path.is_dir() else "does not exist"

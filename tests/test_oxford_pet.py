@@ -69,7 +69,7 @@ def test_what_is_not_listed_does_not_exist(dataset):
 def test_root_is_found(shared_dataset, tmp_path, path):
     if path == "up":  # as torchvision leaves it
         (tmp_path / "oxford-iiit-pet").symlink_to(shared_dataset)
-        assert find_root(tmp_path) == tmp_path / "oxford-iiit-pet"
+        assert find_root(tmp_path) == find_root(tmp_path / "images") == tmp_path / "oxford-iiit-pet"
     else:
         assert find_root(shared_dataset / path) == shared_dataset
 
