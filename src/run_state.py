@@ -80,7 +80,6 @@ class RunState:
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.data, self.encoder_start, self.progress, self.claim = data, encoder_start, progress, claim
         self.last_save = time.monotonic()
-        self.resumed_from: Optional[Path] = None
         self.owns_names = False  # until the first save, the files under this model's names may be another run's
 
     def path(self, kind) -> Path:
@@ -107,16 +106,13 @@ class RunState:
 
     def take_names(self) -> None:
         """Once, before the first write: moves files of other runs, or of a later state of this one, out of the way."""
-        if self.owns_names:
-            return
+        for moved in [] if self.owns_names else archive_files(self.args):
+            print(f"An earlier file is now {moved}.", flush=True)
         self.owns_names = True
-        if self.resumed_from is None or not same_file(self.resumed_from, self.path("last")):
-            for moved in archive_files(self.args):
-                print(f"An earlier file is now {moved}.", flush=True)
 
     def restore(self, content: dict, resumed_from: Path) -> None:
         """Takes over the state of a checkpoint."""
-        self.resumed_from = resumed_from
+        self.owns_names = same_file(resumed_from, self.path("last"))
         self.model.load_state_dict(content["weights"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scheduler:

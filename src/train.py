@@ -44,7 +44,6 @@ from run_state import (
     RunState,
     claim_names,
     resume_source,
-    same_file,
     settle_flags,
     start_progress,
 )
@@ -384,11 +383,11 @@ def main(argv=None) -> None:
     state, progress = run.state, run.state.progress
     print_header(run, parts, resumed_from)
     if progress.epoch >= progress.planned_epochs:
-        source = "" if same_file(resumed_from, state.path("last")) else f" {shlex.quote(str(resumed_from))}"
+        source = "" if state.owns_names else f" {shlex.quote(str(resumed_from))}"
         print(f"This run is complete. To train 5 more epochs: {resume_line(args)}{source} --epochs 5")
         return
     if resumed_from is not None:
-        if not same_file(resumed_from, state.path("last")):
+        if not state.owns_names:
             state.save()  # from now on this is where the run stands
         state.write_log()
     train(run)
