@@ -28,7 +28,7 @@ from typing import Optional
 import torch
 
 from cli import RunError, UsageError
-from models import MODELS, SegmentationModel, build_model
+from models import DEFAULT_MODEL, MODELS, SegmentationModel, build_model
 from utils import atomic_write, sync_folder
 
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
@@ -170,7 +170,7 @@ def find_checkpoint(save_dir, model_name: Optional[str], kind: str) -> Path:
     if model_name is not None:
         return checkpoint_path(save_dir, model_name, kind)
     there = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
-    return max(there, key=lambda p: p.stat().st_mtime) if there else checkpoint_path(save_dir, "resnet34_unet", kind)
+    return max(there, key=lambda p: p.stat().st_mtime) if there else checkpoint_path(save_dir, DEFAULT_MODEL, kind)
 
 
 def run_id_of(path: Path) -> Optional[str]:
