@@ -6,7 +6,10 @@ import signal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from cli import UsageError
+from distributed import ALONE, Team
 
 
 class EpochOrder:
@@ -19,12 +22,25 @@ class EpochOrder:
         size: images in the training set.
         batch_size: images a step, at most.
         seed: of the shuffle.
+        team: the processes that share every batch out among them.
+
+    Raises:
+        UsageError: there are batches of fewer images than processes.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int):
-        self.size, self.seed = size, seed
+    def __init__(self, size: int, batch_size: int, seed: int, team: Team = ALONE):
+        self.size, self.seed, self.team = size, seed, team
         self.steps = math.ceil(size / batch_size)
         self.epoch = self.start = 0
+        if size // self.steps < team.size:
+            raise UsageError(
+                f"steps of {size // self.steps} images can't be shared by {team.size} processes; use a larger "
+                "--batch_size, or fewer processes"
+            )
+
+    def batch_length(self, step: int) -> int:
+        """Images in the batch of a step, over all processes."""
+        return self.size // self.steps + (step < self.size % self.steps)
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -32,7 +48,16 @@ class EpochOrder:
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         for batch in np.array_split(order, self.steps)[self.start :]:
-            yield [(self.epoch, int(index)) for index in batch]
+            yield [(self.epoch, int(index)) for index in self.team.share(batch)]
+
+
+def share_batches(dataset: Dataset, batch_size: int, team: Team = ALONE) -> list[list[int]]:
+    """Every image once, in order, in batches. Whole ones are shared out: no result depends on how many processes share.
+
+    Returns:
+        This process's batches, for `make_loader`.
+    """
+    return team.share(list(BatchSampler(range(len(dataset)), batch_size, drop_last=False)))
 
 
 def _as_it_is(batch):
@@ -48,7 +73,7 @@ def make_loader(dataset: Dataset, device: torch.device, num_workers=None, **batc
         num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
             already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
             pass them on, so there are none.
-        **batching: batch_size, or batch_sampler.
+        **batching: batch_sampler, or batch_size.
     """
     if not getattr(dataset, "decodes", True):
         num_workers = 0

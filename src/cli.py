@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 try:
@@ -137,12 +138,19 @@ def add_cache_flag(group) -> None:
     )
 
 
-def add_device_flags(parser: Parser) -> None:
-    """Where to compute."""
+def add_device_flags(parser: Parser):
+    """Where and in which precision to compute. Returns the group, to add flags to."""
     group = parser.add_argument_group("device")
     group.add_argument(
         "--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="auto: CUDA, then MPS, then the CPU"
     )
+    group.add_argument(
+        "--amp",
+        choices=["auto", "off", "bf16", "fp16"],
+        default="auto",
+        help="precision of convolutions; auto: bf16 where the device computes in it, else float32, as off",
+    )
+    return group
 
 
 def add_folder_flags(parser: Parser) -> None:
@@ -184,12 +192,13 @@ def writable_folder(path) -> Path:
         raise UsageError(f"can't write to the folder {path} ({error.strerror}); name another one") from None
 
 
-def run(main, *bad_input: type[Exception]) -> None:
+def run(main, *bad_input: type[Exception], out_of_memory: str = "a smaller --batch_size") -> None:
     """Runs a script's main and turns what it raises into one line and the exit status.
 
     Args:
         main: called without arguments; whatever it returns is ignored.
         *bad_input: exceptions that mean bad input besides UsageError, such as DatasetError.
+        out_of_memory: what needs less of it.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     status, message = 0, ""
@@ -225,12 +234,16 @@ def run(main, *bad_input: type[Exception]) -> None:
         if "DataLoader worker" in text:
             status, message = 1, "a process that reads images died; use --num_workers 0, or see to memory and files"
         elif isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-            status, message = 1, "out of memory; use a smaller --batch_size or --image_size"
+            status, message = 1, f"out of memory; use {out_of_memory}, or a smaller --image_size"
         else:
             raise
     # Out of the except blocks, so that the error no longer holds the frames of main: DataLoaders in them end their
     # worker processes when they are freed.
     if message:
+        if os.environ.get("RANK", "0") != "0":
+            # Under torchrun the first process says it, and that ends the others, where it is its trouble as well.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(2)
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

@@ -4,6 +4,7 @@ python src/evaluate.py --model_name unet --model_path saved_models/unet_best.pth
 """
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Callable, Optional
@@ -14,12 +15,14 @@ from tqdm import tqdm
 
 import cli
 import utils
-from batches import make_loader
+from batches import make_loader, share_batches
 from checkpoint import build_from_checkpoint, find_checkpoint, load_checkpoint
+from distributed import ALONE, Team, join
 from models import ALIASES, MODELS, SegmentationModel
 from oxford_pet import MODES, find_root, load_dataset
 from pictures import DatasetError
 from pixel_cache import open_cache
+from precision import Precision, choose_precision
 
 VERDICTS = [
     (0.90, "Outstanding performance - full score!"),
@@ -32,39 +35,41 @@ VERDICTS = [
 def measure(
     model: SegmentationModel,
     loader: DataLoader,
-    device: torch.device,
+    precision: Precision,
     loss_fn: Optional[Callable] = None,
     after_batch: Callable[[], None] = lambda: None,
     title: str = "evaluating",
+    team: Team = ALONE,
 ) -> tuple[torch.Tensor, float]:
     """Runs the model over a loader and counts pixels.
 
     Args:
-        model: on `device`; it is put into evaluation mode and left there.
-        loader: batches of SimpleOxfordPetDataset's samples, every image once.
-        device: where to compute.
+        model: placed by `precision`; it is put into evaluation mode and left there.
+        loader: batches of SimpleOxfordPetDataset's samples, every image once; of `share_batches` where a team works.
+        precision: where and how to compute.
         loss_fn: of (logits, masks), averaged over the batch; None computes none.
         after_batch: called after every batch; may raise to stop.
         title: of the progress bar.
+        team: the processes that share the batches; all of them get the whole result.
 
     Returns:
         `pixel_counts` of every image, int64 (n, 4) on the CPU in the loader's order, and the mean loss over images
         (NaN without `loss_fn`).
     """
     model.eval()
-    counts, losses = [], []
+    done, device = [], precision.device
     bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None, delay=1)
     with torch.inference_mode():
         for batch in bar:
             masks = batch["mask"].to(device, non_blocking=True)
-            logits = model(batch["image"].to(device, non_blocking=True))
-            counts.append(utils.pixel_counts(logits > 0, masks))
-            if loss_fn is not None:
-                losses.append(loss_fn(logits, masks) * len(masks))
+            with precision.autocast():
+                logits = model(precision.move(batch["image"]))
+            loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, masks)
+            done.append((utils.pixel_counts(logits > 0, masks), loss * len(masks)))
             after_batch()
-    counts = torch.cat(counts).cpu()
-    loss = torch.stack(losses).cpu().double().sum().item() / len(counts) if losses else float("nan")
-    return counts, loss
+    done = team.collect([(counts.cpu(), loss.item()) for counts, loss in done])
+    counts = torch.cat([counts for counts, _ in done])
+    return counts, sum(loss for _, loss in done) / len(counts)
 
 
 def summarize(counts: torch.Tensor) -> dict[str, float]:
@@ -146,6 +151,12 @@ def main(argv=None) -> None:
     """Loads, scores, reports."""
     args = build_parser().parse_args(argv)
     device = utils.get_device(args.device)
+    with join(device) as team:
+        evaluate(args, device, team)
+
+
+def evaluate(args, device: torch.device, team: Team) -> None:
+    """Scores the checkpoint that the flags name, on one process or several."""
     model, content, path = open_checkpoint(args)
     dataset = open_part(args, content, args.subset)
     if not args.allow_seen:
@@ -157,11 +168,15 @@ def main(argv=None) -> None:
             raise cli.UsageError(f"--json {args.json} is a folder; name a file")
 
     name = content["model"]["name"]
-    print(f"Evaluating {name.upper()} ({path}; encoder {content['encoder_start']}) on {device}")
+    precision = choose_precision(args.amp, device, dataset.image_size)
+    print(f"Evaluating {name.upper()} ({path}; encoder {content['encoder_start']}) on {device}, {precision}")
     print(f"{len(dataset)} {args.subset} pictures of {dataset.root}, split {content['data']['split']}")
-    loader = make_loader(dataset, device, args.num_workers, batch_size=args.batch_size)
+    batches = share_batches(dataset, args.batch_size, team)
+    loader = make_loader(dataset, device, args.num_workers, batch_sampler=batches)
     start = time.perf_counter()
-    counts, _ = measure(model.to(device), loader, device)
+    counts, _ = measure(precision.place(model), loader, precision, team=team)
+    if not team.first:
+        return
     seconds = time.perf_counter() - start
     scores = summarize(counts)
     report = {
@@ -173,6 +188,7 @@ def main(argv=None) -> None:
         "split": content["data"]["split"],
         "subset": args.subset,
         "image_size": dataset.image_size,
+        "precision": str(precision),
         "images": len(dataset),
         **{key: round(value, 6) for key, value in scores.items()},
         "seconds": round(seconds, 3),

@@ -5,8 +5,10 @@ python src/inference.py --model saved_models/unet_best.pth --data_path dataset/i
 
 import collections
 import glob
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -20,11 +22,13 @@ from tqdm import tqdm
 import cli
 import utils
 from batches import make_loader
+from distributed import Team, join
 from evaluate import open_checkpoint, open_part
 from models import SegmentationModel
 from oxford_pet import MODES, describe_layout, find_root
 from panels import draw_panel
 from pictures import BACKGROUND, PICTURES, DatasetError, read_image, read_pair
+from precision import Precision, choose_precision
 
 
 class Picture(NamedTuple):
@@ -106,7 +110,7 @@ class PictureDataset(Dataset):
 def mask_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
     """Logits (1, S, S) to a mask uint8 (height, width) of 0 and 1: resized as logits, so that outlines stay smooth."""
     resized = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)
-    return (resized[0, 0] > 0).to(torch.uint8).cpu().numpy()
+    return (resized[0, 0] > 0).to(torch.uint8).numpy()
 
 
 def output_names(pictures: list[Picture]) -> list[str]:
@@ -124,53 +128,62 @@ def output_names(pictures: list[Picture]) -> list[str]:
     return list(names)
 
 
-def segment(model: SegmentationModel, pictures: list[Picture], args, size: int, device, folder: Optional[Path]):
-    """Segments pictures and writes panels and masks.
+def segment(
+    model: SegmentationModel, pictures: list[Picture], args, size: int, precision: Precision, results: list
+) -> list[dict]:
+    """Segments pictures and writes panels and masks, by threads, while the next batch is being computed.
 
     Args:
-        model: on `device`.
+        model: placed by `precision`.
         pictures: what to segment.
         args: batch_size and num_workers.
         size: side of the network's input.
-        device: where to compute.
-        folder: where `<name>_panel.png` and `<name>_mask.png` (0 and 255, the picture's own size) go; None writes none.
+        precision: where and how to compute.
+        results: for each picture the path under which its files go, as `write_results` has it; or None, for no files.
 
     Returns:
         A row of the log for each picture.
     """
-    loader = make_loader(PictureDataset(pictures, size), device, args.num_workers, batch_size=args.batch_size)
-    names, rows = output_names(pictures), []
+    loader = make_loader(PictureDataset(pictures, size), precision.device, args.num_workers, batch_size=args.batch_size)
+    waiting, rows, threads = collections.deque(), [], min(8, os.cpu_count() or 1)
+    results = iter(results)
     model.eval()
     bar = tqdm(total=len(pictures), desc="segmenting", unit="picture", disable=None, delay=1)
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), bar, ThreadPoolExecutor(threads) as pool:
         for samples in loader:
-            logits = model(torch.stack([sample["image"] for sample in samples]).to(device, non_blocking=True))
-            for sample, one in zip(samples, logits):
-                mask = mask_at_size(one, *sample["original"].shape[:2])
-                dice = None
-                if sample["mask"] is not None:
-                    dice = utils.dice_score(one[None] > 0, sample["mask"][None].to(device)).item()
-                if folder is not None:
-                    write_results(folder, names[len(rows)], sample, mask, dice)
-                rows.append(
-                    {
-                        "picture": str(sample["path"]),
-                        "width": mask.shape[1],
-                        "height": mask.shape[0],
-                        "pet_share": round(float(mask.mean()), 6),
-                        "dice": "" if dice is None else round(dice, 6),
-                    }
-                )
+            with precision.autocast():
+                logits = model(precision.move(torch.stack([sample["image"] for sample in samples])))
+            for sample, one in zip(samples, logits.float().cpu()):
+                waiting.append(pool.submit(finish, sample, one, next(results)))
+            while len(waiting) > 2 * threads:  # pictures at their own sizes are large: few of them at a time
+                rows.append(waiting.popleft().result())
                 bar.update()
+        rows += [future.result() for future in waiting]
+        bar.update(len(pictures) - bar.n)
     return rows
 
 
-def write_results(folder: Path, name: str, sample: dict, mask: np.ndarray, dice: Optional[float]) -> None:
-    """Writes one picture's mask and panel."""
+def finish(sample: dict, logits: torch.Tensor, result: Optional[Path]) -> dict:
+    """What is left to do for a picture when its logits (1, S, S) are there: writes its files, returns its row."""
+    mask = mask_at_size(logits, *sample["original"].shape[:2])
+    dice = None if sample["mask"] is None else utils.dice_score(logits[None] > 0, sample["mask"][None]).item()
+    if result is not None:
+        write_results(result, sample, mask, dice)
+    return {
+        "picture": str(sample["path"]),
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "pet_share": round(float(mask.mean()), 6),
+        "dice": "" if dice is None else round(dice, 6),
+    }
+
+
+def write_results(result: Path, sample: dict, mask: np.ndarray, dice: Optional[float]) -> None:
+    """Writes `<result>_panel.png` and `<result>_mask.png` (0 and 255, the picture's own size)."""
     title = sample["path"].name + ("" if dice is None else f"   Dice {dice:.4f}")
     panel = draw_panel(sample["original"], mask, sample["original_mask"], title)
     for kind, picture in (("panel", panel), ("mask", Image.fromarray(mask * 255))):
-        with utils.atomic_write(folder / f"{name}_{kind}.png", "wb") as file:
+        with utils.atomic_write(result.with_name(f"{result.name}_{kind}.png"), "wb") as file:
             picture.save(file, "PNG", compress_level=1)
 
 
@@ -193,6 +206,12 @@ def main(argv=None) -> None:
     """Loads, segments, writes, reports."""
     args = build_parser().parse_args(argv)
     device = utils.get_device(args.device)
+    with join(device) as team:
+        infer(args, device, team)
+
+
+def infer(args, device: torch.device, team: Team) -> None:
+    """Segments what the flags name, on one process or several."""
     model, content, path = open_checkpoint(args)
     pictures, what = find_pictures(args, content)
     output = args.output_path or ("inference_results" if args.save_results else None)
@@ -202,9 +221,15 @@ def main(argv=None) -> None:
     log_dir = cli.writable_folder(args.log_dir)
 
     name = content["model"]["name"]
-    print(f"Segmenting {len(pictures)} {what} with {name.upper()} ({path}) on {device}")
+    size = content["preprocessing"]["image_size"]
+    precision = choose_precision(args.amp, device, size)
+    print(f"Segmenting {len(pictures)} {what} with {name.upper()} ({path}) on {device}, {precision}", flush=True)
+    results = [None if folder is None else folder / name for name in output_names(pictures)]
     start = time.perf_counter()
-    rows = segment(model.to(device), pictures, args, content["preprocessing"]["image_size"], device, folder)
+    share = team.share(pictures), args, size, precision, team.share(results)
+    rows = team.collect(segment(precision.place(model), *share))
+    if not team.first:
+        return
     seconds = time.perf_counter() - start
     log = log_dir / f"{name}_inference_log.csv"
     stamp = {

@@ -29,7 +29,16 @@ LOG_COLUMNS = [
     "images_per_second",
 ]
 # What a resumed run keeps: the flags that make it what it is, and those that may be changed on the way.
-CHANGEABLE = ("learning_rate", "save_every", "checkpoint_minutes", "deterministic")
+CHANGEABLE = (
+    "learning_rate",
+    "save_every",
+    "checkpoint_minutes",
+    "deterministic",
+    "amp",
+    "accumulate",
+    "checkpoint_activations",
+    "compile",
+)
 SETTINGS = (
     *CHANGEABLE,
     "model_name",
@@ -70,14 +79,15 @@ class RunState:
         model: the network on its device.
         optimizer: of its parameters.
         scheduler: of the learning rate, or None.
+        scaler: of the loss, for fp16.
         data: what the checkpoint records of the data.
         encoder_start: in words, what the encoder started from.
         progress: where the run stands.
-        claim: from `claim_names`, held as long as the run may write.
+        claim: from `claim_names`, held as long as the run may write; None for a process that must not.
     """
 
-    def __init__(self, args, model, optimizer, scheduler, data: dict, encoder_start: str, progress: Progress, claim):
-        self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
+    def __init__(self, args, model, optimizer, scheduler, scaler, data, encoder_start: str, progress: Progress, claim):
+        self.args, self.model, self.optimizer, self.scheduler, self.scaler = args, model, optimizer, scheduler, scaler
         self.data, self.encoder_start, self.progress, self.claim = data, encoder_start, progress, claim
         self.last_save = time.monotonic()
         self.owns_names = False  # until the first save, the files under this model's names may be another run's
@@ -88,6 +98,8 @@ class RunState:
 
     def save(self, *kinds) -> None:
         """Saves under the names of these kinds, and then as last."""
+        if self.claim is None:
+            return
         content = {
             "model": {"name": self.args.model_name, "config": self.model.config},
             "weights": self.model.state_dict(),
@@ -98,6 +110,7 @@ class RunState:
             "progress": asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scaler": self.scaler.state_dict(),
             "random_state": torch.get_rng_state(),
         }
         self.take_names()
@@ -115,6 +128,12 @@ class RunState:
         self.owns_names = same_file(resumed_from, self.path("last"))
         self.model.load_state_dict(content["weights"])
         self.optimizer.load_state_dict(content["optimizer"])
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape:  # the fused kernel takes it for granted that their layouts agree
+                    state[name] = torch.empty_like(parameter).copy_(value)
+        if content.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
         if self.scheduler:
             self.scheduler.load_state_dict(content["scheduler"])
         torch.set_rng_state(content["random_state"])
@@ -128,6 +147,8 @@ class RunState:
 
     def write_log(self) -> None:
         """Writes the log anew from the history that the checkpoint holds, so that the two can't disagree."""
+        if self.claim is None:
+            return
         log = Path(self.args.log_dir) / f"{self.args.model_name}_training_log.csv"
         utils.write_rows(log, self.progress.history, LOG_COLUMNS)
 

@@ -4,27 +4,26 @@ python src/train.py --data_path dataset --model_name unet --epochs 10
 python src/train.py --model_name unet --resume --epochs 2
 """
 
+import argparse
 import difflib
 import math
 import shlex
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 import cli
 import utils
-from batches import EpochOrder, make_loader
+from batches import EpochOrder, make_loader, share_batches
 from checkpoint import load_checkpoint, load_encoder_weights
 from dataset_check import warn_if_inverted
+from distributed import ALONE, Team, join
 from download import download
-from evaluate import measure, summarize
+from engine import Training, train
 from losses import LOSSES
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from oxford_pet import (
@@ -39,14 +38,16 @@ from oxford_pet import (
 )
 from pictures import DatasetError
 from pixel_cache import open_cache
+from precision import choose_precision
 from run_state import (
-    LOG_COLUMNS,
     RunState,
     claim_names,
     resume_source,
     settle_flags,
     start_progress,
 )
+
+LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
 
 
 def build_parser() -> cli.Parser:
@@ -91,7 +92,12 @@ def build_parser() -> cli.Parser:
     flag("--deterministic", action="store_true", help="let torch use only algorithms that always give the same bits")
     minutes = "--checkpoint_minutes"
     flag(minutes, type=cli.positive_number, default=10.0, metavar="M", help="also save this often in mid-epoch")
-    cli.add_device_flags(parser)
+
+    flag = cli.add_device_flags(parser).add_argument
+    flag("--accumulate", type=cli.whole_number(1), default=1, metavar="N", help="compute each step in N pieces")
+    saves = {"action": argparse.BooleanOptionalAction, "default": False}
+    flag("--checkpoint_activations", **saves, help="keep fewer features for the way back: less memory, slower")
+    flag("--compile", **saves, help="let torch.compile fuse the network first (minutes; needs a C++ compiler)")
     cli.add_folder_flags(parser)
     return parser
 
@@ -127,143 +133,6 @@ def build_scheduler(args, optimizer, total_steps: int):
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return None
-
-
-@dataclass
-class Training:
-    """What the loop works with."""
-
-    state: RunState
-    order: EpochOrder
-    train_loader: DataLoader
-    valid_loader: DataLoader
-    loss_fn: Callable
-    device: torch.device
-    stop: cli.StopRequest
-
-
-def training_step(run: Training, batch: dict) -> torch.Tensor:
-    """One step of the optimizer.
-
-    Returns:
-        float (3,) on the device: the batch's sums of loss and Dice, and its size.
-
-    Raises:
-        RunError: the loss is not finite.
-    """
-    state = run.state
-    images = batch["image"].to(run.device, non_blocking=True)
-    masks = batch["mask"].to(run.device, non_blocking=True)
-    if "affine" in batch:
-        images, masks = utils.apply_augmentations(images, masks, batch["affine"].to(run.device, non_blocking=True))
-    if "colours" in batch:
-        images = utils.apply_colours(images, batch["colours"].to(run.device, non_blocking=True))
-    logits = state.model(images)
-    loss = run.loss_fn(logits, masks)
-    if not torch.isfinite(loss):
-        names = ", ".join(Path(path).name for path in batch["path"])
-        raise cli.RunError(
-            f"the loss is {loss.item()} in epoch {state.progress.epoch + 1}, step {state.progress.step + 1}, on "
-            f"{names}; {last_good(state)}a smaller --learning_rate"
-        )
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_norm=1.0)
-    state.optimizer.step()
-    if state.args.scheduler == "cosine":
-        state.scheduler.step()
-    with torch.no_grad():
-        dice = utils.dice_score(logits > 0, masks).sum()
-        return torch.stack([loss.detach() * len(images), dice, torch.full_like(dice, len(images))])
-
-
-def last_good(state: RunState) -> str:
-    """How to go on after a failure, for the end of an error's text."""
-    last = state.path("last")
-    return f"go on from {last} with --resume and " if state.owns_names and last.is_file() else "start again with "
-
-
-def train_one_epoch(run: Training) -> tuple[float, float, float]:
-    """Trains from the step where the run stands to the end of the epoch.
-
-    Returns:
-        Loss and Dice, averaged over the images of the whole epoch, each as it was when its step began; images a second.
-
-    Raises:
-        Interrupted: a signal came; the position inside the epoch is in the progress.
-        RunError: the loss is not finite.
-    """
-    state, progress = run.state, run.state.progress
-    run.order.epoch, run.order.start = progress.epoch, progress.step
-    if progress.sums is None:
-        progress.sums = torch.zeros(3, dtype=torch.float32 if run.device.type == "mps" else torch.float64)
-    progress.sums = sums = progress.sums.to(run.device)
-    state.model.train()
-    title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
-    bar = tqdm(desc=title, total=run.order.steps, initial=progress.step, unit="step", leave=False, disable=None)
-    began = time.perf_counter() - progress.seconds
-    with bar:
-        for batch in run.train_loader:
-            sums += training_step(run, batch)
-            progress.step += 1
-            progress.seconds = time.perf_counter() - began
-            if bar.update():  # true where the bar has just been drawn, about ten times a second
-                bar.set_postfix(loss=f"{sums[0] / sums[2]:.4f}", dice=f"{sums[1] / sums[2]:.4f}", refresh=False)
-            run.stop.check()
-            if time.monotonic() - state.last_save > 60 * state.args.checkpoint_minutes:
-                state.save()
-    loss, dice, images = sums.tolist()
-    return loss / images, dice / images, images / progress.seconds
-
-
-def run_epoch(run: Training) -> dict:
-    """Trains and validates one epoch, saves, logs. Returns the row of the log."""
-    state, progress, args = run.state, run.state.progress, run.state.args
-    train_loss, train_dice, rate = train_one_epoch(run)
-    learning_rate = state.optimizer.param_groups[0]["lr"]
-    start = time.perf_counter()
-    counts, val_loss = measure(state.model, run.valid_loader, run.device, run.loss_fn, run.stop.check, "validating")
-    seconds = progress.seconds + time.perf_counter() - start
-    val_dice = summarize(counts)["dice"]
-    figures = [float(f"{x:.8g}") for x in (train_loss, train_dice, val_loss, val_dice, learning_rate)]
-    row = [progress.run_id, progress.epoch + 1, *figures, round(seconds, 3), round(rate, 2)]
-    progress.history.append(dict(zip(LOG_COLUMNS, row)))
-
-    if args.scheduler == "plateau":
-        state.scheduler.step(val_dice)
-    progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
-    kinds = []
-    if val_dice > progress.best_dice:
-        progress.best_dice, progress.best_epoch = val_dice, progress.epoch
-        kinds.append("best")
-    if args.save_every and progress.epoch % args.save_every == 0:
-        kinds.append(progress.epoch)
-    state.save(*kinds)
-    state.write_log()
-    return progress.history[-1]
-
-
-def train(run: Training) -> None:
-    """Runs the epochs that are left; on a signal saves where it stands."""
-    state, progress = run.state, run.state.progress
-    try:
-        while progress.epoch < progress.planned_epochs:
-            row = run_epoch(run)
-            print(
-                f"epoch {row['epoch']:>3}/{progress.planned_epochs}  "
-                f"train loss {row['train_loss']:.4f} dice {row['train_dice']:.4f}  "
-                f"valid loss {row['val_loss']:.4f} dice {row['val_dice']:.4f}  lr {row['learning_rate']:.1e}  "
-                f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
-                f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
-                flush=True,
-            )
-            if progress.epoch < progress.planned_epochs:
-                run.stop.check()
-    except cli.Interrupted:
-        state.save()
-        print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
-        print(f"To go on: {resume_line(state.args)}", flush=True)
-        raise
 
 
 def resume_line(args) -> str:
@@ -319,7 +188,9 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
             f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
             f"{progress.step}; best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}"
         )
-    print(f"Device  {run.device} ({torch.get_num_threads()} threads), torch {torch.__version__}")
+    computing = f"{run.precision}{', compiled' if args.compile else ''}, torch {torch.__version__}"
+    processes = f"{run.team.size} processes of " if run.team.size > 1 else ""
+    print(f"Device  {run.precision.device} ({processes}{torch.get_num_threads()} threads), {computing}")
     print(f"Model   {args.model_name}, {count:,} parameters, encoder {state.encoder_start}")
     print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {args.split}: {sizes}; ", end="")
     cached = "cached" if parts[0].records else "not cached"
@@ -331,42 +202,66 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     print(f"Run     {progress.run_id}: {where}", flush=True)
 
 
-def prepare(args, given: dict) -> tuple[Training, list[OxfordPetDataset], Optional[Path]]:
-    """Everything before the first step, a new run's or a resumed one's."""
-    resumed_from, content = resume_source(args, given), None
-    if resumed_from is not None:
-        content, written = load_checkpoint(resumed_from), resumed_from.stat().st_mtime_ns
+def load_run(args, given: dict) -> tuple[Optional[Path], Optional[dict], int]:
+    """The checkpoint that the run resumes from: path, content, when it was written; nothing for a new run."""
+    path = resume_source(args, given)
+    return (None, None, 0) if path is None else (path, load_checkpoint(path), path.stat().st_mtime_ns)
+
+
+def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
+    """Everything before the first step, a new run's or a resumed one's.
+
+    Returns:
+        The Training, the three parts of the dataset, and the path of the checkpoint that is resumed, or None.
+    """
+    resumed_from, content, written = team.tell(load_run(args, given) if team.first else None)
+    if content is not None:
         settle_flags(args, given, content, resumed_from)
-    device = utils.get_device(args.device)
-    if args.download:
+    if args.compile and args.checkpoint_activations:
+        raise cli.UsageError("--compile frees activations in its own way; leave --checkpoint_activations out")
+    if args.download and team.first:
         cli.writable_folder(args.data_path)
         download(args.data_path)
+    team.tell(None)  # the others wait for the download here
     *parts, data = open_data(args, content, resumed_from)
-    for folder in (args.save_dir, args.log_dir):
-        cli.writable_folder(folder)
-    claim = claim_names(args)
-    if content is not None and resumed_from.stat().st_mtime_ns != written:
-        raise cli.UsageError(f"another run has just written {resumed_from}; try again")
+    claim = None
+    if team.first:
+        for folder in (args.save_dir, args.log_dir):
+            cli.writable_folder(folder)
+        claim = claim_names(args)
+        if content is not None and resumed_from.stat().st_mtime_ns != written:
+            raise cli.UsageError(f"another run has just written {resumed_from}; try again")
 
     utils.seed_everything(args.seed, args.deterministic)
+    precision = choose_precision(args.amp, device, args.image_size)
     model = build_model(args.model_name)
-    start = content["encoder_start"] if content else load_encoder_weights(model, args.encoder_weights)
+    if content is not None:
+        start = content["encoder_start"]
+    else:  # the others get the first one's weights
+        start = load_encoder_weights(model, args.encoder_weights) if team.first else ""
+    if args.checkpoint_activations:
+        model.checkpoint_activations()
     fused = device.type in ("cpu", "cuda")  # one pass over all parameters: half the time of a step of Adam on the CPU
-    optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate, fused=fused)
+    optimizer = torch.optim.Adam(precision.place(model).parameters(), lr=args.learning_rate, fused=fused)
     train_set = augmented(args, parts[0])
-    order = EpochOrder(len(train_set), args.batch_size, args.seed)
+    order = EpochOrder(len(train_set), args.batch_size, args.seed, team)
     progress = start_progress(args, given, content, resumed_from)
     scheduler = build_scheduler(args, optimizer, progress.planned_epochs * order.steps)
-    state = RunState(args, model, optimizer, scheduler, data, start, progress, claim)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
+    state = RunState(args, model, optimizer, scheduler, scaler, data, start, progress, claim)
     if content is not None:
         state.restore(content, resumed_from)
+    forward = team.wrap(model)
+    batches = share_batches(parts[1], args.batch_size, team)
     training = Training(
         state=state,
+        forward=torch.compile(forward) if args.compile else forward,
         order=order,
         train_loader=make_loader(train_set, device, args.num_workers, batch_sampler=order),
-        valid_loader=make_loader(parts[1], device, args.num_workers, batch_size=args.batch_size),
+        valid_loader=make_loader(parts[1], device, args.num_workers, batch_sampler=batches),
         loss_fn=LOSSES[args.loss],
-        device=device,
+        precision=precision,
+        team=team,
         stop=cli.StopRequest(),
     )
     return training, parts, resumed_from
@@ -379,20 +274,22 @@ def main(argv=None) -> None:
         raise cli.UsageError("--color_jitter varies what --augment makes; give --augment bulk or online as well")
     if "model_name" in given:
         args.model_name = given["model_name"] = known_model(args.model_name)
-    run, parts, resumed_from = prepare(args, given)
-    state, progress = run.state, run.state.progress
-    print_header(run, parts, resumed_from)
-    if progress.epoch >= progress.planned_epochs:
-        source = "" if state.owns_names else f" {shlex.quote(str(resumed_from))}"
-        print(f"This run is complete. To train 5 more epochs: {resume_line(args)}{source} --epochs 5")
-        return
-    if resumed_from is not None:
-        if not state.owns_names:
-            state.save()  # from now on this is where the run stands
-        state.write_log()
-    train(run)
-    print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
+    device = utils.get_device(args.device)
+    with join(device) as team:
+        run, parts, resumed_from = prepare(args, given, device, team)
+        state, progress = run.state, run.state.progress
+        print_header(run, parts, resumed_from)
+        if progress.epoch >= progress.planned_epochs:
+            source = "" if state.owns_names else f" {shlex.quote(str(resumed_from))}"
+            print(f"This run is complete. To train 5 more epochs: {resume_line(args)}{source} --epochs 5")
+            return
+        if resumed_from is not None:
+            if not state.owns_names:
+                state.save()  # from now on this is where the run stands
+            state.write_log()
+        train(run, resume_line(args))
+        print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
 
 
 if __name__ == "__main__":
-    cli.run(main, DatasetError)
+    cli.run(main, DatasetError, out_of_memory=LESS_MEMORY)

@@ -61,6 +61,11 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
         for part in (self.bottleneck, self.ups, self.head):
             init_weights(part)
 
+    def blocks(self) -> list[nn.Module]:
+        """See SegmentationModel.blocks."""
+        encoder = self.encoder
+        return [encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4, self.bottleneck, *self.ups]
+
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""
         skips = [x, *self.encoder(x)]

@@ -1,7 +1,9 @@
 """UNet (Ronneberger, Fischer, Brox, 2015: https://arxiv.org/abs/1505.04597) with batch norm and padded convolutions."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models.base import SegmentationModel, init_weights
 
@@ -19,7 +21,11 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UpBlock(nn.Module):
-    """One step up of a decoder: doubles height and width, joins the encoder's features, convolves twice."""
+    """One step up of a decoder: doubles height and width, joins the encoder's features, convolves twice.
+
+    A convolution of joined features is the sum of a convolution of either. Computed so, the joined features, the
+    largest tensors of the network, need not be made and kept for the way back.
+    """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
@@ -28,7 +34,28 @@ class UpBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """x (N, in_channels, H, W) and skip (N, skip_channels, 2H, 2W) to (N, out_channels, 2H, 2W)."""
-        return self.conv(torch.cat([skip, self.up(x)], dim=1))
+        first, *rest = self.conv
+        of_skip, of_below = first.weight.split([skip.shape[1], self.up.out_channels], dim=1)
+        x = F.conv2d(skip, of_skip, padding=1) + F.conv2d(self.up(x), of_below, padding=1)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+class MaxPool(nn.MaxPool2d):
+    """2x2 max-pooling that finds the maxima a second time on the way back.
+
+    Where they were would otherwise be kept in int64: as many bytes as the features themselves have in bf16.
+    """
+
+    def __init__(self):
+        super().__init__(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W) to (N, C, H/2, W/2)."""
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class UNet(SegmentationModel):
@@ -45,10 +72,14 @@ class UNet(SegmentationModel):
         widths = (64, 128, 256, 512, 1024)
         self.stem = double_conv(3, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))
-        self.pool = nn.MaxPool2d(2)
+        self.pool = MaxPool()
         self.ups = nn.ModuleList(UpBlock(b, a, a) for a, b in reversed(list(zip(widths, widths[1:]))))
         self.head = nn.Conv2d(widths[0], out_channels, 1)
         init_weights(self)
+
+    def blocks(self) -> list[nn.Module]:
+        """See SegmentationModel.blocks."""
+        return [self.stem, *self.downs, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""
