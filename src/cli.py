@@ -233,6 +233,8 @@ def run(main, *bad_input: type[Exception], out_of_memory: str = "a smaller --bat
         text = str(error)
         if "DataLoader worker" in text:
             status, message = 1, "a process that reads images died; use --num_workers 0, or see to memory and files"
+        elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            status, message = 1, f"--compile failed ({text.splitlines()[0]}); leave the flag out"
         elif isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
             status, message = 1, f"out of memory; use {out_of_memory}, or a smaller --image_size"
         else:

@@ -7,6 +7,7 @@ and writes.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -152,4 +153,5 @@ def join(device: torch.device):
             quiet.enter_context(contextlib.redirect_stdout(nowhere))
             quiet.enter_context(contextlib.redirect_stderr(nowhere))
         yield Team(rank, size)
+    gc.collect()  # a DistributedDataParallel that outlives its group can abort the process when Python ends
     dist.destroy_process_group()  # not after an error: the others may no longer be there to answer

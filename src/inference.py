@@ -8,6 +8,7 @@ import glob
 import os
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -183,8 +184,8 @@ def write_results(result: Path, sample: dict, mask: np.ndarray, dice: Optional[f
     title = sample["path"].name + ("" if dice is None else f"   Dice {dice:.4f}")
     panel = draw_panel(sample["original"], mask, sample["original_mask"], title)
     for kind, picture in (("panel", panel), ("mask", Image.fromarray(mask * 255))):
-        with utils.atomic_write(result.with_name(f"{result.name}_{kind}.png"), "wb") as file:
-            picture.save(file, "PNG", compress_level=1)
+        with utils.atomic_write(result.with_name(f"{result.name}_{kind}.png"), "wb", sync=False) as file:
+            picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # half the time of the default
 
 
 def build_parser() -> cli.Parser:

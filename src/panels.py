@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PET_BLUE, BACKGROUND_ORANGE = (31, 119, 180), (255, 127, 14)  # as in report B's figure; told apart by the colour-blind
-HEIGHT, MARGIN, TITLE, CAPTION = 288, 12, 34, 24  # pixels
+HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
 
 
 @lru_cache
@@ -18,9 +18,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def colour_mask(mask: np.ndarray) -> np.ndarray:
-    """Mask (H, W), zero for background, to a picture (H, W, 3) uint8: blue pet on orange ground."""
-    return np.where(mask[..., None] != 0, np.uint8(PET_BLUE), np.uint8(BACKGROUND_ORANGE))
+def _part(array: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """An image (H, W, 3), or a mask (H, W) in blue on orange, at this width and height."""
+    if array.ndim == 3:
+        return Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
+    mask = Image.fromarray((array != 0).view(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    mask.putpalette([*BACKGROUND_ORANGE, *PET_BLUE])
+    return mask.convert("RGB")
 
 
 def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: Optional[np.ndarray], title: str) -> Image.Image:
@@ -33,7 +37,7 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: Optional[np.nda
         title: stands above, shortened in the middle where it is too long.
 
     Returns:
-        An RGB picture; every part of it is 288 pixels high and as wide as the picture's shape asks.
+        An RGB picture; every part of it is 256 pixels high and as wide as the picture's shape asks.
     """
     parts = [("image", image), ("ground truth", truth), ("prediction", prediction)]
     parts = [(name, array) for name, array in parts if array is not None]
@@ -44,9 +48,7 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: Optional[np.nda
     draw.text((size[0] / 2, TITLE / 2), _fit(title, size[0] - 2 * MARGIN), "black", _font(17), anchor="mm")
     for i, (name, array) in enumerate(parts):
         left = MARGIN + i * (width + MARGIN)
-        picture = Image.fromarray(array if array.ndim == 3 else colour_mask(array))
-        method = Image.Resampling.BILINEAR if array.ndim == 3 else Image.Resampling.NEAREST
-        panel.paste(picture.resize((width, HEIGHT), method), (left, TITLE))
+        panel.paste(_part(array, (width, HEIGHT)), (left, TITLE))
         draw.text((left + width / 2, TITLE + HEIGHT + CAPTION / 2), name, "black", _font(13), anchor="mm")
     return panel
 

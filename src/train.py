@@ -135,9 +135,10 @@ def build_scheduler(args, optimizer, total_steps: int):
     return None
 
 
-def resume_line(args) -> str:
+def resume_line(args, team: Team = ALONE) -> str:
     """The command that goes on with this run."""
-    parser, words = build_parser(), ["python src/train.py", f"--model_name {args.model_name}"]
+    launcher = f"torchrun --nproc_per_node={team.size}" if team.size > 1 else "python"
+    parser, words = build_parser(), [f"{launcher} src/train.py", f"--model_name {args.model_name}"]
     for name in ("data_path", "save_dir", "log_dir", "device", "num_workers", "cache"):
         if getattr(args, name) != parser.get_default(name):
             words.append(f"--{name} {shlex.quote(str(getattr(args, name)))}")
@@ -268,7 +269,7 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
 
 
 def main(argv=None) -> None:
-    """Flags, preparation, header, epochs."""
+    """Reads the flags and runs."""
     args, given = build_parser().parse_given(argv)
     if args.color_jitter and not args.augment and args.resume is None:
         raise cli.UsageError("--color_jitter varies what --augment makes; give --augment bulk or online as well")
@@ -276,19 +277,24 @@ def main(argv=None) -> None:
         args.model_name = given["model_name"] = known_model(args.model_name)
     device = utils.get_device(args.device)
     with join(device) as team:
-        run, parts, resumed_from = prepare(args, given, device, team)
-        state, progress = run.state, run.state.progress
-        print_header(run, parts, resumed_from)
-        if progress.epoch >= progress.planned_epochs:
-            source = "" if state.owns_names else f" {shlex.quote(str(resumed_from))}"
-            print(f"This run is complete. To train 5 more epochs: {resume_line(args)}{source} --epochs 5")
-            return
-        if resumed_from is not None:
-            if not state.owns_names:
-                state.save()  # from now on this is where the run stands
-            state.write_log()
-        train(run, resume_line(args))
-        print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
+        run_training(args, given, device, team)
+
+
+def run_training(args, given: dict, device: torch.device, team: Team) -> None:
+    """Prepares, says what it is about to do, and does it, on one process or several."""
+    run, parts, resumed_from = prepare(args, given, device, team)
+    state, progress = run.state, run.state.progress
+    print_header(run, parts, resumed_from)
+    if progress.epoch >= progress.planned_epochs:
+        source = "" if state.owns_names else f" {shlex.quote(str(resumed_from))}"
+        print(f"This run is complete. To train 5 more epochs: {resume_line(args, team)}{source} --epochs 5")
+        return
+    if resumed_from is not None:
+        if not state.owns_names:
+            state.save()  # from now on this is where the run stands
+        state.write_log()
+    train(run, resume_line(args, team))
+    print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+UMASK = os.umask(0)  # once, since asking for it changes it, in all threads
+os.umask(UMASK)
 AUGMENTATION = 1  # the `purpose` under which augmentation draws its random numbers
 
 
@@ -293,12 +295,13 @@ def lock_file(path, wait: bool):
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode: str = "w"):
+def atomic_write(path, mode: str = "w", sync: bool = True):
     """Opens a file for writing that appears under its name only when it is whole and on the disk.
 
     It is written beside `path`, or beside what `path` links to, under a temporary name `.<name>.<random>.tmp`, flushed,
     synced and renamed; then the folder is synced, so that the new name outlives a power cut too. On an error the
-    temporary file goes and what was at `path` stays.
+    temporary file goes and what was at `path` stays. Without `sync` the power must stay on: for what is easily made
+    again.
     """
     path, text = Path(path).resolve(), {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
     if path.exists() and not path.is_file():  # a pipe or a device: there is nothing to replace
@@ -311,12 +314,12 @@ def atomic_write(path, mode: str = "w"):
         with os.fdopen(handle, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+            if sync:
+                os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp makes files that only their owner reads
         temporary.replace(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:

@@ -340,7 +340,7 @@ def test_inference_on_a_folder_of_any_pictures(trained, tmp_path):
     assert Image.open(folder / "out/é ü_mask.png").size == (131, 50)
     # Two parts, no empty third one for the missing ground truth.
     panel = Image.open(folder / "out/é ü_panel.png")
-    assert panel.width < 3 * 288 * 131 / 50
+    assert panel.width < 3 * 256 * 131 / 50
 
 
 def test_without_a_wish_for_pictures_none_are_written(trained, shared_dataset, tmp_path):

@@ -1,0 +1,168 @@
+"""Two processes at one job, started by torch's launcher, on the CPU."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SRC, TINY, run_ok
+from PIL import Image
+
+from checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.xdist_group("distributed")  # so that one test process makes `pair`, and not each of them
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def launch(script: Path, *args, cwd: Path) -> subprocess.CompletedProcess:
+    command = [*LAUNCH, str(script), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=240)
+
+
+def launch_ok(script: str, *args, cwd: Path) -> str:
+    done = launch(SRC / script, *args, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, shared_dataset) -> tuple[Path, str]:
+    """A folder where two processes have trained for two epochs, and what they printed."""
+    folder = tmp_path_factory.mktemp("pair")
+    flags = ("--data_path", shared_dataset, "--epochs", 2, "--augment", "online", *TINY)
+    return folder, launch_ok("train.py", *flags, cwd=folder)
+
+
+def rows(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_step_of_two_is_the_step_of_one(tmp_path, pieces):
+    script = Path(__file__).with_name("one_step.py")  # 7 images: shares of 4 and 3, and pieces of 2, 2 and 2, 1
+    alone = subprocess.run([sys.executable, str(script), "1"], env=ENV, capture_output=True, text=True, check=True)
+    figures, weights, everything, words, largest = json.loads(alone.stdout)
+    done = launch(script, pieces, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # the first alone prints
+    both = json.loads(line)
+    assert both[0] == pytest.approx(figures, rel=1e-5)
+    assert [torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-6) for a, b in zip(weights, both[1])] == [True] * 4
+    assert both[2] == everything == [0, 1, 2, 3, 4]
+    assert both[3] == words == "process 0"
+    assert (largest, both[4]) == ([0, 0], [1, 0])
+
+
+def test_two_train_as_one_and_leave_no_trace(pair):
+    folder, said = pair
+    assert "2 processes of 1 threads" in said
+    assert said.count("Run  ") == 1
+    assert "32 train" in said
+    table = rows(folder / "logs/resnet34_unet_training_log.csv")
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert float(table[1]["train_loss"]) < float(table[0]["train_loss"])
+    content = load_checkpoint(folder / "saved_models/resnet34_unet_last.pth")
+    assert not [key for key in content["weights"] if key.startswith("module.")]
+    assert content["optimizer"]["state"][0]["step"] == 8  # two epochs of 32 images in batches of 8
+
+
+def test_scores_of_two_are_those_of_one_to_the_last_digit(pair, shared_dataset, tmp_path):
+    folder, _ = pair
+    flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/resnet34_unet_last.pth")
+    log_dir = ("--log_dir", tmp_path / "logs")
+    launch_ok("evaluate.py", *flags, *log_dir, "--batch_size", 3, "--json", "two.json", cwd=tmp_path)
+    run_ok("evaluate.py", *flags, *log_dir, "--batch_size", 3, "--json", "one.json", cwd=tmp_path)
+    two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    clocks = ("seconds", "images_per_second")
+    assert {k: v for k, v in two.items() if k not in clocks} == {k: v for k, v in one.items() if k not in clocks}
+    assert len(rows(tmp_path / "logs/resnet34_unet_evaluation_log.csv")) == 2  # one each
+    # And what the two measured while they trained is what one measures now.
+    run_ok("evaluate.py", *flags, *log_dir, "--subset", "valid", "--json", "valid.json", cwd=tmp_path)
+    logged = float(rows(folder / "logs/resnet34_unet_training_log.csv")[-1]["val_dice"])
+    assert json.loads((tmp_path / "valid.json").read_text())["dice"] == pytest.approx(logged, abs=5e-7)
+
+
+def test_pictures_of_two_are_those_of_one(pair, shared_dataset, tmp_path):
+    folder, _ = pair
+    flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/resnet34_unet_best.pth")
+    found = []
+    for name, run in (("two", launch_ok), ("one", run_ok)):
+        said = run("inference.py", *flags, "--output_path", name, "--log_dir", f"{name}_logs", cwd=tmp_path)
+        assert said.count("RESNET34_UNET mean Dice") == 1
+        log = rows(tmp_path / f"{name}_logs/resnet34_unet_inference_log.csv")
+        masks = {p.name: Image.open(p).tobytes() for p in (tmp_path / name).glob("*.png")}
+        found.append(([{**row, "time": ""} for row in log], masks))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 8  # a mask and a panel of four pictures
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_goes_on_where_two_stopped_and_the_reverse(processes, pair, trained, shared_dataset, tmp_path):
+    before, run = (pair[0], run_ok) if processes == 1 else (trained, launch_ok)
+    for folder in ("saved_models", "logs"):
+        shutil.copytree(before / folder, tmp_path / folder)
+    said = run("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert "in epoch 3 of 3 after step 0" in said
+    table = rows(tmp_path / "logs/resnet34_unet_training_log.csv")
+    assert [row["epoch"] for row in table] == ["1", "2", "3"]
+    assert float(table[2]["train_loss"]) < float(table[1]["train_loss"])
+    content = load_checkpoint(tmp_path / "saved_models/resnet34_unet_last.pth")
+    assert content["optimizer"]["state"][0]["step"] == 12
+    assert (
+        content["weights"].keys() == load_checkpoint(before / "saved_models/resnet34_unet_last.pth")["weights"].keys()
+    )
+
+
+@pytest.mark.parametrize("how", ["terminate all", "kill one"])
+def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp_path):
+    command = [*LAUNCH, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--epochs", "500", *map(str, TINY)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not process.stdout.readline().startswith("epoch"):
+        assert process.poll() is None, process.stderr.read()
+    time.sleep(0.5)
+    if how == "kill one":
+        os.kill(second_of(process.pid), signal.SIGKILL)
+    else:
+        process.terminate()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    stopped = re.search(r"Stopped in epoch (\d+) after step (\d+); saved", said)
+    assert stopped, said + errors
+    assert "torchrun --nproc_per_node=2 src/train.py" in said
+    if how == "kill one":
+        assert "error: another process of this run has ended" in errors
+    last = tmp_path / "saved_models/resnet34_unet_last.pth"
+    progress = load_checkpoint(last)["progress"]
+    assert (progress["epoch"] + 1, progress["step"]) == tuple(map(int, stopped.groups()))
+    if how == "terminate all" and progress["step"]:
+        assert progress["sums"][2] == 8 * progress["step"]  # images of both
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert f"in epoch {stopped[1]} of {stopped[1]} after step {stopped[2]}" in said
+
+
+def second_of(launcher: int) -> int:
+    """Process id of the second of a launcher's processes."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (found,) = [int(pid) for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
+    return found
+
+
+def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):
+    done = launch(SRC / "train.py", "--data_path", shared_dataset, "--batch_size", 1, *TINY, cwd=tmp_path)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [
+        "error: steps of 1 images can't be shared by 2 processes; use a larger --batch_size, or fewer processes"
+    ]
