@@ -6,14 +6,7 @@ All variants read the same pictures in the same DataLoader settings, in turn, se
 compared is the ratio of medians, since machines drift. The first round of each is not counted.
 """
 
-import argparse
-import csv
-import os
-import platform
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -23,13 +16,11 @@ from torchvision import tv_tensors
 from torchvision.datasets import OxfordIIITPet
 from torchvision.transforms import v2
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
-
-import utils  # noqa: E402  the path must be set first
-from batches import make_loader  # noqa: E402
-from oxford_pet import find_root, load_dataset, split_pets  # noqa: E402
-from pixel_cache import open_cache  # noqa: E402
+import measure
+import utils
+from batches import make_loader
+from oxford_pet import find_root, load_dataset, split_pets
+from pixel_cache import open_cache
 
 
 class TorchvisionPets(Dataset):
@@ -52,22 +43,19 @@ class TorchvisionPets(Dataset):
         return self.both(image, mask) if self.both else (image, mask)
 
 
-def passes(loader, augment: bool) -> float:
-    """Seconds for one pass over a loader, with what a training step does to a batch before the network sees it."""
-    start = time.perf_counter()
+def read_all(loader, augment: bool) -> None:
+    """One pass over a loader, with what a training step does to a batch before the network sees it."""
     for batch in loader:
         if augment:
             utils.apply_augmentations(batch["image"], batch["mask"], batch["affine"])
-    return time.perf_counter() - start
 
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/data_loading.csv."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.parser(__doc__, rounds=7)
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--image_size", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     args = parser.parse_args()
     root, cpu, size = find_root(args.data_path), torch.device("cpu"), args.image_size
@@ -94,43 +82,10 @@ def main() -> None:
                 "ours, cached": (make_loader(cached, cpu, **options), False),
                 "ours, cached, --augment online": (make_loader(utils.AugmentedDataset(cached), cpu, **options), True),
             }
-            seconds = {name: [] for name in variants}
-            for _ in range(args.rounds + 1):
-                for name, variant in variants.items():
-                    seconds[name].append(passes(*variant))
-            base = None
-            for name, taken in seconds.items():
-                rates = sorted(len(cached) / s for s in taken[1:])
-                median = statistics.median(rates)
-                base = base or median
-                rows.append(
-                    {
-                        "workers": workers,
-                        "variant": name,
-                        "images_per_second": round(median, 1),
-                        "lowest": round(rates[0], 1),
-                        "highest": round(rates[-1], 1),
-                        "ratio": round(median / base, 2),
-                        "n": len(rates),
-                    }
-                )
-    stamp = {
-        "images": len(cached),
-        "image_size": size,
-        "batch_size": args.batch_size,
-        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
-        "versions": f"torch {torch.__version__}, torchvision {torchvision.__version__}",
-    }
-    print(" | ".join(f"{key} {value}" for key, value in stamp.items()))
-    for row in rows:
-        print(
-            f"workers {row['workers']}  {row['variant']:<38} {row['images_per_second']:>9.1f} images/s "
-            f"({row['lowest']:.0f} to {row['highest']:.0f}, n = {row['n']})  x{row['ratio']:.1f}"
-        )
-    with utils.atomic_write(ROOT / "benchmarks/results/data_loading.csv") as file:
-        writer = csv.DictWriter(file, [*rows[0], *stamp], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **stamp} for row in rows)
+            calls = {name: lambda variant=variant: read_all(*variant) for name, variant in variants.items()}
+            rows += measure.rates(measure.take_turns(calls, args.rounds, cpu), len(cached), "images", workers=workers)
+    setting = {"images": len(cached), "image_size": size, "batch_size": args.batch_size}
+    measure.report("data_loading", rows, cpu, **setting, torchvision=torchvision.__version__)
 
 
 if __name__ == "__main__":

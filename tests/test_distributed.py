@@ -18,7 +18,6 @@ from PIL import Image
 
 from checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.xdist_group("distributed")  # so that one test process makes `pair`, and not each of them
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -1,0 +1,62 @@
+"""Images a second through a trained network, without gradients: ours beside segmentation_models.pytorch, in one run.
+
+python benchmarks/inference.py
+"""
+
+from collections.abc import Callable
+
+import torch
+
+import measure
+import peers
+import utils
+from models import build_model
+from precision import choose_precision
+
+
+def predictor(model, device: torch.device, layout=torch.contiguous_format, bf16: bool = False) -> Callable:
+    """Logits of a batch of bytes, as a plain script computes them."""
+    model = model.to(device, memory_format=layout).eval()
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return model(images.to(device).float().contiguous(memory_format=layout)).float().cpu()
+
+    return predict
+
+
+def our_predictor(name: str, device: torch.device, size: int) -> Callable:
+    """The same as inference.py does it."""
+    precision = choose_precision("auto", device, size)
+    model = precision.place(build_model(name)).eval()
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), precision.autocast():
+            return model(precision.move(images)).float().cpu()
+
+    return predict
+
+
+def main() -> None:
+    """Prints a table and writes it into benchmarks/results/inference.csv."""
+    parser = measure.parser(__doc__, rounds=7)
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=8)
+    args = parser.parse_args()
+    device, size = utils.get_device(args.device), args.image_size
+    images = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8)
+    last, rows = torch.channels_last, []
+    for name, other in (("resnet34_unet", "smp"), ("unet", "unet")):
+        who = "smp Unet(resnet34)" if other == "smp" else "our network, plain loop"
+        predictors = {
+            f"{who}, fp32": predictor(peers.build(other), device),
+            f"{who}, channels last, bf16": predictor(peers.build(other), device, last, True),
+            "inference.py": our_predictor(name, device, size),
+        }
+        calls = {who: lambda predict=predict: predict(images) for who, predict in predictors.items()}
+        rows += measure.rates(measure.take_turns(calls, args.rounds, device), args.batch_size, "images", model=name)
+    measure.report("inference", rows, device, image_size=size, batch_size=args.batch_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The networks and training steps of others, as their own examples write them, to measure ours against."""
+
+from collections.abc import Callable
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import UNet, build_model
+from models.base import IMAGENET_MEAN, IMAGENET_STD
+
+
+class JoiningUp(nn.Module):
+    """A step of a decoder as everybody writes it: joins the features, then convolves."""
+
+    def __init__(self, ours: nn.Module):
+        super().__init__()
+        self.up, self.conv = ours.up, ours.conv
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.cat([skip, self.up(x)], dim=1))
+
+
+class SmpUnet(nn.Module):
+    """segmentation_models.pytorch's Unet(resnet34), normalising inside as its binary example does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=1)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net((images - self.mean) / self.std)
+
+
+def build(name: str) -> nn.Module:
+    """`smp`, or one of our networks as others would write it: nothing in it to save time or memory."""
+    if name == "smp":
+        return SmpUnet()
+    model = build_model(name)
+    model.ups = nn.ModuleList(JoiningUp(up) for up in model.ups)
+    if isinstance(model, UNet):
+        model.pool = nn.MaxPool2d(2)
+    return model
+
+
+def plain_step(
+    model: nn.Module, device: torch.device, layout=torch.contiguous_format, bf16: bool = False, fused: bool = False
+) -> Callable:
+    """Forward, cross-entropy, backward, Adam, and the loss fetched at every step: a loop as in any tutorial."""
+    model = model.to(device, memory_format=layout).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused or None)
+
+    def step(images: torch.Tensor, masks: torch.Tensor) -> float:
+        images, masks = images.to(device).float().contiguous(memory_format=layout), masks.to(device).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def smp_step(model: nn.Module, device: torch.device, layout=torch.contiguous_format, bf16: bool = False) -> Callable:
+    """segmentation_models.pytorch's binary example: Dice loss, Adam 2e-4, statistics of every batch."""
+    model = model.to(device, memory_format=layout).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    loss_fn = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
+
+    def step(images: torch.Tensor, masks: torch.Tensor) -> float:
+        images, masks = images.to(device).float().contiguous(memory_format=layout), masks.to(device).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        loss = loss_fn(logits.float(), masks)
+        smp.metrics.get_stats((logits.sigmoid() > 0.5).long(), masks.long(), mode="binary")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def milesial_step(model: nn.Module, device: torch.device) -> Callable:
+    """milesial/Pytorch-UNet's loop: channels last, RMSprop, cross-entropy and Dice, clipped gradients, no AMP."""
+    layout = torch.channels_last
+    model = model.to(device, memory_format=layout).train()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-5, weight_decay=1e-8, momentum=0.999, foreach=True)
+    criterion = nn.BCEWithLogitsLoss()
+
+    def step(images: torch.Tensor, masks: torch.Tensor) -> float:
+        images, masks = images.to(device).float().contiguous(memory_format=layout), masks.to(device).float().squeeze(1)
+        logits = model(images).squeeze(1)
+        share = logits.sigmoid()
+        overlap, total = 2 * (share * masks).sum(), share.sum() + masks.sum()
+        loss = criterion(logits, masks) + 1 - (overlap + 1e-6) / (total + 1e-6)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
