@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 DEMO := --data_path demo/dataset
 DEMO_RUN := --save_dir demo/saved_models --log_dir demo/logs
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 
 setup: .venv/.installed
 
@@ -32,6 +32,19 @@ test: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# Half an hour on 2 cores. DATA=dataset takes the real pictures for the two that read any.
+DATA ?= demo/dataset
+bench: .venv/.installed-dev
+	test -d $(DATA)/images || $(RUN) src/sample_pets.py --data_path $(DATA) --count 1000 --side 128
+	$(RUN) benchmarks/training_step.py --model_name resnet34_unet --compile
+	$(RUN) benchmarks/training_step.py --model_name unet
+	$(RUN) benchmarks/memory.py
+	$(RUN) benchmarks/inference.py
+	$(RUN) benchmarks/panels.py
+	$(RUN) benchmarks/data_loading.py --data_path $(DATA)
+	$(RUN) benchmarks/training_loop.py --data_path $(DATA) --image_size 96 --rounds 3
+	$(RUN) benchmarks/plot.py
 
 clean:
 	rm -rf demo inference_results output_predictions .pytest_cache .ruff_cache

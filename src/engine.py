@@ -132,7 +132,7 @@ def train_one_epoch(run: Training) -> tuple[float, float, float]:
             if signum or due or run.precision.device.type == "cpu" or time.monotonic() - looked > 1:
                 fetch_figures(run, sums)
                 looked = time.monotonic()
-            if bar.update():  # true where the bar has just been drawn
+            if bar.update() and sums[2]:  # true where the bar has just been drawn
                 bar.set_postfix(loss=f"{sums[0] / sums[2]:.4f}", dice=f"{sums[1] / sums[2]:.4f}", refresh=False)
             if signum or due:
                 progress.sums = team.total(sums)

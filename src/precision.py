@@ -32,6 +32,8 @@ class Precision:
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
         """Moves a model to the device, in the layout. Its weights stay float32."""
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # else convolutions round to 10 bits and are still called fp32
         return model.to(self.device, memory_format=self.layout)
 
     def move(self, images: torch.Tensor) -> torch.Tensor:

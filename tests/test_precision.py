@@ -1,11 +1,15 @@
 """How a network computes: what is chosen, and that precision, layout and memory change nothing else."""
 
 import copy
+import os
+import resource
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
+from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_script
 from torch import nn
 from torch.nn import functional as F
 
@@ -273,6 +277,21 @@ def test_compile_without_a_compiler_is_one_line(tmp_path, shared_dataset):
     assert_one_error(done, "--compile failed", "compiler", "leave the flag out", status=1)
     done = run_script("train.py", *flags, "--checkpoint_activations", cwd=tmp_path)
     assert_one_error(done, "--compile", "leave --checkpoint_activations out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't keep to the limit")
+def test_out_of_memory_is_one_line_that_says_what_takes_less(tmp_path, shared_dataset):
+    limit = 3 * 2**30
+    done = subprocess.run(
+        [sys.executable, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--cache", "off", *map(str, TINY)]
+        + ["--image_size", "1024", "--batch_size", "32"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    assert_one_error(done, "out of memory", "--batch_size", "--accumulate 2", "--checkpoint_activations", status=1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
