@@ -47,4 +47,4 @@ bench: .venv/.installed-dev
 	$(RUN) benchmarks/plot.py
 
 clean:
-	rm -rf demo inference_results output_predictions .pytest_cache .ruff_cache
+	rm -rf demo inference_results output_predictions worst_panels .pytest_cache .ruff_cache

@@ -116,6 +116,19 @@ def positive_number(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An argparse type: a number between 0 and 1, neither of them."""
+    value = positive_number(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def changed(args: argparse.Namespace, **flags) -> argparse.Namespace:
+    """A copy of parsed flags with some of them changed."""
+    return argparse.Namespace(**{**vars(args), **flags})
+
+
 def add_data_flags(parser: Parser, batch_size: int):
     """Where the data is and how it is read: the same in every script. Returns the group, to add flags to."""
     group = parser.add_argument_group("data")

@@ -15,9 +15,10 @@ import cli
 import utils
 from batches import EpochOrder
 from distributed import PeerLostError, Team
-from evaluate import measure, summarize
+from metrics import summarize
 from precision import Precision
 from run_state import LOG_COLUMNS, RunState
+from scoring import measure
 
 
 @dataclass

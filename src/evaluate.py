@@ -7,22 +7,24 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import cli
 import utils
 from batches import make_loader, share_batches
 from checkpoint import build_from_checkpoint, find_checkpoint, load_checkpoint
-from distributed import ALONE, Team, join
+from distributed import Team, join
+from metrics import Interval, differences, intervals
 from models import ALIASES, MODELS, SegmentationModel
-from oxford_pet import MODES, find_root, load_dataset
-from pictures import DatasetError
+from oxford_pet import MODES, SimpleOxfordPetDataset, describe_layout, find_root, load_dataset
+from panels import draw_panel, write_png
+from pictures import BACKGROUND, DatasetError, read_pair
 from pixel_cache import open_cache
-from precision import Precision, choose_precision
+from precision import choose_precision
+from scoring import TTA_SCALES, Scoring, find_threshold, mask_at_size, predict, score_pictures
 
 VERDICTS = [
     (0.90, "Outstanding performance - full score!"),
@@ -30,68 +32,6 @@ VERDICTS = [
     (0.80, "Passable: train longer, or with --augment."),
     (0.0, "Below 0.80: keep training."),
 ]
-
-
-def measure(
-    model: SegmentationModel,
-    loader: DataLoader,
-    precision: Precision,
-    loss_fn: Optional[Callable] = None,
-    after_batch: Callable[[], None] = lambda: None,
-    title: str = "evaluating",
-    team: Team = ALONE,
-) -> tuple[torch.Tensor, float]:
-    """Runs the model over a loader and counts pixels.
-
-    Args:
-        model: placed by `precision`; it is put into evaluation mode and left there.
-        loader: batches of SimpleOxfordPetDataset's samples, every image once; of `share_batches` where a team works.
-        precision: where and how to compute.
-        loss_fn: of (logits, masks), averaged over the batch; None computes none.
-        after_batch: called after every batch; may raise to stop.
-        title: of the progress bar.
-        team: the processes that share the batches; all of them get the whole result.
-
-    Returns:
-        `pixel_counts` of every image, int64 (n, 4) on the CPU in the loader's order, and the mean loss over images
-        (NaN without `loss_fn`).
-    """
-    model.eval()
-    done, device = [], precision.device
-    bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None, delay=1)
-    with torch.inference_mode():
-        for batch in bar:
-            masks = batch["mask"].to(device, non_blocking=True)
-            with precision.autocast():
-                logits = model(precision.move(batch["image"]))
-            loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, masks)
-            done.append((utils.pixel_counts(logits > 0, masks), loss * len(masks)))
-            after_batch()
-    done = team.collect([(counts.cpu(), loss.item()) for counts, loss in done])
-    counts = torch.cat([counts for counts, _ in done])
-    return counts, sum(loss for _, loss in done) / len(counts)
-
-
-def summarize(counts: torch.Tensor) -> dict[str, float]:
-    """Scores from `pixel_counts` (n, 4): Dice and IoU averaged over images, the rest over all pixels of the dataset.
-
-    An image or a dataset without a pet in mask and prediction has Dice, IoU, precision and recall 1.
-    """
-    tp, fp, fn, tn = counts.sum(0).tolist()
-
-    def share(part: int, whole: int) -> float:
-        return part / whole if whole else 1.0
-
-    dice = utils.dice_from_counts(counts).double()
-    return {
-        "dice": dice.mean().item(),
-        "iou": (dice / (2 - dice)).mean().item(),  # IoU = Dice / (2 - Dice), image by image
-        "dataset_dice": share(2 * tp, 2 * tp + fp + fn),
-        "dataset_iou": share(tp, tp + fp + fn),
-        "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
-        "precision": share(tp, tp + fp),
-        "recall": share(tp, tp + fn),
-    }
 
 
 def open_checkpoint(args) -> tuple[SegmentationModel, dict, Path]:
@@ -140,69 +80,227 @@ def build_parser() -> cli.Parser:
     cli.add_checkpoint_flags(parser)
     cli.add_device_flags(parser)
     cli.add_folder_flags(parser)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument("--subset", choices=MODES, default="test", help="which part of the dataset")
-    group.add_argument("--allow_seen", action="store_true", help="score pictures that the model was trained on, too")
-    group.add_argument("--json", metavar="FILE", help="write every figure into this file")
+    flag = parser.add_argument_group("evaluation").add_argument
+    flag("--subset", choices=MODES, default="test", help="which part of the dataset")
+    flag("--allow_seen", action="store_true", help="score pictures that the model was trained on, too")
+    flag("--original_size", action="store_true", help="score at the pictures' own sizes instead of the network's")
+    flag("--ignore_border", action="store_true", help="leave the border of the trimaps out")
+    pixels = cli.whole_number(0, 100)
+    flag("--tolerance", type=pixels, default=2, metavar="PX", help="how far apart outlines may be and agree")
+    flag("--tta", action="store_true", help="average predictions over flips and scales")
+    flag("--threshold", type=cli.share, default=0.5, metavar="P", help="probability above which a pixel is pet")
+    flag("--find_threshold", action="store_true", help="take the best one for the validation pictures")
+    flag("--compare", metavar="FILE", help="a second checkpoint: is the first one better, and how sure is that?")
+    flag = parser.add_argument_group("results").add_argument
+    flag("--json", metavar="FILE", help="write every figure into this file")
+    flag("--csv", metavar="FILE", help="write a row a picture into this file")
+    flag("--worst", type=cli.whole_number(1), metavar="N", help="draw panels of the N worst pictures")
+    flag("--output_path", default="worst_panels", metavar="DIR", help="where --worst draws them")
     return parser
 
 
+class Candidate:
+    """A checkpoint that is being scored, with the pictures as it wants them.
+
+    Args:
+        args: the flags.
+        path: of the checkpoint; None for the one that the flags name.
+        device: where to compute.
+        team: the processes that share the work.
+
+    Raises:
+        UsageError: see `open_checkpoint` and `refuse_seen`.
+    """
+
+    def __init__(self, args, path: Optional[str], device: torch.device, team: Team):
+        if path is not None:
+            args = cli.changed(args, model_path=path, model_name=None)
+        self.args, self.team = args, team
+        self.model, self.content, self.path = open_checkpoint(args)
+        self.name = self.content["model"]["name"]
+        self.dataset = open_part(args, self.content, args.subset)
+        if not args.allow_seen:
+            refuse_seen(self.content, self.dataset, self.path)
+        self.precision = choose_precision(args.amp, device, self.dataset.image_size)
+        self.precision.place(self.model)
+        self.threshold, self.rows = args.threshold, []
+
+    def loader(self, dataset: SimpleOxfordPetDataset):
+        """Batches of this process's share."""
+        batches = share_batches(dataset, self.args.batch_size, self.team)
+        return make_loader(dataset, self.precision.device, self.args.num_workers, batch_sampler=batches)
+
+    def score(self) -> None:
+        """Finds the threshold, if asked to, and scores the pictures at it."""
+        args = self.args
+        if args.find_threshold:
+            valid = self.loader(open_part(args, self.content, "valid"))
+            self.threshold, dice = find_threshold(self.model, valid, self.precision, args.tta, self.team)
+            print(f"Threshold {self.threshold:.2f}: Dice {dice:.4f} on the {len(valid.dataset)} validation pictures")
+        scoring = Scoring(
+            cut=math.log(self.threshold / (1 - self.threshold)),
+            original_size=args.original_size,
+            ignore_border=args.ignore_border,
+            tolerance=args.tolerance,
+            tta=args.tta,
+        )
+        loader = self.loader(self.dataset)
+        self.rows = score_pictures(self.model, self.dataset, loader, self.precision, scoring, self.team)
+
+
+def breed_of(name: str) -> str:
+    """The breed in a file name of the pets, as in Abyssinian_12."""
+    return name.rpartition("_")[0] or name
+
+
+def group_rows(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows by cats and dogs (the pets' cats have capital letters) and then by breed, the worst first."""
+    groups: dict[str, list[dict]] = {"cats": [], "dogs": []}
+    breeds: dict[str, list[dict]] = {}
+    for row in rows:
+        groups["cats" if row["name"][0].isupper() else "dogs"].append(row)
+        breeds.setdefault(breed_of(row["name"]), []).append(row)
+    worst_first = sorted(breeds.items(), key=lambda item: np.mean([row["dice"] for row in item[1]]))
+    return {name: rows for name, rows in {**groups, **dict(worst_first)}.items() if rows}
+
+
+def print_scores(scores: dict[str, Interval], title: str) -> None:
+    """A line a score, with its interval."""
+    print(f"{title}\n  {'':<18} {'value':>8}   95 % interval")
+    for name, (value, low, high) in scores.items():
+        if not math.isnan(value):
+            print(f"  {name.replace('_', ' '):<18} {value:>8.4f}   {low:.4f} to {high:.4f}")
+
+
+def print_groups(groups: dict[str, list[dict]]) -> None:
+    """A line a group: how many pictures, and their mean Dice."""
+    print("  group                        pictures     dice")
+    for name, rows in groups.items():
+        print(f"  {name:<28} {len(rows):>8} {np.mean([row['dice'] for row in rows]):>8.4f}")
+
+
+def draw_worst(candidate: Candidate, count: int, folder: Path) -> None:
+    """Draws tri-panels, `<rank>_<name>.png`, of the pictures with the lowest Dice."""
+    folder = cli.writable_folder(folder)
+    pets = {pet.name: number for number, pet in enumerate(candidate.dataset.pets)}
+    cut = math.log(candidate.threshold / (1 - candidate.threshold))
+    for rank, row in enumerate(sorted(candidate.rows, key=lambda row: row["dice"])[:count], start=1):
+        number = pets[row["name"]]
+        pet, sample = candidate.dataset.pets[number], candidate.dataset[number]
+        with torch.inference_mode():
+            logits = predict(candidate.model, sample["image"][None], candidate.precision, candidate.args.tta)[-1]
+        image, trimap = read_pair(*pet[2:])
+        mask = mask_at_size(logits[0].cpu() - cut, *trimap.shape)
+        panel = draw_panel(image, mask, trimap != BACKGROUND, f"{pet.name}   Dice {row['dice']:.4f}")
+        write_png(panel, folder / f"{rank:03d}_{pet.name}.png")
+
+
 def main(argv=None) -> None:
-    """Loads, scores, reports."""
-    args = build_parser().parse_args(argv)
+    """Reads the flags and scores."""
+    args, given = build_parser().parse_given(argv)
+    if args.find_threshold and "threshold" in given:
+        raise cli.UsageError("--find_threshold looks for what --threshold says; leave one of them out")
+    if args.find_threshold and args.subset != "test":
+        raise cli.UsageError("--find_threshold chooses on the validation pictures, so score others: --subset test")
     device = utils.get_device(args.device)
     with join(device) as team:
         evaluate(args, device, team)
 
 
 def evaluate(args, device: torch.device, team: Team) -> None:
-    """Scores the checkpoint that the flags name, on one process or several."""
-    model, content, path = open_checkpoint(args)
-    dataset = open_part(args, content, args.subset)
-    if not args.allow_seen:
-        refuse_seen(content, dataset, path)
+    """Scores the checkpoints that the flags name, on one process or several, and reports."""
+    candidate = Candidate(args, None, device, team)
+    other = Candidate(args, args.compare, device, team) if args.compare else None
+    sizes = {one.dataset.image_size for one in (candidate, other) if one}
+    if other and [pet.name for pet in other.dataset.pets] != [pet.name for pet in candidate.dataset.pets]:
+        raise cli.UsageError(f"{other.path} has another {args.subset} part than {candidate.path}: nothing to compare")
+    if len(sizes) > 1 and not args.original_size:
+        raise cli.UsageError(f"the two see pictures at different sizes ({sizes}); compare them with --original_size")
     log_dir = cli.writable_folder(args.log_dir)
-    if args.json:
-        cli.writable_folder(Path(args.json).parent)
-        if Path(args.json).is_dir():
-            raise cli.UsageError(f"--json {args.json} is a folder; name a file")
+    for file in filter(None, (args.json, args.csv)):
+        cli.writable_folder(Path(file).parent)
+        if Path(file).is_dir():
+            raise cli.UsageError(f"{file} is a folder; name a file")
 
-    name = content["model"]["name"]
-    precision = choose_precision(args.amp, device, dataset.image_size)
-    print(f"Evaluating {name.upper()} ({path}; encoder {content['encoder_start']}) on {device}, {precision}")
-    print(f"{len(dataset)} {args.subset} pictures of {dataset.root}, split {content['data']['split']}")
-    batches = share_batches(dataset, args.batch_size, team)
-    loader = make_loader(dataset, device, args.num_workers, batch_sampler=batches)
+    content, dataset, name = candidate.content, candidate.dataset, candidate.name
+    encoder = content["encoder_start"]
+    print(f"Evaluating {name.upper()} ({candidate.path}; encoder {encoder}) on {device}, {candidate.precision}")
+    print(f"{len(dataset)} {args.subset} pictures of {dataset.root}, split {content['data']['split']}", flush=True)
     start = time.perf_counter()
-    counts, _ = measure(precision.place(model), loader, precision, team=team)
+    candidate.score()
+    seconds = time.perf_counter() - start
+    if other:
+        other.score()
     if not team.first:
         return
-    seconds = time.perf_counter() - start
-    scores = summarize(counts)
-    report = {
-        "model": name,
-        "checkpoint": str(path),
+    report(candidate, other, seconds, log_dir)
+
+
+def report(candidate: Candidate, other: Optional[Candidate], seconds: float, log_dir: Path) -> None:
+    """Prints the scores and writes the files that were asked for."""
+    args, content, dataset, rows = candidate.args, candidate.content, candidate.dataset, candidate.rows
+    scores = intervals(rows)
+    size = "the pictures' own sizes" if args.original_size else f"{dataset.image_size}x{dataset.image_size}"
+    border = ", border left out" if args.ignore_border else f", outlines within {args.tolerance} pixels"
+    print_scores(scores, f"Scores at {size}{border}, threshold {candidate.threshold:g}")
+    facts = {
+        "model": candidate.name,
+        "checkpoint": str(candidate.path),
         "run_id": content.get("progress", {}).get("run_id", ""),
         "encoder_start": content["encoder_start"],
         "data_path": str(dataset.root),
         "split": content["data"]["split"],
         "subset": args.subset,
         "image_size": dataset.image_size,
-        "precision": str(precision),
+        "scored_at": "original" if args.original_size else dataset.image_size,
+        "ignore_border": args.ignore_border,
+        "threshold": candidate.threshold,
+        "tta": args.tta,
+        "precision": str(candidate.precision),
         "images": len(dataset),
-        **{key: round(value, 6) for key, value in scores.items()},
+        **{key: round(score.value, 6) for key, score in scores.items() if not math.isnan(score.value)},
         "seconds": round(seconds, 3),
         "images_per_second": round(len(dataset) / seconds, 1),
     }
-    for key, value in scores.items():
-        print(f"  {key.replace('_', ' '):<15} {value:.4f}")
-    verdict = next(words for least, words in VERDICTS if scores["dice"] >= least)
-    print(f"{name.upper()} {args.subset} Dice score: {scores['dice']:.4f}\n{verdict}", flush=True)
+    details = {"intervals": {key: [round(low, 6), round(high, 6)] for key, (_, low, high) in scores.items()}}
+    if describe_layout(dataset.root).startswith("the pets"):
+        groups = group_rows(rows)
+        print_groups(groups)
+        details["groups"] = {
+            key: {"images": len(some), "dice": round(float(np.mean([row["dice"] for row in some])), 6)}
+            for key, some in groups.items()
+        }
+    if args.tta:
+        plain = np.mean([row["plain_dice"] for row in rows])
+        views = f"{len(TTA_SCALES)} scales, each straight and flipped"
+        print(f"Test-time augmentation ({views}): Dice {plain:.4f} without, {scores['dice'].value:.4f} with")
+        details["dice_without_tta"] = round(float(plain), 6)
+    if other:
+        details["differences"] = compare(candidate, other)
+    if args.csv:
+        utils.write_rows(args.csv, rows)
+    if args.worst:
+        draw_worst(candidate, args.worst, Path(args.output_path))
+        print(f"Panels of the {min(args.worst, len(rows))} worst pictures are in {args.output_path}")
+    dice, title = scores["dice"].value, candidate.name.upper()
+    verdict = next(words for least, words in VERDICTS if dice >= least)
+    print(f"{title} {args.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
     if args.json:
         with utils.atomic_write(args.json) as file:
-            json.dump(report, file, indent=2)
+            json.dump({**facts, **details}, file, indent=2)
             file.write("\n")
-    utils.append_rows(log_dir / f"{name}_evaluation_log.csv", [{"time": time.strftime("%Y-%m-%d %H:%M:%S"), **report}])
+    stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    utils.append_rows(log_dir / f"{candidate.name}_evaluation_log.csv", [{**stamp, **facts}])
+
+
+def compare(candidate: Candidate, other: Candidate) -> dict:
+    """Prints by how much the first is better than the second, score by score; returns it for the report."""
+    found = differences(candidate.rows, other.rows)
+    print_scores(found, f"Minus those of {other.path}")
+    value, low, high = found["dice"]
+    sure = "excludes" if low > 0 or high < 0 else "includes"
+    print(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {sure} zero.")
+    return {key: [round(x, 6) for x in interval] for key, interval in found.items() if not math.isnan(interval.value)}
 
 
 if __name__ == "__main__":

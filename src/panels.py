@@ -1,5 +1,6 @@
 """Panels: the picture, the ground truth where there is one, and the prediction, side by side under a title."""
 
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Optional
@@ -7,6 +8,8 @@ from typing import Optional
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from utils import atomic_write
 
 PET_BLUE, BACKGROUND_ORANGE = (31, 119, 180), (255, 127, 14)  # as in report B's figure; told apart by the colour-blind
 HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
@@ -51,6 +54,12 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: Optional[np.nda
         panel.paste(_part(array, (width, HEIGHT)), (left, TITLE))
         draw.text((left + width / 2, TITLE + HEIGHT + CAPTION / 2), name, "black", _font(13), anchor="mm")
     return panel
+
+
+def write_png(picture: Image.Image, path: Path) -> None:
+    """Writes a picture in half the time of Pillow's own settings; it appears only when it is whole."""
+    with atomic_write(path, "wb", sync=False) as file:
+        picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def _fit(title: str, width: int) -> str:

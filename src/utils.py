@@ -66,12 +66,13 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
-def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: Optional[torch.Tensor] = None) -> torch.Tensor:
     """Counts pixels of each image by what was predicted and what is true.
 
     Args:
         prediction: (N, 1, H, W) or (N, H, W), zero for background.
         mask: the same shape, zero for background.
+        counted: the same shape, zero for pixels to leave out; None leaves none out.
 
     Returns:
         int64 (N, 4): true positives, false positives, false negatives, true negatives.
@@ -82,8 +83,12 @@ def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if prediction.shape != mask.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and mask {tuple(mask.shape)} differ in shape")
     p, m = (prediction != 0).flatten(1), (mask != 0).flatten(1)
+    pixels = torch.full((len(p),), p.shape[1], device=p.device)
+    if counted is not None:
+        c = (counted != 0).flatten(1)
+        p, m, pixels = p & c, m & c, c.sum(1)
     both, predicted, true = (p & m).sum(1), p.sum(1), m.sum(1)
-    return torch.stack([both, predicted - both, true - both, p.shape[1] - predicted - true + both], dim=1)
+    return torch.stack([both, predicted - both, true - both, pixels - predicted - true + both], dim=1)
 
 
 def dice_from_counts(counts: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,175 @@
+"""Runs a network over pictures with known masks: quickly for validation, picture by picture for evaluation."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import utils
+from distributed import ALONE, Team
+from metrics import COUNTS, boundary_f
+from models import SegmentationModel
+from pictures import BACKGROUND, BORDER, read_mask, read_trimap
+from precision import Precision
+
+TTA_SCALES = (0.75, 1.0, 1.25)
+
+
+def measure(
+    model: SegmentationModel,
+    loader: DataLoader,
+    precision: Precision,
+    loss_fn: Optional[Callable] = None,
+    after_batch: Callable[[], None] = lambda: None,
+    title: str = "evaluating",
+    team: Team = ALONE,
+) -> tuple[torch.Tensor, float]:
+    """Runs the model over a loader and counts pixels.
+
+    Args:
+        model: placed by `precision`; it is put into evaluation mode and left there.
+        loader: batches of SimpleOxfordPetDataset's samples, every image once; of `share_batches` where a team works.
+        precision: where and how to compute.
+        loss_fn: of (logits, masks), averaged over the batch; None computes none.
+        after_batch: called after every batch; may raise to stop.
+        title: of the progress bar.
+        team: the processes that share the batches; all of them get the whole result.
+
+    Returns:
+        `pixel_counts` of every image, int64 (n, 4) on the CPU in the loader's order, and the mean loss over images
+        (NaN without `loss_fn`).
+    """
+    model.eval()
+    done, device = [], precision.device
+    bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None, delay=1)
+    with torch.inference_mode():
+        for batch in bar:
+            masks = batch["mask"].to(device, non_blocking=True)
+            with precision.autocast():
+                logits = model(precision.move(batch["image"]))
+            loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, masks)
+            done.append((utils.pixel_counts(logits > 0, masks), loss * len(masks)))
+            after_batch()
+    done = team.collect([(counts.cpu(), loss.item()) for counts, loss in done])
+    counts = torch.cat([counts for counts, _ in done])
+    return counts, sum(loss for _, loss in done) / len(counts)
+
+
+def mask_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
+    """Logits (1, S, S) to a mask uint8 (height, width) of 0 and 1: resized as logits, so that outlines stay smooth."""
+    resized = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)
+    return (resized[0, 0] > 0).to(torch.uint8).numpy()
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How pictures are scored.
+
+    Args:
+        cut: logits above it are pet; 0 is probability 0.5.
+        original_size: against the trimaps at their own sizes, instead of the network's.
+        ignore_border: pixels of the trimaps' border don't count.
+        tolerance: of outlines, in pixels of the size that is scored.
+        tta: predict with TTA_SCALES and flips, too.
+    """
+
+    cut: float = 0.0
+    original_size: bool = False
+    ignore_border: bool = False
+    tolerance: int = 2
+    tta: bool = False
+
+
+def predict(model: SegmentationModel, images: torch.Tensor, precision: Precision, tta: bool) -> list[torch.Tensor]:
+    """Logits float (N, 1, S, S) for images (N, 3, S, S): plain ones, and then with `tta` those of an average.
+
+    The average is of probabilities over three scales, each straight and flipped.
+    """
+
+    def straight(pixels: torch.Tensor) -> torch.Tensor:
+        with precision.autocast():
+            return model(precision.move(pixels)).float()
+
+    logits = [straight(images)]
+    if tta:
+        size, views = images.shape[-1], []
+        for scale in TTA_SCALES:
+            side, pixels = model.stride * round(scale * size / model.stride), images.to(precision.device).float()
+            if side != size:
+                pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+            views += [straight(pixels), straight(pixels.flip(-1)).flip(-1)]
+        views = [F.interpolate(view, (size, size), mode="bilinear") for view in views]
+        logits.append(torch.stack(views).sigmoid().mean(0).logit(eps=1e-7))
+    return logits
+
+
+def score_pictures(
+    model, dataset, loader: DataLoader, precision: Precision, scoring: Scoring, team: Team = ALONE
+) -> list[dict]:
+    """Scores a dataset picture by picture.
+
+    Args:
+        model: placed by `precision`, in evaluation mode.
+        dataset: a SimpleOxfordPetDataset.
+        loader: batches of it, from `share_batches`.
+        precision: where and how to compute.
+        scoring: how to score.
+        team: the processes that share the batches; all of them get all rows.
+
+    Returns:
+        For each picture a row: name, breed, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`.
+    """
+    done, pets = [], {str(pet.image_path): pet for pet in dataset.pets}
+    bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None, delay=1)
+    with torch.inference_mode():
+        for batch in bar:
+            logits, rows = predict(model, batch["image"], precision, scoring.tta), []
+            for i, path in enumerate(batch["path"]):
+                pet = pets[path]
+                views, trimap = [one[i : i + 1] for one in logits], batch["trimap"][i : i + 1]
+                if scoring.original_size:
+                    trimap = torch.from_numpy((read_mask if pet.own else read_trimap)(pet.mask_path).copy())[None, None]
+                    views = [F.interpolate(view, trimap.shape[-2:], mode="bilinear") for view in views]
+                rows.append({"name": pet.name, **score_picture(views, trimap.to(precision.device), scoring)})
+            done.append(rows)
+    return [row for rows in team.collect(done) for row in rows]
+
+
+def score_picture(views: list[torch.Tensor], trimap: torch.Tensor, scoring: Scoring) -> dict:
+    """Scores the last of these logits, each (1, 1, H, W), against a trimap of that size."""
+    mask, counted = trimap != BACKGROUND, trimap != BORDER if scoring.ignore_border else None
+    prediction = views[-1] > scoring.cut
+    (counts,) = utils.pixel_counts(prediction, mask, counted)
+    row = dict(zip(COUNTS, counts.tolist()))
+    row["dice"] = utils.dice_from_counts(counts).item()
+    # Where the border does not count, no outline is known.
+    row["boundary_f"] = math.nan if scoring.ignore_border else boundary_f(prediction, mask, scoring.tolerance).item()
+    if scoring.tta:
+        row["plain_dice"] = utils.dice_from_counts(utils.pixel_counts(views[0] > scoring.cut, mask, counted)).item()
+    return {"width": trimap.shape[-1], "height": trimap.shape[-2], **row}
+
+
+def find_threshold(
+    model, loader: DataLoader, precision: Precision, tta: bool = False, team: Team = ALONE
+) -> tuple[float, float]:
+    """The threshold of probability, in hundredths, with the best mean Dice over a loader; and that Dice."""
+    done = []
+    with torch.inference_mode():
+        for batch in loader:
+            levels = (predict(model, batch["image"], precision, tta)[-1].sigmoid() * 100).long().clamp(0, 99).cpu()
+            # Pixels of each picture by truth and level; summed from above they are what each threshold predicts.
+            codes = (levels + 100 * batch["mask"]).flatten(1)
+            counts = torch.stack([torch.bincount(row, minlength=200).view(2, 100) for row in codes])
+            done.append(counts.flip(2).cumsum(2).flip(2))
+    counts = torch.cat(team.collect(done)).double()
+    fp, tp = counts.unbind(1)
+    total = fp + tp + tp[:, :1]  # predicted and true
+    dice = torch.where(total > 0, 2 * tp / total.clamp(min=1), 1.0).mean(0)
+    best = min(range(5, 96), key=lambda level: (-dice[level].item(), abs(level - 50)))
+    return best / 100, dice[best].item()
