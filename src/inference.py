@@ -3,10 +3,15 @@
 python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
 """
 
+import argparse
 import collections
+import contextlib
 import glob
+import itertools
+import math
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,32 +20,35 @@ from typing import NamedTuple, Optional
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import cli
 import utils
-from batches import make_loader
 from distributed import Team, join
 from evaluate import open_checkpoint, open_part
+from gallery import write_gallery
 from models import SegmentationModel
 from oxford_pet import MODES, describe_layout, find_root
-from panels import draw_panel, write_png
-from pictures import BACKGROUND, PICTURES, DatasetError, read_image, read_pair
+from panels import draw_outline, draw_panel, write_png
+from pictures import BACKGROUND, PICTURES, DatasetError, picture_size, raise_faults, read_image, read_pair
 from precision import Precision, choose_precision
-from scoring import mask_at_size
+from scoring import logits_at_size, predict
+
+KINDS = {"masks": "mask", "probabilities": "probability", "overlays": "overlay", "cutouts": "cutout", "panels": "panel"}
+LARGE = 25_000_000  # pixels; of pictures above that, one is worked on at a time
 
 
 class Picture(NamedTuple):
-    """A picture to segment, and its trimap or mask where there is one."""
+    """A picture to segment, its name in the results, and its trimap or mask where there is one."""
 
     path: Path
-    mask_path: Optional[Path]
+    name: str
+    mask_path: Optional[Path] = None
     own: bool = True  # what there is, is a mask of two values
 
 
 def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
-    """What --data_path means: one picture, a dataset or its images/ folder, or any folder of pictures.
+    """What --data_path means: a picture, a dataset or its images/ folder, any folder of pictures, or a pattern.
 
     Returns:
         The pictures, and in words what they are.
@@ -51,133 +59,185 @@ def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
     """
     path = Path(args.data_path)
     if path.is_file():
-        return [_with_mask(path)], str(path)
+        return [_with_mask(path, path.stem)], str(path)
+    if not path.is_dir():
+        found = [Path(p) for p in sorted(glob.glob(args.data_path, recursive=True))]  # noqa: PTH207  with ** anywhere
+        if not any(letter in args.data_path for letter in "*?["):
+            raise cli.UsageError(f"--data_path {path} does not exist; name a dataset, a folder, a picture or a pattern")
+        return _name_all(found, f"pictures that match {args.data_path}", args)
     try:
         find_root(path)
     except DatasetError:
-        if not path.is_dir():
-            raise cli.UsageError(f"--data_path {path} does not exist; name a dataset, a folder or a picture") from None
-    else:
-        dataset = open_part(args, content, args.subset)
-        what = f"{args.subset} pictures of {dataset.root} ({describe_layout(dataset.root)})"
-        return [Picture(p.image_path, p.mask_path, p.own) for p in dataset.pets], what
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+        return _name_all(sorted(path.rglob("*") if args.recursive else path.iterdir()), f"pictures in {path}", args)
+    if args.recursive:
+        return _name_all(sorted(path.rglob("*")), f"pictures in {path}", args)
+    dataset = open_part(args, content, args.subset)
+    what = f"{args.subset} pictures of {dataset.root} ({describe_layout(dataset.root)})"
+    return [Picture(p.image_path, p.name, p.mask_path, p.own) for p in dataset.pets], what
+
+
+def _name_all(found: list[Path], what: str, args) -> tuple[list[Picture], str]:
+    """Pictures among these files, each with a name of its own that mirrors where it lies; earlier results are none."""
+    if args.recursive and args.output_path and Path(args.output_path).resolve() != Path(args.data_path).resolve():
+        found = [p for p in found if Path(args.output_path).resolve() not in p.resolve().parents]
+    found = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()]
     if not found:
-        raise cli.UsageError(f"there are no pictures in {path} ({', '.join(sorted(PICTURES))}); name another folder")
-    return [_with_mask(p) for p in found], f"pictures in {path}"
+        raise cli.UsageError(f"there are no {what} ({', '.join(sorted(PICTURES))}); name others")
+    base = Path(os.path.commonpath([p.parent for p in found]))
+    stems = collections.Counter(p.relative_to(base).with_suffix("") for p in found)
+    pictures: dict[str, Picture] = {}
+    for path in found:
+        place = path.relative_to(base)
+        # The ending goes into the name too where pictures share a stem.
+        stem = place.with_suffix("") if stems[place.with_suffix("")] == 1 else place.with_name(_dotless(path))
+        name, number = str(stem), 1
+        while name in pictures:
+            number += 1
+            name = f"{stem}_{number}"
+        pictures[name] = _with_mask(path, name)
+    return list(pictures.values()), what
 
 
-def _with_mask(path: Path) -> Picture:
+def _dotless(path: Path) -> str:
+    return path.name.replace(".", "_")
+
+
+def _with_mask(path: Path, name: str) -> Picture:
     if path.parent.name == "images":
         for folder, own in (("annotations/trimaps", False), ("masks", True)):
             for mask in sorted((path.parent.parent / folder).glob(f"{glob.escape(path.stem)}.*")):
-                return Picture(path, mask, own)
-    return Picture(path, None)
+                return Picture(path, name, mask, own)
+    return Picture(path, name)
 
 
-class PictureDataset(Dataset):
-    """Pictures as the network takes them, and as they are.
-
-    A sample is a dict: `image` uint8 (3, S, S); `mask` uint8 (1, S, S) or None; `original` uint8 (H, W, 3);
-    `original_mask` uint8 (H, W) or None; `path`.
-    """
-
-    def __init__(self, pictures: list[Picture], image_size: int):
-        self.pictures, self.image_size = pictures, image_size
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> dict:
-        path, mask_path, own = self.pictures[index]
-        if mask_path is None:
-            small, original = read_image(path, self.image_size, upright=True), read_image(path, upright=True)
-            mask = original_mask = None
+def read_small(picture: Picture, size: int):
+    """What the network sees of a picture: image uint8 (3, S, S), and mask uint8 (1, S, S) or None; or what is wrong."""
+    try:
+        if picture.mask_path is None:
+            image, mask = read_image(picture.path, size, upright=True), None
         else:
-            small, trimap = read_pair(path, mask_path, own, self.image_size)
-            original, original_trimap = read_pair(path, mask_path, own)
+            image, trimap = read_pair(picture.path, picture.mask_path, picture.own, size)
             mask = torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
-            original_mask = (original_trimap != BACKGROUND).astype(np.uint8)
-        return {
-            "image": torch.from_numpy(small.transpose(2, 0, 1).copy()),
-            "mask": mask,
-            "original": original,
-            "original_mask": original_mask,
-            "path": path,
-        }
+    except DatasetError as error:
+        return error
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), mask
 
 
-def output_names(pictures: list[Picture]) -> list[str]:
-    """A name of its own for each picture's results: its stem, with the ending too where pictures share a stem."""
-    stems = collections.Counter(picture.path.stem for picture in pictures)
-    names: dict[str, None] = {}
-    for picture in pictures:
-        stem = picture.path.stem
-        base = name = stem if stems[stem] == 1 else picture.path.name.replace(".", "_")
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{base}_{number}"
-        names[name] = None
-    return list(names)
-
-
-def segment(
-    model: SegmentationModel, pictures: list[Picture], args, size: int, precision: Precision, results: list
-) -> list[dict]:
-    """Segments pictures and writes panels and masks, by threads, while the next batch is being computed.
+class Segmenter:
+    """Reads, segments and writes pictures: threads read and write while the network computes.
 
     Args:
-        model: placed by `precision`.
-        pictures: what to segment.
-        args: batch_size and num_workers.
-        size: side of the network's input.
+        model: placed by `precision`, in evaluation mode.
         precision: where and how to compute.
-        results: for each picture the path under which its files go, as `write_results` has it; or None, for no files.
-
-    Returns:
-        A row of the log for each picture.
+        size: side of the network's input.
+        args: batch_size, num_workers (threads here), tta, threshold and save.
+        folder: where results go, those that args.save names; None writes none.
     """
-    loader = make_loader(PictureDataset(pictures, size), precision.device, args.num_workers, batch_size=args.batch_size)
-    waiting, rows, threads = collections.deque(), [], min(8, os.cpu_count() or 1)
-    results = iter(results)
-    model.eval()
-    bar = tqdm(total=len(pictures), desc="segmenting", unit="picture", disable=None, delay=1)
-    with torch.inference_mode(), bar, ThreadPoolExecutor(threads) as pool:
-        for samples in loader:
-            with precision.autocast():
-                logits = model(precision.move(torch.stack([sample["image"] for sample in samples])))
-            for sample, one in zip(samples, logits.float().cpu()):
-                waiting.append(pool.submit(finish, sample, one, next(results)))
-            while len(waiting) > 2 * threads:  # pictures at their own sizes are large: few of them at a time
-                rows.append(waiting.popleft().result())
-                bar.update()
-        rows += [future.result() for future in waiting]
-        bar.update(len(pictures) - bar.n)
-    return rows
+
+    def __init__(self, model: SegmentationModel, precision: Precision, size: int, args, folder: Optional[Path]):
+        self.model, self.precision, self.size, self.args, self.folder = model, precision, size, args, folder
+        self.kinds = args.save if folder is not None else []
+        self.cut = math.log(args.threshold / (1 - args.threshold))
+        self.threads = args.num_workers or min(8, os.cpu_count() or 1)
+        self.one_large = threading.Lock()
+
+    def run(self, pictures: list[Picture]) -> list[dict]:
+        """Segments these pictures. Returns a row of the log for each; `error` says what is wrong with one."""
+        ahead, rows = 2 * max(self.threads, self.args.batch_size), []
+        source, reading, writing = iter(pictures), collections.deque(), collections.deque()
+        bar = tqdm(total=len(pictures), desc="segmenting", unit="picture", disable=None, delay=1)
+        with torch.inference_mode(), bar, ThreadPoolExecutor(self.threads) as pool:
+            while True:
+                for picture in itertools.islice(source, ahead - len(reading)):
+                    reading.append((picture, pool.submit(read_small, picture, self.size)))
+                batch = [reading.popleft() for _ in range(min(self.args.batch_size, len(reading)))]
+                if not batch:
+                    break
+                for picture, logits, mask in self.predict([(picture, read.result()) for picture, read in batch]):
+                    writing.append(pool.submit(self.finish, picture, logits, mask))
+                while len(writing) > ahead:
+                    rows.append(writing.popleft().result())
+                    bar.update()
+            rows += [future.result() for future in writing]
+            bar.update(len(pictures) - bar.n)
+        return rows
+
+    def predict(self, batch: list) -> list[tuple]:
+        """Pairs of picture and what was read of it become picture, logits (1, S, S) and mask; errors are passed on."""
+        good = [read[0] for _, read in batch if not isinstance(read, DatasetError)]
+        if not good:
+            return [(picture, read, None) for picture, read in batch]
+        logits = iter(predict(self.model, torch.stack(good), self.precision, self.args.tta)[-1].cpu() - self.cut)
+        return [
+            (picture, read, None) if isinstance(read, DatasetError) else (picture, next(logits), read[1])
+            for picture, read in batch
+        ]
+
+    def finish(self, picture: Picture, logits, mask: Optional[torch.Tensor]) -> dict:
+        """What is left to do for a picture when its logits are there: writes its files, returns its row."""
+        row = {"picture": str(picture.path), "width": "", "height": "", "pet_share": "", "dice": "", "error": ""}
+        if isinstance(logits, DatasetError):
+            return {**row, "error": str(logits)}
+        row["pet_share"] = round((logits > 0).float().mean().item(), 6)
+        if mask is not None:
+            row["dice"] = round(utils.dice_score(logits[None] > 0, mask[None]).item(), 6)
+        try:
+            row["width"], row["height"] = width, height = own_size(picture)
+            with self.one_large if width * height > LARGE else contextlib.nullcontext():
+                for kind, result in self.draw(picture, logits, width, height, row["dice"]):
+                    path = self.folder / f"{picture.name}_{KINDS[kind]}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_png(result, path)
+        except DatasetError as error:  # the network sees only part of a file's detail, and all of it can be broken
+            row["error"] = str(error)
+        return row
+
+    def draw(self, picture: Picture, logits: torch.Tensor, width: int, height: int, dice):
+        """Makes the results that are asked for, one after the other, at the picture's own size."""
+        if not self.kinds:
+            return
+        full = logits_at_size(logits, height, width)
+        mask = (full > 0).numpy().view(np.uint8)
+        if "probabilities" in self.kinds:
+            levels = (full + self.cut).sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
+            yield "probabilities", Image.fromarray(levels)
+        del full  # of a large picture that is half a gigabyte
+        if "masks" in self.kinds:
+            yield "masks", Image.fromarray(mask * 255)
+        if not {"overlays", "cutouts", "panels"} & set(self.kinds):
+            return
+        image, truth = read_whole(picture)
+        if "overlays" in self.kinds:
+            yield "overlays", Image.fromarray(draw_outline(image, mask))
+        if "cutouts" in self.kinds:
+            yield "cutouts", Image.fromarray(np.dstack([image, mask * 255]))
+        if "panels" in self.kinds:
+            title = picture.path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
+            yield "panels", draw_panel(image, mask, truth, title)
 
 
-def finish(sample: dict, logits: torch.Tensor, result: Optional[Path]) -> dict:
-    """What is left to do for a picture when its logits (1, S, S) are there: writes its files, returns its row."""
-    mask = mask_at_size(logits, *sample["original"].shape[:2])
-    dice = None if sample["mask"] is None else utils.dice_score(logits[None] > 0, sample["mask"][None]).item()
-    if result is not None:
-        write_results(result, sample, mask, dice)
-    return {
-        "picture": str(sample["path"]),
-        "width": mask.shape[1],
-        "height": mask.shape[0],
-        "pet_share": round(float(mask.mean()), 6),
-        "dice": "" if dice is None else round(dice, 6),
-    }
+def own_size(picture: Picture) -> tuple[int, int]:
+    """Width and height of a picture as it is shown; its mask, where there is one, lies on it as it is."""
+    if picture.mask_path is not None:
+        return picture_size(picture.mask_path)
+    return picture_size(picture.path, upright=True)
 
 
-def write_results(result: Path, sample: dict, mask: np.ndarray, dice: Optional[float]) -> None:
-    """Writes `<result>_panel.png` and `<result>_mask.png` (0 and 255, the picture's own size)."""
-    title = sample["path"].name + ("" if dice is None else f"   Dice {dice:.4f}")
-    panel = draw_panel(sample["original"], mask, sample["original_mask"], title)
-    for kind, picture in (("panel", panel), ("mask", Image.fromarray(mask * 255))):
-        write_png(picture, result.with_name(f"{result.name}_{kind}.png"))
+def read_whole(picture: Picture) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    """A picture at its own size, uint8 (H, W, 3), and its mask (H, W), or None."""
+    if picture.mask_path is None:
+        return read_image(picture.path, upright=True), None
+    image, trimap = read_pair(picture.path, picture.mask_path, picture.own)
+    return image, trimap != BACKGROUND
+
+
+def kinds(text: str) -> list[str]:
+    """An argparse type: kinds of results, with commas between them."""
+    found = [kind.strip() for kind in text.split(",")]
+    for kind in found:
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"no result is called {kind!r}; there are {', '.join(KINDS)}")
+    return found
 
 
 def build_parser() -> cli.Parser:
@@ -186,17 +246,21 @@ def build_parser() -> cli.Parser:
     data = cli.add_data_flags(parser, batch_size=1)
     parser.set_defaults(cache="off")  # the pictures are decoded at their own sizes here
     data.add_argument("--subset", choices=MODES, default="test", help="which part, where --data_path is a dataset")
+    data.add_argument("--recursive", action="store_true", help="pictures in all folders below --data_path, too")
     cli.add_checkpoint_flags(parser)
     cli.add_device_flags(parser)
     cli.add_folder_flags(parser)
-    group = parser.add_argument_group("results")
-    group.add_argument("--save_results", action="store_true", help="write pictures, to inference_results")
-    group.add_argument("--output_path", metavar="DIR", help="write pictures, to this folder")
+    flag = parser.add_argument_group("results").add_argument
+    flag("--tta", action="store_true", help="average predictions over flips and scales")
+    flag("--threshold", type=cli.share, default=0.5, metavar="P", help="probability above which a pixel is pet")
+    flag("--save_results", action="store_true", help="write pictures, to inference_results")
+    flag("--output_path", metavar="DIR", help="write pictures, to this folder")
+    flag("--save", type=kinds, default="masks,panels", metavar="KINDS", help=f"which ones: {','.join(KINDS)}")
     return parser
 
 
 def main(argv=None) -> None:
-    """Loads, segments, writes, reports."""
+    """Reads the flags and segments."""
     args = build_parser().parse_args(argv)
     device = utils.get_device(args.device)
     with join(device) as team:
@@ -204,7 +268,7 @@ def main(argv=None) -> None:
 
 
 def infer(args, device: torch.device, team: Team) -> None:
-    """Segments what the flags name, on one process or several."""
+    """Segments what the flags name, on one process or several, and reports."""
     model, content, path = open_checkpoint(args)
     pictures, what = find_pictures(args, content)
     output = args.output_path or ("inference_results" if args.save_results else None)
@@ -213,14 +277,12 @@ def infer(args, device: torch.device, team: Team) -> None:
         raise cli.UsageError(f"--output_path {folder} is where the pictures are; name another folder for the results")
     log_dir = cli.writable_folder(args.log_dir)
 
-    name = content["model"]["name"]
-    size = content["preprocessing"]["image_size"]
+    name, size = content["model"]["name"], content["preprocessing"]["image_size"]
     precision = choose_precision(args.amp, device, size)
     print(f"Segmenting {len(pictures)} {what} with {name.upper()} ({path}) on {device}, {precision}", flush=True)
-    results = [None if folder is None else folder / name for name in output_names(pictures)]
+    segmenter = Segmenter(precision.place(model), precision, size, args, folder)
     start = time.perf_counter()
-    share = team.share(pictures), args, size, precision, team.share(results)
-    rows = team.collect(segment(precision.place(model), *share))
+    rows = team.collect(segmenter.run(team.share(pictures)))
     if not team.first:
         return
     seconds = time.perf_counter() - start
@@ -233,13 +295,34 @@ def infer(args, device: torch.device, team: Team) -> None:
     utils.append_rows(log, [{**stamp, **row} for row in rows])
     print(f"{len(rows)} pictures in {seconds:.1f} s ({len(rows) / seconds:.1f} a second), listed in {log}")
     if folder is not None:
-        print(f"Panels and masks are in {folder}")
+        print(f"Results ({', '.join(args.save)}) are in {folder}")
+        if "panels" in args.save and len(rows) > 1:
+            panels = [(f"{p.name}_panel.png", row["dice"]) for p, row in zip(pictures, rows) if not row["error"]]
+            write_gallery(folder, panels, f"{name.upper()}, {path.name}")
+            print(f"All panels, the worst first: {folder / 'index.html'}")
+    report(rows, content, name)
+
+
+def report(rows: list[dict], content: dict, name: str) -> None:
+    """Prints the mean Dice, and says what must be known about it.
+
+    Raises:
+        RunError: some of the pictures could not be segmented.
+        DatasetError: none of them could.
+    """
     scored = [row["dice"] for row in rows if row["dice"] != ""]
     seen = {Path(row["picture"]).stem for row in rows if row["dice"] != ""} & set(content["data"]["train_names"])
     if scored:
-        print(f"{name.upper()} mean Dice: {np.mean(scored):.4f} over {len(scored)} pictures with ground truth")
+        print(
+            f"{name.upper()} mean Dice: {np.mean(scored):.4f} over {len(scored)} pictures with ground truth", flush=True
+        )
     if seen:
         print(f"WARNING: {len(seen)} of them were trained on, so this Dice flatters.", file=sys.stderr)
+    errors = [row["error"] for row in rows if row["error"]]
+    if errors and len(errors) == len(rows):
+        raise_faults(errors, "--data_path")
+    if errors:
+        raise cli.RunError(f"{len(errors)} of {len(rows)} pictures could not be segmented: {' | '.join(errors)}")
 
 
 if __name__ == "__main__":

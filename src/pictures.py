@@ -1,5 +1,6 @@
 """Reading pictures, trimaps and masks from files of any kind."""
 
+import warnings
 from pathlib import Path
 from typing import Optional
 
@@ -9,6 +10,9 @@ from PIL import Image, ImageOps
 PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on broken files
+ORIENTATION = 0x0112  # EXIF's name for it
+# Pillow warns of pictures of 90 million pixels and refuses those of twice as many: the refusal is enough.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class DatasetError(ValueError):
@@ -48,6 +52,24 @@ def read_image(path, size: Optional[int] = None, upright: bool = False) -> np.nd
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
+
+
+def picture_size(path, upright: bool = False) -> tuple[int, int]:
+    """Width and height of a picture, from the first bytes of its file.
+
+    Args:
+        path: the file.
+        upright: as its EXIF orientation says.
+
+    Raises:
+        DatasetError: the file can't be read as a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = upright and image.getexif().get(ORIENTATION, 1) > 4  # by a quarter
+            return image.size[::-1] if turned else image.size
     except UNREADABLE as error:
         raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
 
@@ -157,7 +179,7 @@ def read_pair(image_path: Path, mask_path: Path, own: bool, size: Optional[int] 
     try:
         with Image.open(image_path) as image:
             width, height = image.size
-            if own and image.getexif().get(0x0112, 1) > 4:  # turned by a quarter
+            if own and image.getexif().get(ORIENTATION, 1) > 4:  # turned by a quarter
                 upright = trimap.shape == (width, height)
                 width, height = (height, width) if upright else (width, height)
             elif own:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -61,10 +60,9 @@ def measure(
     return counts, sum(loss for _, loss in done) / len(counts)
 
 
-def mask_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """Logits (1, S, S) to a mask uint8 (height, width) of 0 and 1: resized as logits, so that outlines stay smooth."""
-    resized = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)
-    return (resized[0, 0] > 0).to(torch.uint8).numpy()
+def logits_at_size(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Logits (1, S, S) on the CPU to float (height, width). Resized before they become a mask, outlines stay smooth."""
+    return F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)[0, 0]
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,8 @@ def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, share
     model = ("--model", "saved_models/resnet34_unet_best.pth")
     said = run_ok("inference.py", *model, "--data_path", shared_dataset / "images", "--output_path", "out", cwd=folder)
     mean = float(re.search(r"mean Dice: (\d\.\d+) over 4 pictures", said)[1])
-    assert sorted(p.name for p in (folder / "out").iterdir()) == sorted(
-        f"{pet.name}_{kind}.png" for pet in test_set for kind in ("mask", "panel")
-    )
+    results = [f"{pet.name}_{kind}.png" for pet in test_set for kind in ("mask", "panel")]
+    assert sorted(p.name for p in (folder / "out").iterdir()) == sorted([*results, "index.html", "index.png"])
     for pet in test_set:
         mask = Image.open(folder / f"out/{pet.name}_mask.png")
         assert mask.size == Image.open(pet.image_path).size
