@@ -14,9 +14,10 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from PIL import Image
 
 import measure
-from inference import write_results
+from panels import draw_panel, write_png
 from pictures import BACKGROUND
 from sample_pets import draw_pet
 
@@ -33,6 +34,14 @@ def with_matplotlib(result: Path, sample: dict, mask: np.ndarray, dice: float) -
     plt.tight_layout()
     plt.savefig(result.with_suffix(".png"))
     plt.close()
+
+
+def as_inference_does(result: Path, sample: dict, mask: np.ndarray, dice: float) -> None:
+    """A panel and a mask."""
+    title = f"{sample['path'].name}   Dice {dice:.4f}"
+    panel = draw_panel(sample["original"], mask, sample["original_mask"], title)
+    for kind, picture in (("panel", panel), ("mask", Image.fromarray(mask * 255))):
+        write_png(picture, result.with_name(f"{result.name}_{kind}.png"))
 
 
 def main() -> None:
@@ -56,8 +65,8 @@ def main() -> None:
 
         variants = {
             "matplotlib savefig": lambda: draw(with_matplotlib, map),
-            "panel and mask, one thread": lambda: draw(write_results, map),
-            f"panel and mask, {cores} threads, as inference.py": lambda: draw(write_results, pool.map),
+            "panel and mask, one thread": lambda: draw(as_inference_does, map),
+            f"panel and mask, {cores} threads, as inference.py": lambda: draw(as_inference_does, pool.map),
         }
         seconds = measure.take_turns(variants, args.rounds, torch.device("cpu"))
     measure.report("panels", measure.rates(seconds, args.count, "panels"), torch.device("cpu"), pictures="500x375")

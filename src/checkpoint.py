@@ -177,10 +177,24 @@ def run_id_of(path: Path) -> Optional[str]:
     """The id of the run that wrote a checkpoint; None for any other file."""
     if path.suffix != ".pth":
         return None
+    return _progress_of(path).get("run_id")
+
+
+def resumed_after(save_dir, model_name: str, run_id: str) -> list[int]:
+    """After which epochs a run was taken up again, as far as a checkpoint of it is still there."""
+    for path in (checkpoint_path(save_dir, model_name, "last"), Path(save_dir) / f"{model_name}_last_{run_id}.pth"):
+        progress = _progress_of(path)
+        if progress.get("run_id") == run_id:
+            return progress.get("resumed", [])
+    return []
+
+
+def _progress_of(path: Path) -> dict:
+    """A checkpoint's progress, without reading its weights; empty where it is damaged, or not ours."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["progress"]["run_id"]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["progress"]
     except (*DAMAGE, pickle.UnpicklingError):
-        return None  # damaged, or not ours: it is renamed all the same, by its date
+        return {}
 
 
 # ------------------------------------------------------------------------------------------------------ encoder weights

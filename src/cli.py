@@ -124,6 +124,15 @@ def share(text: str) -> float:
     return value
 
 
+def words_of(text: str, known, what: str) -> list[str]:
+    """For argparse types: words with commas between them, each of them known."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"no {what} is called {word!r}; there are {', '.join(known)}")
+    return words
+
+
 def changed(args: argparse.Namespace, **flags) -> argparse.Namespace:
     """A copy of parsed flags with some of them changed."""
     return argparse.Namespace(**{**vars(args), **flags})

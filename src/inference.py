@@ -3,7 +3,6 @@
 python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
 """
 
-import argparse
 import collections
 import contextlib
 import glob
@@ -233,11 +232,7 @@ def read_whole(picture: Picture) -> tuple[np.ndarray, Optional[np.ndarray]]:
 
 def kinds(text: str) -> list[str]:
     """An argparse type: kinds of results, with commas between them."""
-    found = [kind.strip() for kind in text.split(",")]
-    for kind in found:
-        if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"no result is called {kind!r}; there are {', '.join(KINDS)}")
-    return found
+    return cli.words_of(text, KINDS, "result")
 
 
 def build_parser() -> cli.Parser:

@@ -69,6 +69,7 @@ class Progress:
     best_dice: float = -1.0
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)  # a row of the log per epoch
+    resumed: list[int] = field(default_factory=list)  # after which epochs
 
 
 class RunState:
@@ -197,6 +198,7 @@ def start_progress(args, given: dict, content: Optional[dict], resumed_from: Opt
     if content is None:
         return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", args.epochs)
     progress = Progress(**content["progress"])
+    progress.resumed = [*progress.resumed, progress.epoch]
     if "epochs" in given:
         progress.planned_epochs = progress.epoch + args.epochs
     progress.best_dice, progress.best_epoch = -1.0, 0

@@ -363,6 +363,37 @@ def test_plot_of_one_model_and_of_both(trained, tmp_path):
         assert (np.abs(pixels - [red, green, blue]).sum(1) < 12).sum() > 200
 
 
+def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
+    folder = copy_of(trained, tmp_path)
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
+    (first,) = {row["run_id"] for row in rows(folder / "logs/resnet34_unet_training_log.csv")}
+    log = (folder / "logs/resnet34_unet_training_log.csv").read_text().replace(first, "another")
+    (folder / "logs/resnet34_unet_training_log_another.csv").write_text(log)
+    plain = run_ok("plot_dice_curve.py", cwd=folder)
+    one = Image.open(folder / "logs/dice_score_comparison.png").size
+    assert "another" not in plain
+    kinds = ("--curves", "dice,loss,learning_rate")
+    said = run_ok("plot_dice_curve.py", *kinds, "--runs", first, "another", cwd=folder)
+    assert f"ResNet34-UNet {first} and ResNet34-UNet another" in said
+    width, height = Image.open(folder / "logs/dice_score_comparison.png").size
+    assert (width, height > 2 * one[1]) == (one[0], True)
+    assert_one_error(run_script("plot_dice_curve.py", "--runs", "none", cwd=folder), "no log in logs has a run none")
+    assert_one_error(run_script("plot_dice_curve.py", "--curves", "speed", cwd=folder), "no curve is called 'speed'")
+
+
+def test_the_plot_knows_where_a_run_was_resumed(trained, shared_dataset, tmp_path):
+    from checkpoint import resumed_after
+
+    folder = copy_of(trained, tmp_path)
+    for _ in range(2):
+        run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
+    run_id = rows(folder / "logs/resnet34_unet_training_log.csv")[0]["run_id"]
+    assert resumed_after(folder / "saved_models", "resnet34_unet", run_id) == [2, 3]
+    assert resumed_after(folder / "saved_models", "resnet34_unet", "another") == []
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=folder)  # and renames the first
+    assert resumed_after(folder / "saved_models", "resnet34_unet", run_id) == [2, 3]
+
+
 # -------------------------------------------------------------------------------------------------------------- bad usa
 
 
