@@ -35,7 +35,7 @@ class UpBlock(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """x (N, in_channels, H, W) and skip (N, skip_channels, 2H, 2W) to (N, out_channels, 2H, 2W)."""
         first, *rest = self.conv
-        of_skip, of_below = first.weight.split([skip.shape[1], self.up.out_channels], dim=1)
+        of_skip, of_below = first.weight[:, : skip.shape[1]], first.weight[:, skip.shape[1] :]
         x = F.conv2d(skip, of_skip, padding=1) + F.conv2d(self.up(x), of_below, padding=1)
         for layer in rest:
             x = layer(x)

@@ -1,0 +1,137 @@
+"""Writes a trained network into one file that needs none of this code.
+
+python src/export.py --model_path saved_models/unet_best.pth --formats pt2,onnx --data_path dataset/images
+"""
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cli
+from evaluate import open_checkpoint
+from inference import find_pictures, read_small
+from models import SegmentationModel
+from pictures import DatasetError
+from utils import atomic_write
+
+FORMATS = ("pt2", "onnx")
+CHECKED = 16  # pictures, at most
+
+
+class Exported(torch.nn.Module):
+    """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities of pet, float (N, 1, S, S)."""
+
+    def __init__(self, model: SegmentationModel):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images.float()).sigmoid()
+
+
+def export(model: SegmentationModel, size: int, path: Path) -> None:
+    """Writes a network as torch.export's .pt2 or as ONNX, by the ending of the path.
+
+    Args:
+        model: on the CPU; normalisation is in it.
+        size: side of the images, in pixels; how many there are at a time stays open.
+        path: the file; it appears only when it is whole.
+    """
+    # Two images, because a dimension of one would be taken for a constant.
+    example = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    with torch.no_grad(), warnings.catch_warnings(), atomic_write(path, "wb") as file:
+        warnings.simplefilter("ignore")  # torch's own, about its own code
+        program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
+        if path.suffix == ".onnx":
+            names = {"input_names": ["images"], "output_names": ["probabilities"]}
+            made = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            file.write(made.model_proto.SerializeToString())
+        else:
+            torch.export.save(program, file)
+
+
+def load_exported(path: Path):
+    """The exported network as a function from bytes (N, 3, S, S) to probabilities (N, 1, S, S), both NumPy arrays."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {"images": images})[0]
+    module = torch.export.load(path).module()
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+def check(model: SegmentationModel, path: Path, images: list[torch.Tensor]) -> None:
+    """Prints how far the masks of an exported network are from ours, one by one and in a batch.
+
+    Raises:
+        RunError: they differ in more than one pixel of a thousand.
+    """
+    exported, batch = load_exported(path), torch.stack(images)
+    with torch.inference_mode():
+        ours = Exported(model)(batch).numpy()
+    with torch.no_grad():
+        theirs = exported(batch.numpy())
+        one = exported(batch[:1].numpy())
+    equal = float(((theirs > 0.5) == (ours > 0.5)).mean())
+    apart = float(np.abs(theirs - ours).max())
+    alone = float(np.abs(one - theirs[:1]).max())
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} pictures {equal:.5%} of the pixels "
+        f"equal ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single picture"
+    )
+    if equal < 0.999:
+        raise cli.RunError(f"{path} does not do what the checkpoint does; please report this")
+
+
+def sample_images(args, content: dict, size: int) -> list[torch.Tensor]:
+    """Up to CHECKED pictures, uint8 (3, S, S), of --data_path, or drawn ones where nothing is given."""
+    if args.data_path is None:
+        from sample_pets import draw_pet
+
+        drawn = (draw_pet(np.random.default_rng(i), size=(size, size))[0] for i in range(4))
+        return [torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()) for image in drawn]
+    pictures, _ = find_pictures(args, content)
+    found = [read_small(picture, size) for picture in pictures[:CHECKED]]
+    for read in found:
+        if isinstance(read, DatasetError):
+            raise read
+    return [image for image, _ in found]
+
+
+def formats(text: str) -> list[str]:
+    """An argparse type: formats, with commas between them."""
+    return cli.words_of(text, FORMATS, "format")
+
+
+def main(argv=None) -> None:
+    """Loads, exports, checks."""
+    parser = cli.Parser(prog="export.py", description="Write a trained network into one file that needs no other code.")
+    cli.add_checkpoint_flags(parser)
+    cli.add_folder_flags(parser)
+    flag = parser.add_argument_group("export").add_argument
+    flag("--formats", type=formats, default="pt2", metavar="NAMES", help=f"which ones: {','.join(FORMATS)}")
+    flag("--output_path", metavar="DIR", help="where the files go; by default beside the checkpoint")
+    flag("--data_path", metavar="PATH", help="pictures to check the files on; by default drawn ones")
+    parser.set_defaults(subset="test", recursive=False, cache="off")
+    args = parser.parse_args(argv)
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    if "onnx" in args.formats and lacking:
+        raise cli.UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
+    model, content, path = open_checkpoint(args)
+    folder = cli.writable_folder(args.output_path or path.parent)
+    size = content["preprocessing"]["image_size"]
+    images = sample_images(args, content, size)
+    print(f"Exporting {content['model']['name'].upper()} ({path}): bytes (N, 3, {size}, {size}) to probabilities")
+    for ending in args.formats:
+        file = folder / f"{path.stem}.{ending}"
+        export(model, size, file)
+        check(model, file, images)
+
+
+if __name__ == "__main__":
+    cli.run(main, DatasetError)

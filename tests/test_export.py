@@ -1,0 +1,82 @@
+"""Exported networks do what the checkpoint does, without our code."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_error, run_ok, run_script
+from PIL import Image
+
+from checkpoint import build_from_checkpoint, load_checkpoint
+from cli import RunError
+from export import check
+
+# As in the README: nothing but the file, and the library that its format asks for.
+ALONE = {
+    "onnx": """
+import numpy, onnxruntime, sys
+from PIL import Image
+size = 64
+image = Image.open(sys.argv[2]).convert("RGB")
+pixels = numpy.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+session = onnxruntime.InferenceSession(sys.argv[1])
+(probability,) = session.run(None, {"images": numpy.stack([pixels] * int(sys.argv[3]))})
+numpy.save("probability.npy", probability)
+assert "torch" not in sys.modules
+""",
+    "pt2": """
+import numpy, sys, torch
+from PIL import Image
+image = Image.open(sys.argv[2]).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
+pixels = torch.from_numpy(numpy.asarray(image).transpose(2, 0, 1).copy())
+model = torch.export.load(sys.argv[1]).module()
+with torch.no_grad():
+    numpy.save("probability.npy", model(torch.stack([pixels] * int(sys.argv[3]))).numpy())
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--formats", "onnx,pt2")
+    return folder, run_ok("export.py", *flags, cwd=folder)
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_works_without_our_code(exported, trained, shared_dataset, tmp_path, ending, batch):
+    folder, said = exported
+    picture = shared_dataset / "images/Cat0_0.jpg"
+    (tmp_path / "alone.py").write_text(ALONE[ending])
+    command = [sys.executable, "alone.py", folder / f"resnet34_unet_best.{ending}", picture, str(batch)]
+    subprocess.run(list(map(str, command)), cwd=tmp_path, check=True)
+    found = np.load(tmp_path / "probability.npy")
+    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/resnet34_unet_best.pth"), "best")
+    image = np.asarray(Image.open(picture).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+    with torch.inference_mode():
+        ours = model(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).sigmoid().numpy()
+    assert found.shape == (batch, 1, 64, 64)
+    assert np.abs(found - ours).max() < 1e-4
+    assert f"resnet34_unet_best.{ending}" in said
+    assert "of the pixels equal ours" in said
+
+
+def test_a_network_that_differs_is_not_passed_off(exported, trained):
+    folder, _ = exported
+    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/resnet34_unet_best.pth"), "best")
+    model.head.bias.data += 3
+    images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    with pytest.raises(RunError, match="does not do what the checkpoint does"):
+        check(model, folder / "resnet34_unet_best.onnx", images)
+
+
+def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_path):
+    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--data_path")
+    said = run_ok("export.py", *flags, shared_dataset / "images", cwd=tmp_path)
+    assert "of the masks of 4 pictures 100.00000%" in said
+    assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
+    assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
+    assert_one_error(run_script("export.py", "--save_dir", ".", cwd=tmp_path), "no checkpoint")
