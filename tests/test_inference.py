@@ -4,6 +4,7 @@ import csv
 import html.parser
 import math
 import shutil
+import subprocess
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -200,6 +201,20 @@ def test_the_page_shows_every_panel_worst_first_and_needs_nothing_from_outside(t
     assert "b &amp; &lt;i&gt;.png: Dice 0.9000" in text
     sheet = Image.open(tmp_path / "index.png")
     assert sheet.width > 4 * 100
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
+@pytest.mark.parametrize(("order", "expected"), [("worst", "acb"), ("best", "bca"), ("name", "abc")])
+def test_a_browser_shows_and_sorts_the_page(tmp_path, order, expected):
+    panels = [("a_panel.png", 0.1), ("b_panel.png", 0.9), ("c_panel.png", 0.5)]
+    for name, _ in panels:
+        scene().save(tmp_path / name)
+    write_gallery(tmp_path, panels, "Results")
+    page = tmp_path / "index.html"
+    page.write_text(page.read_text() + f"<script>sort('{order}')</script>")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "".join(image[0] for image in Page(done.stdout).images) == expected, done.stderr
 
 
 def test_inference_writes_page_and_sheet(tmp_path, shared_dataset, model_flags):
