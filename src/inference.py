@@ -34,7 +34,7 @@ from precision import Precision, choose_precision
 from scoring import logits_at_size, predict
 
 KINDS = {"masks": "mask", "probabilities": "probability", "overlays": "overlay", "cutouts": "cutout", "panels": "panel"}
-LARGE = 25_000_000  # pixels; of pictures above that, one is worked on at a time
+LARGE = 12_000_000  # pixels; of pictures above that, one is worked on at a time
 
 
 class Picture(NamedTuple):
@@ -110,15 +110,16 @@ def _with_mask(path: Path, name: str) -> Picture:
 
 
 def read_small(picture: Picture, size: int):
-    """What the network sees of a picture: image uint8 (3, S, S), and mask uint8 (1, S, S) or None; or what is wrong."""
-    try:
-        if picture.mask_path is None:
-            image, mask = read_image(picture.path, size, upright=True), None
-        else:
-            image, trimap = read_pair(picture.path, picture.mask_path, picture.own, size)
-            mask = torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
-    except DatasetError as error:
-        return error
+    """What the network sees of a picture: image uint8 (3, S, S), and mask uint8 (1, S, S) or None.
+
+    Raises:
+        DatasetError: see `read_image` and `read_pair`.
+    """
+    if picture.mask_path is None:
+        image, mask = read_image(picture.path, size, upright=True), None
+    else:
+        image, trimap = read_pair(picture.path, picture.mask_path, picture.own, size)
+        mask = torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
     return torch.from_numpy(image.transpose(2, 0, 1).copy()), mask
 
 
@@ -148,7 +149,7 @@ class Segmenter:
         with torch.inference_mode(), bar, ThreadPoolExecutor(self.threads) as pool:
             while True:
                 for picture in itertools.islice(source, ahead - len(reading)):
-                    reading.append((picture, pool.submit(read_small, picture, self.size)))
+                    reading.append((picture, pool.submit(self.read, picture)))
                 batch = [reading.popleft() for _ in range(min(self.args.batch_size, len(reading)))]
                 if not batch:
                     break
@@ -160,6 +161,18 @@ class Segmenter:
             rows += [future.result() for future in writing]
             bar.update(len(pictures) - bar.n)
         return rows
+
+    def room_for(self, pixels: int):
+        """Context in which a picture may be held in memory."""
+        return self.one_large if pixels > LARGE else contextlib.nullcontext()
+
+    def read(self, picture: Picture):
+        """See `read_small`; an error is the result, because it must not stop the rest."""
+        try:
+            with self.room_for(math.prod(own_size(picture))):
+                return read_small(picture, self.size)
+        except DatasetError as error:
+            return error
 
     def predict(self, batch: list) -> list[tuple]:
         """Pairs of picture and what was read of it become picture, logits (1, S, S) and mask; errors are passed on."""
@@ -182,11 +195,12 @@ class Segmenter:
             row["dice"] = round(utils.dice_score(logits[None] > 0, mask[None]).item(), 6)
         try:
             row["width"], row["height"] = width, height = own_size(picture)
-            with self.one_large if width * height > LARGE else contextlib.nullcontext():
+            with self.room_for(width * height):
                 for kind, result in self.draw(picture, logits, width, height, row["dice"]):
                     path = self.folder / f"{picture.name}_{KINDS[kind]}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_png(result, path)
+                    del result  # before the next one is made
         except DatasetError as error:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(error)
         return row
@@ -198,8 +212,8 @@ class Segmenter:
         full = logits_at_size(logits, height, width)
         mask = (full > 0).numpy().view(np.uint8)
         if "probabilities" in self.kinds:
-            levels = (full + self.cut).sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
-            yield "probabilities", Image.fromarray(levels)
+            full = full.add_(self.cut).sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
+            yield "probabilities", Image.fromarray(full)
         del full  # of a large picture that is half a gigabyte
         if "masks" in self.kinds:
             yield "masks", Image.fromarray(mask * 255)

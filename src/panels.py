@@ -79,4 +79,6 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, colour=(255, 0, 255)) -> n
     edge[:-1] |= down
     edge[:, 1:] |= right
     edge[:, :-1] |= right
-    return np.where(edge[..., None], np.uint8(colour), image)
+    drawn = image.copy()
+    drawn[edge] = colour
+    return drawn

@@ -45,10 +45,13 @@ def read_image(path, size: Optional[int] = None, upright: bool = False) -> np.nd
             if size is not None:
                 image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that the resize would average away
             if upright:
-                image = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":
                 image = _eight_bits(np.asarray(image))
-            image = image.convert("RGBA" if "transparency" in image.info else image.mode).convert("RGB")
+            if "transparency" in image.info:
+                image = image.convert("RGBA")
+            if image.mode != "RGB":  # else it would be a copy, and pictures can be large
+                image = image.convert("RGB")
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)

@@ -469,7 +469,8 @@ def test_torch_and_torchvision_that_do_not_fit_are_explained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py", "sample_pets.py"]
+    "script",
+    ["train.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py", "sample_pets.py"],
 )
 def test_help_of_every_script(script, tmp_path):
     said = run_ok(script, "--help", cwd=tmp_path)
