@@ -100,6 +100,15 @@ def test_everything_that_is_a_picture_comes_out_and_the_rest_is_listed(tmp_path,
     assert (int(log["turned.jpg"]["width"]), int(log["turned.jpg"]["height"])) == (60, 90)
 
 
+def test_outlines_are_wide_enough_to_see():
+    for side, width in ((100, 2), (400, 2), (1200, 6), (4000, 20)):
+        mask = np.zeros((side, side + 7), bool)
+        mask[:, : side // 2] = True
+        drawn = draw_outline(np.zeros((*mask.shape, 3), np.uint8), mask)[side // 2].any(1)
+        found = np.flatnonzero(drawn)
+        assert (len(found), found[0]) == (width, side // 2 - width // 2)
+
+
 def test_results_are_what_the_network_says(tmp_path, trained, model_flags):
     scene().save(tmp_path / "pet.png")
     flags = (*model_flags, "--data_path", "pet.png", "--output_path", "out", "--amp", "off")
