@@ -160,7 +160,7 @@ def group_rows(rows: list[dict]) -> dict[str, list[dict]]:
     for row in rows:
         groups["cats" if row["name"][0].isupper() else "dogs"].append(row)
         breeds.setdefault(breed_of(row["name"]), []).append(row)
-    worst_first = sorted(breeds.items(), key=lambda item: np.mean([row["dice"] for row in item[1]]))
+    worst_first = sorted(breeds.items(), key=lambda item: mean_dice(item[1]))
     return {name: rows for name, rows in {**groups, **dict(worst_first)}.items() if rows}
 
 
@@ -174,9 +174,20 @@ def print_scores(scores: dict[str, Interval], title: str) -> None:
 
 def print_groups(groups: dict[str, list[dict]]) -> None:
     """A line a group: how many pictures, and their mean Dice."""
-    print("  group                        pictures     dice")
-    for name, rows in groups.items():
-        print(f"  {name:<28} {len(rows):>8} {np.mean([row['dice'] for row in rows]):>8.4f}")
+    for number, (name, rows) in enumerate(groups.items()):
+        if number == 0:
+            print("  group                        pictures     dice")
+        print(f"  {name:<28} {len(rows):>8} {mean_dice(rows):>8.4f}")
+
+
+def mean_dice(rows: list[dict]) -> float:
+    """Dice, averaged over pictures."""
+    return float(np.mean([row["dice"] for row in rows]))
+
+
+def rounded(score: Interval) -> list[float]:
+    """Value, low and high, as they go into a file."""
+    return [round(x, 6) for x in score]
 
 
 def draw_worst(candidate: Candidate, count: int, folder: Path) -> None:
@@ -237,12 +248,11 @@ def evaluate(args, device: torch.device, team: Team) -> None:
 
 
 def report(candidate: Candidate, other: Optional[Candidate], seconds: float, log_dir: Path) -> None:
-    """Prints the scores and writes the files that were asked for."""
+    """Computes, prints and writes what is to be known about the scores."""
     args, content, dataset, rows = candidate.args, candidate.content, candidate.dataset, candidate.rows
     scores = intervals(rows)
-    size = "the pictures' own sizes" if args.original_size else f"{dataset.image_size}x{dataset.image_size}"
-    border = ", border left out" if args.ignore_border else f", outlines within {args.tolerance} pixels"
-    print_scores(scores, f"Scores at {size}{border}, threshold {candidate.threshold:g}")
+    found = differences(rows, other.rows) if other else {}
+    groups = group_rows(rows) if describe_layout(dataset.root).startswith("the pets") else {}
     facts = {
         "model": candidate.name,
         "checkpoint": str(candidate.path),
@@ -254,6 +264,7 @@ def report(candidate: Candidate, other: Optional[Candidate], seconds: float, log
         "image_size": dataset.image_size,
         "scored_at": "original" if args.original_size else dataset.image_size,
         "ignore_border": args.ignore_border,
+        "tolerance": args.tolerance,
         "threshold": candidate.threshold,
         "tta": args.tta,
         "precision": str(candidate.precision),
@@ -262,45 +273,53 @@ def report(candidate: Candidate, other: Optional[Candidate], seconds: float, log
         "seconds": round(seconds, 3),
         "images_per_second": round(len(dataset) / seconds, 1),
     }
-    details = {"intervals": {key: [round(low, 6), round(high, 6)] for key, (_, low, high) in scores.items()}}
-    if describe_layout(dataset.root).startswith("the pets"):
-        groups = group_rows(rows)
-        print_groups(groups)
-        details["groups"] = {
-            key: {"images": len(some), "dice": round(float(np.mean([row["dice"] for row in some])), 6)}
-            for key, some in groups.items()
-        }
+    plain = round(float(np.mean([row["plain_dice"] for row in rows])), 6) if args.tta else None
+    details = {
+        "intervals": {key: rounded(score)[1:] for key, score in scores.items() if not math.isnan(score.value)},
+        "groups": {key: {"images": len(some), "dice": round(mean_dice(some), 6)} for key, some in groups.items()},
+        "dice_without_tta": plain,
+        "differences": {key: rounded(score) for key, score in found.items() if not math.isnan(score.value)},
+    }
+    try:
+        say(candidate, other, scores, found, groups, plain)
+    finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
+        save(candidate, facts, details, log_dir)
+
+
+def say(candidate: Candidate, other: Optional[Candidate], scores, found, groups: dict, plain: Optional[float]) -> None:
+    """Prints the scores, and draws the worst pictures."""
+    args, dataset = candidate.args, candidate.dataset
+    size = "the pictures' own sizes" if args.original_size else f"{dataset.image_size}x{dataset.image_size}"
+    border = ", border left out" if args.ignore_border else f", outlines within {args.tolerance} pixels"
+    print_scores(scores, f"Scores at {size}{border}, threshold {candidate.threshold:g}")
+    print_groups(groups)
     if args.tta:
-        plain = np.mean([row["plain_dice"] for row in rows])
         views = f"{len(TTA_SCALES)} scales, each straight and flipped"
         print(f"Test-time augmentation ({views}): Dice {plain:.4f} without, {scores['dice'].value:.4f} with")
-        details["dice_without_tta"] = round(float(plain), 6)
-    if other:
-        details["differences"] = compare(candidate, other)
-    if args.csv:
-        utils.write_rows(args.csv, rows)
+    if found:
+        print_scores(found, f"Minus those of {other.path}")
+        value, low, high = found["dice"]
+        sure = "excludes" if low > 0 or high < 0 else "includes"
+        print(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {sure} zero.")
     if args.worst:
         draw_worst(candidate, args.worst, Path(args.output_path))
-        print(f"Panels of the {min(args.worst, len(rows))} worst pictures are in {args.output_path}")
+        print(f"Panels of the {min(args.worst, len(dataset))} worst pictures are in {args.output_path}")
     dice, title = scores["dice"].value, candidate.name.upper()
     verdict = next(words for least, words in VERDICTS if dice >= least)
     print(f"{title} {args.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
+
+
+def save(candidate: Candidate, facts: dict, details: dict, log_dir: Path) -> None:
+    """Writes the files that were asked for, and a row of the log."""
+    args = candidate.args
+    if args.csv:
+        utils.write_rows(args.csv, candidate.rows)
     if args.json:
         with utils.atomic_write(args.json) as file:
-            json.dump({**facts, **details}, file, indent=2)
+            json.dump({**facts, **{key: value for key, value in details.items() if value}}, file, indent=2)
             file.write("\n")
     stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
     utils.append_rows(log_dir / f"{candidate.name}_evaluation_log.csv", [{**stamp, **facts}])
-
-
-def compare(candidate: Candidate, other: Candidate) -> dict:
-    """Prints by how much the first is better than the second, score by score; returns it for the report."""
-    found = differences(candidate.rows, other.rows)
-    print_scores(found, f"Minus those of {other.path}")
-    value, low, high = found["dice"]
-    sure = "excludes" if low > 0 or high < 0 else "includes"
-    print(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {sure} zero.")
-    return {key: [round(x, 6) for x in interval] for key, interval in found.items() if not math.isnan(interval.value)}
 
 
 if __name__ == "__main__":
