@@ -1,17 +1,28 @@
 """Images a second through a trained network, without gradients: ours beside segmentation_models.pytorch, in one run.
 
-python benchmarks/inference.py
+    python benchmarks/inference.py
+
+Then from a folder of pictures (JPEG, 500x375) to results, beside the bare network on images in memory.
 """
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 import measure
 import peers
 import utils
+from inference import Picture, Segmenter
 from models import build_model
 from precision import choose_precision
+from sample_pets import draw_pet
+from scoring import predict
+
+COUNT = 64
 
 
 def predictor(model, device: torch.device, layout=torch.contiguous_format, bf16: bool = False) -> Callable:
@@ -37,6 +48,34 @@ def our_predictor(name: str, device: torch.device, size: int) -> Callable:
     return predict
 
 
+def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int) -> dict[str, Callable]:
+    """Calls that segment a folder of COUNT drawn pictures, and the bare network as often."""
+    pictures = []
+    for i in range(COUNT):
+        path = scratch / f"pet_{i}.jpg"
+        draw_pet(np.random.default_rng(i), size=(500, 375))[0].save(path, quality=90)
+        pictures.append(Picture(path, path.stem))
+    precision = choose_precision("auto", device, size)
+    model = precision.place(build_model("resnet34_unet")).eval()
+    images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
+
+    def bare() -> None:
+        for _ in range(COUNT // batch_size):
+            predict(model, images, precision, tta=False)
+
+    def segment(kinds: list[str]) -> Callable:
+        flags = SimpleNamespace(batch_size=batch_size, num_workers=None, tta=False, threshold=0.5, save=kinds)
+        folder = scratch / "out" if kinds else None
+        return lambda: Segmenter(model, precision, size, flags, folder).run(pictures)
+
+    return {
+        "bare network": bare,
+        "inference.py, nothing saved": segment([]),
+        "inference.py --save masks": segment(["masks"]),
+        "inference.py --save masks,panels": segment(["masks", "panels"]),
+    }
+
+
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/inference.csv."""
     parser = measure.parser(__doc__, rounds=7)
@@ -55,7 +94,12 @@ def main() -> None:
         }
         calls = {who: lambda predict=predict: predict(images) for who, predict in predictors.items()}
         rows += measure.rates(measure.take_turns(calls, args.rounds, device), args.batch_size, "images", model=name)
-    measure.report("inference", rows, device, image_size=size, batch_size=args.batch_size)
+    setting = {"image_size": size, "batch_size": args.batch_size}
+    measure.report("inference", rows, device, **setting)
+    with tempfile.TemporaryDirectory() as scratch:
+        calls = from_folder(Path(scratch), device, size, args.batch_size)
+        rows = measure.rates(measure.take_turns(calls, args.rounds, device), COUNT, "pictures")
+    measure.report("inference_folder", rows, device, **setting)
 
 
 if __name__ == "__main__":
