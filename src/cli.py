@@ -24,6 +24,9 @@ except (ImportError, RuntimeError, AttributeError) as broken:
     sys.exit(2)
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class UsageError(Exception):
     """Bad usage or bad input: what, where, how to mend it, in one line. Ends a script with status 2."""
 
@@ -41,15 +44,19 @@ class Interrupted(Exception):  # noqa: N818  the run was not in error
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM, kept until the step in progress ends; a second one leaves at once."""
+    """Ctrl-C and SIGTERM, kept until the step in progress ends; a second one leaves at once.
 
-    def __init__(self):
-        self.signum = 0
+    Args:
+        patient: a second one changes nothing: one of several processes gets the signals of all that pass them on.
+    """
+
+    def __init__(self, patient: bool = False):
+        self.signum, self.patient = 0, patient
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._handle)
 
     def _handle(self, signum, _frame):
-        if self.signum:
+        if self.signum and not self.patient:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum
@@ -244,7 +251,7 @@ def run(main, *bad_input: type[Exception], out_of_memory: str = "a smaller --bat
         status = 1
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             status = 1
             message = f"can't write{where} ({error.strerror}); free some space and start again, train.py with --resume"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):

@@ -36,6 +36,15 @@ class Team:
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size, self.first = rank, size, rank == 0
 
+    @property
+    def launcher(self) -> str:
+        """What starts such a team."""
+        if self.size == 1:
+            return "python"
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        machines = f" --nnodes={self.size // here}" if here < self.size else ""
+        return f"torchrun{machines} --nproc_per_node={here}"
+
     def share(self, items: Sequence) -> Sequence:
         """What of a list is this process's to do: every `size`-th."""
         return items[self.rank :: self.size]
@@ -76,7 +85,7 @@ class Team:
         return values
 
     def average_statistics(self, model: nn.Module) -> None:
-        """Gives the batch norms of all processes the same running statistics, the mean of theirs."""
+        """Gives the batch norms of all processes the same running statistics: they differ by the last step's share."""
         for name, buffer in model.named_buffers() if self.size > 1 else ():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(self.total(buffer) / self.size)
@@ -132,7 +141,7 @@ def join(device: torch.device):
     Raises:
         UsageError: there are more processes than GPUs here, or the device can't be shared.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = int(os.environ.get("WORLD_SIZE", 1)) if {"RANK", "LOCAL_RANK"} <= os.environ.keys() else 1
     if size == 1:
         yield ALONE
         return
@@ -146,7 +155,11 @@ def join(device: torch.device):
                 f"--nproc_per_node={torch.cuda.device_count()}, or add --device cpu"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise RunError(f"the processes could not find each other ({first_line}); look at torchrun's flags") from None
     with contextlib.ExitStack() as quiet:
         if rank:
             nowhere = quiet.enter_context(open(os.devnull, "w"))  # noqa: PTH123

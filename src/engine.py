@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch.utils.data import DataLoader
@@ -34,6 +35,7 @@ class Training:
     precision: Precision
     team: Team
     stop: cli.StopRequest
+    sums: Optional[torch.Tensor] = None  # loss, Dice and images of this process's share of the epoch, float64 (3,)
     recent: list = field(default_factory=list)  # figures of steps, and their pictures, not yet fetched from the device
 
 
@@ -52,10 +54,13 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
     if "colours" in batch:
         images = utils.apply_colours(images, batch["colours"].to(device, non_blocking=True))
     images = run.precision.move(images)
-    # Losses are means: each piece counts by its share of the whole batch, and the mean over processes is undone.
-    per_image = run.team.size / run.order.batch_length(state.progress.step)
     state.optimizer.zero_grad(set_to_none=True)
-    pieces = list(zip(images.chunk(state.args.accumulate), masks.chunk(state.args.accumulate)))
+    # As many pieces in all processes as the smallest share allows: batch norms on GPUs wait for each other in each.
+    length = run.order.batch_length(state.progress.step)
+    count = min(state.args.accumulate, length // run.team.size)
+    # Losses are means: each piece counts by its share of the whole batch, and the mean over processes is undone.
+    per_image = run.team.size / length
+    pieces = list(zip(images.tensor_split(count), masks.tensor_split(count)))
     rows = []
     for number, (some_images, some_masks) in enumerate(pieces, start=1):
         apart = run.team.size > 1 and number < len(pieces)  # gradients are exchanged once, when all are there
@@ -115,8 +120,9 @@ def train_one_epoch(run: Training) -> tuple[float, float, float]:
     """
     state, progress, team = run.state, run.state.progress, run.team
     run.order.epoch, run.order.start = progress.epoch, progress.step
+    # What was done before a resume is the first process's to count.
     before = progress.sums if team.first and progress.sums is not None else torch.zeros(3, dtype=torch.float64)
-    progress.sums = sums = before.clone()
+    run.sums = sums = before.clone()
     run.forward.train()
     title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
     bar = tqdm(desc=title, total=run.order.steps, initial=progress.step, unit="step", leave=False, disable=None)
@@ -143,7 +149,8 @@ def train_one_epoch(run: Training) -> tuple[float, float, float]:
                 state.save()
     fetch_figures(run, sums)
     progress.seconds = time.perf_counter() - began
-    loss, dice, images = team.total(sums).tolist()
+    progress.sums = team.total(sums)
+    loss, dice, images = progress.sums.tolist()
     return loss / images, dice / images, images / progress.seconds
 
 
@@ -194,8 +201,20 @@ def train(run: Training, resume_line: str) -> None:
             (signum,) = run.team.largest(run.stop.signum)
             if signum and progress.epoch < progress.planned_epochs:
                 raise cli.Interrupted(signum)
-    except (cli.Interrupted, PeerLostError):
+    except (cli.Interrupted, PeerLostError) as reason:
+        if isinstance(reason, PeerLostError):
+            progress.sums = own_figures_for_all(run)
         state.save()
         print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
         print(f"To go on: {resume_line}", flush=True)
+        if isinstance(reason, cli.Interrupted):
+            run.team.tell(None)  # the others stay until all is saved: torchrun ends a job when one process ends
         raise
+
+
+def own_figures_for_all(run: Training) -> torch.Tensor:
+    """This process's figures of the epoch so far, scaled to the images of all, when the others can't be asked."""
+    if run.sums is None or not run.sums[2]:
+        return torch.zeros(3, dtype=torch.float64)
+    images = sum(run.order.batch_length(step) for step in range(run.state.progress.step))
+    return run.sums * (images / run.sums[2])

@@ -6,6 +6,7 @@ python src/evaluate.py --model_name unet --model_path saved_models/unet_best.pth
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -24,7 +25,7 @@ from panels import draw_panel, write_png
 from pictures import BACKGROUND, DatasetError, read_pair
 from pixel_cache import open_cache
 from precision import choose_precision
-from scoring import TTA_SCALES, Scoring, find_threshold, logits_at_size, predict, score_pictures
+from scoring import Scoring, find_threshold, logits_at_size, predict, score_pictures
 
 VERDICTS = [
     (0.90, "Outstanding performance - full score!"),
@@ -71,6 +72,12 @@ def refuse_seen(content: dict, dataset, path: Path) -> None:
             f"{path} was trained on {len(hits)} of these {len(dataset)} pictures ({hits[0]}, ...), so a score on them "
             "would be flattery; use --subset test, or say --allow_seen"
         )
+
+
+def refuse_folder(folder: Path, dataset) -> None:
+    """Raises UsageError where results would lie among the pictures or masks of a dataset."""
+    if folder.resolve() in {path.parent.resolve() for pet in dataset.pets for path in (pet.image_path, pet.mask_path)}:
+        raise cli.UsageError(f"--output_path {folder} is a folder of the dataset; name another for the results")
 
 
 def build_parser() -> cli.Parser:
@@ -123,7 +130,7 @@ class Candidate:
             refuse_seen(self.content, self.dataset, self.path)
         self.precision = choose_precision(args.amp, device, self.dataset.image_size)
         self.precision.place(self.model)
-        self.threshold, self.rows = args.threshold, []
+        self.threshold, self.rows, self.seconds = args.threshold, [], 0.0
 
     def loader(self, dataset: SimpleOxfordPetDataset):
         """Batches of this process's share."""
@@ -133,19 +140,19 @@ class Candidate:
     def score(self) -> None:
         """Finds the threshold, if asked to, and scores the pictures at it."""
         args = self.args
-        if args.find_threshold:
-            valid = self.loader(open_part(args, self.content, "valid"))
-            self.threshold, dice = find_threshold(self.model, valid, self.precision, args.tta, self.team)
-            print(f"Threshold {self.threshold:.2f}: Dice {dice:.4f} on the {len(valid.dataset)} validation pictures")
         scoring = Scoring(
-            cut=math.log(self.threshold / (1 - self.threshold)),
-            original_size=args.original_size,
-            ignore_border=args.ignore_border,
-            tolerance=args.tolerance,
-            tta=args.tta,
+            original_size=args.original_size, ignore_border=args.ignore_border, tolerance=args.tolerance, tta=args.tta
         )
-        loader = self.loader(self.dataset)
+        if args.find_threshold:
+            valid = open_part(args, self.content, "valid")
+            refuse_seen(self.content, valid, self.path)
+            loader = self.loader(valid)
+            self.threshold, dice = find_threshold(self.model, valid, loader, self.precision, scoring, self.team)
+            print(f"Threshold {self.threshold:.2f}: Dice {dice:.4f} on the {len(valid)} validation pictures")
+        scoring = replace(scoring, cut=math.log(self.threshold / (1 - self.threshold)))
+        start, loader = time.perf_counter(), self.loader(self.dataset)
         self.rows = score_pictures(self.model, self.dataset, loader, self.precision, scoring, self.team)
+        self.seconds = time.perf_counter() - start
 
 
 def breed_of(name: str) -> str:
@@ -192,7 +199,6 @@ def rounded(score: Interval) -> list[float]:
 
 def draw_worst(candidate: Candidate, count: int, folder: Path) -> None:
     """Draws tri-panels, `<rank>_<name>.png`, of the pictures with the lowest Dice."""
-    folder = cli.writable_folder(folder)
     pets = {pet.name: number for number, pet in enumerate(candidate.dataset.pets)}
     cut = math.log(candidate.threshold / (1 - candidate.threshold))
     for rank, row in enumerate(sorted(candidate.rows, key=lambda row: row["dice"])[:count], start=1):
@@ -228,6 +234,10 @@ def evaluate(args, device: torch.device, team: Team) -> None:
     if len(sizes) > 1 and not args.original_size:
         raise cli.UsageError(f"the two see pictures at different sizes ({sizes}); compare them with --original_size")
     log_dir = cli.writable_folder(args.log_dir)
+    if args.csv and args.json and Path(args.csv).resolve() == Path(args.json).resolve():
+        raise cli.UsageError("--csv and --json name one file; name two")
+    if args.worst:
+        refuse_folder(cli.writable_folder(args.output_path), candidate.dataset)
     for file in filter(None, (args.json, args.csv)):
         cli.writable_folder(Path(file).parent)
         if Path(file).is_dir():
@@ -237,22 +247,20 @@ def evaluate(args, device: torch.device, team: Team) -> None:
     encoder = content["encoder_start"]
     print(f"Evaluating {name.upper()} ({candidate.path}; encoder {encoder}) on {device}, {candidate.precision}")
     print(f"{len(dataset)} {args.subset} pictures of {dataset.root}, split {content['data']['split']}", flush=True)
-    start = time.perf_counter()
     candidate.score()
-    seconds = time.perf_counter() - start
     if other:
         other.score()
     if not team.first:
         return
-    report(candidate, other, seconds, log_dir)
+    report(candidate, other, log_dir)
 
 
-def report(candidate: Candidate, other: Optional[Candidate], seconds: float, log_dir: Path) -> None:
+def report(candidate: Candidate, other: Optional[Candidate], log_dir: Path) -> None:
     """Computes, prints and writes what is to be known about the scores."""
     args, content, dataset, rows = candidate.args, candidate.content, candidate.dataset, candidate.rows
     scores = intervals(rows)
     found = differences(rows, other.rows) if other else {}
-    groups = group_rows(rows) if describe_layout(dataset.root).startswith("the pets") else {}
+    groups = group_rows(rows) if describe_layout(dataset.root) == "the pets' layout" else {}
     facts = {
         "model": candidate.name,
         "checkpoint": str(candidate.path),
@@ -270,8 +278,8 @@ def report(candidate: Candidate, other: Optional[Candidate], seconds: float, log
         "precision": str(candidate.precision),
         "images": len(dataset),
         **{key: round(score.value, 6) for key, score in scores.items() if not math.isnan(score.value)},
-        "seconds": round(seconds, 3),
-        "images_per_second": round(len(dataset) / seconds, 1),
+        "seconds": round(candidate.seconds, 3),
+        "images_per_second": round(len(dataset) / candidate.seconds, 1),
     }
     plain = round(float(np.mean([row["plain_dice"] for row in rows])), 6) if args.tta else None
     details = {
@@ -294,8 +302,7 @@ def say(candidate: Candidate, other: Optional[Candidate], scores, found, groups:
     print_scores(scores, f"Scores at {size}{border}, threshold {candidate.threshold:g}")
     print_groups(groups)
     if args.tta:
-        views = f"{len(TTA_SCALES)} scales, each straight and flipped"
-        print(f"Test-time augmentation ({views}): Dice {plain:.4f} without, {scores['dice'].value:.4f} with")
+        print(f"Test-time augmentation: Dice {plain:.4f} without, {scores['dice'].value:.4f} with")
     if found:
         print_scores(found, f"Minus those of {other.path}")
         value, low, high = found["dice"]

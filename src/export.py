@@ -4,6 +4,7 @@ python src/export.py --model_path saved_models/unet_best.pth --formats pt2,onnx 
 """
 
 import importlib.util
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from evaluate import open_checkpoint
 from inference import find_pictures, read_small
 from models import SegmentationModel
 from pictures import DatasetError
-from utils import atomic_write
 
 FORMATS = ("pt2", "onnx")
 CHECKED = 16  # pictures, at most
@@ -38,12 +38,12 @@ def export(model: SegmentationModel, size: int, path: Path) -> None:
     Args:
         model: on the CPU; normalisation is in it.
         size: side of the images, in pixels; how many there are at a time stays open.
-        path: the file; it appears only when it is whole.
+        path: the file.
     """
     # Two images, because a dimension of one would be taken for a constant.
     example = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
     shapes = {"images": {0: torch.export.Dim("batch")}}
-    with torch.no_grad(), warnings.catch_warnings(), atomic_write(path, "wb") as file:
+    with torch.no_grad(), warnings.catch_warnings(), path.open("wb") as file:
         warnings.simplefilter("ignore")  # torch's own, about its own code
         program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
         if path.suffix == ".onnx":
@@ -65,8 +65,8 @@ def load_exported(path: Path):
     return lambda images: module(torch.from_numpy(images)).numpy()
 
 
-def check(model: SegmentationModel, path: Path, images: list[torch.Tensor]) -> None:
-    """Prints how far the masks of an exported network are from ours, one by one and in a batch.
+def check(model: SegmentationModel, path: Path, images: list[torch.Tensor]) -> str:
+    """Says how far the masks of an exported network are from ours, one by one and in a batch.
 
     Raises:
         RunError: they differ in more than one pixel of a thousand.
@@ -80,12 +80,12 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor]) -> N
     equal = float(((theirs > 0.5) == (ours > 0.5)).mean())
     apart = float(np.abs(theirs - ours).max())
     alone = float(np.abs(one - theirs[:1]).max())
-    print(
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} pictures {equal:.5%} of the pixels "
-        f"equal ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single picture"
-    )
     if equal < 0.999:
-        raise cli.RunError(f"{path} does not do what the checkpoint does; please report this")
+        raise cli.RunError(f"{path.name} does not do what the checkpoint does; please report this")
+    return (
+        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} pictures {equal:.5%} of the pixels equal "
+        f"ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single picture"
+    )
 
 
 def sample_images(args, content: dict, size: int) -> list[torch.Tensor]:
@@ -125,8 +125,13 @@ def main(argv=None) -> None:
     print(f"Exporting {content['model']['name'].upper()} ({path}): bytes (N, 3, {size}, {size}) to probabilities")
     for ending in args.formats:
         file = folder / f"{path.stem}.{ending}"
-        export(model, size, file)
-        check(model, file, images)
+        if file.resolve() == path.resolve():
+            raise cli.UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # an older file stays until this one is checked
+            fresh = Path(scratch) / file.name
+            export(model, size, fresh)
+            print(f"{file}: {check(model, fresh, images)}")
+            fresh.replace(file)
 
 
 if __name__ == "__main__":

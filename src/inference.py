@@ -46,8 +46,13 @@ class Picture(NamedTuple):
     own: bool = True  # what there is, is a mask of two values
 
 
-def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
+def find_pictures(args, content: dict, output: Optional[Path] = None) -> tuple[list[Picture], str]:
     """What --data_path means: a picture, a dataset or its images/ folder, any folder of pictures, or a pattern.
+
+    Args:
+        args: data_path, recursive, and subset and cache for a dataset.
+        content: of the checkpoint; it knows the dataset's split.
+        output: folder of results; what lies in it is left out, unless it holds all there is.
 
     Returns:
         The pictures, and in words what they are.
@@ -63,33 +68,36 @@ def find_pictures(args, content: dict) -> tuple[list[Picture], str]:
         found = [Path(p) for p in sorted(glob.glob(args.data_path, recursive=True))]  # noqa: PTH207  with ** anywhere
         if not any(letter in args.data_path for letter in "*?["):
             raise cli.UsageError(f"--data_path {path} does not exist; name a dataset, a folder, a picture or a pattern")
-        return _name_all(found, f"pictures that match {args.data_path}", args)
+        return _name_all(found, f"pictures that match {args.data_path}", None, output)
     try:
         find_root(path)
     except DatasetError:
-        return _name_all(sorted(path.rglob("*") if args.recursive else path.iterdir()), f"pictures in {path}", args)
-    if args.recursive:
-        return _name_all(sorted(path.rglob("*")), f"pictures in {path}", args)
+        is_dataset = False
+    else:
+        is_dataset = not args.recursive
+    if not is_dataset:
+        found = sorted(path.rglob("*") if args.recursive else path.iterdir())
+        return _name_all(found, f"pictures in {path}", path, output)
     dataset = open_part(args, content, args.subset)
     what = f"{args.subset} pictures of {dataset.root} ({describe_layout(dataset.root)})"
     return [Picture(p.image_path, p.name, p.mask_path, p.own) for p in dataset.pets], what
 
 
-def _name_all(found: list[Path], what: str, args) -> tuple[list[Picture], str]:
-    """Pictures among these files, each with a name of its own that mirrors where it lies; earlier results are none."""
-    if args.recursive and args.output_path and Path(args.output_path).resolve() != Path(args.data_path).resolve():
-        found = [p for p in found if Path(args.output_path).resolve() not in p.resolve().parents]
+def _name_all(found: list[Path], what: str, base: Optional[Path], output: Optional[Path]) -> tuple[list[Picture], str]:
+    """Pictures among these files, each with a name of its own that mirrors where it lies below `base`."""
+    if output is not None and base is not None and output.resolve() != base.resolve():
+        found = [p for p in found if output.resolve() not in p.resolve().parents]
     found = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()]
     if not found:
         raise cli.UsageError(f"there are no {what} ({', '.join(sorted(PICTURES))}); name others")
-    base = Path(os.path.commonpath([p.parent for p in found]))
+    base = base or Path(os.path.commonpath([p.parent for p in found]))
     stems = collections.Counter(p.relative_to(base).with_suffix("") for p in found)
     pictures: dict[str, Picture] = {}
     for path in found:
         place = path.relative_to(base)
         # The ending goes into the name too where pictures share a stem.
         stem = place.with_suffix("") if stems[place.with_suffix("")] == 1 else place.with_name(_dotless(path))
-        name, number = str(stem), 1
+        name, number = stem.as_posix(), 1
         while name in pictures:
             number += 1
             name = f"{stem}_{number}"
@@ -105,7 +113,8 @@ def _with_mask(path: Path, name: str) -> Picture:
     if path.parent.name == "images":
         for folder, own in (("annotations/trimaps", False), ("masks", True)):
             for mask in sorted((path.parent.parent / folder).glob(f"{glob.escape(path.stem)}.*")):
-                return Picture(path, name, mask, own)
+                if mask.suffix.lower() in PICTURES:
+                    return Picture(path, name, mask, own)
     return Picture(path, name)
 
 
@@ -203,6 +212,10 @@ class Segmenter:
                     del result  # before the next one is made
         except DatasetError as error:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(error)
+        except OSError as error:
+            if error.errno in cli.DISK_FULL:
+                raise
+            row["error"] = f"the results of {picture.path} can't be written ({error.strerror or error})"
         return row
 
     def draw(self, picture: Picture, logits: torch.Tensor, width: int, height: int, dice):
@@ -279,11 +292,11 @@ def main(argv=None) -> None:
 def infer(args, device: torch.device, team: Team) -> None:
     """Segments what the flags name, on one process or several, and reports."""
     model, content, path = open_checkpoint(args)
-    pictures, what = find_pictures(args, content)
     output = args.output_path or ("inference_results" if args.save_results else None)
+    pictures, what = find_pictures(args, content, None if output is None else Path(output))
     folder = None if output is None else cli.writable_folder(output)
-    if folder is not None and folder.resolve() in {picture.path.parent.resolve() for picture in pictures}:
-        raise cli.UsageError(f"--output_path {folder} is where the pictures are; name another folder for the results")
+    if folder is not None:
+        refuse_overwriting(folder, pictures)
     log_dir = cli.writable_folder(args.log_dir)
 
     name, size = content["model"]["name"], content["preprocessing"]["image_size"]
@@ -310,6 +323,14 @@ def infer(args, device: torch.device, team: Team) -> None:
             write_gallery(folder, panels, f"{name.upper()}, {path.name}")
             print(f"All panels, the worst first: {folder / 'index.html'}")
     report(rows, content, name)
+
+
+def refuse_overwriting(folder: Path, pictures: list[Picture]) -> None:
+    """Raises UsageError where results would come to lie among the pictures, or among the masks of a dataset."""
+    taken = {file.parent.resolve() for p in pictures for file in (p.path, p.mask_path) if file is not None}
+    results = {(folder / p.name).parent.resolve() for p in pictures} | {folder.resolve()}
+    if taken & results:
+        raise cli.UsageError(f"--output_path {folder} is where the pictures are; name another folder for the results")
 
 
 def report(rows: list[dict], content: dict, name: str) -> None:

@@ -63,6 +63,7 @@ def write_png(picture: Image.Image, path: Path) -> None:
 
 
 def _fit(title: str, width: int) -> str:
+    title = "".join(letter if letter.isprintable() else "?" for letter in title)
     if _font(17).getlength(title) <= width:
         return title
     half = len(title) // 2

@@ -1,5 +1,6 @@
 """Reading pictures, trimaps and masks from files of any kind."""
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Optional
@@ -9,10 +10,12 @@ from PIL import Image, ImageOps
 
 PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on broken files
+# What Pillow raises on broken files.
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
+UNREADABLE += (Image.DecompressionBombError,)
 ORIENTATION = 0x0112  # EXIF's name for it
-# Pillow warns of pictures of 90 million pixels and refuses those of twice as many: the refusal is enough.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow warns of odd EXIF data and of pictures of 90 million pixels; that it refuses twice as many will do.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class DatasetError(ValueError):

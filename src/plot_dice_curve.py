@@ -70,13 +70,15 @@ def runs_by_id(folder: Path, saved: Path, ids: list[str]) -> list[Run]:
     for name in STYLES:
         for log in sorted(folder.glob(f"{name}_training_log*.csv")):
             for row in read_curve(log):
-                known.setdefault(row["run_id"], (name, []))[1].append(row)
+                # A run that went back to an older state has left rows of the same epochs: the log in use comes first.
+                known.setdefault(row["run_id"], (name, {}))[1].setdefault(row["epoch"], row)
     looks = itertools.cycle([*(style[1:] for style in STYLES.values()), *MORE])
     runs = []
     for run_id in ids:
         if run_id not in known:
             raise cli.UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
-        name, rows = known[run_id]
+        name, epochs = known[run_id]
+        rows = [epochs[epoch] for epoch in sorted(epochs)]
         colour, marker = next(looks)
         runs.append(Run(f"{STYLES[name][0]} {run_id}", colour, marker, rows, resumed_after(saved, name, run_id)))
     return runs

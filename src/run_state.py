@@ -128,7 +128,10 @@ class RunState:
         """Takes over the state of a checkpoint."""
         self.owns_names = same_file(resumed_from, self.path("last"))
         self.model.load_state_dict(content["weights"])
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
+        for group, here in zip(self.optimizer.param_groups, fused):
+            group["fused"] = here  # what suits this device, not the one that the checkpoint is from
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if value.shape == parameter.shape:  # the fused kernel takes it for granted that their layouts agree

@@ -17,8 +17,6 @@ from models import SegmentationModel
 from pictures import BACKGROUND, BORDER, read_mask, read_trimap
 from precision import Precision
 
-TTA_SCALES = (0.75, 1.0, 1.25)
-
 
 def measure(
     model: SegmentationModel,
@@ -74,7 +72,7 @@ class Scoring:
         original_size: against the trimaps at their own sizes, instead of the network's.
         ignore_border: pixels of the trimaps' border don't count.
         tolerance: of outlines, in pixels of the size that is scored.
-        tta: predict with TTA_SCALES and flips, too.
+        tta: average predictions over flips and scales.
     """
 
     cut: float = 0.0
@@ -87,7 +85,7 @@ class Scoring:
 def predict(model: SegmentationModel, images: torch.Tensor, precision: Precision, tta: bool) -> list[torch.Tensor]:
     """Logits float (N, 1, S, S) for images (N, 3, S, S): plain ones, and then with `tta` those of an average.
 
-    The average is of probabilities over three scales, each straight and flipped.
+    The average is of probabilities over three scales, each straight and flipped: six times the work.
     """
 
     def straight(pixels: torch.Tensor) -> torch.Tensor:
@@ -96,15 +94,37 @@ def predict(model: SegmentationModel, images: torch.Tensor, precision: Precision
 
     logits = [straight(images)]
     if tta:
-        size, views = images.shape[-1], []
-        for scale in TTA_SCALES:
-            side, pixels = model.stride * round(scale * size / model.stride), images.to(precision.device).float()
-            if side != size:
-                pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-            views += [straight(pixels), straight(pixels.flip(-1)).flip(-1)]
-        views = [F.interpolate(view, (size, size), mode="bilinear") for view in views]
+        size, views = images.shape[-1], [logits[0]]
+        views += [straight(images.flip(-1)).flip(-1)]
+        for step in (-1, 1):  # a quarter smaller and larger, but a whole stride at least
+            side = size + step * model.stride * max(1, round(size / 4 / model.stride))
+            if side > 0:
+                pixels = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+                other = [straight(pixels), straight(pixels.flip(-1)).flip(-1)]
+                views += [F.interpolate(view, (size, size), mode="bilinear") for view in other]
         logits.append(torch.stack(views).sigmoid().mean(0).logit(eps=1e-7))
     return logits
+
+
+def each_picture(model, dataset, loader: DataLoader, precision: Precision, scoring: Scoring):
+    """Runs a network over a dataset.
+
+    Yields:
+        For each batch a list: of each picture its Pet, what `predict` gave for it, each (1, 1, H, W), and its trimap
+        (1, 1, H, W), all on the device and of the size to score at.
+    """
+    pets = {str(pet.image_path): pet for pet in dataset.pets}
+    with torch.inference_mode():
+        for batch in loader:
+            logits, found = predict(model, batch["image"], precision, scoring.tta), []
+            for i, path in enumerate(batch["path"]):
+                pet = pets[path]
+                views, trimap = [one[i : i + 1] for one in logits], batch["trimap"][i : i + 1]
+                if scoring.original_size:
+                    trimap = torch.from_numpy((read_mask if pet.own else read_trimap)(pet.mask_path).copy())[None, None]
+                    views = [F.interpolate(view, trimap.shape[-2:], mode="bilinear") for view in views]
+                found.append((pet, views, trimap.to(precision.device)))
+            yield found
 
 
 def score_pictures(
@@ -123,19 +143,11 @@ def score_pictures(
     Returns:
         For each picture a row: name, breed, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`.
     """
-    done, pets = [], {str(pet.image_path): pet for pet in dataset.pets}
-    bar = tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None, delay=1)
-    with torch.inference_mode():
-        for batch in bar:
-            logits, rows = predict(model, batch["image"], precision, scoring.tta), []
-            for i, path in enumerate(batch["path"]):
-                pet = pets[path]
-                views, trimap = [one[i : i + 1] for one in logits], batch["trimap"][i : i + 1]
-                if scoring.original_size:
-                    trimap = torch.from_numpy((read_mask if pet.own else read_trimap)(pet.mask_path).copy())[None, None]
-                    views = [F.interpolate(view, trimap.shape[-2:], mode="bilinear") for view in views]
-                rows.append({"name": pet.name, **score_picture(views, trimap.to(precision.device), scoring)})
-            done.append(rows)
+    batches = each_picture(model, dataset, loader, precision, scoring)
+    bar = tqdm(batches, total=len(loader), desc="evaluating", unit="batch", leave=False, disable=None, delay=1)
+    done = [
+        [{"name": pet.name, **score_picture(views, trimap, scoring)} for pet, views, trimap in found] for found in bar
+    ]
     return [row for rows in team.collect(done) for row in rows]
 
 
@@ -154,17 +166,24 @@ def score_picture(views: list[torch.Tensor], trimap: torch.Tensor, scoring: Scor
 
 
 def find_threshold(
-    model, loader: DataLoader, precision: Precision, tta: bool = False, team: Team = ALONE
+    model, dataset, loader: DataLoader, precision: Precision, scoring: Scoring, team: Team = ALONE
 ) -> tuple[float, float]:
-    """The threshold of probability, in hundredths, with the best mean Dice over a loader; and that Dice."""
+    """The threshold of probability, in hundredths, with the best mean Dice when pictures are scored so; and that Dice.
+
+    Args as for `score_pictures`.
+    """
     done = []
-    with torch.inference_mode():
-        for batch in loader:
-            levels = (predict(model, batch["image"], precision, tta)[-1].sigmoid() * 100).long().clamp(0, 99).cpu()
-            # Pixels of each picture by truth and level; summed from above they are what each threshold predicts.
-            codes = (levels + 100 * batch["mask"]).flatten(1)
-            counts = torch.stack([torch.bincount(row, minlength=200).view(2, 100) for row in codes])
-            done.append(counts.flip(2).cumsum(2).flip(2))
+    batches = each_picture(model, dataset, loader, precision, scoring)
+    for found in tqdm(batches, total=len(loader), desc="threshold", unit="batch", leave=False, disable=None, delay=1):
+        rows = []
+        for _, views, trimap in found:
+            # A pixel of level k is pet at thresholds up to k hundredths, being above them.
+            levels = (views[-1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
+            codes = levels + 100 * (trimap != BACKGROUND)
+            counted = codes[trimap != BORDER] if scoring.ignore_border else codes.flatten()
+            # Pixels by truth and level; summed from above they are what each threshold predicts.
+            rows.append(torch.bincount(counted, minlength=200).view(2, 100).flip(1).cumsum(1).flip(1).cpu())
+        done.append(torch.stack(rows))
     counts = torch.cat(team.collect(done)).double()
     fp, tp = counts.unbind(1)
     total = fp + tp + tp[:, :1]  # predicted and true

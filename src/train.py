@@ -137,7 +137,7 @@ def build_scheduler(args, optimizer, total_steps: int):
 
 def resume_line(args, team: Team = ALONE) -> str:
     """The command that goes on with this run."""
-    launcher = f"torchrun --nproc_per_node={team.size}" if team.size > 1 else "python"
+    launcher = team.launcher
     parser, words = build_parser(), [f"{launcher} src/train.py", f"--model_name {args.model_name}"]
     for name in ("data_path", "save_dir", "log_dir", "device", "num_workers", "cache"):
         if getattr(args, name) != parser.get_default(name):
@@ -263,7 +263,7 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
         loss_fn=LOSSES[args.loss],
         precision=precision,
         team=team,
-        stop=cli.StopRequest(),
+        stop=cli.StopRequest(patient=team.size > 1),
     )
     return training, parts, resumed_from
 

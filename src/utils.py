@@ -201,7 +201,8 @@ def apply_colours(images: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
     images = images.float() * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * contrast
-    gray = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)  # ITU-R BT.601
+    red, green, blue = images.split(1, dim=1)
+    gray = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
     return (gray + (images - gray) * saturation).clamp(0, 255)
 
 

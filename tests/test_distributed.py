@@ -46,9 +46,9 @@ def rows(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_a_step_of_two_is_the_step_of_one(tmp_path, pieces):
-    script = Path(__file__).with_name("one_step.py")  # 7 images: shares of 4 and 3, and pieces of 2, 2 and 2, 1
+    script = Path(__file__).with_name("one_step.py")  # 7 images: shares of 4 and 3, and three pieces of either
     alone = subprocess.run([sys.executable, str(script), "1"], env=ENV, capture_output=True, text=True, check=True)
     figures, weights, everything, words, largest = json.loads(alone.stdout)
     done = launch(script, pieces, cwd=tmp_path)
@@ -102,7 +102,7 @@ def test_pictures_of_two_are_those_of_one(pair, shared_dataset, tmp_path):
         masks = {p.name: Image.open(p).tobytes() for p in (tmp_path / name).glob("*.png")}
         found.append(([{**row, "time": ""} for row in log], masks))
     assert found[0] == found[1]
-    assert len(found[0][1]) == 8  # a mask and a panel of four pictures
+    assert len(found[0][1]) == 9  # a mask and a panel of four pictures, and a sheet
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -156,6 +156,13 @@ def second_of(launcher: int) -> int:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     (found,) = [int(pid) for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
     return found
+
+
+def test_a_stray_variable_is_no_launcher(pair, shared_dataset, tmp_path):
+    command = [sys.executable, str(SRC / "evaluate.py"), "--data_path", str(shared_dataset), "--model_path"]
+    model = str(pair[0] / "saved_models/resnet34_unet_last.pth")
+    done = subprocess.run([*command, model], cwd=tmp_path, env={**ENV, "WORLD_SIZE": "2"}, check=False)
+    assert done.returncode == 0
 
 
 def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):

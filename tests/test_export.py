@@ -80,3 +80,11 @@ def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_p
     assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
     assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
     assert_one_error(run_script("export.py", "--save_dir", ".", cwd=tmp_path), "no checkpoint")
+
+
+def test_export_never_replaces_the_checkpoint(trained, tmp_path):
+    source = tmp_path / "model.pt2"
+    source.write_bytes((trained / "saved_models/resnet34_unet_best.pth").read_bytes())
+    before = source.read_bytes()
+    assert_one_error(run_script("export.py", "--model_path", source, cwd=tmp_path), "is the checkpoint itself")
+    assert source.read_bytes() == before

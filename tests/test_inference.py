@@ -153,6 +153,53 @@ def test_folders_below_and_patterns(tmp_path, model_flags):
     assert_one_error(run_script("inference.py", *flags, "no", "--data_path", "in/*.gif", cwd=tmp_path), "no pictures")
 
 
+def test_results_never_come_to_lie_among_pictures(tmp_path, model_flags, dataset):
+    for name in ("self/a/x.png", "self/a/x_mask.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        scene().save(tmp_path / name)
+    before = (tmp_path / "self/a/x_mask.png").read_bytes()
+    for flags in (
+        ("--data_path", "self", "--recursive", "--output_path", "self"),
+        ("--data_path", "self/a/x.png", "--output_path", "self/a"),
+        ("--data_path", dataset, "--output_path", dataset / "annotations/trimaps"),
+    ):
+        done = run_script("inference.py", *model_flags, *flags, "--save", "masks", cwd=tmp_path)
+        assert_one_error(done, "is where the pictures are")
+    assert (tmp_path / "self/a/x_mask.png").read_bytes() == before
+    flags = ("--data_path", dataset, "--allow_seen", "--worst", 1, "--output_path", dataset / "images")
+    assert_one_error(run_script("evaluate.py", *model_flags, *flags, cwd=tmp_path), "is a folder of the dataset")
+    # Where results lie below the pictures, a second run does not take them for pictures.
+    (tmp_path / "few").mkdir()
+    scene().save(tmp_path / "few/one.png")
+    for _ in range(2):
+        flags = ("--data_path", ".", "--recursive", "--save_results", "--save", "masks")
+        assert "Segmenting 1 pictures" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path / "few")
+
+
+def test_names_and_files_that_try_everything(tmp_path, model_flags):
+    folder = tmp_path / "in/images"
+    folder.mkdir(parents=True)
+    (tmp_path / "in/masks").mkdir()
+    good = ["two\nlines.png", "ok.png"]
+    for name in (*good, "x" * 250 + ".png"):
+        scene().save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "abc"
+    scene(48, 40).save(folder / "exif.jpg", exif=exif)
+    whole = (folder / "exif.jpg").read_bytes()
+    for position in range(24, 60):  # whatever is wrong in there, it is a picture or it is listed
+        (folder / f"exif{position}.jpg").write_bytes(whole[:position] + b"\0" + whole[position + 1 :])
+    (tmp_path / "in/masks/ok.json").write_text("{}")  # no mask of ok.png
+    flags = (*model_flags, "--data_path", tmp_path / "in/*/*", "--output_path", "out")
+    done = run_script("inference.py", *flags, cwd=tmp_path)
+    assert_one_error(done, "xxx", "can't be written", status=1)
+    for name in good:
+        assert (tmp_path / f"out/{name[:-4]}_panel.png").is_file()
+    log = {Path(row["picture"]).name: row for row in log_of(tmp_path)}
+    assert len(log) == 4 + 36
+    assert log["ok.png"]["error"] == log["ok.png"]["dice"] == ""
+
+
 def test_a_bomb_is_refused_and_a_large_picture_is_not(tmp_path, model_flags):
     (tmp_path / "in").mkdir()
     scene(6000, 5000).save(tmp_path / "in/large.png", compress_level=1)

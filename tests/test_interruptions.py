@@ -306,3 +306,56 @@ def test_torture_in_short(capsys):
     assert row["kills"] == 4
     assert verdict.startswith("4 kills survived")
     assert verdict.endswith(" 0 corrupt files or differences")
+
+
+SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION = """
+import sys
+sys.path.insert(0, {src!r})
+import cli, engine, train
+
+step = engine.training_step
+
+def saving(run, batch):
+    if run.state.progress.step == 1:
+        run.state.last_save = -1e9  # a save is due
+    return step(run, batch)
+
+def stopped(*args, **kwargs):
+    raise cli.Interrupted(15)
+
+engine.training_step, engine.measure = saving, stopped
+cli.run(train.main)
+"""
+
+
+def test_figures_of_an_epoch_survive_a_save_in_it_and_a_stop_in_validation(tmp_path, shared_dataset):
+    flags = ["--data_path", str(shared_dataset), "--epochs", "1", *map(str, TINY)]
+    code = SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION.format(src=str(SRC))
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "whole").mkdir()
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=tmp_path / "stopped", env=env, check=False)
+    assert done.returncode == 143
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path / "stopped")
+    run_ok("train.py", *flags, cwd=tmp_path / "whole")
+    figures = [
+        {key: row[key] for key in row if key not in ("run_id", "seconds", "images_per_second")}
+        for name in ("stopped", "whole")
+        for row in log_rows(tmp_path / name)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_one_of_several_processes_is_patient_with_signals():
+    from cli import Interrupted, StopRequest
+
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop = StopRequest(patient=True)
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            stop.check()
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)

@@ -165,10 +165,27 @@ def test_tta_scales_there_and_back():
     assert not torch.equal(tta, plain)
 
 
+class Watched(Brightness):
+    """Remembers the sizes that it sees."""
+
+    stride = 32
+
+    def body(self, x):
+        self.seen = [*getattr(self, "seen", []), x.shape[-1]]
+        return super().body(x)
+
+
+@pytest.mark.parametrize(("size", "scales"), [(64, (64, 32, 96)), (100, (128, 96, 160)), (256, (256, 192, 320))])
+def test_tta_has_three_scales_at_any_size_and_takes_six_passes(size, scales):
+    model = Watched()
+    predict(model, torch.zeros(1, 3, size, size, dtype=torch.uint8), CPU, tta=True)
+    assert model.seen == [scale for scale in scales for _ in range(2)]
+
+
 def test_the_best_threshold_is_found(dataset):
     pets = load_dataset(dataset, "train", image_size=64)
     loader = make_loader(pets, torch.device("cpu"), batch_sampler=share_batches(pets, 5))
-    threshold, dice = find_threshold(Brightness(), loader, CPU)
+    threshold, dice = find_threshold(Brightness(), pets, loader, CPU, Scoring())
     by_hand = {}
     for level in range(5, 96):
         cut = math.log(level / (100 - level))
@@ -241,5 +258,6 @@ def test_wrong_wishes_end_in_one_line(trained, shared_dataset, tmp_path):
         (("--find_threshold", "--subset", "valid"), "--subset test"),
         (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
         (("--csv", "."), "is a folder"),
+        (("--csv", "x", "--json", "./x"), "name two"),
     ):
         assert_one_error(run_script(*base, *flags, cwd=tmp_path), words)

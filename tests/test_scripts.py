@@ -17,6 +17,7 @@ from conftest import SRC, TINY, assert_one_error, run_ok, run_script
 from PIL import Image
 
 from oxford_pet import split_pets
+from plot_dice_curve import runs_by_id
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
 
@@ -369,6 +370,12 @@ def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
     (first,) = {row["run_id"] for row in rows(folder / "logs/resnet34_unet_training_log.csv")}
     log = (folder / "logs/resnet34_unet_training_log.csv").read_text().replace(first, "another")
     (folder / "logs/resnet34_unet_training_log_another.csv").write_text(log)
+    # Rows of the same run that an older state left behind: of every epoch there is one, in order.
+    text = (folder / "logs/resnet34_unet_training_log.csv").read_text()
+    (folder / "logs/resnet34_unet_training_log_more.csv").write_text(text.replace(",0.", ",1."))
+    (run,) = runs_by_id(folder / "logs", folder / "saved_models", [first])
+    assert [row["epoch"] for row in run.rows] == [1, 2, 3]
+    assert max(row["val_dice"] for row in run.rows) <= 1
     plain = run_ok("plot_dice_curve.py", cwd=folder)
     one = Image.open(folder / "logs/dice_score_comparison.png").size
     assert "another" not in plain

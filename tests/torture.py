@@ -30,7 +30,7 @@ from checkpoint import load_checkpoint  # noqa: E402  the path must be set first
 from sample_pets import draw_sample_dataset  # noqa: E402
 
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-TIME_COLUMNS = ("run_id", "seconds", "images_per_second")
+MUST_DIFFER = ("run_id", "seconds", "images_per_second", "resumed")
 
 
 def command(data: Path, model: str, workers: int, epochs: int) -> list[str]:
@@ -105,9 +105,9 @@ def corrupt_files(folder: Path) -> list[str]:
 
 
 def plain(value):
-    """A checkpoint without what must differ between two runs: id, times, and the folders they were told to use."""
+    """A checkpoint without what must differ between two runs: id, times, folders, and where one was taken up again."""
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k not in TIME_COLUMNS}
+        return {k: plain(v) for k, v in value.items() if k not in MUST_DIFFER}
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
