@@ -27,7 +27,7 @@ demo: setup
 	@echo "and at the tri-panels, demo/inference_results/*_panel.png"
 
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check .
