@@ -13,9 +13,9 @@ from distributed import join  # noqa: E402
 from engine import training_step  # noqa: E402
 
 
-def main(team) -> None:
+def main(team, pieces: int) -> None:
     torch.manual_seed(team.rank)  # the first one's weights count
-    run = make_run(Plain(), team, accumulate=int(sys.argv[1]))
+    run = make_run(Plain(), team, accumulate=pieces)
     (keys,) = run.order
     batch, chosen = make_batch(), [index for _, index in keys]
     batch = {name: [values[i] for i in chosen] for name, values in batch.items()}
@@ -29,4 +29,5 @@ def main(team) -> None:
 
 if __name__ == "__main__":
     with join(torch.device("cpu")) as team:
-        main(team)
+        for pieces in map(int, sys.argv[1:]):
+            main(team, pieces)
