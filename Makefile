@@ -24,7 +24,7 @@ demo: setup
 	$(RUN) src/inference.py $(DEMO) $(DEMO_RUN) --batch_size 8 --output_path demo/inference_results
 	$(RUN) src/plot_dice_curve.py --log_dir demo/logs
 	@echo "Look at the curve, demo/logs/dice_score_comparison.png,"
-	@echo "and at the tri-panels, demo/inference_results/*_panel.png"
+	@echo "and at the tri-panels, demo/inference_results/index.html"
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
