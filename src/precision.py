@@ -49,8 +49,8 @@ def choose_precision(amp: str, device: torch.device, image_size: int) -> Precisi
     """What is fastest on a device without a risk to the result.
 
     bf16 has the range of float32, so nothing overflows; fp16 has not, so it is never chosen, only obeyed. `auto` means
-    bf16 where the device computes in it: NVIDIA from Ampere on, processors with AVX-512 BF16 (measured there, about twice
-    as fast: benchmarks/training_step.py) or AMX. Elsewhere it would be emulated, or has not been tried: float32.
+    bf16 where the device computes in it: NVIDIA from Ampere on, processors with AVX-512 BF16 (twice as fast,
+    see benchmarks/training_step.py) or AMX. Elsewhere it would be emulated, or has not been tried: float32.
 
     Args:
         amp: auto, off, bf16 or fp16.
