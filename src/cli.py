@@ -140,11 +140,6 @@ def words_of(text: str, known, what: str) -> list[str]:
     return words
 
 
-def changed(args: argparse.Namespace, **flags) -> argparse.Namespace:
-    """A copy of parsed flags with some of them changed."""
-    return argparse.Namespace(**{**vars(args), **flags})
-
-
 def add_data_flags(parser: Parser, batch_size: int):
     """Where the data is and how it is read: the same in every script. Returns the group, to add flags to."""
     group = parser.add_argument_group("data")

@@ -67,6 +67,10 @@ class Team:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def wait(self) -> None:
+        """Goes on when all processes are here."""
+        self.tell(None)
+
     def largest(self, *values: int) -> list[int]:
         """The largest of each value over all processes."""
         if self.size == 1:

@@ -208,7 +208,7 @@ def train(run: Training, resume_line: str) -> None:
         print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
         print(f"To go on: {resume_line}", flush=True)
         if isinstance(reason, cli.Interrupted):
-            run.team.tell(None)  # the others stay until all is saved: torchrun ends a job when one process ends
+            run.team.wait()  # the others stay until all is saved: torchrun ends a job when one process ends
         raise
 
 

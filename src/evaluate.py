@@ -3,6 +3,7 @@
 python src/evaluate.py --model_name unet --model_path saved_models/unet_best.pth --data_path dataset
 """
 
+import argparse
 import json
 import math
 import time
@@ -121,7 +122,7 @@ class Candidate:
 
     def __init__(self, args, path: Optional[str], device: torch.device, team: Team):
         if path is not None:
-            args = cli.changed(args, model_path=path, model_name=None)
+            args = argparse.Namespace(**{**vars(args), "model_path": path, "model_name": None})
         self.args, self.team = args, team
         self.model, self.content, self.path = open_checkpoint(args)
         self.name = self.content["model"]["name"]

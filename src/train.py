@@ -223,7 +223,7 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
     if args.download and team.first:
         cli.writable_folder(args.data_path)
         download(args.data_path)
-    team.tell(None)  # the others wait for the download here
+    team.wait()  # the others wait for the download here
     *parts, data = open_data(args, content, resumed_from)
     claim = None
     if team.first:
