@@ -4,7 +4,8 @@ A checkpoint is a dict of tensors and plain Python values:
 
     format, format_version   what this file is
     model                    name and config: how `build_model` rebuilds the network
-    weights                  its state dict; mean and standard deviation of the normalisation are in it
+    weights                  the state dict to use; mean and standard deviation of the normalisation are in it
+    average                  where weights are a moving average (--ema): the trained ones, and how many steps it is of
     preprocessing            image_size, the side of the square that pictures are resized to
     data                     split, seed, fingerprint of each part, names of the training pictures
     encoder_start            what the encoder's weights were before training
@@ -31,7 +32,7 @@ from cli import RunError, UsageError
 from models import DEFAULT_MODEL, MODELS, SegmentationModel, build_model
 from utils import atomic_write, sync_folder
 
-FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
+FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 knew no average
 REQUIRED = ("model", "weights", "preprocessing", "data", "encoder_start")
 # What zipfile and torch raise on files that are damaged, or something else altogether.
 DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)

@@ -131,6 +131,16 @@ def share(text: str) -> float:
     return value
 
 
+def share_or_none(text: str) -> float:
+    """An argparse type: a number from 0, which means none, up to 1, but not 1."""
+    return 0.0 if text.strip() in ("0", "0.0") else share(text)
+
+
+def part(text: str) -> float:
+    """An argparse type: a number above 0 and up to 1."""
+    return 1.0 if text.strip() in ("1", "1.0") else share(text)
+
+
 def words_of(text: str, known, what: str) -> list[str]:
     """For argparse types: words with commas between them, each of them known."""
     words = [word.strip() for word in text.split(",")]

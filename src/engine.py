@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -17,9 +19,14 @@ import utils
 from batches import EpochOrder
 from distributed import PeerLostError, Team
 from metrics import summarize
+from models import pet_logits
+from pictures import BACKGROUND
 from precision import Precision
 from run_state import LOG_COLUMNS, RunState
 from scoring import measure
+
+TARGETS = {"binary": "mask", "trimap": "trimap"}  # what of a sample the network learns, by --classes
+SIDES = 2  # the purpose under which the sides of pictures are drawn; see utils.AUGMENTATION
 
 
 @dataclass
@@ -47,12 +54,8 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
     Returns:
         float (3,) on the device: the share's sums of loss and Dice, and its size.
     """
-    state, device = run.state, run.precision.device
-    images, masks = (batch[name].to(device, non_blocking=True) for name in ("image", "mask"))
-    if "affine" in batch:
-        images, masks = utils.apply_augmentations(images, masks, batch["affine"].to(device, non_blocking=True))
-    if "colours" in batch:
-        images = utils.apply_colours(images, batch["colours"].to(device, non_blocking=True))
+    state = run.state
+    images, targets = vary(run, batch)
     images = run.precision.move(images)
     state.optimizer.zero_grad(set_to_none=True)
     # As many pieces in all processes as the smallest share allows: batch norms on GPUs wait for each other in each.
@@ -60,25 +63,52 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
     count = min(state.args.accumulate, length // run.team.size)
     # Losses are means: each piece counts by its share of the whole batch, and the mean over processes is undone.
     per_image = run.team.size / length
-    pieces = list(zip(images.tensor_split(count), masks.tensor_split(count)))
+    pieces = list(zip(images.tensor_split(count), targets.tensor_split(count)))
     rows = []
-    for number, (some_images, some_masks) in enumerate(pieces, start=1):
+    for number, (some_images, some_targets) in enumerate(pieces, start=1):
         apart = run.team.size > 1 and number < len(pieces)  # gradients are exchanged once, when all are there
         with run.forward.no_sync() if apart else contextlib.nullcontext():
             with run.precision.autocast():
                 logits = run.forward(some_images)
-            loss = run.loss_fn(logits, some_masks)
+            loss = run.loss_fn(logits, some_targets)
             state.scaler.scale(loss * (len(some_images) * per_image)).backward()
         with torch.no_grad():
-            dice = utils.dice_score(logits > 0, some_masks).sum()
+            pet = some_targets if logits.shape[1] == 1 else some_targets != BACKGROUND
+            dice = utils.dice_score(pet_logits(logits) > 0, pet).sum()
             rows.append(torch.stack([loss.detach() * len(logits), dice, torch.full_like(dice, len(logits))]))
     state.scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_norm=1.0)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if state.average:
+        state.average.update(state.model)
     if state.args.scheduler == "cosine":
         state.scheduler.step()
     return torch.stack(rows).sum(0)
+
+
+def vary(run: Training, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and what the network should say of them, on the device, augmented, at the size of this step."""
+    args, device = run.state.args, run.precision.device
+    images, targets = (batch[name].to(device, non_blocking=True) for name in ("image", TARGETS[args.classes]))
+    if "affine" in batch:
+        images, targets = utils.apply_augmentations(images, targets, batch["affine"].to(device, non_blocking=True))
+    if "colours" in batch:
+        images = utils.apply_colours(images, batch["colours"].to(device, non_blocking=True))
+    if args.multi_scale:
+        progress, stride = run.state.progress, run.state.model.stride
+        rng = np.random.default_rng([args.seed, progress.epoch, progress.step, SIDES])
+        side = draw_side(rng, args.image_size, stride, args.multi_scale)
+        images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+        targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
+    return images, targets
+
+
+def draw_side(rng: np.random.Generator, size: int, stride: int, share: float) -> int:
+    """Draws the side of a step's pictures in pixels, a multiple of the stride within `share` of `size`, or `size`."""
+    first, last = math.ceil(size * (1 - share) / stride), math.floor(size * (1 + share) / stride)
+    sides = {size, *(stride * k for k in range(max(1, first), last + 1))}
+    return int(rng.choice(sorted(sides)))
 
 
 def fetch_figures(run: Training, sums: torch.Tensor) -> None:
@@ -160,10 +190,13 @@ def run_epoch(run: Training) -> dict:
     train_loss, train_dice, rate = train_one_epoch(run)
     learning_rate = state.optimizer.param_groups[0]["lr"]
     start = time.perf_counter()
-    run.team.average_statistics(state.model)
+    models = [state.model, *([state.average.model] if state.average else [])]
+    for model in models:
+        run.team.average_statistics(model)
     # Several processes are never between the same two batches here: they finish, and stop after the epoch.
     check = run.stop.check if run.team.size == 1 else lambda: None
-    counts, val_loss = measure(state.model, run.valid_loader, run.precision, run.loss_fn, check, "validating", run.team)
+    # The last is the one that is saved to be used.
+    counts, val_loss = measure(models[-1], run.valid_loader, run.precision, run.loss_fn, check, "validating", run.team)
     seconds = progress.seconds + time.perf_counter() - start
     val_dice = summarize(counts)["dice"]
     figures = [float(f"{x:.8g}") for x in (train_loss, train_dice, val_loss, val_dice, learning_rate)]

@@ -53,6 +53,15 @@ SETTINGS = (
     "loss",
     "scheduler",
     "seed",
+    "recipe",
+    "optimizer",
+    "weight_decay",
+    "ema",
+    "augment_strength",
+    "multi_scale",
+    "attention",
+    "classes",
+    "train_fraction",
 )
 
 
@@ -78,6 +87,7 @@ class RunState:
     Args:
         args: the flags, settled by `settle_flags`.
         model: the network on its device.
+        average: of its weights, or None.
         optimizer: of its parameters.
         scheduler: of the learning rate, or None.
         scaler: of the loss, for fp16.
@@ -87,8 +97,11 @@ class RunState:
         claim: from `claim_names`, held as long as the run may write; None for a process that must not.
     """
 
-    def __init__(self, args, model, optimizer, scheduler, scaler, data, encoder_start: str, progress: Progress, claim):
-        self.args, self.model, self.optimizer, self.scheduler, self.scaler = args, model, optimizer, scheduler, scaler
+    def __init__(
+        self, args, model, average, optimizer, scheduler, scaler, data, encoder_start: str, progress: Progress, claim
+    ):
+        self.args, self.model, self.average = args, model, average
+        self.optimizer, self.scheduler, self.scaler = optimizer, scheduler, scaler
         self.data, self.encoder_start, self.progress, self.claim = data, encoder_start, progress, claim
         self.last_save = time.monotonic()
         self.owns_names = False  # until the first save, the files under this model's names may be another run's
@@ -103,7 +116,7 @@ class RunState:
             return
         content = {
             "model": {"name": self.args.model_name, "config": self.model.config},
-            "weights": self.model.state_dict(),
+            "weights": (self.average or self).model.state_dict(),
             "preprocessing": {"image_size": self.args.image_size},
             "data": self.data,
             "encoder_start": self.encoder_start,
@@ -114,6 +127,8 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "random_state": torch.get_rng_state(),
         }
+        if self.average:
+            content["average"] = {"updates": self.average.updates, "trained_weights": self.model.state_dict()}
         self.take_names()
         save_checkpoint(content, [self.path(kind) for kind in (*kinds, "last")])
         self.last_save = time.monotonic()
@@ -127,7 +142,11 @@ class RunState:
     def restore(self, content: dict, resumed_from: Path) -> None:
         """Takes over the state of a checkpoint."""
         self.owns_names = same_file(resumed_from, self.path("last"))
-        self.model.load_state_dict(content["weights"])
+        average = content.get("average", {})
+        self.model.load_state_dict(average.get("trained_weights", content["weights"]))
+        if self.average:
+            self.average.model.load_state_dict(content["weights"])
+            self.average.updates = average["updates"]
         fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
         for group, here in zip(self.optimizer.param_groups, fused):
@@ -147,7 +166,8 @@ class RunState:
             if hasattr(self.scheduler, "lr_lambdas"):  # cosine: the new rate is the top of what is left of the curve
                 self.scheduler.base_lrs = [self.args.learning_rate] * len(self.optimizer.param_groups)
                 factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
-                self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * factor
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.args.learning_rate * factor
 
     def write_log(self) -> None:
         """Writes the log anew from the history that the checkpoint holds, so that the two can't disagree."""
@@ -166,8 +186,15 @@ def resume_source(args, given: dict) -> Optional[Path]:
     return find_checkpoint(args.save_dir, args.model_name if "model_name" in given else None, "last")
 
 
-def settle_flags(args, given: dict, content: dict, path: Path) -> None:
+def settle_flags(args, given: dict, unset: dict, content: dict, path: Path) -> None:
     """Puts a resumed run's own settings into `args`.
+
+    Args:
+        args: the flags.
+        given: only those on the command line.
+        unset: the flags as they are when none is given.
+        content: of the checkpoint.
+        path: of the checkpoint.
 
     Raises:
         UsageError: the checkpoint can't be resumed, or a flag on the command line differs from its settings.
@@ -176,7 +203,8 @@ def settle_flags(args, given: dict, content: dict, path: Path) -> None:
         raise cli.UsageError(
             f"{path} holds a model but no state of training, so no run can go on from it; name another"
         )
-    settings = content["settings"]
+    # What an older checkpoint says nothing of, was as it is today without a flag.
+    settings = {**{name: unset[name] for name in SETTINGS if name not in CHANGEABLE}, **content["settings"]}
     kept = [name for name in SETTINGS if name in settings and not (name in CHANGEABLE and name in given)]
     differing = [
         f"{name} {settings[name]} (now {given[name]})"

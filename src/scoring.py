@@ -13,7 +13,7 @@ from tqdm import tqdm
 import utils
 from distributed import ALONE, Team
 from metrics import COUNTS, boundary_f
-from models import SegmentationModel
+from models import SegmentationModel, pet_logits
 from pictures import BACKGROUND, BORDER, read_mask, read_trimap
 from precision import Precision
 
@@ -33,7 +33,7 @@ def measure(
         model: placed by `precision`; it is put into evaluation mode and left there.
         loader: batches of SimpleOxfordPetDataset's samples, every image once; of `share_batches` where a team works.
         precision: where and how to compute.
-        loss_fn: of (logits, masks), averaged over the batch; None computes none.
+        loss_fn: see losses.py, averaged over the batch; None computes none.
         after_batch: called after every batch; may raise to stop.
         title: of the progress bar.
         team: the processes that share the batches; all of them get the whole result.
@@ -47,11 +47,12 @@ def measure(
     bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None, delay=1)
     with torch.inference_mode():
         for batch in bar:
-            masks = batch["mask"].to(device, non_blocking=True)
+            masks, trimaps = (batch[name].to(device, non_blocking=True) for name in ("mask", "trimap"))
             with precision.autocast():
                 logits = model(precision.move(batch["image"]))
-            loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, masks)
-            done.append((utils.pixel_counts(logits > 0, masks), loss * len(masks)))
+            target = masks if logits.shape[1] == 1 else trimaps
+            loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, target)
+            done.append((utils.pixel_counts(pet_logits(logits) > 0, masks), loss * len(masks)))
             after_batch()
     done = team.collect([(counts.cpu(), loss.item()) for counts, loss in done])
     counts = torch.cat([counts for counts, _ in done])

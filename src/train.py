@@ -18,14 +18,15 @@ from torch.utils.data import Dataset
 
 import cli
 import utils
+from averaging import WeightAverage
 from batches import EpochOrder, make_loader, share_batches
 from checkpoint import load_checkpoint, load_encoder_weights
 from dataset_check import warn_if_inverted
 from distributed import ALONE, Team, join
 from download import download
-from engine import Training, train
+from engine import TARGETS, Training, train
 from losses import LOSSES
-from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
+from models import ALIASES, ATTENTION, DEFAULT_MODEL, MODELS, build_model
 from oxford_pet import (
     MODES,
     SPLITS,
@@ -39,6 +40,7 @@ from oxford_pet import (
 from pictures import DatasetError
 from pixel_cache import open_cache
 from precision import choose_precision
+from recipes import DEFAULT_RECIPE, RECIPES, apply_recipe
 from run_state import (
     RunState,
     claim_names,
@@ -62,12 +64,17 @@ def build_parser() -> cli.Parser:
         "--augment",
         nargs="?",
         const="bulk",
-        choices=["bulk", "online"],
+        choices=["bulk", "online", "off"],
         help="enlarge the training set with fixed variants (bulk, also without a word), or vary it anew every epoch",
     )
     variants = cli.whole_number(1, 100)
     flag("--num_augmentations", type=variants, default=3, metavar="N", help="variants an image, in bulk")
-    flag("--color_jitter", action="store_true", help="with --augment: vary brightness, contrast and saturation too")
+    flag("--augment_strength", choices=list(utils.STRENGTHS), help="how far it rotates and scales")
+    on_or_off = {"action": argparse.BooleanOptionalAction, "default": False}
+    flag("--color_jitter", **on_or_off, help="with --augment: vary brightness, contrast and saturation too")
+    share = {"nargs": "?", "const": 0.25, "type": cli.share_or_none, "metavar": "SHARE"}
+    flag("--multi_scale", **share, help="train at sides that vary by up to this share of --image_size")
+    flag("--train_fraction", type=cli.part, default=1.0, metavar="P", help="train on this part of the pictures")
     flag("--augment_uncertain", action="store_true", help="border pixels become pet or background at random")
 
     cli.add_cache_flag(data)
@@ -75,13 +82,19 @@ def build_parser() -> cli.Parser:
     flag = parser.add_argument_group("model and optimisation").add_argument
     flag("--model_name", "--model_type", default=DEFAULT_MODEL, metavar="NAME", help="unet or resnet34_unet")
     flag("--encoder_weights", default="auto", metavar="auto|imagenet|none|FILE", help="what the encoder starts from")
-    flag("--epochs", "-e", type=cli.whole_number(1, 10**5), default=10, metavar="N", help="with --resume: N more")
-    flag("--learning_rate", "-lr", type=cli.positive_number, default=1e-4, metavar="LR", help="of Adam")
-    flag("--loss", choices=list(LOSSES), default="bce", help="what is minimised")
+    flag("--attention", choices=list(ATTENTION), help="at the end of each step of the decoder")
+    flag("--classes", choices=list(TARGETS), default="binary", help="pet and background, or pet, background and border")
+    flag("--recipe", choices=list(RECIPES), default=DEFAULT_RECIPE, help="what the flags are that are not given")
+    flag("--epochs", "-e", type=cli.whole_number(1, 10**5), metavar="N", help="with --resume: N more")
+    flag("--learning_rate", "-lr", type=cli.positive_number, metavar="LR", help="of the optimizer")
+    flag("--loss", choices=list(LOSSES), help="what is minimised")
+    flag("--optimizer", choices=["adam", "adamw"], help="adamw shrinks weights by --weight_decay")
+    flag("--weight_decay", type=cli.positive_number, metavar="W", help="of adamw")
+    average = {"nargs": "?", "const": 0.99, "type": cli.share_or_none, "metavar": "DECAY"}
+    flag("--ema", **average, help="use a moving average of the weights")
     flag(
         "--scheduler",
         choices=["plateau", "cosine", "none"],
-        default="plateau",
         help="plateau: x0.5 after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
     )
     flag("--seed", type=cli.whole_number(0, 2**32 - 1), default=42, metavar="N", help="of everything random")
@@ -95,10 +108,10 @@ def build_parser() -> cli.Parser:
 
     flag = cli.add_device_flags(parser).add_argument
     flag("--accumulate", type=cli.whole_number(1), default=1, metavar="N", help="compute each step in N pieces")
-    saves = {"action": argparse.BooleanOptionalAction, "default": False}
-    flag("--checkpoint_activations", **saves, help="keep fewer features for the way back: less memory, slower")
-    flag("--compile", **saves, help="let torch.compile fuse the network first (minutes; needs a C++ compiler)")
+    flag("--checkpoint_activations", **on_or_off, help="keep fewer features for the way back: less memory, slower")
+    flag("--compile", **on_or_off, help="let torch.compile fuse the network first (minutes; needs a C++ compiler)")
     cli.add_folder_flags(parser)
+    parser.set_defaults(**RECIPES[DEFAULT_RECIPE])
     return parser
 
 
@@ -115,9 +128,30 @@ def known_model(name: str) -> str:
 
 def augmented(args, dataset: OxfordPetDataset) -> Dataset:
     """The training set as --augment wants it."""
-    if args.augment == "bulk":
-        return utils.augment_dataset(dataset, args.num_augmentations, args.seed, args.color_jitter)
-    return utils.AugmentedDataset(dataset, args.seed, 0, args.color_jitter) if args.augment == "online" else dataset
+    if args.augment is None:
+        return dataset
+    variants = args.num_augmentations if args.augment == "bulk" else 0
+    return utils.AugmentedDataset(dataset, args.seed, variants, args.color_jitter, args.augment_strength)
+
+
+def share_of(pets: list, fraction: float, seed: int) -> list:
+    """A part of the pictures at random, of every breed the same; a smaller part lies within a larger one."""
+    order = np.random.default_rng(seed).permutation(len(pets))
+    by_breed = sorted(order.tolist(), key=lambda i: pets[i].breed)
+    kept = [i for rank, i in enumerate(by_breed) if math.floor((rank + 1) * fraction) > math.floor(rank * fraction)]
+    return [pets[i] for i in sorted(kept)]
+
+
+def build_optimizer(args, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Adam; or AdamW, which leaves norms and biases alone (as in He et al., 2019: https://arxiv.org/abs/1812.01187)."""
+    # Fused is one pass over all parameters: half the time of a step of Adam on the CPU.
+    options = {"lr": args.learning_rate, "fused": next(model.parameters()).device.type in ("cpu", "cuda")}
+    if args.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), **options)
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, **options)
 
 
 def build_scheduler(args, optimizer, total_steps: int):
@@ -153,6 +187,12 @@ def open_data(args, content: Optional[dict], path: Optional[Path]):
     """
     root = find_root(args.data_path)
     split = split_pets(root, args.split, args.seed)
+    if args.train_fraction < 1:
+        split = split._replace(train=share_of(split.train, args.train_fraction, args.seed))
+        if not split.train:
+            raise cli.UsageError(f"--train_fraction {args.train_fraction:g} leaves no picture to train on; use more")
+    if args.classes == "trimap" and any(pet.own for pet in split.train):
+        raise cli.UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
     data = {
         "split": args.split,
         "seed": args.seed,
@@ -181,7 +221,10 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     count = sum(p.numel() for p in state.model.parameters())
     bulk = f"bulk x{args.num_augmentations} ({len(run.train_loader.dataset):,} samples)"
     augment = bulk if args.augment == "bulk" else args.augment or "off"
-    augment += " with colour jitter" if args.color_jitter else ""
+    if args.augment:
+        augment += f", {args.augment_strength}{', colour jitter' if args.color_jitter else ''}"
+    if args.multi_scale:
+        augment += f", sides within {args.multi_scale:.0%}"
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     where = f"{progress.planned_epochs} epochs"
     if resumed_from is not None:
@@ -192,13 +235,17 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     computing = f"{run.precision}{', compiled' if args.compile else ''}, torch {torch.__version__}"
     processes = f"{run.team.size} processes of " if run.team.size > 1 else ""
     print(f"Device  {run.precision.device} ({processes}{torch.get_num_threads()} threads), {computing}")
-    print(f"Model   {args.model_name}, {count:,} parameters, encoder {state.encoder_start}")
+    attention = "" if args.attention == "none" else f", attention {args.attention}"
+    classes = ", three classes" if args.classes == "trimap" else ""
+    print(f"Model   {args.model_name}{attention}{classes}, {count:,} parameters, encoder {state.encoder_start}")
     print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {args.split}: {sizes}; ", end="")
     cached = "cached" if parts[0].records else "not cached"
     print(f"{args.image_size}x{args.image_size}, {cached}, augment {augment}")
+    optimizer = "Adam" if args.optimizer == "adam" else f"AdamW (decay {args.weight_decay:g})"
+    average = f", average {args.ema:g}" if args.ema else ""
     print(
-        f"Plan    {args.loss}, Adam {args.learning_rate:g}, {args.scheduler}, batch {args.batch_size}, "
-        f"{run.order.steps} steps an epoch, seed {args.seed}"
+        f"Plan    recipe {args.recipe}: {args.loss}, {optimizer} {args.learning_rate:g}, {args.scheduler}{average}, "
+        f"batch {args.batch_size}, {run.order.steps} steps an epoch, seed {args.seed}"
     )
     print(f"Run     {progress.run_id}: {where}", flush=True)
 
@@ -209,6 +256,19 @@ def load_run(args, given: dict) -> tuple[Optional[Path], Optional[dict], int]:
     return (None, None, 0) if path is None else (path, load_checkpoint(path), path.stat().st_mtime_ns)
 
 
+def check_together(args, given: dict) -> None:
+    """Raises UsageError where flags contradict each other, or one would do nothing."""
+    if args.compile and args.checkpoint_activations:
+        raise cli.UsageError("--compile frees activations in its own way; leave --checkpoint_activations out")
+    for name in ("color_jitter", "augment_strength"):
+        if given.get(name) and not args.augment:
+            raise cli.UsageError(f"--{name} is about what --augment makes; give --augment bulk or online as well")
+    if "weight_decay" in given and args.optimizer != "adamw":
+        raise cli.UsageError("--weight_decay is of AdamW; give --optimizer adamw as well")
+    if args.classes == "trimap" and args.augment_uncertain:
+        raise cli.UsageError("--augment_uncertain has no border, and --classes trimap learns it; leave one of them out")
+
+
 def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
     """Everything before the first step, a new run's or a resumed one's.
 
@@ -217,9 +277,8 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
     """
     resumed_from, content, written = team.tell(load_run(args, given) if team.first else None)
     if content is not None:
-        settle_flags(args, given, content, resumed_from)
-    if args.compile and args.checkpoint_activations:
-        raise cli.UsageError("--compile frees activations in its own way; leave --checkpoint_activations out")
+        settle_flags(args, given, vars(build_parser().parse_args([])), content, resumed_from)
+    check_together(args, given)
     if args.download and team.first:
         cli.writable_folder(args.data_path)
         download(args.data_path)
@@ -235,21 +294,23 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
 
     utils.seed_everything(args.seed, args.deterministic)
     precision = choose_precision(args.amp, device, args.image_size)
-    model = build_model(args.model_name)
+    channels = 1 if args.classes == "binary" else 3
+    model = build_model(args.model_name, out_channels=channels, attention=args.attention)
     if content is not None:
         start = content["encoder_start"]
     else:  # the others get the first one's weights
         start = load_encoder_weights(model, args.encoder_weights) if team.first else ""
+    precision.place(model)
+    average = WeightAverage(model, args.ema) if args.ema else None
     if args.checkpoint_activations:
         model.checkpoint_activations()
-    fused = device.type in ("cpu", "cuda")  # one pass over all parameters: half the time of a step of Adam on the CPU
-    optimizer = torch.optim.Adam(precision.place(model).parameters(), lr=args.learning_rate, fused=fused)
+    optimizer = build_optimizer(args, model)
     train_set = augmented(args, parts[0])
     order = EpochOrder(len(train_set), args.batch_size, args.seed, team)
     progress = start_progress(args, given, content, resumed_from)
     scheduler = build_scheduler(args, optimizer, progress.planned_epochs * order.steps)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-    state = RunState(args, model, optimizer, scheduler, scaler, data, start, progress, claim)
+    state = RunState(args, model, average, optimizer, scheduler, scaler, data, start, progress, claim)
     if content is not None:
         state.restore(content, resumed_from)
     forward = team.wrap(model)
@@ -271,8 +332,10 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
 def main(argv=None) -> None:
     """Reads the flags and runs."""
     args, given = build_parser().parse_given(argv)
-    if args.color_jitter and not args.augment and args.resume is None:
-        raise cli.UsageError("--color_jitter varies what --augment makes; give --augment bulk or online as well")
+    if args.augment == "off":
+        args.augment = given["augment"] = None
+    if args.resume is None:
+        apply_recipe(args, given)
     if "model_name" in given:
         args.model_name = given["model_name"] = known_model(args.model_name)
     device = utils.get_device(args.device)

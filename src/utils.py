@@ -117,13 +117,20 @@ def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------- augmentation
 
 
-def draw_augmentation(rng: np.random.Generator, degrees: float = 10.0, min_scale: float = 0.8) -> np.ndarray:
+# How strong augmentation is: the largest rotation in degrees, and the sides of the crop as shares of the picture's.
+STRENGTHS = {"light": (8.0, 0.85, 1.0), "medium": (10.0, 0.8, 1.0), "strong": (20.0, 0.6, 1.1)}
+
+
+def draw_augmentation(
+    rng: np.random.Generator, degrees: float = 10.0, min_scale: float = 0.8, max_scale: float = 1.0
+) -> np.ndarray:
     """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them.
 
     Args:
         rng: where the random numbers come from.
         degrees: the largest rotation to either side.
         min_scale: the smallest side of the crop, as a share of the picture's.
+        max_scale: the largest; above 1 the picture shrinks, and its mirror images surround it.
 
     Returns:
         float32 (2, 3): the matrix that takes output to input coordinates, both from -1 to 1 across the picture. It is
@@ -131,7 +138,7 @@ def draw_augmentation(rng: np.random.Generator, degrees: float = 10.0, min_scale
     """
     rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
     angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
-    scale = rng.uniform(min_scale, 1.0) if crop else 1.0
+    scale = rng.uniform(min_scale, max_scale) if crop else 1.0
     shift = rng.uniform(-1, 1, size=2) * (1 - scale)  # a crop of this scale anywhere inside the picture
     mirror = -1.0 if flip else 1.0
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
@@ -150,11 +157,11 @@ def apply_augmentations(
 
     Args:
         image: (C, H, W) or (N, C, H, W), any type.
-        mask: (1, H, W) or (N, 1, H, W), of 0 and 1.
+        mask: (1, H, W) or (N, 1, H, W), a mask of 0 and 1 or a trimap of 1, 2 and 3.
         affine: (2, 3) or (N, 2, 3), from `draw_augmentation`.
 
     Returns:
-        The image as float32, bilinear, and the mask as uint8, nearest neighbour and so still 0 and 1.
+        The image as float32, bilinear, and the mask as uint8, nearest neighbour and so of the same values.
     """
     if image.ndim == 3:
         images, masks = apply_augmentations(image[None], mask[None], affine[None])
@@ -206,7 +213,7 @@ def apply_colours(images: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
     return (gray + (images - gray) * saturation).clamp(0, 255)
 
 
-def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, colour_jitter: bool = False):
+def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, colour_jitter=False, strength="medium"):
     """Enlarges a training set in bulk: every picture, and `num_augmentations` variants of it.
 
     A variant is a picture and what was drawn for it from (seed, name, number of the variant). So the same variants come
@@ -217,11 +224,12 @@ def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, colour_
         num_augmentations: variants a picture.
         seed: of the draw.
         colour_jitter: vary colours too.
+        strength: a key of STRENGTHS.
 
     Returns:
         An AugmentedDataset.
     """
-    return AugmentedDataset(dataset, seed, num_augmentations, colour_jitter)
+    return AugmentedDataset(dataset, seed, num_augmentations, colour_jitter, strength)
 
 
 class AugmentedDataset(Dataset):
@@ -236,10 +244,12 @@ class AugmentedDataset(Dataset):
         variants: k > 0 makes n originals and n * k variants of them (bulk); 0 draws n anew every epoch (online), of
             which one in eight stays as it is: the eighth combination of doing or not doing rotation, flip and crop.
         colour_jitter: vary colours too.
+        strength: a key of STRENGTHS.
     """
 
-    def __init__(self, dataset, seed: int = 42, variants: int = 0, colour_jitter: bool = False):
+    def __init__(self, dataset, seed: int = 42, variants: int = 0, colour_jitter=False, strength="medium"):
         self.dataset, self.seed, self.variants, self.colour_jitter = dataset, seed, variants, colour_jitter
+        self.limits = STRENGTHS[strength]
 
     def __len__(self) -> int:
         return len(self.dataset) * (1 + self.variants)
@@ -251,7 +261,7 @@ class AugmentedDataset(Dataset):
         if version < 0:
             return IDENTITY, np.ones(3, np.float32)
         keep = not self.variants and rng.random() < 1 / 8
-        return IDENTITY if keep else draw_augmentation(rng), draw_colours(rng)
+        return IDENTITY if keep else draw_augmentation(rng, *self.limits), draw_colours(rng)
 
     def __getitem__(self, key) -> dict:
         return {name: values[0] for name, values in self.__getitems__([key]).items()}

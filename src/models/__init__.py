@@ -1,6 +1,7 @@
 """The networks by name. A new one is a class like these, and a line in MODELS."""
 
-from models.base import SegmentationModel
+from models.attention import ATTENTION
+from models.base import SegmentationModel, pet_logits, trimaps_of
 from models.resnet34_unet import ResNet34_UNet
 from models.unet import UNet, double_conv
 
@@ -10,6 +11,7 @@ DEFAULT_MODEL = "resnet34_unet"
 
 __all__ = [
     "ALIASES",
+    "ATTENTION",
     "DEFAULT_MODEL",
     "MODELS",
     "ResNet34_UNet",
@@ -17,6 +19,8 @@ __all__ = [
     "UNet",
     "build_model",
     "double_conv",
+    "pet_logits",
+    "trimaps_of",
 ]
 
 
@@ -25,10 +29,10 @@ def build_model(name: str, **config) -> SegmentationModel:
 
     Args:
         name: a key of MODELS or ALIASES.
-        **config: what the network's constructor takes, such as `out_channels`.
+        **config: what the network's constructor takes, such as `out_channels` and `attention`.
 
     Raises:
-        ValueError: no model has that name.
+        ValueError: no model or attention has that name.
     """
     name = ALIASES.get(name, name)
     if name not in MODELS:

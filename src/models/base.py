@@ -27,9 +27,10 @@ class SegmentationModel(nn.Module):
 
     stride: int
 
-    def __init__(self, out_channels: int = 1):
+    def __init__(self, out_channels: int = 1, attention: str = "none"):
         super().__init__()
-        self.config = {"out_channels": out_channels}  # plain values: goes into the checkpoint, rebuilds the model
+        # Plain values: they go into the checkpoint and rebuild the model.
+        self.config = {"out_channels": out_channels, "attention": attention}
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
@@ -57,7 +58,8 @@ class SegmentationModel(nn.Module):
             images: (N, 3, H, W), RGB, uint8 or floating point in 0..255; any H and W of at least 1.
 
         Returns:
-            Logits (N, out_channels, H, W); sigmoid makes them probabilities of pet.
+            Logits (N, out_channels, H, W): of pet against background, which sigmoid makes probabilities, or of the
+            three classes of a trimap, which softmax does.
 
         Raises:
             ValueError: the input is not of shape (N, 3, H, W).
@@ -70,6 +72,28 @@ class SegmentationModel(nn.Module):
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         return self.body(x)[..., :height, :width]
+
+
+def pet_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of pet against background, (..., 1, H, W), from those of any network here.
+
+    Args:
+        logits: (..., 1, H, W), which they are already; or (..., 3, H, W) of pet, background and border, of which pet
+            and border together are pet.
+    """
+    if logits.shape[-3] == 1:
+        return logits
+    pet, background, border = logits.float().split(1, dim=-3)
+    return torch.logaddexp(pet, border) - background
+
+
+def trimaps_of(logits: torch.Tensor, cut: float = 0.0) -> torch.Tensor:
+    """Trimaps from logits of three classes: uint8 (..., 1, H, W) of 1 = pet, 2 = background, 3 = border.
+
+    What `pet_logits` puts above `cut` is divided into pet and border; so trimaps and masks never disagree.
+    """
+    pet, _, border = logits.split(1, dim=-3)
+    return torch.where(pet_logits(logits) > cut, torch.where(border > pet, 3, 1), 2).to(torch.uint8)
 
 
 def _forgetful(block: nn.Module, forward, *inputs: torch.Tensor) -> torch.Tensor:

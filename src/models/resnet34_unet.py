@@ -39,22 +39,23 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
 
     Args:
         out_channels: channels of the logits; 1 for pet against background.
+        attention: at the end of each step up; a key of `attention.ATTENTION`.
     """
 
     stride = 32
 
-    def __init__(self, out_channels: int = 1):
-        super().__init__(out_channels)
+    def __init__(self, out_channels: int = 1, attention: str = "none"):
+        super().__init__(out_channels, attention)
         self.encoder = ResNet34Encoder()
         s2, s4, s8, s16, s32 = self.encoder.widths
         self.bottleneck = double_conv(s32, s32)
         self.ups = nn.ModuleList(
             [
-                UpBlock(s32, s16, 256),
-                UpBlock(256, s8, 128),
-                UpBlock(128, s4, 64),
-                UpBlock(64, s2, 32),
-                UpBlock(32, 3, 16),
+                UpBlock(s32, s16, 256, attention),
+                UpBlock(256, s8, 128, attention),
+                UpBlock(128, s4, 64, attention),
+                UpBlock(64, s2, 32, attention),
+                UpBlock(32, 3, 16, attention),
             ]
         )
         self.head = nn.Conv2d(16, out_channels, 1)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.attention import build_attention
 from models.base import SegmentationModel, init_weights
 
 
@@ -21,16 +22,17 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UpBlock(nn.Module):
-    """One step up of a decoder: doubles height and width, joins the encoder's features, convolves twice.
+    """One step up of a decoder: doubles height and width, joins the encoder's features, convolves twice, attends.
 
     A convolution of joined features is the sum of a convolution of either. Computed so, the joined features, the
     largest tensors of the network, need not be made and kept for the way back.
     """
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, attention: str = "none"):
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
         self.conv = double_conv(out_channels + skip_channels, out_channels)
+        self.attention = build_attention(attention, out_channels)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """x (N, in_channels, H, W) and skip (N, skip_channels, 2H, 2W) to (N, out_channels, 2H, 2W)."""
@@ -39,7 +41,7 @@ class UpBlock(nn.Module):
         x = F.conv2d(skip, of_skip, padding=1) + F.conv2d(self.up(x), of_below, padding=1)
         for layer in rest:
             x = layer(x)
-        return x
+        return self.attention(x)
 
 
 class MaxPool(nn.MaxPool2d):
@@ -63,17 +65,18 @@ class UNet(SegmentationModel):
 
     Args:
         out_channels: channels of the logits; 1 for pet against background.
+        attention: at the end of each step up; a key of `attention.ATTENTION`.
     """
 
     stride = 16
 
-    def __init__(self, out_channels: int = 1):
-        super().__init__(out_channels)
+    def __init__(self, out_channels: int = 1, attention: str = "none"):
+        super().__init__(out_channels, attention)
         widths = (64, 128, 256, 512, 1024)
         self.stem = double_conv(3, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))
         self.pool = MaxPool()
-        self.ups = nn.ModuleList(UpBlock(b, a, a) for a, b in reversed(list(zip(widths, widths[1:]))))
+        self.ups = nn.ModuleList(UpBlock(b, a, a, attention) for a, b in reversed(list(zip(widths, widths[1:]))))
         self.head = nn.Conv2d(widths[0], out_channels, 1)
         init_weights(self)
 
