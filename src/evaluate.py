@@ -26,7 +26,7 @@ from panels import draw_panel, write_png
 from pictures import BACKGROUND, DatasetError, read_pair
 from pixel_cache import open_cache
 from precision import choose_precision
-from scoring import Scoring, find_threshold, logits_at_size, predict, score_pictures
+from scoring import Scoring, decide_at_size, find_threshold, predict, score_pictures
 
 VERDICTS = [
     (0.90, "Outstanding performance - full score!"),
@@ -208,8 +208,10 @@ def draw_worst(candidate: Candidate, count: int, folder: Path) -> None:
         with torch.inference_mode():
             logits = predict(candidate.model, sample["image"][None], candidate.precision, candidate.args.tta)[-1]
         image, trimap = read_pair(*pet[2:])
-        mask = logits_at_size(logits[0].cpu() - cut, *trimap.shape).numpy() > 0
-        panel = draw_panel(image, mask, trimap != BACKGROUND, f"{pet.name}   Dice {row['dice']:.4f}")
+        found, truth = decide_at_size(logits[0].cpu(), cut, *trimap.shape), trimap
+        if len(logits[0]) == 1:
+            found, truth = found != BACKGROUND, truth != BACKGROUND
+        panel = draw_panel(image, found, truth, f"{pet.name}   Dice {row['dice']:.4f}")
         write_png(panel, folder / f"{rank:03d}_{pet.name}.png")
 
 

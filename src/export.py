@@ -22,14 +22,18 @@ CHECKED = 16  # pictures, at most
 
 
 class Exported(torch.nn.Module):
-    """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities of pet, float (N, 1, S, S)."""
+    """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities, float (N, C, S, S).
+
+    They are of pet, and C is 1; or of pet, background and border, where the network was trained on three classes.
+    """
 
     def __init__(self, model: SegmentationModel):
         super().__init__()
         self.model = model.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images.float()).sigmoid()
+        logits = self.model(images.float())
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
 def export(model: SegmentationModel, size: int, path: Path) -> None:
@@ -55,7 +59,7 @@ def export(model: SegmentationModel, size: int, path: Path) -> None:
 
 
 def load_exported(path: Path):
-    """The exported network as a function from bytes (N, 3, S, S) to probabilities (N, 1, S, S), both NumPy arrays."""
+    """The exported network as a function from bytes (N, 3, S, S) to probabilities (N, C, S, S), both NumPy arrays."""
     if path.suffix == ".onnx":
         import onnxruntime
 

@@ -31,9 +31,10 @@ from oxford_pet import MODES, describe_layout, find_root
 from panels import draw_outline, draw_panel, write_png
 from pictures import BACKGROUND, PICTURES, DatasetError, picture_size, raise_faults, read_image, read_pair
 from precision import Precision, choose_precision
-from scoring import logits_at_size, predict
+from scoring import decide_at_size, logits_at_size, predict
 
 KINDS = {"masks": "mask", "probabilities": "probability", "overlays": "overlay", "cutouts": "cutout", "panels": "panel"}
+KINDS["trimaps"] = "trimap"  # of networks of three classes
 LARGE = 12_000_000  # pixels; of pictures above that, one is worked on at a time
 
 
@@ -184,11 +185,11 @@ class Segmenter:
             return error
 
     def predict(self, batch: list) -> list[tuple]:
-        """Pairs of picture and what was read of it become picture, logits (1, S, S) and mask; errors are passed on."""
+        """Pairs of picture and what was read of it become picture, logits (C, S, S) and mask; errors are passed on."""
         good = [read[0] for _, read in batch if not isinstance(read, DatasetError)]
         if not good:
             return [(picture, read, None) for picture, read in batch]
-        logits = iter(predict(self.model, torch.stack(good), self.precision, self.args.tta)[-1].cpu() - self.cut)
+        logits = iter(predict(self.model, torch.stack(good), self.precision, self.args.tta)[-1].cpu())
         return [
             (picture, read, None) if isinstance(read, DatasetError) else (picture, next(logits), read[1])
             for picture, read in batch
@@ -199,9 +200,10 @@ class Segmenter:
         row = {"picture": str(picture.path), "width": "", "height": "", "pet_share": "", "dice": "", "error": ""}
         if isinstance(logits, DatasetError):
             return {**row, "error": str(logits)}
-        row["pet_share"] = round((logits > 0).float().mean().item(), 6)
+        pet = logits[:1] > self.cut
+        row["pet_share"] = round(pet.float().mean().item(), 6)
         if mask is not None:
-            row["dice"] = round(utils.dice_score(logits[None] > 0, mask[None]).item(), 6)
+            row["dice"] = round(utils.dice_score(pet[None], mask[None]).item(), 6)
         try:
             row["width"], row["height"] = width, height = own_size(picture)
             with self.room_for(width * height):
@@ -222,12 +224,15 @@ class Segmenter:
         """Makes the results that are asked for, one after the other, at the picture's own size."""
         if not self.kinds:
             return
-        full = logits_at_size(logits, height, width)
-        mask = (full > 0).numpy().view(np.uint8)
         if "probabilities" in self.kinds:
-            full = full.add_(self.cut).sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
+            full = logits_at_size(logits[:1], height, width)
+            full = full.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
             yield "probabilities", Image.fromarray(full)
-        del full  # of a large picture that is half a gigabyte
+            del full  # of a large picture that is half a gigabyte
+        found = decide_at_size(logits, self.cut, height, width)
+        mask = (found != BACKGROUND).view(np.uint8)
+        if "trimaps" in self.kinds:
+            yield "trimaps", Image.fromarray(found)
         if "masks" in self.kinds:
             yield "masks", Image.fromarray(mask * 255)
         if not {"overlays", "cutouts", "panels"} & set(self.kinds):
@@ -239,7 +244,9 @@ class Segmenter:
             yield "cutouts", Image.fromarray(np.dstack([image, mask * 255]))
         if "panels" in self.kinds:
             title = picture.path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
-            yield "panels", draw_panel(image, mask, truth, title)
+            if len(logits) == 1:
+                found, truth = mask, None if truth is None else truth != BACKGROUND
+            yield "panels", draw_panel(image, found, truth, title)
 
 
 def own_size(picture: Picture) -> tuple[int, int]:
@@ -250,11 +257,11 @@ def own_size(picture: Picture) -> tuple[int, int]:
 
 
 def read_whole(picture: Picture) -> tuple[np.ndarray, Optional[np.ndarray]]:
-    """A picture at its own size, uint8 (H, W, 3), and its mask (H, W), or None."""
+    """A picture at its own size, uint8 (H, W, 3), and its trimap (H, W), or None."""
     if picture.mask_path is None:
         return read_image(picture.path, upright=True), None
     image, trimap = read_pair(picture.path, picture.mask_path, picture.own)
-    return image, trimap != BACKGROUND
+    return image, trimap
 
 
 def kinds(text: str) -> list[str]:
@@ -292,6 +299,8 @@ def main(argv=None) -> None:
 def infer(args, device: torch.device, team: Team) -> None:
     """Segments what the flags name, on one process or several, and reports."""
     model, content, path = open_checkpoint(args)
+    if "trimaps" in args.save and model.config["out_channels"] == 1:
+        raise cli.UsageError(f"{path} knows no border, so it gives no trimaps; train one with --classes trimap")
     output = args.output_path or ("inference_results" if args.save_results else None)
     pictures, what = find_pictures(args, content, None if output is None else Path(output))
     folder = None if output is None else cli.writable_folder(output)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 import utils
 
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
+# Dice of each class of a trimap, by its value: what three-class networks are scored by as well.
+CLASSES = {1: "pet_dice", 2: "background_dice", 3: "border_dice"}
 RESAMPLES = 10_000
 
 
@@ -52,18 +54,22 @@ def boundary_f(prediction: torch.Tensor, mask: torch.Tensor, tolerance: int) -> 
 
 
 def figures_of(rows: list[dict]) -> np.ndarray:
-    """What scores are made of, float64 (n, 9): per image Dice, IoU, boundary F, empty, full, and the four counts."""
+    """What scores are made of, float64 (n, 9): per image Dice, IoU, boundary F, empty, full, and the four counts.
+
+    With three classes (n, 12): the Dice of each behind them.
+    """
     counts = np.array([[row[name] for name in COUNTS] for row in rows], dtype=np.float64)
     tp, fp, fn, tn = counts.T
     dice = np.array([row["dice"] for row in rows])
     boundary = np.array([row["boundary_f"] for row in rows])
     parts = [dice, dice / (2 - dice), boundary, tp + fp == 0, fn + tn == 0, tp, fp, fn, tn]
+    parts += [np.array([row[name] for row in rows]) for name in CLASSES.values() if name in rows[0]]
     return np.stack(parts, axis=1).astype(np.float64)
 
 
 def scores_of(means: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores from averages of `figures_of` over images, (..., 9); of 0 pixels in 0 the share is 1."""
-    dice, iou, boundary, empty, full, tp, fp, fn, tn = np.moveaxis(means, -1, 0)
+    """Scores from averages of `figures_of` over images, (..., 9) or (..., 12); of 0 pixels in 0 the share is 1."""
+    dice, iou, boundary, empty, full, tp, fp, fn, tn, *classes = np.moveaxis(means, -1, 0)
 
     def share(part, whole):
         return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
@@ -79,6 +85,7 @@ def scores_of(means: np.ndarray) -> dict[str, np.ndarray]:
         "recall": share(tp, tp + fn),
         "empty_predictions": empty,
         "full_predictions": full,
+        **dict(zip(CLASSES.values(), classes)),
     }
 
 
@@ -124,4 +131,5 @@ def differences(rows: list[dict], others: list[dict]) -> dict[str, Interval]:
             float(first[name] - second[name]), *_between(np.concatenate([one[name] - two[name] for one, two in drawn]))
         )
         for name in first
+        if name in second
     }

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from utils import atomic_write
 
 PET_BLUE, BACKGROUND_ORANGE = (31, 119, 180), (255, 127, 14)  # as in report B's figure; told apart by the colour-blind
+BORDER_DARK = (40, 40, 40)
 HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
 
 
@@ -22,11 +23,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _part(array: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """An image (H, W, 3), or a mask (H, W) in blue on orange, at this width and height."""
+    """An image (H, W, 3), or a mask or trimap (H, W) in blue on orange, at this width and height."""
     if array.ndim == 3:
         return Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
-    mask = Image.fromarray((array != 0).view(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    mask.putpalette([*BACKGROUND_ORANGE, *PET_BLUE])
+    mask = Image.fromarray(array.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    mask.putpalette([*BACKGROUND_ORANGE, *PET_BLUE, *BACKGROUND_ORANGE, *BORDER_DARK])  # 2 and 3 are a trimap's
     return mask.convert("RGB")
 
 
@@ -35,8 +36,8 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: Optional[np.nda
 
     Args:
         image: uint8 (H, W, 3).
-        prediction: mask (H, W), zero for background.
-        truth: mask (H, W), or None: then the panel has two pictures.
+        prediction: mask (H, W) of 0 and 1, or trimap (H, W) of 1, 2 and 3.
+        truth: likewise, or None: then the panel has two pictures.
         title: stands above, shortened in the middle where it is too long.
 
     Returns:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -12,9 +13,9 @@ from tqdm import tqdm
 
 import utils
 from distributed import ALONE, Team
-from metrics import COUNTS, boundary_f
-from models import SegmentationModel, pet_logits
-from pictures import BACKGROUND, BORDER, read_mask, read_trimap
+from metrics import CLASSES, COUNTS, boundary_f
+from models import SegmentationModel, decisions, pet_logits, trimaps_of
+from pictures import BACKGROUND, BORDER, PET, read_mask, read_trimap
 from precision import Precision
 
 
@@ -64,6 +65,17 @@ def logits_at_size(logits: torch.Tensor, height: int, width: int) -> torch.Tenso
     return F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)[0, 0]
 
 
+def decide_at_size(decided: torch.Tensor, cut: float, height: int, width: int) -> np.ndarray:
+    """What `predict` gave for a picture, (C, S, S) on the CPU, as a trimap at this size: uint8 (height, width).
+
+    Of two classes there is no border in it.
+    """
+    found = np.where(logits_at_size(decided[:1], height, width).numpy() > cut, np.uint8(PET), np.uint8(BACKGROUND))
+    if len(decided) == 2:
+        found[(found == PET) & (logits_at_size(decided[1:], height, width).numpy() > 0)] = BORDER
+    return found
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How pictures are scored.
@@ -84,7 +96,7 @@ class Scoring:
 
 
 def predict(model: SegmentationModel, images: torch.Tensor, precision: Precision, tta: bool) -> list[torch.Tensor]:
-    """Logits float (N, 1, S, S) for images (N, 3, S, S): plain ones, and then with `tta` those of an average.
+    """What `decisions` makes, float, of logits for images (N, 3, S, S): plain ones, and with `tta` those of an average.
 
     The average is of probabilities over three scales, each straight and flipped: six times the work.
     """
@@ -93,9 +105,10 @@ def predict(model: SegmentationModel, images: torch.Tensor, precision: Precision
         with precision.autocast():
             return model(precision.move(pixels)).float()
 
-    logits = [straight(images)]
+    views = [straight(images)]
+    decided = [decisions(views[0])]
     if tta:
-        size, views = images.shape[-1], [logits[0]]
+        size = images.shape[-1]
         views += [straight(images.flip(-1)).flip(-1)]
         for step in (-1, 1):  # a quarter smaller and larger, but a whole stride at least
             side = size + step * model.stride * max(1, round(size / 4 / model.stride))
@@ -103,15 +116,19 @@ def predict(model: SegmentationModel, images: torch.Tensor, precision: Precision
                 pixels = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
                 other = [straight(pixels), straight(pixels.flip(-1)).flip(-1)]
                 views += [F.interpolate(view, (size, size), mode="bilinear") for view in other]
-        logits.append(torch.stack(views).sigmoid().mean(0).logit(eps=1e-7))
-    return logits
+        if views[0].shape[1] == 1:
+            mean = torch.stack(views).sigmoid().mean(0).logit(eps=1e-7)
+        else:
+            mean = torch.stack(views).softmax(dim=2).mean(0).clamp(min=1e-7).log()
+        decided.append(decisions(mean))
+    return decided
 
 
 def each_picture(model, dataset, loader: DataLoader, precision: Precision, scoring: Scoring):
     """Runs a network over a dataset.
 
     Yields:
-        For each batch a list: of each picture its Pet, what `predict` gave for it, each (1, 1, H, W), and its trimap
+        For each batch a list: of each picture its Pet, what `predict` gave for it, each (1, C, H, W), and its trimap
         (1, 1, H, W), all on the device and of the size to score at.
     """
     pets = {str(pet.image_path): pet for pet in dataset.pets}
@@ -153,16 +170,21 @@ def score_pictures(
 
 
 def score_picture(views: list[torch.Tensor], trimap: torch.Tensor, scoring: Scoring) -> dict:
-    """Scores the last of these logits, each (1, 1, H, W), against a trimap of that size."""
+    """Scores the last of what `predict` gave for a picture, each (1, C, H, W), against its trimap (1, 1, H, W)."""
     mask, counted = trimap != BACKGROUND, trimap != BORDER if scoring.ignore_border else None
-    prediction = views[-1] > scoring.cut
+    plain, prediction = (view[:, :1] > scoring.cut for view in (views[0], views[-1]))
     (counts,) = utils.pixel_counts(prediction, mask, counted)
     row = dict(zip(COUNTS, counts.tolist()))
     row["dice"] = utils.dice_from_counts(counts).item()
     # Where the border does not count, no outline is known.
     row["boundary_f"] = math.nan if scoring.ignore_border else boundary_f(prediction, mask, scoring.tolerance).item()
     if scoring.tta:
-        row["plain_dice"] = utils.dice_from_counts(utils.pixel_counts(views[0] > scoring.cut, mask, counted)).item()
+        row["plain_dice"] = utils.dice_from_counts(utils.pixel_counts(plain, mask, counted)).item()
+    if views[-1].shape[1] == 2:
+        found = trimaps_of(views[-1], scoring.cut)
+        for value, name in CLASSES.items():
+            counts = utils.pixel_counts(found == value, trimap == value, counted)
+            row[name] = utils.dice_from_counts(counts).item()
     return {"width": trimap.shape[-1], "height": trimap.shape[-2], **row}
 
 
@@ -179,7 +201,7 @@ def find_threshold(
         rows = []
         for _, views, trimap in found:
             # A pixel of level k is pet at thresholds up to k hundredths, being above them.
-            levels = (views[-1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
+            levels = (views[-1][:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
             codes = levels + 100 * (trimap != BACKGROUND)
             counted = codes[trimap != BORDER] if scoring.ignore_border else codes.flatten()
             # Pixels by truth and level; summed from above they are what each threshold predicts.

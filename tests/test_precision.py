@@ -147,9 +147,10 @@ class Plain(nn.Module):
 def make_run(model, team=ALONE, images=7, accumulate=1, **options) -> Training:
     """The least that the loop's functions need."""
     args = SimpleNamespace(accumulate=accumulate, scheduler="none", model_name="unet", save_dir="nowhere", **options)
+    args.classes, args.multi_scale = "binary", 0.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = RunState(args, model, optimizer, None, scaler, {}, "", Progress("run", 1), None)
+    state = RunState(args, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
     return Training(
         state=state,
         forward=team.wrap(model),
@@ -216,7 +217,7 @@ def test_optimizer_state_takes_on_the_layout_of_its_weights(tmp_path):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=how)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         args = SimpleNamespace(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
-        return RunState(args, model, optimizer, None, scaler, {}, "", Progress("run", 1), None)
+        return RunState(args, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
 
     def step(state):
         state.optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """The networks by name. A new one is a class like these, and a line in MODELS."""
 
 from models.attention import ATTENTION
-from models.base import SegmentationModel, pet_logits, trimaps_of
+from models.base import SegmentationModel, decisions, pet_logits, trimaps_of
 from models.resnet34_unet import ResNet34_UNet
 from models.unet import UNet, double_conv
 
@@ -18,6 +18,7 @@ __all__ = [
     "SegmentationModel",
     "UNet",
     "build_model",
+    "decisions",
     "double_conv",
     "pet_logits",
     "trimaps_of",

@@ -87,13 +87,27 @@ def pet_logits(logits: torch.Tensor) -> torch.Tensor:
     return torch.logaddexp(pet, border) - background
 
 
-def trimaps_of(logits: torch.Tensor, cut: float = 0.0) -> torch.Tensor:
-    """Trimaps from logits of three classes: uint8 (..., 1, H, W) of 1 = pet, 2 = background, 3 = border.
+def decisions(logits: torch.Tensor) -> torch.Tensor:
+    """Logits by which each pixel is decided, one after the other: is it pet, and if so, is it border?
 
-    What `pet_logits` puts above `cut` is divided into pet and border; so trimaps and masks never disagree.
+    Decided so, trimaps and masks never disagree, and a threshold means the same for both.
+
+    Args:
+        logits: (..., 1, H, W) or (..., 3, H, W), of any network here.
+
+    Returns:
+        (..., 1, H, W) of pet against background; for three classes (..., 2, H, W), with border against inner pet.
     """
-    pet, _, border = logits.split(1, dim=-3)
-    return torch.where(pet_logits(logits) > cut, torch.where(border > pet, 3, 1), 2).to(torch.uint8)
+    if logits.shape[-3] == 1:
+        return logits
+    pet, _, border = logits.float().split(1, dim=-3)
+    return torch.cat([pet_logits(logits), border - pet], dim=-3)
+
+
+def trimaps_of(decided: torch.Tensor, cut: float = 0.0) -> torch.Tensor:
+    """Trimaps from `decisions` (..., 2, H, W): uint8 (..., 1, H, W) of 1 = pet, 2 = background, 3 = border."""
+    pet, border = decided.split(1, dim=-3)
+    return torch.where(pet > cut, torch.where(border > 0, 3, 1), 2).to(torch.uint8)
 
 
 def _forgetful(block: nn.Module, forward, *inputs: torch.Tensor) -> torch.Tensor:

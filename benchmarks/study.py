@@ -1,0 +1,310 @@
+"""Trains named experiments and scores them: the evidence behind REPORT.md.
+
+    python benchmarks/study.py --data_path dataset --list
+    python benchmarks/study.py --data_path dataset --image_size 96 --seeds 1 2 3 --experiments "recipes/*"
+
+Every run is a process of train.py in a folder of its own below --out, with its output, its log and, until it is scored,
+its checkpoints. Stop the study at any time and start it again: runs that were interrupted are resumed, those that are
+done are left alone. Each has a row in benchmarks/results/study.csv, of which benchmarks/report.py makes REPORT.md.
+
+With --validation_only the test pictures are not looked at: so are choices made. A later call without it scores what
+was trained. A row says what was trained by its settings, those of the recipe and of the flags together; so runs that
+several experiments share are trained once.
+"""
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import measure
+import utils
+from measure import ROOT
+from recipes import apply_recipe
+from train import build_parser
+
+TABLE = measure.RESULTS / "study.csv"
+SMP = "smp_recipe.py"  # instead of flags: their recipe
+START = "--loss bce_dice --optimizer adamw --learning_rate 8e-4 --scheduler cosine --ema 0.99 --augment online"
+LAST = 5  # epochs at the end that are averaged: a single one of few validation pictures says little
+
+
+def around(start: str) -> dict[str, str]:
+    """A set of flags, and the same with one thing changed."""
+    changes = {
+        "as it is": "",
+        "batch 4": "--batch_size 4",
+        "lighter augmentation": "--augment_strength light",
+        "heavier augmentation": "--augment_strength strong --color_jitter",
+        "colour jitter": "--color_jitter",
+        "twice the learning rate": "--learning_rate 1.6e-3",
+        "no average": "--ema 0",
+        "sizes vary": "--multi_scale",
+        "CBAM": "--attention cbam",
+        "SE": "--attention se",
+        "Adam": "--optimizer adam",
+        "BCE": "--loss bce",
+        "Dice loss": "--loss dice",
+    }
+    return {name: f"{start} {flags}".strip() for name, flags in changes.items()}
+
+
+EXPERIMENTS: dict[str, dict[str, str]] = {
+    "recipes": {"report": "--epochs 40", "strong": "--recipe strong --epochs 40", "smp": f"{SMP} --epochs 40"},
+    "networks": {"resnet34_unet": "--epochs 10", "unet": "--model_name unet --epochs 10"},
+    # All see as many images (6 variants: a twentieth more): an epoch of pictures and 3 variants is four of pictures.
+    "augmentation": {
+        "off": "--epochs 20",
+        "1 variant": "--augment --num_augmentations 1 --epochs 10",
+        "3 variants": "--augment --num_augmentations 3 --epochs 5",
+        "6 variants": "--augment --num_augmentations 6 --epochs 3",
+        "online": "--augment online --epochs 20",
+    },
+    "scheduler": {
+        "plateau": "--epochs 20",
+        "none": "--scheduler none --epochs 20",
+        "cosine": "--scheduler cosine --epochs 20",
+    },
+    "fraction": {
+        f"{percent} %": f"--recipe strong --epochs 20 --train_fraction {percent / 100:g}" for percent in (25, 50, 100)
+    },
+    # What the strong recipe was chosen among.
+    "ingredients": around(f"{START} --epochs 20"),
+}
+KEY = ("settings", "seed", "image_size", "data", "split", "encoder_weights")  # what makes a run another one
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    experiment: str  # group/name, the first that wants it
+    flags: str
+    settings: str
+    seed: int
+    folder: Path
+
+    @property
+    def epochs(self) -> int:
+        words = self.flags.split()
+        return int(words[words.index("--epochs") + 1])
+
+
+def settings_of(flags: str) -> str:
+    """What these flags and their recipe mean: every setting that is not train.py's default."""
+    if flags.startswith(SMP):
+        return flags
+    parser = build_parser()
+    args, given = parser.parse_given(shlex.split(flags))
+    apply_recipe(args, given)
+    unset = {**vars(parser.parse_args([])), "recipe": args.recipe, "epochs": None}
+    return " ".join(f"{name}={value}" for name, value in sorted(vars(args).items()) if value != unset[name])
+
+
+def list_runs(args) -> list[Run]:
+    """The runs that the flags ask for, each once, all experiments of a seed before the next seed."""
+    runs: dict[tuple, Run] = {}
+    for seed in args.seeds:
+        for group, members in EXPERIMENTS.items():
+            for name, flags in members.items():
+                experiment = f"{group}/{name}"
+                if any(fnmatch.fnmatch(experiment, pattern) for pattern in args.experiments):
+                    settings = settings_of(flags)
+                    digest = hashlib.sha256(f"{settings} {args.image_size} {args.encoder_weights}".encode()).hexdigest()
+                    folder = args.out / f"{name.replace(' ', '_')}-{args.image_size}-s{seed}-{digest[:8]}"
+                    runs.setdefault((settings, seed), Run(experiment, flags, settings, seed, folder))
+    return list(runs.values())
+
+
+def call(command: list, run: Run, threads: int) -> None:
+    """Runs a script of this project, its output added to the run's.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with (run.folder / "output.txt").open("a") as output:
+        output.write(f"$ {shlex.join(map(str, command))}\n")
+        output.flush()
+        status = subprocess.run(
+            [sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        ).returncode
+    if status:
+        raise RuntimeError(f"{run.experiment}, seed {run.seed}: status {status}, see {run.folder / 'output.txt'}")
+
+
+def read_history(run: Run) -> list[dict]:
+    """The rows of a run's training log, or of the record of the other recipe; none where there is none."""
+    if run.flags.startswith(SMP):
+        record = run.folder / "result.json"
+        return json.loads(record.read_text())["history"] if record.is_file() else []
+    logs = list(run.folder.glob("*_training_log.csv"))
+    return utils.read_rows(logs[0]) if logs else []
+
+
+def train(run: Run, args, threads: int) -> None:
+    """Trains from the beginning, or from where an interrupted run stands."""
+    if len(read_history(run)) >= run.epochs:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    common = ["--data_path", args.data_path, "--device", args.device]
+    new = ["--split", args.split, "--image_size", args.image_size, "--seed", run.seed, *shlex.split(run.flags)]
+    commit = run.folder / "commit.txt"
+    if not commit.is_file():
+        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        commit.write_text(asked.stdout)
+    if run.flags.startswith(SMP):
+        new.remove(SMP)
+        call([ROOT / "benchmarks" / SMP, *common, *new, "--out", run.folder], run, threads)
+        return
+    folders = ["--save_dir", run.folder, "--log_dir", run.folder]
+    last = list(run.folder.glob("*_last.pth"))
+    if last:
+        call([ROOT / "src/train.py", *common, *folders, "--resume", last[0]], run, threads)
+    else:
+        start = ["--encoder_weights", args.encoder_weights, "--save_every", 0]
+        call([ROOT / "src/train.py", *common, *folders, *start, *new], run, threads)
+
+
+def score(run: Run, args, threads: int) -> dict[str, list[tuple[int, int, int]]]:
+    """True positives, false positives and false negatives of every test picture, by the checkpoint: best or last."""
+    if run.flags.startswith(SMP):
+        counts = json.loads((run.folder / "result.json").read_text())["counts"]
+        return {kind: [tuple(row[:3]) for row in rows] for kind, rows in counts.items()}
+    found = {}
+    for kind in ("best", "last"):
+        file, checkpoints = run.folder / f"{kind}.csv", list(run.folder.glob(f"*_{kind}.pth"))
+        if not file.is_file():
+            if not checkpoints:
+                raise RuntimeError(f"the checkpoints of {run.folder} are gone; delete the folder to train again")
+            common = ["--data_path", args.data_path, "--device", args.device, "--log_dir", run.folder]
+            call([ROOT / "src/evaluate.py", *common, "--model_path", checkpoints[0], "--csv", file], run, threads)
+        names = ("true_positives", "false_positives", "false_negatives")
+        found[kind] = [tuple(int(row[name]) for name in names) for row in utils.read_rows(file)]
+    return found
+
+
+def dataset_dice(counts: list[tuple[int, int, int]]) -> float:
+    """Dice of all pictures' pixels together."""
+    tp, fp, fn = map(sum, zip(*counts))
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def mean_dice(counts: list[tuple[int, int, int]]) -> float:
+    """Dice, averaged over pictures."""
+    return utils.dice_from_counts(torch.tensor(counts)).mean().item()
+
+
+def row_of(run: Run, args, counts: dict) -> dict:
+    """What is known about a run, as a row of the table."""
+    history = read_history(run)
+    valid = [float(row["val_dice"]) for row in history]
+    best = max(range(len(valid)), key=lambda epoch: valid[epoch])
+    trained = [float(row.get("train_dice", "nan")) for row in history]
+    row = {
+        "experiment": run.experiment,
+        "settings": run.settings,
+        "seed": run.seed,
+        "data": args.data_name,
+        "split": args.split,
+        "image_size": args.image_size,
+        "encoder_weights": args.encoder_weights,
+        "epochs": len(history),
+        "best_epoch": best + 1,
+        "valid_dice": round(valid[best], 6),
+        f"valid_dice_last_{LAST}": round(sum(valid[-LAST:]) / len(valid[-LAST:]), 6),
+        "test_dataset_dice": "",
+        "test_dice": "",
+        "test_dataset_dice_last_epoch": "",
+        "seconds_per_epoch": round(sorted(float(row["seconds"]) for row in history)[len(history) // 2], 2),
+        "device": args.device,
+        "machine": args.machine,
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "commit": (run.folder / "commit.txt").read_text().strip(),
+        "valid_curve": " ".join(f"{x:.4f}" for x in valid),
+        "train_curve": " ".join(f"{x:.4f}" for x in trained),
+        "test_pixels": "",
+    }
+    if counts:
+        row["test_dataset_dice"] = round(dataset_dice(counts["best"]), 6)
+        row["test_dice"] = round(mean_dice(counts["best"]), 6)
+        row["test_dataset_dice_last_epoch"] = round(dataset_dice(counts["last"]), 6)
+        row["test_pixels"] = ";".join(" ".join(map(str, picture)) for picture in counts["best"])
+    return row
+
+
+def do(run: Run, args, threads: int, lock: threading.Lock) -> None:
+    """Trains and scores one run, and adds its row."""
+    train(run, args, threads)
+    row = row_of(run, args, {} if args.validation_only else score(run, args, threads))
+    with lock:
+        others = [other for other in utils.read_rows(TABLE) if key_of(other) != key_of(row)]
+        utils.write_rows(TABLE, [*others, row])
+        said = row["test_dataset_dice"] or "not looked at"
+        print(f"{run.experiment}, seed {run.seed}: valid Dice {row['valid_dice']}, test {said}", flush=True)
+    for checkpoint in run.folder.glob("*.pth") if not (args.keep or args.validation_only) else ():
+        checkpoint.unlink()
+
+
+def key_of(row: dict) -> tuple:
+    """What tells a row of the table from others."""
+    return tuple(str(row[name]) for name in KEY)
+
+
+def is_done(run: Run, args) -> bool:
+    """Whether the table has all that is asked for."""
+    wanted = (run.settings, str(run.seed), str(args.image_size), args.data_name, args.split, args.encoder_weights)
+    rows = [row for row in utils.read_rows(TABLE) if key_of(row) == wanted]
+    return bool(rows) and bool(args.validation_only or rows[0]["test_dataset_dice"])
+
+
+def main() -> None:
+    """Does what is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flag = parser.add_argument
+    flag("--data_path", default="dataset")
+    flag("--data_name", default="partial set", help="what the table calls the data")
+    flag("--split", default="official")
+    flag("--encoder_weights", default="none")
+    flag("--image_size", type=int, default=96)
+    flag("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    flag("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "recipes/*"')
+    flag("--device", default="auto")
+    flag("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    flag("--out", type=Path, default=Path("study"), help="where the runs have their folders")
+    flag("--validation_only", action="store_true", help="don't look at the test pictures")
+    flag("--keep", action="store_true", help="keep checkpoints after scoring")
+    flag("--list", action="store_true", help="say what would be done")
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.data_path = Path(args.data_path).resolve()
+    threads = max(1, torch.get_num_threads() // args.jobs)
+    torch.set_num_threads(threads)
+    args.machine = measure.machine(utils.get_device(args.device))
+    runs = [run for run in list_runs(args) if not is_done(run, args)]
+    for run in runs if args.list else ():
+        print(f"{run.experiment:<40} seed {run.seed}: {run.flags}")
+    if args.list:
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    lock = threading.Lock()
+    with utils.lock_file(args.out / "lock", wait=False), ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(do, run, args, threads, lock) for run in runs]
+        failures = [error for error in (future.exception() for future in futures) if error]
+    for error in failures:
+        print(f"failed: {error}", file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""What recipes are made of: weight averages, AdamW, attention, strengths of augmentation, sizes that vary, recipes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, assert_one_error, run_ok, run_script
+from test_precision import Plain, make_batch, make_run
+from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
+
+import engine
+import utils
+from averaging import WeightAverage
+from checkpoint import load_checkpoint
+from engine import draw_side, training_step
+from models import ATTENTION, MODELS, build_model
+from models.attention import ConvBlockAttention, SqueezeExcitation
+from recipes import RECIPES
+from train import build_optimizer, build_parser, share_of
+
+# ------------------------------------------------------------------------------------------------------ weight averages
+
+
+def test_an_average_by_hand():
+    model = torch.nn.BatchNorm1d(1)
+    average = WeightAverage(model, 0.5)
+    expected, statistics = 1.0, 0.0  # as batch norm begins
+    for step, (weight, mean) in enumerate([(3.0, 8.0), (5.0, 2.0), (0.0, 4.0), (7.0, 1.0)] * 4, start=1):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+            model.running_mean.fill_(mean)
+            model.num_batches_tracked.fill_(step)
+        average.update(model)
+        decay = min(0.5, step / (step + 9))
+        expected, statistics = decay * expected + (1 - decay) * weight, decay * statistics + (1 - decay) * mean
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)
+        assert average.model.running_mean.item() == pytest.approx(statistics, rel=1e-5)
+        assert average.model.num_batches_tracked.item() == step
+    assert not average.model.training
+    assert not average.model.weight.requires_grad
+    assert model.weight.item() == 7.0
+
+
+def test_a_step_updates_the_average_and_trains_the_weights():
+    run = make_run(Plain())
+    run.state.average = WeightAverage(run.state.model, 0.9)
+    before = run.state.model.layers[0].weight.clone()
+    training_step(run, make_batch())
+    after, averaged = run.state.model.layers[0].weight, run.state.average.model.layers[0].weight
+    torch.testing.assert_close(averaged, 0.1 * before + 0.9 * after, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(before, after)
+
+
+# ------------------------------------------------------------------------------------------------------------ optimizer
+
+
+def test_adamw_shrinks_weights_and_leaves_norms_and_biases_alone():
+    args = SimpleNamespace(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    torch.nn.init.ones_(model[0].bias)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(args, model).step()
+    ratios = [(now / then).item() for now, then in zip(model.parameters(), before) if then.item()]
+    assert ratios == pytest.approx([1 - 0.1 * 0.5, 1.0, 1.0])  # the convolution's weight and bias, the norm's weight
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+def test_squeeze_and_excitation_is_torchvisions():
+    ours, theirs = SqueezeExcitation(64), TorchvisionSqueezeExcitation(64, 4)
+    for mine, other in ((ours.gate[0], theirs.fc1), (ours.gate[2], theirs.fc2)):
+        other.load_state_dict(mine.state_dict())
+    x = torch.randn(2, 64, 5, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_cbam_by_hand():
+    block, x = ConvBlockAttention(8), torch.randn(1, 8, 3, 4)
+    with torch.no_grad():
+        (narrow, _, wide), places = block.channels, block.places
+
+        def gate(vector):
+            hidden = (narrow.weight[:, :, 0, 0] @ vector + narrow.bias).clamp(min=0)
+            return wide.weight[:, :, 0, 0] @ hidden + wide.bias
+
+        scale = torch.sigmoid(gate(x[0].mean(dim=(1, 2))) + gate(x[0].amax(dim=(1, 2))))
+        weighed = x[0] * scale[:, None, None]
+        maps = torch.nn.functional.pad(torch.stack([weighed.mean(0), weighed.amax(0)]), (3, 3, 3, 3))
+        where = torch.empty(3, 4)
+        for row in range(3):
+            for column in range(4):
+                seen = maps[:, row : row + 7, column : column + 7]
+                where[row, column] = torch.sigmoid((places.weight[0] * seen).sum() + places.bias[0])
+        torch.testing.assert_close(block(x)[0], weighed * where, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("attention", ["se", "cbam"])
+def test_networks_attend_and_their_configuration_says_so(name, attention):
+    model = build_model(name, attention=attention)
+    again = build_model(name, **model.config)
+    again.load_state_dict(model.state_dict())
+    plain = build_model(name)
+    kinds = {type(up.attention) for up in model.ups}
+    assert kinds == {ATTENTION[attention]}
+    assert set(plain.state_dict()) < set(model.state_dict())
+    with torch.inference_mode():
+        images = torch.randint(0, 256, (1, 3, 40, 33), dtype=torch.uint8)
+        assert model.eval()(images).shape == (1, 1, 40, 33)
+
+
+def test_an_unknown_attention_is_named():
+    with pytest.raises(ValueError, match="no attention is called 'more'; there are none, se, cbam"):
+        build_model("unet", attention="more")
+
+
+# ----------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_strengths_of_augmentation_are_what_they_say():
+    widest = {}
+    for name, (degrees, smallest, largest) in utils.STRENGTHS.items():
+        drawn = [utils.draw_augmentation(np.random.default_rng(i), degrees, smallest, largest) for i in range(400)]
+        scales = [float(np.hypot(a[0, 0], a[0, 1])) for a in drawn]
+        angles = [abs(float(np.degrees(np.arctan2(-a[0, 1], a[1, 1])))) for a in drawn]
+        assert smallest <= min(scales) < smallest + 0.05
+        assert largest - 0.05 < max(scales) <= largest + 1e-6
+        assert 0.9 * degrees < max(angles) <= degrees + 1e-4
+        widest[name] = max(angles)
+    assert widest["light"] < widest["medium"] < widest["strong"]
+
+
+def test_sides_are_multiples_of_the_stride_around_the_size():
+    def sides(size, stride, share):
+        return {draw_side(np.random.default_rng(i), size, stride, share) for i in range(200)}
+
+    assert sides(256, 32, 0.25) == {192, 224, 256, 288, 320}
+    assert sides(100, 32, 0.3) == {96, 100, 128}
+    assert sides(64, 32, 0.1) == {64}
+
+
+def test_steps_train_at_sides_that_vary_and_masks_stay_masks(monkeypatch):
+    seen = []
+    run = make_run(Plain())
+    run.state.args.multi_scale, run.state.args.image_size, run.state.args.seed = 0.5, 8, 1
+    run.state.model.stride = 4
+    forward = run.forward
+    run.forward = lambda images: seen.append(images.shape[-1]) or forward(images)
+    for step in range(12):
+        run.state.progress.step = step
+        _, targets = engine.vary(run, make_batch())
+        assert set(targets.unique().tolist()) <= {0, 1}
+        assert targets.dtype == torch.uint8
+        assert training_step(run, make_batch())[2] == 7
+    assert set(seen) == {4, 8, 12}
+    again = make_run(Plain())
+    again.state.args.multi_scale, again.state.args.image_size, again.state.args.seed = 0.5, 8, 1
+    again.state.model.stride, again.state.progress.step = 4, 7
+    assert engine.vary(again, make_batch())[0].shape[-1] == seen[7]  # whatever came before
+
+
+def test_a_fraction_of_the_training_set_is_even_and_nested():
+    pets = [SimpleNamespace(breed=i % 4, name=str(i)) for i in range(80)]
+    half, quarter = share_of(pets, 0.5, 3), share_of(pets, 0.25, 3)
+    assert (len(half), len(quarter)) == (40, 20)
+    assert {p.name for p in quarter} < {p.name for p in half}
+    assert [sum(p.breed == breed for p in quarter) for breed in range(4)] == [5] * 4
+    assert [p.name for p in half] != [p.name for p in share_of(pets, 0.5, 4)]
+    assert share_of(pets, 0.001, 3) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- recipes
+
+
+def test_recipes_have_the_same_flags_and_the_reports_values_are_the_defaults():
+    report, strong = RECIPES["report"], RECIPES["strong"]
+    assert report.keys() == strong.keys()
+    flags = vars(build_parser().parse_args([]))
+    assert {name: flags[name] for name in report} == report
+    for name in report:  # what a recipe says must be what a flag could say
+        for recipe in RECIPES.values():
+            words = [] if recipe[name] is None or recipe[name] is False else [f"--{name}", str(recipe[name])]
+            words = words[:1] if recipe[name] is True else words
+            assert getattr(build_parser().parse_args(words), name) == recipe[name]
+
+
+def test_a_recipe_gives_way_to_every_flag_and_is_resumed_exactly(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--multi_scale", 0.5)
+    flags += ("--attention", "se", "--color_jitter", "--ema", 0.9, "--batch_size", 16, *TINY)
+    contents = []
+    for name, first in (("whole", 2), ("parts", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        said = run_ok("train.py", *flags, "--epochs", first, cwd=folder)
+        if first == 1:
+            run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
+        contents.append(load_checkpoint(folder / "saved_models/resnet34_unet_last.pth"))
+    whole, parts = contents
+    assert "recipe strong: bce_dice, AdamW" in said
+    assert "attention se" in said
+    assert whole["settings"]["scheduler"] == "none"
+    assert whole["settings"]["learning_rate"] == 1e-3
+    assert whole["settings"]["augment"] == "online"
+    assert whole["model"]["config"] == {"out_channels": 1, "attention": "se"}
+    for kind in (lambda c: c["weights"], lambda c: c["average"]["trained_weights"]):
+        assert all(torch.equal(value, kind(parts)[key]) for key, value in kind(whole).items())
+    assert whole["average"]["updates"] == parts["average"]["updates"] == 4
+    key = "head.weight"
+    assert not torch.equal(whole["weights"][key], whole["average"]["trained_weights"][key])
+    # What is validated, saved as best and evaluated is the average: the figures are the same.
+    run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "--json", "e.json", cwd=folder)
+    best = load_checkpoint(folder / "saved_models/resnet34_unet_best.pth")["progress"]["best_dice"]
+    assert f'"dice": {best:.6f}'.rstrip("0") in (folder / "e.json").read_text()
+
+
+def test_a_checkpoint_from_before_recipes_goes_on(trained, shared_dataset, tmp_path):
+    content = load_checkpoint(trained / "saved_models/resnet34_unet_last.pth")
+    newer = ("recipe", "optimizer", "weight_decay", "ema", "augment_strength", "multi_scale", "attention", "classes")
+    for name in (*newer, "train_fraction"):
+        del content["settings"][name]
+    content["model"]["config"] = {"out_channels": 1}
+    (tmp_path / "saved_models").mkdir()
+    torch.save({**content, "format_version": 1}, tmp_path / "saved_models/resnet34_unet_last.pth")
+    flags = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
+    assert_one_error(run_script(*flags, "--optimizer", "adamw", cwd=tmp_path), "optimizer adam (now adamw)")
+    assert_one_error(run_script(*flags, "--ema", cwd=tmp_path), "ema 0.0 (now 0.99)")
+    assert "recipe report: bce, Adam 0.001" in run_ok(*flags, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--augment_strength", "strong"], ["--augment_strength is about what --augment makes", "online"]),
+        (
+            ["--recipe", "strong", "--augment", "off", "--color_jitter"],
+            ["--color_jitter is about"],
+        ),
+        (["--weight_decay", "0.1"], ["--weight_decay is of AdamW"]),
+        (["--ema", "1"], ["1 is not between 0 and 1"]),
+        (["--multi_scale", "-0.1"], ["must be a number above 0"]),
+        (["--train_fraction", "0.001"], ["leaves no picture to train on"]),
+        (["--train_fraction", "1.5"], ["not between 0 and 1"]),
+        (["--recipe", "secret"], ["invalid choice: 'secret'"]),
+        (["--classes", "trimap", "--augment_uncertain"], ["--augment_uncertain has no border"]),
+    ],
+)
+def test_flags_that_do_not_fit_end_in_one_line(tmp_path, shared_dataset, flags, words):
+    done = run_script("train.py", "--data_path", shared_dataset, *TINY, *flags, cwd=tmp_path)
+    assert_one_error(done, *words)
+    assert not list(tmp_path.glob("saved_models/*"))
