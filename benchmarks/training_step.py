@@ -35,7 +35,7 @@ def our_step(name: str, device: torch.device, args, mode=DEFAULTS, compile_it: b
         model.checkpoint_activations()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
     flags = SimpleNamespace(accumulate=mode.accumulate, scheduler="none", model_name=name, save_dir=".")
-    flags.classes, flags.multi_scale = "binary", 0.0
+    flags.classes, flags.multi_scale, flags.mix = "binary", 0.0, "none"
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     state = RunState(flags, model, None, optimizer, None, scaler, {}, "", Progress("", 1), None)
     forward = torch.compile(model) if compile_it else model

@@ -19,6 +19,7 @@ import utils
 from batches import EpochOrder
 from distributed import PeerLostError, Team
 from metrics import summarize
+from mixing import mix
 from models import pet_logits
 from pictures import BACKGROUND
 from precision import Precision
@@ -26,7 +27,8 @@ from run_state import LOG_COLUMNS, RunState
 from scoring import measure
 
 TARGETS = {"binary": "mask", "trimap": "trimap"}  # what of a sample the network learns, by --classes
-SIDES = 2  # the purpose under which the sides of pictures are drawn; see utils.AUGMENTATION
+SIDES, MIXING = 2, 3  # purposes under which steps draw their random numbers; see utils.AUGMENTATION
+MIXED = 0.5  # share of the pictures that --mix changes
 
 
 @dataclass
@@ -95,13 +97,18 @@ def vary(run: Training, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         images, targets = utils.apply_augmentations(images, targets, batch["affine"].to(device, non_blocking=True))
     if "colours" in batch:
         images = utils.apply_colours(images, batch["colours"].to(device, non_blocking=True))
+    if args.mix != "none":
+        images, targets = mix(images, targets, args.mix, MIXED, step_rng(run, MIXING))
     if args.multi_scale:
-        progress, stride = run.state.progress, run.state.model.stride
-        rng = np.random.default_rng([args.seed, progress.epoch, progress.step, SIDES])
-        side = draw_side(rng, args.image_size, stride, args.multi_scale)
+        side = draw_side(step_rng(run, SIDES), args.image_size, run.state.model.stride, args.multi_scale)
         images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
         targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
     return images, targets
+
+
+def step_rng(run: Training, purpose: int) -> np.random.Generator:
+    """The random numbers of a step, for one purpose, from seed, epoch and step alone: the same in all processes."""
+    return np.random.default_rng([run.state.args.seed, run.state.progress.epoch, run.state.progress.step, purpose])
 
 
 def draw_side(rng: np.random.Generator, size: int, stride: int, share: float) -> int:

@@ -15,6 +15,7 @@ RECIPES = {
         "augment_strength": "medium",
         "color_jitter": False,
         "multi_scale": 0.0,
+        "mix": "none",
         "attention": "none",
     },
     # The best for the validation pictures of what benchmarks/study.py tried; see REPORT.md.
@@ -31,6 +32,7 @@ RECIPES = {
         "augment_strength": "medium",
         "color_jitter": False,
         "multi_scale": 0.0,
+        "mix": "none",
         "attention": "none",
     },
 }

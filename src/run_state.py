@@ -59,6 +59,7 @@ SETTINGS = (
     "ema",
     "augment_strength",
     "multi_scale",
+    "mix",
     "attention",
     "classes",
     "train_fraction",

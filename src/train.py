@@ -74,6 +74,7 @@ def build_parser() -> cli.Parser:
     flag("--color_jitter", **on_or_off, help="with --augment: vary brightness, contrast and saturation too")
     share = {"nargs": "?", "const": 0.25, "type": cli.share_or_none, "metavar": "SHARE"}
     flag("--multi_scale", **share, help="train at sides that vary by up to this share of --image_size")
+    flag("--mix", choices=["none", "paste", "cutmix"], help="onto half the pictures put another's pet, or part of it")
     flag("--train_fraction", type=cli.part, default=1.0, metavar="P", help="train on this part of the pictures")
     flag("--augment_uncertain", action="store_true", help="border pixels become pet or background at random")
 
@@ -223,6 +224,8 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     augment = bulk if args.augment == "bulk" else args.augment or "off"
     if args.augment:
         augment += f", {args.augment_strength}{', colour jitter' if args.color_jitter else ''}"
+    if args.mix != "none":
+        augment += f", {args.mix}"
     if args.multi_scale:
         augment += f", sides within {args.multi_scale:.0%}"
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)

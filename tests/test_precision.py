@@ -147,7 +147,7 @@ class Plain(nn.Module):
 def make_run(model, team=ALONE, images=7, accumulate=1, **options) -> Training:
     """The least that the loop's functions need."""
     args = SimpleNamespace(accumulate=accumulate, scheduler="none", model_name="unet", save_dir="nowhere", **options)
-    args.classes, args.multi_scale = "binary", 0.0
+    args.classes, args.multi_scale, args.mix = "binary", 0.0, "none"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = RunState(args, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)

@@ -219,8 +219,8 @@ def test_a_recipe_gives_way_to_every_flag_and_is_resumed_exactly(tmp_path, share
 
 def test_a_checkpoint_from_before_recipes_goes_on(trained, shared_dataset, tmp_path):
     content = load_checkpoint(trained / "saved_models/resnet34_unet_last.pth")
-    newer = ("recipe", "optimizer", "weight_decay", "ema", "augment_strength", "multi_scale", "attention", "classes")
-    for name in (*newer, "train_fraction"):
+    newer = ("recipe", "optimizer", "weight_decay", "ema", "augment_strength", "multi_scale", "mix", "attention")
+    for name in (*newer, "classes", "train_fraction"):
         del content["settings"][name]
     content["model"]["config"] = {"out_channels": 1}
     (tmp_path / "saved_models").mkdir()

@@ -61,7 +61,8 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
     for words in (
         "Device  cpu",
         "Model   resnet34_unet, 29,070,513 parameters, encoder from scratch",
-        "(the pets' layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, augment bulk x2 (72 samples), medium",
+        "(the pets' layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, ",
+        "augment bulk x2 (72 samples), medium",
         "Plan    recipe report: bce, Adam 0.001, plateau, batch 8, 9 steps an epoch, seed 42",
         "1 epochs",
     ):
