@@ -15,10 +15,10 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from study import EXPERIMENTS, LAST, TABLE, settings_of
 
 import utils
 from measure import RESULTS, ROOT
+from study import EXPERIMENTS, LAST, TABLE, settings_of
 
 RESAMPLES = 10_000
 TITLES = {"report": "`--recipe report`", "strong": "`--recipe strong`", "smp": "segmentation_models.pytorch's example"}

@@ -14,6 +14,7 @@ import utils
 from averaging import WeightAverage
 from checkpoint import load_checkpoint
 from engine import draw_side, training_step
+from mixing import mix
 from models import ATTENTION, MODELS, build_model
 from models.attention import ConvBlockAttention, SqueezeExcitation
 from recipes import RECIPES
@@ -252,3 +253,50 @@ def test_flags_that_do_not_fit_end_in_one_line(tmp_path, shared_dataset, flags, 
     done = run_script("train.py", "--data_path", shared_dataset, *TINY, *flags, cwd=tmp_path)
     assert_one_error(done, *words)
     assert not list(tmp_path.glob("saved_models/*"))
+
+
+# ------------------------------------------------------------------------------------------------ pictures made of two
+
+
+def two_worlds(count: int = 6):
+    """Pictures whose pixels tell which one they are from, each with a pet in a place of its own."""
+    images = torch.arange(count).float().view(-1, 1, 1, 1).expand(count, 3, 12, 16).clone()
+    masks = torch.zeros(count, 1, 12, 16, dtype=torch.uint8)
+    for i in range(count):
+        masks[i, :, i : i + 4, 2 * i : 2 * i + 5] = 1
+    return images, masks
+
+
+@pytest.mark.parametrize("kind", ["paste", "cutmix"])
+@pytest.mark.parametrize("trimap", [False, True])
+def test_mixed_pictures_are_whole_in_every_pixel(kind, trimap):
+    images, masks = two_worlds()
+    targets = 2 - masks if trimap else masks
+    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3))
+    changed = 0
+    for i in range(len(images)):
+        sources = set(mixed[i].unique().tolist())
+        (other,) = (sources - {float(i)}) or {None}
+        if other is None:
+            assert torch.equal(answers[i], targets[i])
+            continue
+        changed += 1
+        taken = mixed[i, :1] == other
+        assert torch.equal(answers[i], torch.where(taken, targets[int(other)], targets[i]))
+        if kind == "paste":
+            assert torch.equal(taken, masks[int(other)] == 1)
+        else:
+            rows, columns = (taken[0].any(dim=d).nonzero().flatten() for d in (1, 0))
+            assert taken.sum() == len(rows) * len(columns)  # a rectangle
+            assert 0.05 < taken.float().mean() < 0.6
+    assert 0 < changed < len(images)
+    again = mix(images, targets, kind, 0.5, np.random.default_rng(3))
+    assert torch.equal(again[0], mixed)
+    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3))[0], images)
+
+
+def test_a_picture_alone_in_its_batch_stays_itself():
+    images, masks = two_worlds(1)
+    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0))
+    assert torch.equal(mixed, images)
+    assert torch.equal(answers, masks)

@@ -1,0 +1,102 @@
+"""The study trains, resumes and scores; the report computes what it says."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report
+import study
+
+
+@pytest.fixture
+def small_study(monkeypatch, tmp_path, shared_dataset):
+    """A study of one short experiment; returns what runs it with further flags."""
+    monkeypatch.setattr(
+        study, "EXPERIMENTS", {"a": {"one": "--epochs 1 --loss dice"}, "b": {"the same": "--loss dice --epochs 1"}}
+    )
+    monkeypatch.setattr(study, "TABLE", tmp_path / "study.csv")
+
+    def run(*flags) -> list[dict]:
+        words = ["study.py", "--data_path", str(shared_dataset), "--image_size", "64", "--seeds", "5", *flags]
+        monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "runs")])
+        with pytest.raises(SystemExit) as end:
+            study.main()
+        assert end.value.code == 0
+        with (tmp_path / "study.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    return run
+
+
+def test_choices_see_no_test_picture_and_scores_come_later(small_study, tmp_path, monkeypatch):
+    (row,) = small_study("--validation_only")  # two experiments of the same settings are one run
+    assert row["test_dataset_dice"] == row["test_pixels"] == ""
+    assert row["settings"] == "epochs=1 loss=dice"
+    assert float(row["valid_dice"]) == pytest.approx(float(row["valid_curve"]), abs=1e-4)
+    (folder,) = (p for p in (tmp_path / "runs").iterdir() if p.is_dir())
+    assert not list(folder.glob("*evaluation*"))
+    trained = (folder / "resnet34_unet_training_log.csv").read_bytes()
+
+    (row,) = small_study()
+    assert (folder / "resnet34_unet_training_log.csv").read_bytes() == trained
+    assert not list(folder.glob("*.pth"))
+    counts = [list(map(int, p.split())) for p in row["test_pixels"].split(";")]
+    tp, fp, fn = np.sum(counts, axis=0)
+    assert float(row["test_dataset_dice"]) == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-6)
+    monkeypatch.setattr(study, "call", None)  # nothing is left to do
+    assert small_study() == [row]
+
+
+def made_up(name: str, shift: float, seeds: int = 3) -> report.Trained:
+    """Runs on 200 pictures with 50 pixels of pet each; `shift` of them more are found on average."""
+    rows = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed + 10)
+        found = np.clip(rng.normal(40 + shift, 5, 200).round(), 0, 50).astype(int)
+        pixels = ";".join(f"{tp} {5} {50 - tp}" for tp in found)
+        total = found.sum()
+        dice = 2 * total / (2 * total + 5 * 200 + (50 * 200 - total))
+        rows.append({"seed": str(seed), "test_pixels": pixels, "test_dataset_dice": str(dice)})
+    return report.Trained(name, rows)
+
+
+def test_differences_have_honest_intervals():
+    better, same, base = made_up("better", 2.0), made_up("same", 0.0), made_up("base", 0.0)
+    found = report.compare(better, base)
+    assert found.low < found.value < found.high
+    assert found.low > 0
+    assert found.verdict == "helps"
+    assert report.compare(base, better).verdict == "hurts"
+    assert report.compare(same, base).value == 0
+    assert report.compare(same, base).verdict == "can't be told from this data"
+    assert "can't be told: 2 seeds" in report.compare(made_up("few", 2.0, seeds=2), base).verdict
+    assert report.compare(better, None) is None
+
+
+def test_intervals_know_the_spread_of_seeds():
+    # Pictures all alike, seeds far apart: what is left is the standard error of a mean of three.
+    def alike(name, hits):
+        rows = [{"test_pixels": ";".join([f"{tp} 0 {100 - tp}"] * 50), "test_dataset_dice": "0"} for tp in hits]
+        return report.Trained(name, rows)
+
+    dice = [2 * tp / (tp + 100) for tp in (70, 80, 90)]
+    drawn = report.dice_of_resamples(alike("far", (70, 80, 90)))
+    assert drawn.std() == pytest.approx(np.std(dice, ddof=1) / 3**0.5, rel=0.05)
+    assert report.dice_of_resamples(alike("near", (80, 80, 80))).std() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_report_is_written_from_the_table(monkeypatch, tmp_path):
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    groups = report.load()
+    assert groups["recipes"]
+    report.write(groups)
+    text = (tmp_path / "REPORT.md").read_text()
+    kept = Path(report.RESULTS).parents[1] / "REPORT.md"
+    assert text == kept.read_text(), "run `python benchmarks/report.py`"
+    for line in text.split("(docs/")[1:]:
+        name = line.split(")")[0]
+        assert (tmp_path / "docs" / name).is_file() or name == "panel.png"
