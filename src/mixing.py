@@ -35,11 +35,14 @@ def mix(
         New images and targets.
     """
     count, _, height, width = images.shape
-    other = torch.from_numpy((np.arange(count) + rng.integers(1, max(2, count))) % count).to(images.device)
-    mixed = torch.from_numpy(rng.random(count) < share).to(images.device).view(-1, 1, 1, 1)
+
+    def there(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(images.device, non_blocking=True)
+
+    other = there((np.arange(count) + rng.integers(1, max(2, count))) % count)
+    mixed = there(rng.random((count, 1, 1, 1)) < share)
     if kind == "paste":
-        pet = (targets != BACKGROUND) & (targets != 0)
-        taken = pet[other] & mixed
+        taken = ((targets != BACKGROUND) & (targets != 0))[other] & mixed
     else:
-        taken = torch.from_numpy(_rectangles(rng, count, height, width)).to(images.device) & mixed
+        taken = there(_rectangles(rng, count, height, width)) & mixed
     return torch.where(taken, images[other], images), torch.where(taken, targets[other], targets)
