@@ -116,17 +116,27 @@ def settings_of(flags: str) -> str:
 
 def list_runs(args) -> list[Run]:
     """The runs that the flags ask for, each once, all experiments of a seed before the next seed."""
-    runs: dict[tuple, Run] = {}
+    named: dict[str, list[str]] = {}  # experiments by their settings
+    flags: dict[str, str] = {}
+    for group, members in EXPERIMENTS.items():
+        for name, words in members.items():
+            settings = settings_of(words)
+            named.setdefault(settings, []).append(f"{group}/{name}")
+            flags.setdefault(settings, words)
+    wanted = [
+        settings
+        for settings, names in named.items()
+        if any(fnmatch.fnmatch(name, pattern) for name in names for pattern in args.experiments)
+    ]
+    runs = []
     for seed in args.seeds:
-        for group, members in EXPERIMENTS.items():
-            for name, flags in members.items():
-                experiment = f"{group}/{name}"
-                if any(fnmatch.fnmatch(experiment, pattern) for pattern in args.experiments):
-                    settings = settings_of(flags)
-                    digest = hashlib.sha256(f"{settings} {args.image_size} {args.encoder_weights}".encode()).hexdigest()
-                    folder = args.out / f"{name.replace(' ', '_')}-{args.image_size}-s{seed}-{digest[:8]}"
-                    runs.setdefault((settings, seed), Run(experiment, flags, settings, seed, folder))
-    return list(runs.values())
+        for settings in wanted:
+            made_of = (settings, args.image_size, args.data_name, args.split, args.encoder_weights)
+            digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+            name = named[settings][0]
+            folder = args.out / f"{name.replace('/', '_').replace(' ', '_')}-{args.image_size}-s{seed}-{digest}"
+            runs.append(Run(name, flags[settings], settings, seed, folder))
+    return runs
 
 
 def call(command: list, run: Run, threads: int) -> None:
@@ -303,7 +313,11 @@ def main() -> None:
     lock = threading.Lock()
     with utils.lock_file(args.out / "lock", wait=False), ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(do, run, args, threads, lock) for run in runs]
-        failures = [error for error in (future.exception() for future in futures) if error]
+        try:
+            failures = [error for error in (future.exception() for future in futures) if error]
+        except KeyboardInterrupt:  # the runs have heard it too, and save
+            pool.shutdown(cancel_futures=True)
+            sys.exit(130)
     for error in failures:
         print(f"failed: {error}", file=sys.stderr)
     sys.exit(1 if failures else 0)

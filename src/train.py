@@ -72,7 +72,7 @@ def build_parser() -> cli.Parser:
     flag("--augment_strength", choices=list(utils.STRENGTHS), help="how far it rotates and scales")
     on_or_off = {"action": argparse.BooleanOptionalAction, "default": False}
     flag("--color_jitter", **on_or_off, help="with --augment: vary brightness, contrast and saturation too")
-    share = {"nargs": "?", "const": 0.25, "type": cli.share_or_none, "metavar": "SHARE"}
+    share = {"nargs": "?", "const": 0.34, "type": cli.share_or_none, "metavar": "SHARE"}
     flag("--multi_scale", **share, help="train at sides that vary by up to this share of --image_size")
     flag("--mix", choices=["none", "paste", "cutmix"], help="onto half the pictures put another's pet, or part of it")
     flag("--train_fraction", type=cli.part, default=1.0, metavar="P", help="train on this part of the pictures")
