@@ -12,6 +12,7 @@ from typing import Optional
 
 import matplotlib
 import numpy as np
+import scipy.stats
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -49,9 +50,12 @@ class Trained:
         return np.array([[p.split() for p in row["test_pixels"].split(";")] for row in self.rows], dtype=np.float64)
 
 
-def load() -> dict[str, dict[str, Trained]]:
-    """What the table has of each experiment: group, name, runs."""
-    rows = utils.read_rows(TABLE)
+def load(
+    image_size="96", data="partial set", split="official", encoder_weights="none"
+) -> dict[str, dict[str, Trained]]:
+    """What the table has of each experiment under these conditions: group, name, runs."""
+    here = {"image_size": image_size, "data": data, "split": split, "encoder_weights": encoder_weights}
+    rows = [row for row in utils.read_rows(TABLE) if here.items() <= row.items()]
     groups: dict[str, dict[str, Trained]] = {}
     for group, members in EXPERIMENTS.items():
         for name, flags in members.items():
@@ -66,11 +70,7 @@ def load() -> dict[str, dict[str, Trained]]:
 
 
 def dice_of_resamples(trained: Trained) -> np.ndarray:
-    """Dataset Dice of bootstrap samples of pictures and seeds, (RESAMPLES,).
-
-    Pictures are the same in every call, so that two experiments are compared on the same ones; seeds are drawn for each
-    by itself. Of few seeds a bootstrap spreads too little, by (k - 1) / k in variance: that is made up for.
-    """
+    """Dataset Dice, mean over seeds, of bootstrap samples of the pictures, (RESAMPLES,): always the same samples."""
     pixels = trained.pixels()
     seeds, pictures, _ = pixels.shape
     rng = np.random.default_rng(0)
@@ -79,11 +79,7 @@ def dice_of_resamples(trained: Trained) -> np.ndarray:
         weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=1000).astype(np.float64)
         tp, fp, fn = np.moveaxis(weights @ pixels, -1, 0)
         dice[:, start : start + 1000] = 2 * tp / (2 * tp + fp + fn)
-    mean = dice.mean(axis=0)
-    if seeds > 1:
-        dice = mean + (dice - mean) * (seeds / (seeds - 1)) ** 0.5
-    drawn = np.random.default_rng(sum(map(ord, trained.name))).integers(seeds, size=(seeds, RESAMPLES))
-    return np.take_along_axis(dice, drawn, axis=0).mean(axis=0)
+    return dice.mean(axis=0)
 
 
 @dataclass
@@ -113,9 +109,17 @@ def compare(first: Optional[Trained], second: Optional[Trained]) -> Optional[Dif
     if not (first and second and first.scored.rows and second.scored.rows):
         return None
     first, second = first.scored, second.scored
-    values = [statistics.mean(one.figures("test_dataset_dice")) for one in (first, second)]
-    low, high = np.percentile(dice_of_resamples(first) - dice_of_resamples(second), [2.5, 97.5])
-    return Difference(values[0] - values[1], low, high, min(len(first.rows), len(second.rows)))
+    figures = [one.figures("test_dataset_dice") for one in (first, second)]
+    value = statistics.mean(figures[0]) - statistics.mean(figures[1])
+    # Two sources of error: which pictures the test has, of which there are many, and which seeds were drawn, of which
+    # there are few. Degrees of freedom as Welch and Satterthwaite have them.
+    of_pictures = np.var(dice_of_resamples(first) - dice_of_resamples(second), ddof=1)
+    of_seeds = [statistics.variance(some) / len(some) if len(some) > 1 else 0.0 for some in figures]
+    total = of_pictures + sum(of_seeds)
+    spread = sum(one**2 / (len(some) - 1) for one, some in zip(of_seeds, figures) if one)
+    freedom = total**2 / spread if spread else np.inf
+    reach = scipy.stats.t.ppf(0.975, freedom) * total**0.5
+    return Difference(value, value - reach, value + reach, min(map(len, figures)))
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -233,57 +237,80 @@ def section_group(groups: dict, name: str, base: str, title: str, images: Option
 
 def claims(groups: dict) -> str:
     """What both reports claim, and what is found here."""
-    networks, rows = groups.get("networks", {}), []
-
-    def judged(found: Optional[Difference]) -> tuple[str, str]:
-        if found is None:
-            return "not run yet", "can't be told"
-        said = {"helps": "confirmed", "hurts": "not confirmed: the reverse"}
-        return str(found), said.get(found.verdict, found.verdict)
-
-    resnet, unet = networks.get("resnet34_unet"), networks.get("unet")
-    rows.append(["ResNet34-UNet scores higher than UNet (A, B)", *judged(compare(resnet, unet))])
-    if resnet and unet:
-        curves = [one.curves().mean(axis=0) for one in (resnet, unet)]
-        level = 0.95 * max(curves[1])
-        epochs = [first_epoch_above(curve, level) for curve in curves]
-        ahead = min(len(resnet.rows), len(unet.rows)) >= 3 and resnet.curves()[:, :3].min() > unet.curves()[:, :3].max()
-        measured = f"95 % of UNet's best validation Dice in epoch {epochs[0]}; UNet in epoch {epochs[1]}"
-        ahead = "confirmed" if ahead else "not confirmed: in the first three epochs the seeds overlap"
-        rows.append(["ResNet34-UNet converges faster (A), starts higher (B)", measured, ahead])
-    augmentation = groups.get("augmentation", {})
-    off = augmentation.get("off")
-    rows.append(
-        ["Augmentation, 3 variants a picture, improves Dice (A)", *judged(compare(augmentation.get("3 variants"), off))]
-    )
+    networks, augmentation, scheduler = (groups.get(name, {}) for name in ("networks", "augmentation", "scheduler"))
+    three = compare(augmentation.get("3 variants"), augmentation.get("off"))
     more = compare(augmentation.get("6 variants"), augmentation.get("3 variants"))
-    verdict = "can't be told" if more is None or more.seeds < 3 else "confirmed" if more.low <= 0 else "not confirmed"
-    rows.append(
-        ["Beyond some number variants bring less and less (A): 6 against 3", str(more or "not run yet"), verdict]
-    )
-    scheduler = groups.get("scheduler", {})
-    plateau = compare(scheduler.get("plateau"), scheduler.get("none"))
-    rows.append(["The plateau scheduler improves Dice (A)", *judged(plateau)])
-    recipe = groups.get("recipes", {}).get("report")
-    if recipe:
-        gap = recipe.curves("train_curve").mean(axis=0)[-1] - recipe.curves().mean(axis=0)[-1]
-        measured = f"`--recipe report`: training Dice is {gap:.3f} above validation Dice at the end"
-        rows.append(["Overfitting is no major issue (A)", measured, "confirmed" if gap < 0.03 else "not confirmed"])
-    memory = {row["model"]: float(row["peak_gigabytes"]) for row in benchmark("memory") if row["mode"] == "fp32"}
-    small, large = memory["resnet34_unet"], memory["unet"]
-    measured = f"{small} GB and {large} GB in float32, 256x256, a process on the CPU"
-    saves = "confirmed" if small < 0.6 * large else "not confirmed"
-    rows.append(
-        ["ResNet34-UNet needs 7 GB, UNet 14.5 GB at batch 32 (A)", measured, f"{saves}: half, and both need less"]
-    )
-    rows.append(
+    rows = [
+        [
+            "ResNet34-UNet scores higher than UNet (A, B)",
+            *judged(compare(networks.get("resnet34_unet"), networks.get("unet"))),
+        ],
+        ["ResNet34-UNet converges faster (A), starts higher (B)", *convergence(networks)],
+        ["Augmentation, 3 variants a picture, improves Dice (A)", *judged(three)],
+        ["Variants bring less and less (A): 6 against 3", *diminishing(three, more)],
+        ["The plateau scheduler improves Dice (A)", *judged(compare(scheduler.get("plateau"), scheduler.get("none")))],
+        ["Overfitting is no major issue (A)", *overfitting(groups.get("recipes", {}).get("report"))],
+        ["ResNet34-UNet needs 7 GB, UNet 14.5 GB at batch 32 (A)", *memory()],
         [
             "Test Dice 0.9710 (B)",
             "its split was drawn anew for each part, so most test pictures had been trained on",
             "can't be told: nothing here is comparable with it",
-        ]
-    )
+        ],
+    ]
     return table(["claim (report)", "measured here", "verdict"], rows)
+
+
+def judged(found: Optional[Difference]) -> list[str]:
+    """A claimed improvement: the difference, and whether it is confirmed."""
+    if found is None:
+        return ["not run yet", "can't be told"]
+    return [str(found), {"helps": "confirmed", "hurts": "not confirmed: the reverse"}.get(found.verdict, found.verdict)]
+
+
+def diminishing(first: Optional[Difference], further: Optional[Difference]) -> list[str]:
+    """Whether what is added further surely brings less than what was added first."""
+    if first is None or further is None:
+        return ["not run yet", "can't be told"]
+    told = min(first.seeds, further.seeds) >= 3
+    less = told and first.low > 0 and further.high < first.value
+    return [str(further), "confirmed" if less else "can't be told from this data"]
+
+
+def convergence(networks: dict[str, Trained]) -> list[str]:
+    """Whether ResNet34-UNet is ahead of UNet in each of the first three epochs, whatever the seed."""
+    resnet, unet = networks.get("resnet34_unet"), networks.get("unet")
+    if not (resnet and unet):
+        return ["not run yet", "can't be told"]
+    level = 0.95 * unet.curves().mean(axis=0).max()
+    epochs = [first_epoch_above(one.curves().mean(axis=0), level) for one in (resnet, unet)]
+    measured = f"95 % of UNet's best validation Dice in epoch {epochs[0]}; UNet in epoch {epochs[1]}"
+    if min(len(resnet.rows), len(unet.rows)) < 3:
+        return [measured, "can't be told: too few seeds"]
+    curves = [one.curves()[:, :3] for one in (resnet, unet)]
+    if (curves[0].min(axis=0) > curves[1].max(axis=0)).all():
+        return [measured, "confirmed: ahead in the first three epochs with every seed"]
+    behind = (curves[0].max(axis=0) < curves[1].min(axis=0)).all()
+    return [
+        measured,
+        "not confirmed: the reverse" if behind else "can't be told: seeds overlap in the first three epochs",
+    ]
+
+
+def overfitting(recipe: Optional[Trained]) -> list[str]:
+    """How far training is above validation when `--recipe report` ends."""
+    if recipe is None:
+        return ["not run yet", "can't be told"]
+    gap = recipe.curves("train_curve").mean(axis=0)[-1] - recipe.curves().mean(axis=0)[-1]
+    measured = f"`--recipe report`, without augmentation: training Dice is {gap:.2f} above validation Dice at the end"
+    return [measured, "confirmed" if gap < 0.03 else "not confirmed"]
+
+
+def memory() -> list[str]:
+    """What both networks need, as benchmarks/memory.py measured."""
+    peaks = {row["model"]: float(row["peak_gigabytes"]) for row in benchmark("memory") if row["mode"] == "fp32"}
+    small, large = peaks["resnet34_unet"], peaks["unet"]
+    measured = f"{small} GB and {large} GB in float32, 256x256, a process on the CPU: {small / large:.0%}"
+    return [measured, "confirmed: about half" if 0.3 < small / large < 0.7 else "not confirmed"]
 
 
 def section_full() -> str:
@@ -310,18 +337,20 @@ def section_run(groups: dict) -> str:
         for key in ("data", "image_size", "machine", "versions", "commit")
     )
     runs = len({(row["settings"], row["seed"]) for row in rows})
-    pictures = next((len(row["test_pixels"].split(";")) for row in rows if row["test_pixels"]), 0)
+    train, valid, test = rows[0]["pictures"].split()
     return f"""{runs} trainings on the **{data}** of the Oxford-IIIT Pet dataset (1,035 of its 7,349 pairs; six breeds
-are nine tenths of it): 607 pictures for training, 67 for validation, {pictures} for the test, by the official lists.
+are nine tenths of it): {train} pictures for training, {valid} for validation, {test} for the test, by the official
+lists.
 **No figure here is comparable with figures on the whole dataset.** All networks start from scratch; the
 network is ResNet34-UNet unless it says otherwise; pictures have {side} pixels a side; each experiment says how many
 epochs it had.
 {machine}; {versions}; commits {commits}.
 
 Test figures are of the epoch with the best validation Dice, at threshold 0.5, without test-time augmentation; pet and
-border count as pet. Dataset Dice is of all pictures' pixels together. Intervals are at 95 %, from {RESAMPLES:,}
-bootstrap samples of seeds and test pictures at once. A difference is called one where its interval
-excludes zero and there are three seeds.
+border count as pet. Dataset Dice is of all pictures' pixels together. Intervals are at 95 %: the error that the choice
+of test pictures brings, from {RESAMPLES:,} bootstrap samples of them, and the error of few seeds, together (Welch's
+t). A difference is called one where its interval excludes zero and there are three seeds. One in twenty would look like
+one by chance.
 
 ![A drawn sample: picture, ground truth, prediction](docs/panel.png)
 

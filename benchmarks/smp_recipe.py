@@ -87,10 +87,13 @@ def main() -> None:
         history.append({**row, "seconds": time.perf_counter() - start})
         print(history[-1], flush=True)
         last = order.epoch + 1 == args.epochs
-        if scores["dice"] > best or last:
+        better = scores["dice"] > best
+        if better or last:
             found = count_pixels(model, test_loader, precision)[0].tolist()
-            counts.update({"best": found} if scores["dice"] > best else {}, **({"last": found} if last else {}))
-        best = max(best, scores["dice"])
+        if better:
+            counts["best"], best = found, scores["dice"]
+        if last:
+            counts["last"] = found
     parameters = sum(p.numel() for p in model.parameters())
     with utils.atomic_write(args.out / "result.json") as file:
         json.dump({"history": history, "counts": counts, "parameters": parameters}, file)

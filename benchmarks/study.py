@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -31,10 +32,12 @@ import torch
 import measure
 import utils
 from measure import ROOT
+from oxford_pet import MODES, find_root, split_pets
 from recipes import apply_recipe
 from train import build_parser
 
 TABLE = measure.RESULTS / "study.csv"
+PROCESSES: set[subprocess.Popen] = set()  # of runs
 SMP = "smp_recipe.py"  # instead of flags: their recipe
 START = "--loss bce_dice --optimizer adamw --learning_rate 8e-4 --scheduler cosine --ema 0.99 --augment online"
 LAST = 5  # epochs at the end that are averaged: a single one of few validation pictures says little
@@ -50,7 +53,7 @@ def around(start: str) -> dict[str, str]:
         "colour jitter": "--color_jitter",
         "twice the learning rate": "--learning_rate 1.6e-3",
         "no average": "--ema 0",
-        "sizes vary": "--multi_scale",
+        "sizes vary": "--multi_scale 0.34",
         "pasted pets": "--mix paste",
         "CutMix": "--mix cutmix",
         "heavier augmentation, pasted pets": "--augment_strength strong --color_jitter --mix paste",
@@ -128,6 +131,8 @@ def list_runs(args) -> list[Run]:
         for settings, names in named.items()
         if any(fnmatch.fnmatch(name, pattern) for name in names for pattern in args.experiments)
     ]
+    if args.encoder_weights != "none":  # their recipe is written for a start from scratch here
+        wanted = [settings for settings in wanted if not settings.startswith(SMP)]
     runs = []
     for seed in args.seeds:
         for settings in wanted:
@@ -149,9 +154,12 @@ def call(command: list, run: Run, threads: int) -> None:
     with (run.folder / "output.txt").open("a") as output:
         output.write(f"$ {shlex.join(map(str, command))}\n")
         output.flush()
-        status = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
-        ).returncode
+        )
+        PROCESSES.add(process)
+        status = process.wait()
+        PROCESSES.discard(process)
     if status:
         raise RuntimeError(f"{run.experiment}, seed {run.seed}: status {status}, see {run.folder / 'output.txt'}")
 
@@ -165,7 +173,7 @@ def read_history(run: Run) -> list[dict]:
     return utils.read_rows(logs[0]) if logs else []
 
 
-def train(run: Run, args, threads: int) -> None:
+def train(run: Run, args) -> None:
     """Trains from the beginning, or from where an interrupted run stands."""
     if len(read_history(run)) >= run.epochs:
         return
@@ -178,18 +186,18 @@ def train(run: Run, args, threads: int) -> None:
         commit.write_text(asked.stdout)
     if run.flags.startswith(SMP):
         new.remove(SMP)
-        call([ROOT / "benchmarks" / SMP, *common, *new, "--out", run.folder], run, threads)
+        call([ROOT / "benchmarks" / SMP, *common, *new, "--out", run.folder], run, args.threads)
         return
     folders = ["--save_dir", run.folder, "--log_dir", run.folder]
     last = list(run.folder.glob("*_last.pth"))
     if last:
-        call([ROOT / "src/train.py", *common, *folders, "--resume", last[0]], run, threads)
+        call([ROOT / "src/train.py", *common, *folders, "--resume", last[0]], run, args.threads)
     else:
         start = ["--encoder_weights", args.encoder_weights, "--save_every", 0]
-        call([ROOT / "src/train.py", *common, *folders, *start, *new], run, threads)
+        call([ROOT / "src/train.py", *common, *folders, *start, *new], run, args.threads)
 
 
-def score(run: Run, args, threads: int) -> dict[str, list[tuple[int, int, int]]]:
+def score(run: Run, args) -> dict[str, list[tuple[int, int, int]]]:
     """True positives, false positives and false negatives of every test picture, by the checkpoint: best or last."""
     if run.flags.startswith(SMP):
         counts = json.loads((run.folder / "result.json").read_text())["counts"]
@@ -201,7 +209,7 @@ def score(run: Run, args, threads: int) -> dict[str, list[tuple[int, int, int]]]
             if not checkpoints:
                 raise RuntimeError(f"the checkpoints of {run.folder} are gone; delete the folder to train again")
             common = ["--data_path", args.data_path, "--device", args.device, "--log_dir", run.folder]
-            call([ROOT / "src/evaluate.py", *common, "--model_path", checkpoints[0], "--csv", file], run, threads)
+            call([ROOT / "src/evaluate.py", *common, "--model_path", checkpoints[0], "--csv", file], run, args.threads)
         names = ("true_positives", "false_positives", "false_negatives")
         found[kind] = [tuple(int(row[name]) for name in names) for row in utils.read_rows(file)]
     return found
@@ -230,6 +238,7 @@ def row_of(run: Run, args, counts: dict) -> dict:
         "seed": run.seed,
         "data": args.data_name,
         "split": args.split,
+        "pictures": args.pictures,
         "image_size": args.image_size,
         "encoder_weights": args.encoder_weights,
         "epochs": len(history),
@@ -256,11 +265,11 @@ def row_of(run: Run, args, counts: dict) -> dict:
     return row
 
 
-def do(run: Run, args, threads: int, lock: threading.Lock) -> None:
+def do(run: Run, args, lock: threading.Lock) -> None:
     """Trains and scores one run, and adds its row."""
-    train(run, args, threads)
-    row = row_of(run, args, {} if args.validation_only else score(run, args, threads))
-    with lock:
+    train(run, args)
+    row = row_of(run, args, {} if args.validation_only else score(run, args))
+    with lock, utils.lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
         others = [other for other in utils.read_rows(TABLE) if key_of(other) != key_of(row)]
         utils.write_rows(TABLE, [*others, row])
         said = row["test_dataset_dice"] or "not looked at"
@@ -283,6 +292,44 @@ def is_done(run: Run, args) -> bool:
 
 def main() -> None:
     """Does what is not done yet."""
+    args = read_flags()
+    runs = [run for run in list_runs(args) if not is_done(run, args)]
+    if args.list:
+        for run in runs:
+            print(f"{run.experiment:<40} seed {run.seed}: {run.flags}")
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with utils.lock_file(args.out / "lock", wait=False):
+            sys.exit(do_all(runs, args))
+    except BlockingIOError:
+        sys.exit(f"another study works in {args.out}; wait for it, or name another folder with --out")
+
+
+def do_all(runs: list[Run], args) -> int:
+    """Does these runs, as many at a time as --jobs says. Returns the exit status."""
+
+    def stop(*_) -> None:
+        for process in PROCESSES:  # where it was the terminal that said so they have heard it, and save
+            process.send_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    lock = threading.Lock()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(do, run, args, lock) for run in runs]
+        try:
+            failures = [error for error in (future.exception() for future in futures) if error]
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            return 130
+    for error in failures:
+        print(f"failed: {error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def read_flags() -> argparse.Namespace:
+    """The flags, and what follows from them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--data_path", default="dataset")
@@ -301,26 +348,14 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.data_path = Path(args.data_path).resolve()
-    threads = max(1, torch.get_num_threads() // args.jobs)
-    torch.set_num_threads(threads)
+    if args.jobs < 1:
+        parser.error("--jobs must be 1 at least")
+    args.threads = max(1, torch.get_num_threads() // args.jobs)
+    torch.set_num_threads(args.threads)
+    parts = split_pets(find_root(args.data_path), args.split)
+    args.pictures = " ".join(str(len(getattr(parts, mode))) for mode in MODES)
     args.machine = measure.machine(utils.get_device(args.device))
-    runs = [run for run in list_runs(args) if not is_done(run, args)]
-    for run in runs if args.list else ():
-        print(f"{run.experiment:<40} seed {run.seed}: {run.flags}")
-    if args.list:
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    lock = threading.Lock()
-    with utils.lock_file(args.out / "lock", wait=False), ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(do, run, args, threads, lock) for run in runs]
-        try:
-            failures = [error for error in (future.exception() for future in futures) if error]
-        except KeyboardInterrupt:  # the runs have heard it too, and save
-            pool.shutdown(cancel_futures=True)
-            sys.exit(130)
-    for error in failures:
-        print(f"failed: {error}", file=sys.stderr)
-    sys.exit(1 if failures else 0)
+    return args
 
 
 if __name__ == "__main__":

@@ -20,18 +20,17 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay, self.updates = copy.deepcopy(model).requires_grad_(False).eval(), decay, 0
-        self.pairs: dict[bool, list[tuple]] = {}  # by whether they are floating point: tensors of either network
+        self.floating: list[tuple] = []  # pairs of tensors, the average's and the network's
+        self.counting: list[tuple] = []
 
     def update(self, model: nn.Module) -> None:
         """Takes the network's weights in, after a step."""
-        if not self.pairs:  # found once: neither network's tensors are ever replaced, only changed
-            everything = zip(self.model.state_dict(keep_vars=True).values(), model.state_dict(keep_vars=True).values())
-            pairs = [(mine.detach(), theirs.detach()) for mine, theirs in everything]
-            for kind in (True, False):
-                self.pairs[kind] = [pair for pair in pairs if pair[0].is_floating_point() == kind]
+        if not self.floating:  # found once: neither network's tensors are ever replaced, only changed
+            for pair in zip(self.model.state_dict().values(), model.state_dict().values()):
+                (self.floating if pair[0].is_floating_point() else self.counting).append(pair)
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
         with torch.no_grad():
-            get_ema_multi_avg_fn(decay)(*map(list, zip(*self.pairs[True])), None)
-            for mine, theirs in self.pairs[False]:
+            get_ema_multi_avg_fn(decay)(*map(list, zip(*self.floating)), None)
+            for mine, theirs in self.counting:
                 mine.copy_(theirs)

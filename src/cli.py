@@ -133,12 +133,19 @@ def share(text: str) -> float:
 
 def share_or_none(text: str) -> float:
     """An argparse type: a number from 0, which means none, up to 1, but not 1."""
-    return 0.0 if text.strip() in ("0", "0.0") else share(text)
+    return 0.0 if _is_number(text, 0) else share(text)
 
 
 def part(text: str) -> float:
     """An argparse type: a number above 0 and up to 1."""
-    return 1.0 if text.strip() in ("1", "1.0") else share(text)
+    return 1.0 if _is_number(text, 1) else share(text)
+
+
+def _is_number(text: str, value: int) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
 
 
 def words_of(text: str, known, what: str) -> list[str]:

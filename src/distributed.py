@@ -94,6 +94,12 @@ class Team:
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(self.total(buffer) / self.size)
 
+    def take_statistics(self, model: nn.Module) -> None:
+        """Gives the batch norms of all processes the first one's running statistics, which are those it saves."""
+        if self.size > 1:
+            found = {key: value.cpu() for key, value in model.named_buffers() if key.endswith(("_mean", "_var"))}
+            model.load_state_dict(self.tell(found), strict=False)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model for the forward pass of training: its gradients are averaged over all processes.
 

@@ -111,11 +111,15 @@ def step_rng(run: Training, purpose: int) -> np.random.Generator:
     return np.random.default_rng([run.state.args.seed, run.state.progress.epoch, run.state.progress.step, purpose])
 
 
-def draw_side(rng: np.random.Generator, size: int, stride: int, share: float) -> int:
-    """Draws the side of a step's pictures in pixels, a multiple of the stride within `share` of `size`, or `size`."""
+def possible_sides(size: int, stride: int, share: float) -> list[int]:
+    """Sides within `share` of `size`: itself, and multiples of the stride, of which batch norm needs two at least."""
     first, last = math.ceil(size * (1 - share) / stride), math.floor(size * (1 + share) / stride)
-    sides = {size, *(stride * k for k in range(max(1, first), last + 1))}
-    return int(rng.choice(sorted(sides)))
+    return sorted({size, *(stride * k for k in range(max(2, first), last + 1))})
+
+
+def draw_side(rng: np.random.Generator, size: int, stride: int, share: float) -> int:
+    """Draws the side of a step's pictures, in pixels; see `possible_sides`."""
+    return int(rng.choice(possible_sides(size, stride, share)))
 
 
 def fetch_figures(run: Training, sums: torch.Tensor) -> None:
@@ -197,13 +201,14 @@ def run_epoch(run: Training) -> dict:
     train_loss, train_dice, rate = train_one_epoch(run)
     learning_rate = state.optimizer.param_groups[0]["lr"]
     start = time.perf_counter()
-    models = [state.model, *([state.average.model] if state.average else [])]
-    for model in models:
-        run.team.average_statistics(model)
+    run.team.average_statistics(state.model)
+    used = state.model  # and saved to be used
+    if state.average:
+        used = state.average.model
+        run.team.take_statistics(used)
     # Several processes are never between the same two batches here: they finish, and stop after the epoch.
     check = run.stop.check if run.team.size == 1 else lambda: None
-    # The last is the one that is saved to be used.
-    counts, val_loss = measure(models[-1], run.valid_loader, run.precision, run.loss_fn, check, "validating", run.team)
+    counts, val_loss = measure(used, run.valid_loader, run.precision, run.loss_fn, check, "validating", run.team)
     seconds = progress.seconds + time.perf_counter() - start
     val_dice = summarize(counts)["dice"]
     figures = [float(f"{x:.8g}") for x in (train_loss, train_dice, val_loss, val_dice, learning_rate)]

@@ -33,8 +33,14 @@ from pictures import BACKGROUND, PICTURES, DatasetError, picture_size, raise_fau
 from precision import Precision, choose_precision
 from scoring import decide_at_size, logits_at_size, predict
 
-KINDS = {"masks": "mask", "probabilities": "probability", "overlays": "overlay", "cutouts": "cutout", "panels": "panel"}
-KINDS["trimaps"] = "trimap"  # of networks of three classes
+KINDS = {
+    "masks": "mask",
+    "probabilities": "probability",
+    "overlays": "overlay",
+    "cutouts": "cutout",
+    "panels": "panel",
+    "trimaps": "trimap",  # of networks of three classes
+}
 LARGE = 12_000_000  # pixels; of pictures above that, one is worked on at a time
 
 

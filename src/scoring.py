@@ -164,13 +164,17 @@ def score_pictures(
     batches = each_picture(model, dataset, loader, precision, scoring)
     bar = tqdm(batches, total=len(loader), desc="evaluating", unit="batch", leave=False, disable=None, delay=1)
     done = [
-        [{"name": pet.name, **score_picture(views, trimap, scoring)} for pet, views, trimap in found] for found in bar
+        [{"name": pet.name, **score_picture(views, trimap, scoring, not pet.own)} for pet, views, trimap in found]
+        for found in bar
     ]
     return [row for rows in team.collect(done) for row in rows]
 
 
-def score_picture(views: list[torch.Tensor], trimap: torch.Tensor, scoring: Scoring) -> dict:
-    """Scores the last of what `predict` gave for a picture, each (1, C, H, W), against its trimap (1, 1, H, W)."""
+def score_picture(views: list[torch.Tensor], trimap: torch.Tensor, scoring: Scoring, border: bool = True) -> dict:
+    """Scores the last of what `predict` gave for a picture, each (1, C, H, W), against its trimap (1, 1, H, W).
+
+    Of three classes each is scored too, where the trimap has a `border` and it counts.
+    """
     mask, counted = trimap != BACKGROUND, trimap != BORDER if scoring.ignore_border else None
     plain, prediction = (view[:, :1] > scoring.cut for view in (views[0], views[-1]))
     (counts,) = utils.pixel_counts(prediction, mask, counted)
@@ -180,10 +184,10 @@ def score_picture(views: list[torch.Tensor], trimap: torch.Tensor, scoring: Scor
     row["boundary_f"] = math.nan if scoring.ignore_border else boundary_f(prediction, mask, scoring.tolerance).item()
     if scoring.tta:
         row["plain_dice"] = utils.dice_from_counts(utils.pixel_counts(plain, mask, counted)).item()
-    if views[-1].shape[1] == 2:
+    if views[-1].shape[1] == 2 and border and not scoring.ignore_border:
         found = trimaps_of(views[-1], scoring.cut)
         for value, name in CLASSES.items():
-            counts = utils.pixel_counts(found == value, trimap == value, counted)
+            counts = utils.pixel_counts(found == value, trimap == value)
             row[name] = utils.dice_from_counts(counts).item()
     return {"width": trimap.shape[-1], "height": trimap.shape[-2], **row}
 

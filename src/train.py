@@ -5,6 +5,7 @@ python src/train.py --model_name unet --resume --epochs 2
 """
 
 import argparse
+import collections
 import difflib
 import math
 import shlex
@@ -24,7 +25,7 @@ from checkpoint import load_checkpoint, load_encoder_weights
 from dataset_check import warn_if_inverted
 from distributed import ALONE, Team, join
 from download import download
-from engine import TARGETS, Training, train
+from engine import TARGETS, Training, possible_sides, train
 from losses import LOSSES
 from models import ALIASES, ATTENTION, DEFAULT_MODEL, MODELS, build_model
 from oxford_pet import (
@@ -90,7 +91,7 @@ def build_parser() -> cli.Parser:
     flag("--learning_rate", "-lr", type=cli.positive_number, metavar="LR", help="of the optimizer")
     flag("--loss", choices=list(LOSSES), help="what is minimised")
     flag("--optimizer", choices=["adam", "adamw"], help="adamw shrinks weights by --weight_decay")
-    flag("--weight_decay", type=cli.positive_number, metavar="W", help="of adamw")
+    flag("--weight_decay", type=cli.share_or_none, metavar="W", help="of adamw")
     average = {"nargs": "?", "const": 0.99, "type": cli.share_or_none, "metavar": "DECAY"}
     flag("--ema", **average, help="use a moving average of the weights")
     flag(
@@ -137,9 +138,12 @@ def augmented(args, dataset: OxfordPetDataset) -> Dataset:
 
 def share_of(pets: list, fraction: float, seed: int) -> list:
     """A part of the pictures at random, of every breed the same; a smaller part lies within a larger one."""
-    order = np.random.default_rng(seed).permutation(len(pets))
-    by_breed = sorted(order.tolist(), key=lambda i: pets[i].breed)
-    kept = [i for rank, i in enumerate(by_breed) if math.floor((rank + 1) * fraction) > math.floor(rank * fraction)]
+    order = np.random.default_rng(seed).permutation(len(pets)).tolist()
+    size, seen, place = collections.Counter(pet.breed for pet in pets), collections.Counter(), {}
+    for i in order:  # each picture's place in its breed, from 0 to 1
+        seen[pets[i].breed] += 1
+        place[i] = (seen[pets[i].breed] - 0.5) / size[pets[i].breed]
+    kept = sorted(order, key=place.get)[: round(len(pets) * fraction)]
     return [pets[i] for i in sorted(kept)]
 
 
@@ -259,7 +263,7 @@ def load_run(args, given: dict) -> tuple[Optional[Path], Optional[dict], int]:
     return (None, None, 0) if path is None else (path, load_checkpoint(path), path.stat().st_mtime_ns)
 
 
-def check_together(args, given: dict) -> None:
+def check_together(args, given: dict, team: Team) -> None:
     """Raises UsageError where flags contradict each other, or one would do nothing."""
     if args.compile and args.checkpoint_activations:
         raise cli.UsageError("--compile frees activations in its own way; leave --checkpoint_activations out")
@@ -268,6 +272,13 @@ def check_together(args, given: dict) -> None:
             raise cli.UsageError(f"--{name} is about what --augment makes; give --augment bulk or online as well")
     if "weight_decay" in given and args.optimizer != "adamw":
         raise cli.UsageError("--weight_decay is of AdamW; give --optimizer adamw as well")
+    stride = MODELS[args.model_name].stride
+    if args.multi_scale and len(possible_sides(args.image_size, stride, args.multi_scale)) == 1:
+        raise cli.UsageError(
+            f"no multiple of {stride} lies within {args.multi_scale:g} of {args.image_size}; use a larger --multi_scale"
+        )
+    if args.mix != "none" and args.batch_size < 2 * team.size:
+        raise cli.UsageError("--mix needs two pictures in a process at a time; use a larger --batch_size")
     if args.classes == "trimap" and args.augment_uncertain:
         raise cli.UsageError("--augment_uncertain has no border, and --classes trimap learns it; leave one of them out")
 
@@ -281,7 +292,7 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
     resumed_from, content, written = team.tell(load_run(args, given) if team.first else None)
     if content is not None:
         settle_flags(args, given, vars(build_parser().parse_args([])), content, resumed_from)
-    check_together(args, given)
+    check_together(args, given, team)
     if args.download and team.first:
         cli.writable_folder(args.data_path)
         download(args.data_path)
@@ -317,6 +328,8 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
     if content is not None:
         state.restore(content, resumed_from)
     forward = team.wrap(model)
+    if average and content is None:
+        average.model.load_state_dict(model.state_dict())  # of which the others have just got the first one's
     batches = share_batches(parts[1], args.batch_size, team)
     training = Training(
         state=state,
@@ -353,6 +366,8 @@ def run_training(args, given: dict, device: torch.device, team: Team) -> None:
     print_header(run, parts, resumed_from)
     if progress.epoch >= progress.planned_epochs:
         source = "" if state.owns_names else f" {shlex.quote(str(resumed_from))}"
+        if state.owns_names:
+            state.write_log()  # it may have been killed before it did
         print(f"This run is complete. To train 5 more epochs: {resume_line(args, team)}{source} --epochs 5")
         return
     if resumed_from is not None:
