@@ -4,6 +4,7 @@ Nothing in the report is written by hand but its sentences: figures, intervals a
 study.csv and the tables of the other benchmarks. What has not been run is called that.
 """
 
+import argparse
 import csv
 import statistics
 from collections.abc import Callable
@@ -17,10 +18,11 @@ import scipy.stats
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+import measure
 import utils
-from measure import RESULTS, ROOT
 from study import EXPERIMENTS, LAST, TABLE, settings_of
 
+RESULTS, ROOT = measure.RESULTS, measure.ROOT
 RESAMPLES = 10_000
 TITLES = {"report": "`--recipe report`", "strong": "`--recipe strong`", "smp": "segmentation_models.pytorch's example"}
 
@@ -50,11 +52,9 @@ class Trained:
         return np.array([[p.split() for p in row["test_pixels"].split(";")] for row in self.rows], dtype=np.float64)
 
 
-def load(
-    image_size="96", data="partial set", split="official", encoder_weights="none"
-) -> dict[str, dict[str, Trained]]:
+def load(image_size="96", data="partial set", encoder_weights="none") -> dict[str, dict[str, Trained]]:
     """What the table has of each experiment under these conditions: group, name, runs."""
-    here = {"image_size": image_size, "data": data, "split": split, "encoder_weights": encoder_weights}
+    here = {"image_size": image_size, "data": data, "split": "official", "encoder_weights": encoder_weights}
     rows = [row for row in utils.read_rows(TABLE) if here.items() <= row.items()]
     groups: dict[str, dict[str, Trained]] = {}
     for group, members in EXPERIMENTS.items():
@@ -392,5 +392,9 @@ def write(groups: dict) -> None:
 
 
 if __name__ == "__main__":
-    write(load())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image_size", default="96", help="of the runs to report")
+    parser.add_argument("--data", default="partial set", help="what the table calls theirs")
+    parser.add_argument("--encoder_weights", default="none", help="what they started from")
+    write(load(**vars(parser.parse_args())))
     print("Wrote REPORT.md and docs/study_*.png")
