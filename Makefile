@@ -3,7 +3,7 @@ RUN := .venv/bin/python
 DEMO := --data_path demo/dataset
 DEMO_RUN := --save_dir demo/saved_models --log_dir demo/logs
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench report clean
 
 setup: .venv/.installed
 
@@ -45,6 +45,10 @@ bench: .venv/.installed-dev
 	$(RUN) benchmarks/data_loading.py --data_path $(DATA)
 	$(RUN) benchmarks/training_loop.py --data_path $(DATA) --image_size 96 --rounds 3
 	$(RUN) benchmarks/plot.py
+
+# REPORT.md and its plots, from what benchmarks/study.py has measured.
+report: .venv/.installed-dev
+	$(RUN) benchmarks/report.py
 
 clean:
 	rm -rf demo inference_results output_predictions worst_panels .pytest_cache .ruff_cache

@@ -217,13 +217,14 @@ def section_recipes(groups: dict) -> list[str]:
 
 def section_ingredients(groups: dict) -> list[str]:
     """What the strong recipe was chosen among."""
-    group = groups.get("ingredients", {})
+    group, longer = groups.get("ingredients", {}), groups.get("ingredients, longer", {})
     if not group:
         return ["Not run yet."]
     return [
         f"""Each row is the first one with one thing changed. The choice was made by the validation column alone, before
 the test column existed: the mean of the last {LAST} epochs, since one epoch says little with so few pictures.""",
         table_of(group, "as it is"),
+        *(["Twice as long:", table_of(longer, "colour jitter")] if longer else []),
     ]
 
 

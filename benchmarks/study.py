@@ -52,11 +52,11 @@ def around(start: str) -> dict[str, str]:
         "heavier augmentation": "--augment_strength strong --color_jitter",
         "colour jitter": "--color_jitter",
         "twice the learning rate": "--learning_rate 1.6e-3",
+        "twenty times the decay": "--weight_decay 0.2",
         "no average": "--ema 0",
         "sizes vary": "--multi_scale 0.34",
         "pasted pets": "--mix paste",
         "CutMix": "--mix cutmix",
-        "heavier augmentation, pasted pets": "--augment_strength strong --color_jitter --mix paste",
         "CBAM": "--attention cbam",
         "SE": "--attention se",
         "Adam": "--optimizer adam",
@@ -87,6 +87,11 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
     },
     # What the strong recipe was chosen among.
     "ingredients": around(f"{START} --epochs 20"),
+    "ingredients, longer": {
+        "colour jitter": f"{START} --epochs 40 --color_jitter",
+        "heavier augmentation": f"{START} --epochs 40 --augment_strength strong --color_jitter",
+        "colour jitter, CutMix": f"{START} --epochs 40 --color_jitter --mix cutmix",
+    },
 }
 KEY = ("settings", "seed", "image_size", "data", "split", "encoder_weights")  # what makes a run another one
 

@@ -38,7 +38,7 @@ def launch_ok(script: str, *args, cwd: Path) -> str:
 def pair(tmp_path_factory, shared_dataset) -> tuple[Path, str]:
     """A folder where two processes have trained for two epochs, and what they printed."""
     folder = tmp_path_factory.mktemp("pair")
-    flags = ("--data_path", shared_dataset, "--epochs", 2, "--augment", "online", *TINY)
+    flags = ("--data_path", shared_dataset, "--epochs", 2, "--augment", "online", "--ema", 0.9, *TINY)
     return folder, launch_ok("train.py", *flags, cwd=folder)
 
 
