@@ -143,9 +143,8 @@ def list_runs(args) -> list[Run]:
         for settings in wanted:
             made_of = (settings, args.image_size, args.data_name, args.split, args.encoder_weights)
             digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
-            name = named[settings][0]
-            folder = args.out / f"{name.replace('/', '_').replace(' ', '_')}-{args.image_size}-s{seed}-{digest}"
-            runs.append(Run(name, flags[settings], settings, seed, folder))
+            folder = args.out / f"{digest}-s{seed}"  # whatever the experiment is called, today or later
+            runs.append(Run(named[settings][0], flags[settings], settings, seed, folder))
     return runs
 
 
