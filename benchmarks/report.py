@@ -205,12 +205,16 @@ def section_recipes(groups: dict) -> list[str]:
     found = compare(group.get("strong"), group.get("smp"))
     if found:
         parts.append(f"`--recipe strong` minus segmentation_models.pytorch's example: **{found}**.")
+    otherwise = {
+        "dice": "Dice per picture",
+        "dataset_dice_last_epoch": "dataset Dice after the last epoch",
+        "dataset_dice_tta": "dataset Dice, `--tta`",
+    }
     last = [
-        [TITLES[name], by_seed(one.scored.figures("test_dataset_dice_last_epoch")), by_seed(one.figures("test_dice"))]
-        for name, one in group.items()
+        [TITLES[name], *(by_seed(one.figures(f"test_{kind}")) for kind in otherwise)] for name, one in group.items()
     ]
     parts.append("The same, otherwise scored:")
-    parts.append(table(["", "dataset Dice after the last epoch", "Dice per picture, best epoch"], last))
+    parts.append(table(["", *otherwise.values()], last))
     parts.append(draw(group, "study_recipes.png", "Recipes: validation Dice, mean and range of the seeds", TITLES))
     return parts
 

@@ -202,18 +202,20 @@ def train(run: Run, args) -> None:
 
 
 def score(run: Run, args) -> dict[str, list[tuple[int, int, int]]]:
-    """True positives, false positives and false negatives of every test picture, by the checkpoint: best or last."""
+    """True positives, false positives and false negatives of every test picture: best epoch, last, best with TTA."""
     if run.flags.startswith(SMP):
         counts = json.loads((run.folder / "result.json").read_text())["counts"]
         return {kind: [tuple(row[:3]) for row in rows] for kind, rows in counts.items()}
     found = {}
-    for kind in ("best", "last"):
-        file, checkpoints = run.folder / f"{kind}.csv", list(run.folder.glob(f"*_{kind}.pth"))
+    kinds = {"best": "best", "last": "last", **({"tta": "best"} if run.experiment.startswith("recipes/") else {})}
+    for kind, checkpoint in kinds.items():
+        file, checkpoints = run.folder / f"{kind}.csv", list(run.folder.glob(f"*_{checkpoint}.pth"))
         if not file.is_file():
             if not checkpoints:
                 raise RuntimeError(f"the checkpoints of {run.folder} are gone; delete the folder to train again")
             common = ["--data_path", args.data_path, "--device", args.device, "--log_dir", run.folder]
-            call([ROOT / "src/evaluate.py", *common, "--model_path", checkpoints[0], "--csv", file], run, args.threads)
+            flags = ["--model_path", checkpoints[0], "--csv", file, *(["--tta"] if kind == "tta" else [])]
+            call([ROOT / "src/evaluate.py", *common, *flags], run, args.threads)
         names = ("true_positives", "false_positives", "false_negatives")
         found[kind] = [tuple(int(row[name]) for name in names) for row in utils.read_rows(file)]
     return found
@@ -252,6 +254,7 @@ def row_of(run: Run, args, counts: dict) -> dict:
         "test_dataset_dice": "",
         "test_dice": "",
         "test_dataset_dice_last_epoch": "",
+        "test_dataset_dice_tta": "",
         "seconds_per_epoch": round(sorted(float(row["seconds"]) for row in history)[len(history) // 2], 2),
         "device": args.device,
         "machine": args.machine,
@@ -265,6 +268,7 @@ def row_of(run: Run, args, counts: dict) -> dict:
         row["test_dataset_dice"] = round(dataset_dice(counts["best"]), 6)
         row["test_dice"] = round(mean_dice(counts["best"]), 6)
         row["test_dataset_dice_last_epoch"] = round(dataset_dice(counts["last"]), 6)
+        row["test_dataset_dice_tta"] = round(dataset_dice(counts["tta"]), 6) if "tta" in counts else ""
         row["test_pixels"] = ";".join(" ".join(map(str, picture)) for picture in counts["best"])
     return row
 
