@@ -27,6 +27,8 @@ STRONG = {
     "scheduler": "cosine",
     "ema": 0.99,
     "augment": "online",
+    "color_jitter": True,
+    "mix": "cutmix",
 }
 RECIPES = {"report": REPORT, "strong": STRONG}
 DEFAULT_RECIPE = "report"
