@@ -5,7 +5,7 @@ study.csv and the tables of the other benchmarks. What has not been run is calle
 """
 
 import argparse
-import csv
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from study import EXPERIMENTS, LAST, TABLE, settings_of
 
 RESULTS, ROOT = measure.RESULTS, measure.ROOT
 RESAMPLES = 10_000
+VALID = f"valid_dice_last_{LAST}"
 TITLES = {"report": "`--recipe report`", "strong": "`--recipe strong`", "smp": "segmentation_models.pytorch's example"}
 
 
@@ -69,17 +70,18 @@ def load(image_size="96", data="partial set", encoder_weights="none") -> dict[st
 # ------------------------------------------------------------------------------------------------------------ intervals
 
 
+@functools.cache
+def resamples(pictures: int) -> np.ndarray:
+    """Weights of pictures in bootstrap samples, (RESAMPLES, pictures): the same for all that is compared."""
+    drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)
+    return drawn.astype(np.float64)
+
+
 def dice_of_resamples(trained: Trained) -> np.ndarray:
-    """Dataset Dice, mean over seeds, of bootstrap samples of the pictures, (RESAMPLES,): always the same samples."""
+    """Dataset Dice, mean over seeds, of bootstrap samples of the pictures, (RESAMPLES,)."""
     pixels = trained.pixels()
-    seeds, pictures, _ = pixels.shape
-    rng = np.random.default_rng(0)
-    dice = np.empty((seeds, RESAMPLES))
-    for start in range(0, RESAMPLES, 1000):
-        weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=1000).astype(np.float64)
-        tp, fp, fn = np.moveaxis(weights @ pixels, -1, 0)
-        dice[:, start : start + 1000] = 2 * tp / (2 * tp + fp + fn)
-    return dice.mean(axis=0)
+    tp, fp, fn = np.moveaxis(resamples(pixels.shape[1]) @ pixels, -1, 0)  # each (seeds, RESAMPLES)
+    return (2 * tp / (2 * tp + fp + fn)).mean(axis=0)
 
 
 @dataclass
@@ -153,15 +155,6 @@ def table_of(group: dict[str, Trained], base: Optional[str], titles=None) -> str
     )
 
 
-VALID = f"valid_dice_last_{LAST}"
-
-
-def first_epoch_above(curve: np.ndarray, level: float) -> str:
-    """The first epoch, from 1, at which a curve reaches a level."""
-    above = np.flatnonzero(curve >= level)
-    return str(above[0] + 1) if len(above) else "never"
-
-
 # ---------------------------------------------------------------------------------------------------------------- plots
 
 
@@ -188,12 +181,6 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
 
 
 # --------------------------------------------------------------------------------------------------------------- report
-
-
-def benchmark(name: str) -> list[dict]:
-    """The rows of another benchmark's table."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def section_recipes(groups: dict) -> list[str]:
@@ -286,9 +273,11 @@ def convergence(networks: dict[str, Trained]) -> list[str]:
     resnet, unet = networks.get("resnet34_unet"), networks.get("unet")
     if not (resnet and unet):
         return ["not run yet", "can't be told"]
-    level = 0.95 * unet.curves().mean(axis=0).max()
-    epochs = [first_epoch_above(one.curves().mean(axis=0), level) for one in (resnet, unet)]
-    measured = f"95 % of UNet's best validation Dice in epoch {epochs[0]}; UNet in epoch {epochs[1]}"
+    means = [one.curves().mean(axis=0) for one in (resnet, unet)]
+    level = 0.95 * means[1].max()
+    measured = "95 % of UNet's best validation Dice in epoch {}; UNet in epoch {}".format(
+        *(int(np.argmax(mean >= level)) + 1 if mean.max() >= level else "none" for mean in means)
+    )
     if min(len(resnet.rows), len(unet.rows)) < 3:
         return [measured, "can't be told: too few seeds"]
     curves = [one.curves()[:, :3] for one in (resnet, unet)]
@@ -312,7 +301,11 @@ def overfitting(recipe: Optional[Trained]) -> list[str]:
 
 def memory() -> list[str]:
     """What both networks need, as benchmarks/memory.py measured."""
-    peaks = {row["model"]: float(row["peak_gigabytes"]) for row in benchmark("memory") if row["mode"] == "fp32"}
+    peaks = {
+        row["model"]: float(row["peak_gigabytes"])
+        for row in utils.read_rows(RESULTS / "memory.csv")
+        if row["mode"] == "fp32"
+    }
     small, large = peaks["resnet34_unet"], peaks["unet"]
     measured = f"{small} GB and {large} GB in float32, 256x256, a process on the CPU: {small / large:.0%}"
     return [measured, "confirmed: about half" if 0.3 < small / large < 0.7 else "not confirmed"]
@@ -320,7 +313,9 @@ def memory() -> list[str]:
 
 def section_full() -> str:
     """The command for the whole dataset, and how long it takes."""
-    row = next(row for row in benchmark("training_step_resnet34_unet") if row["variant"] == "train.py")
+    row = next(
+        row for row in utils.read_rows(RESULTS / "training_step_resnet34_unet.csv") if row["variant"] == "train.py"
+    )
     rate = float(row["images_per_second"])
     return f"""```
 python src/train.py --download --split official --image_size 256 --recipe strong --encoder_weights imagenet
