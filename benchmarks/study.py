@@ -75,7 +75,6 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
         "1 variant": "--augment --num_augmentations 1 --epochs 10",
         "3 variants": "--augment --num_augmentations 3 --epochs 5",
         "6 variants": "--augment --num_augmentations 6 --epochs 3",
-        "online": "--augment online --epochs 20",
     },
     "scheduler": {
         "plateau": "--epochs 20",
@@ -83,7 +82,7 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
         "cosine": "--scheduler cosine --epochs 20",
     },
     "fraction": {
-        f"{percent} %": f"--recipe strong --epochs 20 --train_fraction {percent / 100:g}" for percent in (25, 50, 100)
+        f"{percent} %": f"{START} --epochs 20 --train_fraction {percent / 100:g}" for percent in (25, 50, 100)
     },
     # What the strong recipe was chosen among.
     "ingredients": around(f"{START} --epochs 20"),
