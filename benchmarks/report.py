@@ -102,8 +102,8 @@ class Difference:
         if self.seeds < 3:
             return f"can't be told: {self.seeds} seed{'s' * (self.seeds > 1)}"
         if self.low > 0:
-            return "helps"
-        return "hurts" if self.high < 0 else "can't be told from this data"
+            return "better"
+        return "worse" if self.high < 0 else "can't be told from this data"
 
 
 def compare(first: Optional[Trained], second: Optional[Trained]) -> Optional[Difference]:
@@ -150,9 +150,7 @@ def table_of(group: dict[str, Trained], base: Optional[str], titles=None) -> str
         row = [(titles or {}).get(name, name), trained.rows[0]["epochs"], by_seed(trained.figures(VALID))]
         rows.append([*row, by_seed(trained.figures("test_dataset_dice")), *against])
     against = (titles or {}).get(base, base)
-    return table(
-        ["", "epochs", "validation Dice", "test, dataset Dice", f"minus {against}", "so, compared with it, it"], rows
-    )
+    return table(["", "epochs", "validation Dice", "test, dataset Dice", f"minus {against}", "which is"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
@@ -168,7 +166,9 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
     for (name, trained), marker in zip(group.items(), "osD^vPX*<>phd"):
         curves = trained.curves()
         x = np.arange(1, curves.shape[1] + 1) * (images(name) if images else 1)
-        line = axis.plot(x, curves.mean(axis=0), marker=marker, markersize=4, label=(titles or {}).get(name, name))[0]
+        line = axis.plot(
+            x, curves.mean(axis=0), marker=marker, markersize=4, label=(titles or {}).get(name, name).strip("`")
+        )[0]
         axis.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.2)
     axis.set(xlabel="passes over the training pictures" if images else "epoch", ylabel="validation Dice", title=title)
     axis.grid(alpha=0.3)
@@ -256,7 +256,10 @@ def judged(found: Optional[Difference]) -> list[str]:
     """A claimed improvement: the difference, and whether it is confirmed."""
     if found is None:
         return ["not run yet", "can't be told"]
-    return [str(found), {"helps": "confirmed", "hurts": "not confirmed: the reverse"}.get(found.verdict, found.verdict)]
+    return [
+        str(found),
+        {"better": "confirmed", "worse": "not confirmed: the reverse"}.get(found.verdict, found.verdict),
+    ]
 
 
 def diminishing(first: Optional[Difference], further: Optional[Difference]) -> list[str]:
@@ -308,7 +311,7 @@ def memory() -> list[str]:
     }
     small, large = peaks["resnet34_unet"], peaks["unet"]
     measured = f"{small} GB and {large} GB in float32, 256x256, a process on the CPU: {small / large:.0%}"
-    return [measured, "confirmed: about half" if 0.3 < small / large < 0.7 else "not confirmed"]
+    return [measured, "confirmed: UNet needs about twice as much or more" if small < 0.6 * large else "not confirmed"]
 
 
 def section_full() -> str:
@@ -333,8 +336,7 @@ def section_run(groups: dict) -> str:
     """What was run on what."""
     rows = [row for group in groups.values() for trained in group.values() for row in trained.rows]
     data, side, machine, versions, commits = (
-        " and ".join(sorted({row[key] for row in rows}))
-        for key in ("data", "image_size", "machine", "versions", "commit")
+        ", ".join(sorted({row[key] for row in rows})) for key in ("data", "image_size", "machine", "versions", "commit")
     )
     runs = len({(row["settings"], row["seed"]) for row in rows})
     train, valid, test = rows[0]["pictures"].split()

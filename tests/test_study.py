@@ -78,8 +78,8 @@ def test_differences_have_honest_intervals():
     found = report.compare(better, base)
     assert found.low < found.value < found.high
     assert found.low > 0
-    assert found.verdict == "helps"
-    assert report.compare(base, better).verdict == "hurts"
+    assert found.verdict == "better"
+    assert report.compare(base, better).verdict == "worse"
     assert report.compare(same, base).value == 0
     assert report.compare(same, base).verdict == "can't be told from this data"
     assert "can't be told: 2 seeds" in report.compare(made_up("few", 2.0, seeds=2), base).verdict
