@@ -396,6 +396,6 @@ def test_preview_shows_pictures_and_variants_with_outlines(shared_own, tmp_path)
 def test_color_jitter_needs_augment_and_trains(shared_own, tmp_path):
     flags = ("train.py", "--data_path", shared_own, "--epochs", 1, *TINY, "--color_jitter")
     assert_one_error(run_script(*flags, cwd=tmp_path), "--color_jitter", "--augment")
-    assert "augment online with colour jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
+    assert "augment online, medium, colour jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
     settings = torch.load(tmp_path / "saved_models/resnet34_unet_last.pth", weights_only=True)["settings"]
     assert settings["color_jitter"] is True
