@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import evidence
 import report
 import study
 
@@ -60,7 +61,7 @@ def test_both_scripts_start_by_themselves():
         assert script.__doc__.split(":")[0].split("\n")[0][:20] in done.stdout
 
 
-def made_up(name: str, shift: float, seeds: int = 3) -> report.Trained:
+def made_up(name: str, shift: float, seeds: int = 3) -> evidence.Trained:
     """Runs on 200 pictures with 50 pixels of pet each; `shift` of them more are found on average."""
     rows = []
     for seed in range(seeds):
@@ -70,20 +71,20 @@ def made_up(name: str, shift: float, seeds: int = 3) -> report.Trained:
         total = found.sum()
         dice = 2 * total / (2 * total + 5 * 200 + (50 * 200 - total))
         rows.append({"seed": str(seed), "test_pixels": pixels, "test_dataset_dice": str(dice)})
-    return report.Trained(name, rows)
+    return evidence.Trained(name, rows)
 
 
 def test_differences_have_honest_intervals():
     better, same, base = made_up("better", 2.0), made_up("same", 0.0), made_up("base", 0.0)
-    found = report.compare(better, base)
+    found = evidence.compare(better, base)
     assert found.low < found.value < found.high
     assert found.low > 0
     assert found.verdict == "better"
-    assert report.compare(base, better).verdict == "worse"
-    assert report.compare(same, base).value == 0
-    assert report.compare(same, base).verdict == "can't be told from this data"
-    assert "can't be told: 2 seeds" in report.compare(made_up("few", 2.0, seeds=2), base).verdict
-    assert report.compare(better, None) is None
+    assert evidence.compare(base, better).verdict == "worse"
+    assert evidence.compare(same, base).value == 0
+    assert evidence.compare(same, base).verdict == "can't be told from this data"
+    assert "can't be told: 2 seeds" in evidence.compare(made_up("few", 2.0, seeds=2), base).verdict
+    assert evidence.compare(better, None) is None
 
 
 def test_intervals_know_the_spread_of_seeds():
@@ -91,7 +92,7 @@ def test_intervals_know_the_spread_of_seeds():
 
     def alike(hits):
         rows = [{"test_pixels": ";".join([f"{tp} 0 {100 - tp}"] * 50)} for tp in hits]
-        return report.Trained(
+        return evidence.Trained(
             "", [{**row, "test_dataset_dice": str(2 * tp / (tp + 100))} for row, tp in zip(rows, hits)]
         )
 
@@ -99,7 +100,7 @@ def test_intervals_know_the_spread_of_seeds():
     welch = scipy.stats.ttest_ind(
         first.figures("test_dataset_dice"), second.figures("test_dataset_dice"), equal_var=False
     ).confidence_interval()
-    found = report.compare(first, second)
+    found = evidence.compare(first, second)
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=1e-6)
 
 
@@ -107,7 +108,7 @@ def test_intervals_know_the_spread_of_pictures():
     """Seeds all alike, pictures apart: what is left is the standard error over pictures."""
     first, second = made_up("first", 3.0, seeds=1), made_up("second", 0.0, seeds=1)
     first.rows, second.rows = first.rows * 3, second.rows * 3
-    found = report.compare(first, second)
+    found = evidence.compare(first, second)
     a, b = (one.pixels()[0] for one in (first, second))
     rng = np.random.default_rng(99)
     drawn = []
@@ -122,7 +123,7 @@ def test_intervals_know_the_spread_of_pictures():
 def test_the_report_is_written_from_the_table(monkeypatch, tmp_path):
     (tmp_path / "docs").mkdir()
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    groups = report.load()
+    groups = evidence.load()
     assert groups["recipes"]
     report.write(groups)
     text = (tmp_path / "REPORT.md").read_text()
