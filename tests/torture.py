@@ -38,7 +38,7 @@ def command(data: Path, model: str, workers: int, epochs: int) -> list[str]:
     return [
         *("--data_path", data, "--model_name", model, "--num_workers", workers, "--epochs", epochs),
         *("--image_size", 64, "--batch_size", 4, "--learning_rate", "1e-3", "--encoder_weights", "none"),
-        *("--augment", "online", "--augment_uncertain", "--scheduler", "cosine", "--checkpoint_minutes", "0.02"),
+        *("--recipe", "strong", "--augment_uncertain", "--multi_scale", 0.5, "--checkpoint_minutes", "0.02"),
         *("--save_every", 2),
     ]
 
