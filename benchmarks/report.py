@@ -153,10 +153,10 @@ def claims(groups: dict) -> str:
     more = compare(augmentation.get("6 variants"), augmentation.get("3 variants"))
     rows = [
         [
-            "ResNet34-UNet scores higher than UNet (A, B)",
+            "ResNet34-UNet scores higher than UNet (A, B; B's encoder was pre-trained, here both start from scratch)",
             *judged(compare(networks.get("resnet34_unet"), networks.get("unet"))),
         ],
-        ["ResNet34-UNet converges faster (A), starts higher (B)", *convergence(networks)],
+        ["ResNet34-UNet converges faster (A), starts higher (B); likewise", *convergence(networks)],
         ["Augmentation, 3 variants a picture, improves Dice (A)", *judged(three)],
         ["Variants bring less and less (A): 6 against 3", *diminishing(three, more)],
         ["The plateau scheduler improves Dice (A)", *judged(compare(scheduler.get("plateau"), scheduler.get("none")))],
