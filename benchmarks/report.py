@@ -143,7 +143,10 @@ def section_group(groups: dict, name: str, base: str, title: str, images: Option
     group = groups.get(name, {})
     if not group:
         return ["Not run yet."]
-    return [table_of(group, base), draw(group, f"study_{name}.png", title, images=images)]
+    return [
+        table_of(group, base),
+        draw(group, f"study_{name.replace(', ', '_').replace(' ', '_')}.png", title, images=images),
+    ]
 
 
 def claims(groups: dict) -> str:
@@ -298,6 +301,8 @@ def write(groups: dict) -> None:
         claims(groups),
         "### UNet and ResNet34-UNet",
         *section_group(groups, "networks", "unet", "Two networks: validation Dice, mean and range of the seeds"),
+        "With `--recipe strong`:",
+        *section_group(groups, "networks, strong recipe", "unet", "Two networks, strong recipe: validation Dice"),
         "### Augmentation",
         "All see as many pictures: with 3 fixed variants beside each, an epoch is four passes.",
         *section_group(

@@ -69,6 +69,10 @@ def around(start: str) -> dict[str, str]:
 EXPERIMENTS: dict[str, dict[str, str]] = {
     "recipes": {"report": "--epochs 40", "strong": "--recipe strong --epochs 40", "smp": f"{SMP} --epochs 40"},
     "networks": {"resnet34_unet": "--epochs 10", "unet": "--model_name unet --epochs 10"},
+    "networks, strong recipe": {
+        "resnet34_unet": "--recipe strong --epochs 10",
+        "unet": "--recipe strong --epochs 10 --model_name unet",
+    },
     # All see as many images (6 variants: a twentieth more): an epoch of pictures and 3 variants is four of pictures.
     "augmentation": {
         "off": "--epochs 20",
