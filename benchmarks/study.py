@@ -32,6 +32,7 @@ import torch
 import measure
 import utils
 from measure import ROOT
+from metrics import COUNTS, summarize
 from oxford_pet import MODES, find_root, split_pets
 from recipes import apply_recipe
 from train import build_parser
@@ -204,11 +205,10 @@ def train(run: Run, args) -> None:
         call([ROOT / "src/train.py", *common, *folders, *start, *new], run, args.threads)
 
 
-def score(run: Run, args) -> dict[str, list[tuple[int, int, int]]]:
-    """True positives, false positives and false negatives of every test picture: best epoch, last, best with TTA."""
+def score(run: Run, args) -> dict[str, list[list[int]]]:
+    """Counts of pixels, as `metrics.COUNTS` has them, of every test picture: best epoch, last, best with TTA."""
     if run.flags.startswith(SMP):
-        counts = json.loads((run.folder / "result.json").read_text())["counts"]
-        return {kind: [tuple(row[:3]) for row in rows] for kind, rows in counts.items()}
+        return json.loads((run.folder / "result.json").read_text())["counts"]
     found = {}
     kinds = {"best": "best", "last": "last", **({"tta": "best"} if run.experiment.startswith("recipes/") else {})}
     for kind, checkpoint in kinds.items():
@@ -219,20 +219,8 @@ def score(run: Run, args) -> dict[str, list[tuple[int, int, int]]]:
             common = ["--data_path", args.data_path, "--device", args.device, "--log_dir", run.folder]
             flags = ["--model_path", checkpoints[0], "--csv", file, *(["--tta"] if kind == "tta" else [])]
             call([ROOT / "src/evaluate.py", *common, *flags], run, args.threads)
-        names = ("true_positives", "false_positives", "false_negatives")
-        found[kind] = [tuple(int(row[name]) for name in names) for row in utils.read_rows(file)]
+        found[kind] = [[int(row[name]) for name in COUNTS] for row in utils.read_rows(file)]
     return found
-
-
-def dataset_dice(counts: list[tuple[int, int, int]]) -> float:
-    """Dice of all pictures' pixels together."""
-    tp, fp, fn = map(sum, zip(*counts))
-    return 2 * tp / (2 * tp + fp + fn)
-
-
-def mean_dice(counts: list[tuple[int, int, int]]) -> float:
-    """Dice, averaged over pictures."""
-    return utils.dice_from_counts(torch.tensor(counts)).mean().item()
 
 
 def row_of(run: Run, args, counts: dict) -> dict:
@@ -268,11 +256,12 @@ def row_of(run: Run, args, counts: dict) -> dict:
         "test_pixels": "",
     }
     if counts:
-        row["test_dataset_dice"] = round(dataset_dice(counts["best"]), 6)
-        row["test_dice"] = round(mean_dice(counts["best"]), 6)
-        row["test_dataset_dice_last_epoch"] = round(dataset_dice(counts["last"]), 6)
-        row["test_dataset_dice_tta"] = round(dataset_dice(counts["tta"]), 6) if "tta" in counts else ""
-        row["test_pixels"] = ";".join(" ".join(map(str, picture)) for picture in counts["best"])
+        scores = {kind: summarize(torch.tensor(rows)) for kind, rows in counts.items()}
+        row["test_dataset_dice"] = round(scores["best"]["dataset_dice"], 6)
+        row["test_dice"] = round(scores["best"]["dice"], 6)
+        row["test_dataset_dice_last_epoch"] = round(scores["last"]["dataset_dice"], 6)
+        row["test_dataset_dice_tta"] = round(scores["tta"]["dataset_dice"], 6) if "tta" in scores else ""
+        row["test_pixels"] = ";".join(" ".join(map(str, picture[:3])) for picture in counts["best"])
     return row
 
 
