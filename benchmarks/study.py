@@ -81,10 +81,10 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
         "3 variants": "--augment --num_augmentations 3 --epochs 5",
         "6 variants": "--augment --num_augmentations 6 --epochs 3",
     },
-    "scheduler": {
-        "plateau": "--epochs 20",
-        "none": "--scheduler none --epochs 20",
-        "cosine": "--scheduler cosine --epochs 20",
+    "scheduler": {  # in fewer epochs plateau hardly ever gets to act
+        "plateau": "--epochs 40",
+        "none": "--scheduler none --epochs 40",
+        "cosine": "--scheduler cosine --epochs 40",
     },
     "fraction": {
         f"{percent} %": f"{START} --epochs 20 --train_fraction {percent / 100:g}" for percent in (25, 50, 100)
