@@ -9,7 +9,8 @@ import numpy as np
 import scipy.stats
 
 import utils
-from study import EXPERIMENTS, TABLE, settings_of
+from experiments import EXPERIMENTS
+from study import TABLE, settings_of
 
 RESAMPLES = 10_000
 

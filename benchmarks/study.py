@@ -4,12 +4,13 @@
     python benchmarks/study.py --data_path dataset --image_size 96 --seeds 1 2 3 --experiments "recipes/*"
 
 Every run is a process of train.py in a folder of its own below --out, with its output, its log and, until it is scored,
-its checkpoints. Stop the study at any time and start it again: runs that were interrupted are resumed, those that are
-done are left alone. Each has a row in benchmarks/results/study.csv, of which benchmarks/report.py makes REPORT.md.
+its checkpoints. Stop the study at any time and start it again: runs that were interrupted are resumed (those of
+smp_recipe.py begin again), those that are done are left alone. Each has a row in benchmarks/results/study.csv, of which
+benchmarks/report.py makes REPORT.md.
 
-With --validation_only the test pictures are not looked at: so are choices made. A later call without it scores what
-was trained. A row says what was trained by its settings, those of the recipe and of the flags together; so runs that
-several experiments share are trained once.
+With --validation_only the test pictures are not looked at (smp_recipe.py, in which there is nothing to choose, is left
+out): so are choices made. A later call without it scores what was trained. A row says what was trained by its settings,
+those of the recipe and of the flags together; so runs that several experiments share are trained once.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import torch
 
 import measure
 import utils
+from experiments import EXPERIMENTS, SMP
 from measure import ROOT
 from metrics import COUNTS, summarize
 from oxford_pet import MODES, find_root, split_pets
@@ -39,65 +41,11 @@ from train import build_parser
 
 TABLE = measure.RESULTS / "study.csv"
 PROCESSES: set[subprocess.Popen] = set()  # of runs
-SMP = "smp_recipe.py"  # instead of flags: their recipe
-START = "--loss bce_dice --optimizer adamw --learning_rate 8e-4 --scheduler cosine --ema 0.99 --augment online"
+STOP = threading.Event()  # no more of them
 LAST = 5  # epochs at the end that are averaged: a single one of few validation pictures says little
 
 
-def around(start: str) -> dict[str, str]:
-    """A set of flags, and the same with one thing changed."""
-    changes = {
-        "as it is": "",
-        "batch 4": "--batch_size 4",
-        "lighter augmentation": "--augment_strength light",
-        "heavier augmentation": "--augment_strength strong --color_jitter",
-        "colour jitter": "--color_jitter",
-        "twice the learning rate": "--learning_rate 1.6e-3",
-        "twenty times the decay": "--weight_decay 0.2",
-        "no average": "--ema 0",
-        "sizes vary": "--multi_scale 0.34",
-        "pasted pets": "--mix paste",
-        "CutMix": "--mix cutmix",
-        "CBAM": "--attention cbam",
-        "SE": "--attention se",
-        "Adam": "--optimizer adam",
-        "BCE": "--loss bce",
-        "Dice loss": "--loss dice",
-    }
-    return {name: f"{start} {flags}".strip() for name, flags in changes.items()}
-
-
-EXPERIMENTS: dict[str, dict[str, str]] = {
-    "recipes": {"report": "--epochs 40", "strong": "--recipe strong --epochs 40", "smp": f"{SMP} --epochs 40"},
-    "networks": {"resnet34_unet": "--epochs 10", "unet": "--model_name unet --epochs 10"},
-    "networks, strong recipe": {
-        "resnet34_unet": "--recipe strong --epochs 10",
-        "unet": "--recipe strong --epochs 10 --model_name unet",
-    },
-    # All see as many images (6 variants: a twentieth more): an epoch of pictures and 3 variants is four of pictures.
-    "augmentation": {
-        "off": "--epochs 20",
-        "1 variant": "--augment --num_augmentations 1 --epochs 10",
-        "3 variants": "--augment --num_augmentations 3 --epochs 5",
-        "6 variants": "--augment --num_augmentations 6 --epochs 3",
-    },
-    "scheduler": {  # in fewer epochs plateau hardly ever gets to act
-        "plateau": "--epochs 40",
-        "none": "--scheduler none --epochs 40",
-        "cosine": "--scheduler cosine --epochs 40",
-    },
-    "fraction": {
-        f"{percent} %": f"{START} --epochs 20 --train_fraction {percent / 100:g}" for percent in (25, 50, 100)
-    },
-    # What the strong recipe was chosen among.
-    "ingredients": around(f"{START} --epochs 20"),
-    "ingredients, longer": {
-        "colour jitter": f"{START} --epochs 40 --color_jitter",
-        "heavier augmentation": f"{START} --epochs 40 --augment_strength strong --color_jitter",
-        "colour jitter, CutMix": f"{START} --epochs 40 --color_jitter --mix cutmix",
-    },
-}
-KEY = ("settings", "seed", "image_size", "data", "split", "encoder_weights")  # what makes a run another one
+KEY = ("settings", "seed", "image_size", "data", "pictures", "split", "encoder_weights")  # what makes a run another one
 
 
 class Run(NamedTuple):
@@ -140,12 +88,12 @@ def list_runs(args) -> list[Run]:
         for settings, names in named.items()
         if any(fnmatch.fnmatch(name, pattern) for name in names for pattern in args.experiments)
     ]
-    if args.encoder_weights != "none":  # their recipe is written for a start from scratch here
+    if args.encoder_weights != "none" or args.validation_only:  # their recipe always starts from scratch, and scores
         wanted = [settings for settings in wanted if not settings.startswith(SMP)]
     runs = []
     for seed in args.seeds:
         for settings in wanted:
-            made_of = (settings, args.image_size, args.data_name, args.split, args.encoder_weights)
+            made_of = (settings, args.image_size, args.data_name, args.pictures, args.split, args.encoder_weights)
             digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
             folder = args.out / f"{digest}-s{seed}"  # whatever the experiment is called, today or later
             runs.append(Run(named[settings][0], flags[settings], settings, seed, folder))
@@ -156,14 +104,21 @@ def call(command: list, run: Run, threads: int) -> None:
     """Runs a script of this project, its output added to the run's.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it failed, or the study is being stopped.
     """
+    if STOP.is_set():
+        raise RuntimeError("stopped")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (run.folder / "output.txt").open("a") as output:
         output.write(f"$ {shlex.join(map(str, command))}\n")
         output.flush()
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+            [sys.executable, *map(str, command)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,  # a terminal's Ctrl-C comes to it by way of the study, once
         )
         PROCESSES.add(process)
         status = process.wait()
@@ -181,6 +136,16 @@ def read_history(run: Run) -> list[dict]:
     return utils.read_rows(logs[0]) if logs else []
 
 
+def code_version() -> str:
+    """The commit that this code is of, with "-dirty" where it was changed since."""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = ask("status", "--porcelain", "--", "src", ":(glob)benchmarks/*.py")
+    return (ask("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
 def train(run: Run, args) -> None:
     """Trains from the beginning, or from where an interrupted run stands."""
     if len(read_history(run)) >= run.epochs:
@@ -188,10 +153,11 @@ def train(run: Run, args) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     common = ["--data_path", args.data_path, "--device", args.device]
     new = ["--split", args.split, "--image_size", args.image_size, "--seed", run.seed, *shlex.split(run.flags)]
-    commit = run.folder / "commit.txt"
-    if not commit.is_file():
-        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        commit.write_text(asked.stdout)
+    commits = run.folder / "commits.txt"  # of all versions that had a part in it
+    with commits.open("a+") as file:
+        file.seek(0)
+        if (version := code_version()) not in file.read().split():
+            file.write(f"{version}\n")
     if run.flags.startswith(SMP):
         new.remove(SMP)
         call([ROOT / "benchmarks" / SMP, *common, *new, "--out", run.folder], run, args.threads)
@@ -250,7 +216,7 @@ def row_of(run: Run, args, counts: dict) -> dict:
         "device": args.device,
         "machine": args.machine,
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "commit": (run.folder / "commit.txt").read_text().strip(),
+        "commit": " ".join((run.folder / "commits.txt").read_text().split()),
         "valid_curve": " ".join(f"{x:.4f}" for x in valid),
         "train_curve": " ".join(f"{x:.4f}" for x in trained),
         "test_pixels": "",
@@ -266,12 +232,23 @@ def row_of(run: Run, args, counts: dict) -> dict:
 
 
 def do(run: Run, args, lock: threading.Lock) -> None:
-    """Trains and scores one run, and adds its row."""
-    train(run, args)
-    row = row_of(run, args, {} if args.validation_only else score(run, args))
+    """Trains and scores one run, and adds its row.
+
+    Raises:
+        RuntimeError: a script failed.
+    """
+    try:
+        train(run, args)
+        row = row_of(run, args, {} if args.validation_only else score(run, args))
+    except RuntimeError as error:
+        if not STOP.is_set():
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+        raise
     with lock, utils.lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
+        if is_done(run, args):  # by another study meanwhile
+            return
         others = [other for other in utils.read_rows(TABLE) if key_of(other) != key_of(row)]
-        utils.write_rows(TABLE, [*others, row])
+        utils.write_rows(TABLE, [*others, row], list(row))
         said = row["test_dataset_dice"] or "not looked at"
         print(f"{run.experiment}, seed {run.seed}: valid Dice {row['valid_dice']}, test {said}", flush=True)
     for checkpoint in run.folder.glob("*.pth") if not (args.keep or args.validation_only) else ():
@@ -285,7 +262,8 @@ def key_of(row: dict) -> tuple:
 
 def is_done(run: Run, args) -> bool:
     """Whether the table has all that is asked for."""
-    wanted = (run.settings, str(run.seed), str(args.image_size), args.data_name, args.split, args.encoder_weights)
+    here = {"image_size": args.image_size, "data": args.data_name, "pictures": args.pictures, "split": args.split}
+    wanted = key_of({"settings": run.settings, "seed": run.seed, "encoder_weights": args.encoder_weights, **here})
     rows = [row for row in utils.read_rows(TABLE) if key_of(row) == wanted]
     return bool(rows) and bool(args.validation_only or rows[0]["test_dataset_dice"])
 
@@ -310,22 +288,24 @@ def do_all(runs: list[Run], args) -> int:
     """Does these runs, as many at a time as --jobs says. Returns the exit status."""
 
     def stop(*_) -> None:
-        for process in PROCESSES:  # where it was the terminal that said so they have heard it, and save
-            process.send_signal(signal.SIGTERM)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name, signal.SIGTERM), stop)  # Windows has no SIGHUP
     lock = threading.Lock()
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(do, run, args, lock) for run in runs]
         try:
-            failures = [error for error in (future.exception() for future in futures) if error]
+            failures = [future.exception() for future in futures]
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
+            STOP.set()
+            for future in futures:
+                future.cancel()
+            for process in list(PROCESSES):
+                process.send_signal(signal.SIGTERM)  # they save, and the pool waits for that
+            print("Stopped; the same command goes on from here.", flush=True)
             return 130
-    for error in failures:
-        print(f"failed: {error}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if any(failures) else 0
 
 
 def read_flags() -> argparse.Namespace:
