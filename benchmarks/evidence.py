@@ -71,6 +71,11 @@ def dice_of_resamples(trained: Trained) -> np.ndarray:
     return (2 * tp / (2 * tp + fp + fn)).mean(axis=0)
 
 
+def too_few(seeds: int) -> str:
+    """The verdict where there are less than three."""
+    return f"can't be told: {seeds} seed{'s' * (seeds > 1)}"
+
+
 @dataclass
 class Difference:
     """Of two experiments' dataset Dice, first minus second, with its 95 % interval over seeds and pictures."""
@@ -81,31 +86,66 @@ class Difference:
     seeds: int
 
     def __str__(self) -> str:
-        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+        only = ", pictures only" if self.seeds < 2 else ""
+        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f}{only})"
 
     @property
     def verdict(self) -> str:
         """What may be said of it."""
         if self.seeds < 3:
-            return f"can't be told: {self.seeds} seed{'s' * (self.seeds > 1)}"
+            return too_few(self.seeds)
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "can't be told from this data"
 
 
-def compare(first: Optional[Trained], second: Optional[Trained]) -> Optional[Difference]:
-    """The difference of two experiments; None where one has not been scored."""
-    if not (first and second and first.scored.rows and second.scored.rows):
+def compare(first: Optional[Trained], second: Optional[Trained], paired: bool = False) -> Optional[Difference]:
+    """The difference of two experiments; see `contrast`. None where one has not been scored."""
+    return contrast([(1, first), (-1, second)], paired)
+
+
+def contrast(terms: list[tuple[float, Optional[Trained]]], paired: bool = False) -> Optional[Difference]:
+    """A weighted sum of experiments' dataset Dice.
+
+    There are two sources of error: which pictures the test has, of which there are many, and which seeds were drawn, of
+    which there are few. Degrees of freedom as Welch and Satterthwaite have them.
+
+    Args:
+        terms: weights and experiments; None for one that was not run.
+        paired: runs of a seed belong together, having been one and the same run for a while.
+
+    Returns:
+        None where an experiment has not been scored.
+    """
+    terms = [(weight, trained and trained.scored) for weight, trained in terms]
+    if not all(trained and trained.rows for _, trained in terms):
         return None
-    first, second = first.scored, second.scored
-    figures = [one.figures("test_dataset_dice") for one in (first, second)]
-    value = statistics.mean(figures[0]) - statistics.mean(figures[1])
-    # Two sources of error: which pictures the test has, of which there are many, and which seeds were drawn, of which
-    # there are few. Degrees of freedom as Welch and Satterthwaite have them.
-    of_pictures = np.var(dice_of_resamples(first) - dice_of_resamples(second), ddof=1)
-    of_seeds = [statistics.variance(some) / len(some) if len(some) > 1 else 0.0 for some in figures]
+    if paired:
+        common = set.intersection(*({row["seed"] for row in trained.rows} for _, trained in terms))
+        terms = [(w, Trained(one.name, [row for row in one.rows if row["seed"] in common])) for w, one in terms]
+        if not common:
+            return None
+    weights = [weight for weight, _ in terms]
+    figures = [trained.figures("test_dataset_dice") for _, trained in terms]
+    value = sum(weight * statistics.mean(some) for weight, some in zip(weights, figures))
+    if paired:
+        weights, figures = [1], [[sum(w * x for w, x in zip(weights, seed)) for seed in zip(*figures)]]
+    of_pictures = np.var(sum(weight * dice_of_resamples(trained) for weight, trained in terms), ddof=1)
+    of_seeds = [
+        weight**2 * statistics.variance(some) / len(some) if len(some) > 1 else 0.0
+        for weight, some in zip(weights, figures)
+    ]
     total = of_pictures + sum(of_seeds)
     spread = sum(one**2 / (len(some) - 1) for one, some in zip(of_seeds, figures) if one)
     freedom = total**2 / spread if spread else np.inf
     reach = scipy.stats.t.ppf(0.975, freedom) * total**0.5
     return Difference(value, value - reach, value + reach, min(map(len, figures)))
+
+
+def over_seeds(differences: list[float]) -> Difference:
+    """The mean of differences within runs, with its interval over seeds alone."""
+    value, seeds = statistics.mean(differences), len(differences)
+    if seeds < 2:
+        return Difference(value, float("nan"), float("nan"), seeds)
+    reach = scipy.stats.t.ppf(0.975, seeds - 1) * statistics.stdev(differences) / seeds**0.5
+    return Difference(value, value - reach, value + reach, seeds)
