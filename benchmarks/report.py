@@ -228,7 +228,8 @@ def section_run(groups: dict) -> list[str]:
         for training, {valid} for validation, {test} for the test, by the official lists. All networks start
         {start}; the
         network is ResNet34-UNet unless it says otherwise; pictures have {side} pixels a side; each experiment says how
-        many epochs it had. {machine.replace("1 threads", "one of them a run")}; {versions}; commits {commits} (dirty: with changes committed later)."""),
+        many epochs it had. {machine.replace("1 threads", "one of them a run")}; {versions}; commits {commits} (dirty:
+        with changes committed later)."""),
         prose(f"""Test figures are of the epoch with the best validation Dice, at threshold 0.5, without test-time
         augmentation; pet and border count as pet. Dataset Dice is of all pictures' pixels together. Intervals are at
         95 %: the error that the choice of test pictures brings, from {RESAMPLES:,} bootstrap samples of them, and the

@@ -1,15 +1,19 @@
 """The study trains, resumes and scores; the report computes what it says."""
 
 import csv
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
+import claims
 import evidence
 import report
 import study
@@ -54,6 +58,39 @@ def test_choices_see_no_test_picture_and_scores_come_later(small_study, tmp_path
     assert small_study() == [row]
 
 
+STUDY = """
+import sys
+from pathlib import Path
+import study
+study.EXPERIMENTS = {"a": {"long": "--epochs 300", "longer": "--epochs 301"}}
+study.TABLE = Path(sys.argv.pop())
+study.main()
+"""
+
+
+def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, shared_dataset):
+    out = tmp_path / "runs"
+    flags = ["--data_path", shared_dataset, "--image_size", 64, "--seeds", 5, "--jobs", 2, "--out", out]
+    command = [sys.executable, "-c", STUDY, *map(str, [*flags, tmp_path / "study.csv"])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for times in (1, 2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        began = time.monotonic()
+        while [log.read_text().count("Run  ") for log in out.glob("*/output.txt")] != [times, times]:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() - began < 120
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "the same command goes on" in said
+        assert "failed" not in errors
+        outputs = [log.read_text() for log in out.glob("*/output.txt")]
+        assert [output.count("To go on: ") for output in outputs] == [times, times]
+        assert [output.count("--resume ") for output in outputs] == [times - 1, times - 1]
+    assert not (tmp_path / "study.csv").exists()
+
+
 def test_both_scripts_start_by_themselves():
     for script, words in ((study, ["--help"]), (report, ["--help"])):
         done = subprocess.run([sys.executable, script.__file__, *words], capture_output=True, text=True)
@@ -85,6 +122,43 @@ def test_differences_have_honest_intervals():
     assert evidence.compare(same, base).verdict == "can't be told from this data"
     assert "can't be told: 2 seeds" in evidence.compare(made_up("few", 2.0, seeds=2), base).verdict
     assert evidence.compare(better, None) is None
+
+
+def test_runs_of_a_seed_are_compared_with_each_other():
+    base = made_up("base", 0.0)
+    shifted = [{**row, "test_dataset_dice": str(float(row["test_dataset_dice"]) + 0.01)} for row in base.rows]
+    apart, paired = (evidence.compare(evidence.Trained("", shifted), base, paired=paired) for paired in (False, True))
+    assert apart.value == pytest.approx(paired.value)
+    assert apart.high - apart.low > 1e-3
+    assert paired.low == pytest.approx(paired.high)  # no seed and no picture says otherwise
+
+
+def test_a_contrast_of_three_is_the_difference_of_differences():
+    a, b, c = made_up("a", 4.0), made_up("b", 3.0), made_up("c", 0.0)
+    found = evidence.contrast([(2, b), (-1, c), (-1, a)])
+    assert found.value == pytest.approx(evidence.compare(b, c).value - evidence.compare(a, b).value)
+    assert evidence.contrast([(2, b), (-1, None), (-1, a)]) is None
+
+
+def test_claims_are_confirmed_reversed_or_left_open():
+    better, base, same = made_up("better", 2.0), made_up("base", 0.0), made_up("same", 0.05)
+    verdicts = [claims.judged(evidence.compare(*both))[1] for both in ((better, base), (base, better), (same, base))]
+    assert verdicts == ["confirmed", "not confirmed: here it is the reverse", "can't be told from this data"]
+    assert claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "can't be told: 1 seed"
+    assert claims.judged(None)[1] == "can't be told"
+
+    def curves(*valid):
+        rows = [{"valid_curve": one, "train_curve": "0.5 0.9 0.99"} for one in valid]
+        return evidence.Trained("", rows)
+
+    quick = curves("0.70 0.71 0.72", "0.60 0.75 0.75", "0.71 0.72 0.73")
+    slow = curves("0.30 0.50 0.72", "0.20 0.60 0.75", "0.61 0.62 0.73")
+    said, verdict = claims.judged_apart(claims.SPEED, quick, slow)
+    assert said.endswith(": 1, 2, 1 against 3, 3, 3")
+    assert verdict == "confirmed"
+    assert claims.judged_apart(claims.SPEED, slow, quick)[1] == "not confirmed: here it is the reverse"
+    assert claims.judged_apart(claims.START, quick, slow)[1] == "can't be told: the seeds overlap"
+    assert claims.judged_apart(claims.START, quick, curves("0.1 0.2"))[1] == "can't be told: 1 seed"
 
 
 def test_intervals_know_the_spread_of_seeds():
