@@ -42,6 +42,7 @@ from train import build_parser
 TABLE = measure.RESULTS / "study.csv"
 PROCESSES: set[subprocess.Popen] = set()  # of runs
 STOP = threading.Event()  # no more of them
+WHOLE = 7349  # pictures of the pets' dataset
 LAST = 5  # epochs at the end that are averaged: a single one of few validation pictures says little
 
 
@@ -313,7 +314,7 @@ def read_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--data_path", default="dataset")
-    flag("--data_name", default="partial set", help="what the table calls the data")
+    flag("--data_name", help="what the table calls the data; whole set or partial set, unless given")
     flag("--split", default="official")
     flag("--encoder_weights", default="none")
     flag("--image_size", type=int, default=96)
@@ -333,7 +334,9 @@ def read_flags() -> argparse.Namespace:
     args.threads = max(1, torch.get_num_threads() // args.jobs)
     torch.set_num_threads(args.threads)
     parts = split_pets(find_root(args.data_path), args.split)
-    args.pictures = " ".join(str(len(getattr(parts, mode))) for mode in MODES)
+    counts = [len(getattr(parts, mode)) for mode in MODES]
+    args.pictures = " ".join(map(str, counts))
+    args.data_name = args.data_name or ("whole set" if sum(counts) == WHOLE else "partial set")
     args.machine = measure.machine(utils.get_device(args.device))
     return args
 
