@@ -143,8 +143,8 @@ def section_recipes(groups: dict) -> list[str]:
     ]
     return [
         prose("""Each starts from scratch with a ResNet34 encoder and sees the same number of pictures.
-        `--recipe report` is
-        the flags' defaults, on which the reports agree; report A adds `--augment`, report B a pre-trained encoder.
+        `--recipe report` is what the reports have in common, with report A's scheduler; report A adds `--augment`,
+        report B a pre-trained encoder.
         segmentation_models.pytorch's recipe is that of its binary example: Dice loss, Adam at 2e-4, cosine, batches of
         16 and so half the steps, no augmentation; here with its Unet and from scratch, and not tuned for either."""),
         table_of(group, "report", TITLES),
