@@ -41,6 +41,7 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
             "BCE alone": "--loss bce",
             "Dice loss alone": "--loss dice",
             "no average": "--ema 0",
+            "fixed learning rate": "--scheduler none",
             "no augmentation": "--augment off",
             "colour jitter": "--color_jitter",
             "CutMix": "--mix cutmix",
