@@ -52,8 +52,8 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
     ),
     "networks": {"resnet34_unet": "--epochs 10", "unet": "--model_name unet --epochs 10"},
     "networks, strong recipe": {
-        "resnet34_unet": "--recipe strong --epochs 10",
-        "unet": "--recipe strong --epochs 10 --model_name unet",
+        "resnet34_unet": "--recipe strong --epochs 40",
+        "unet": "--recipe strong --epochs 40 --model_name unet",
     },
     # All see as many images (6 variants: a twentieth more): an epoch of pictures and 3 variants is four of pictures.
     "augmentation": {
