@@ -300,9 +300,13 @@ def write(groups: dict) -> None:
 
 
 def two_strong_networks(groups: dict) -> list[str]:
-    """Both networks with the strong recipe, where that was run."""
+    """Both networks with the strong recipe, where both were run."""
     name, title = "networks, strong recipe", "Two networks, strong recipe: validation Dice"
-    return ["With `--recipe strong`:", *section_group(groups, name, "unet", title)] if name in groups else []
+    return (
+        ["With `--recipe strong`:", *section_group(groups, name, "unet", title)]
+        if len(groups.get(name, {})) > 1
+        else []
+    )
 
 
 if __name__ == "__main__":
