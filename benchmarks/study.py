@@ -292,7 +292,9 @@ def do_all(runs: list[Run], args) -> int:
         raise KeyboardInterrupt
 
     for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name, signal.SIGTERM), stop)  # Windows has no SIGHUP
+        signum = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(signum, stop)
     lock = threading.Lock()
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(do, run, args, lock) for run in runs]

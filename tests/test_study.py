@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -80,7 +79,7 @@ def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, sha
             assert process.poll() is None, process.communicate()
             assert time.monotonic() - began < 120
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         said, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
         assert "the same command goes on" in said
