@@ -75,12 +75,14 @@ def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, sha
     for times in (1, 2):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         began = time.monotonic()
-        while [log.read_text().count("Run  ") for log in out.glob("*/output.txt")] != [times, times]:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() - began < 120
-            time.sleep(0.05)
-        process.terminate()
-        said, errors = process.communicate(timeout=60)
+        try:
+            while [log.read_text().count("Run  ") for log in out.glob("*/output.txt")] != [times, times]:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() - began < 120
+                time.sleep(0.05)
+        finally:
+            process.terminate()
+            said, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
         assert "the same command goes on" in said
         assert "failed" not in errors
