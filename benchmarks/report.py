@@ -177,7 +177,8 @@ def section_choice(groups: dict) -> list[str]:
         spread = f" The same recipe with {len(figures)} seeds differs by {max(figures) - min(figures):.4f} in that."
     return [
         prose(f"""It grew from `{START}`, which was known from earlier trials to do well; they were of 128
-        pixels, and of some the test scores had been seen. What was added since, was chosen by the validation pictures, one seed each,
+        pixels, and of some the test scores had been seen. What was added since, was chosen by the validation
+        pictures, one seed each,
         before any test picture was looked at. The mean of the last {LAST} epochs counts, since one epoch says little
         with so few pictures.{spread} What CutMix adds in the longer runs lies within such a spread, and
         colour jitter was not tried against its absence there: both were taken because a longer run can bear more
