@@ -49,7 +49,7 @@ class Zygote:
     process = None
 
     @classmethod
-    def run(cls, script: Path, args: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    def run(cls, script: Path, args: list[str], cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
         if cls.process is None:
             cls.process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("zygote.py"))],
@@ -60,8 +60,8 @@ class Zygote:
             )
         with tempfile.TemporaryDirectory() as scratch:
             files = {name: f"{scratch}/{name}" for name in ("stdout", "stderr")}
-            print(json.dumps({"script": str(script), "args": args, "cwd": str(cwd), **files}), file=cls.process.stdin)
-            cls.process.stdin.flush()
+            request = {"script": str(script), "args": args, "cwd": str(cwd), "processes": processes, **files}
+            print(json.dumps(request), file=cls.process.stdin, flush=True)
             status = int(cls.process.stdout.readline())
             said, errors = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
         return subprocess.CompletedProcess([script, *args], status, said, errors)
@@ -86,8 +86,12 @@ def run_script(script: str, *args, cwd: Path, env=None) -> subprocess.CompletedP
 
 def run_ok(script: str, *args, cwd: Path) -> str:
     """Runs a script that must succeed; returns what it printed on stdout."""
-    done = run_script(script, *args, cwd=cwd)
-    assert done.returncode == 0, f"{script} {args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return expect_success(run_script(script, *args, cwd=cwd))
+
+
+def expect_success(done: subprocess.CompletedProcess) -> str:
+    """What a process that must have succeeded printed on stdout."""
+    assert done.returncode == 0, f"{done.args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torture
-from conftest import SRC, TINY, assert_one_error, run_ok, run_script
+from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_script
 
 from checkpoint import load_checkpoint
 
@@ -105,8 +105,9 @@ def test_a_second_ctrl_c_leaves_at_once_with_files_intact(tmp_path, shared_datas
         load_checkpoint(tmp_path / "saved_models" / name)
 
 
-def test_saves_in_mid_epoch_by_the_clock(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--epochs", 500, "--batch_size", 2, *TINY)
+def test_saves_in_mid_epoch_by_the_clock(tmp_path):
+    few = make_dataset(tmp_path / "few", count=20)
+    flags = ("--data_path", few, "--epochs", 500, "--batch_size", 2, *TINY)
     process = start(tmp_path, *flags, "--checkpoint_minutes", "0.001")
     last = tmp_path / "saved_models/resnet34_unet_last.pth"
     deadline = time.monotonic() + 60
@@ -118,7 +119,7 @@ def test_saves_in_mid_epoch_by_the_clock(tmp_path, shared_dataset):
     assert (progress["epoch"], progress["history"]) == (0, [])
     assert progress["step"] >= 1
     assert progress["sums"][2] == 2 * progress["step"]  # images so far
-    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    said = run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, cwd=tmp_path)
     assert f"in epoch 1 of 1 after step {progress['step']}" in said
 
 

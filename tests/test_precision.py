@@ -259,12 +259,13 @@ def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
     assert load_checkpoint(last)["scaler"]["_growth_tracker"] == 4  # steps without an overflow
 
 
-def test_memory_flags_are_kept_on_resume_and_can_be_taken_back(tmp_path, shared_dataset):
+def test_memory_flags_are_kept_on_resume_and_can_be_taken_back(tmp_path):
+    few = make_dataset(tmp_path / "few", count=12)
     flags = ("--accumulate", 3, "--checkpoint_activations", "--epochs", 1, *TINY)
-    run_ok("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
+    run_ok("train.py", "--data_path", few, *flags, cwd=tmp_path)
     last = tmp_path / "saved_models/resnet34_unet_last.pth"
     for more, expected in (((), (3, True)), (("--accumulate", 1, "--no-checkpoint_activations"), (1, False))):
-        run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, *more, cwd=tmp_path)
+        run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, *more, cwd=tmp_path)
         settings = load_checkpoint(last)["settings"]
         assert (settings["accumulate"], settings["checkpoint_activations"]) == expected
 

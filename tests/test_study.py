@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import run_ok
 
 import claims
 import evidence
@@ -92,11 +93,10 @@ def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, sha
     assert not (tmp_path / "study.csv").exists()
 
 
-def test_both_scripts_start_by_themselves():
-    for script, words in ((study, ["--help"]), (report, ["--help"])):
-        done = subprocess.run([sys.executable, script.__file__, *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert script.__doc__.split(":")[0].split("\n")[0][:20] in done.stdout
+def test_both_scripts_start_by_themselves(tmp_path):
+    for script in (study, report):
+        said = run_ok(script.__file__, "--help", cwd=tmp_path)
+        assert script.__doc__.split(":")[0].split("\n")[0][:20] in said
 
 
 def made_up(name: str, shift: float, seeds: int = 3) -> evidence.Trained:
