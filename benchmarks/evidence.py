@@ -71,9 +71,12 @@ def dice_of_resamples(trained: Trained) -> np.ndarray:
     return (2 * tp / (2 * tp + fp + fn)).mean(axis=0)
 
 
+UNTOLD = "can't be told from this data"
+
+
 def too_few(seeds: int) -> str:
     """The verdict where there are less than three."""
-    return f"can't be told: {seeds} seed{'s' * (seeds > 1)}"
+    return f"{UNTOLD}: {seeds} seed{'s' * (seeds > 1)}"
 
 
 @dataclass
@@ -87,7 +90,8 @@ class Difference:
 
     def __str__(self) -> str:
         only = ", pictures only" if self.seeds < 2 else ""
-        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f}{only})"
+        value, low, high = (f"{round(x, 4) + 0.0:+.4f}" for x in (self.value, self.low, self.high))  # no minus zero
+        return f"{value} ({low} to {high}{only})"
 
     @property
     def verdict(self) -> str:
@@ -96,7 +100,7 @@ class Difference:
             return too_few(self.seeds)
         if self.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "can't be told from this data"
+        return "worse" if self.high < 0 else UNTOLD
 
 
 def compare(first: Optional[Trained], second: Optional[Trained], paired: bool = False) -> Optional[Difference]:

@@ -167,7 +167,8 @@ def add_data_flags(parser: Parser, batch_size: int):
         "--num_workers",
         type=whole_number(0, 256),
         metavar="N",
-        help="processes that read images; by default 0 on the CPU, else one a core, 8 at most",
+        help="processes that read images (inference: threads); by default one a core, 8 at most, "
+        "but 0 to train or score on the CPU",
     )
     return group
 

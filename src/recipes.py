@@ -1,6 +1,6 @@
 """Recipes: what a run is trained with, unless a flag says otherwise. The one place where these values stand."""
 
-# What both reports describe; the default.
+# Adam, the learning rate and the loss of both reports, batches of one and scheduler of the other; the default.
 REPORT = {
     "epochs": 10,
     "batch_size": 8,

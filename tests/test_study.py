@@ -121,7 +121,7 @@ def test_differences_have_honest_intervals():
     assert evidence.compare(base, better).verdict == "worse"
     assert evidence.compare(same, base).value == 0
     assert evidence.compare(same, base).verdict == "can't be told from this data"
-    assert "can't be told: 2 seeds" in evidence.compare(made_up("few", 2.0, seeds=2), base).verdict
+    assert "can't be told from this data: 2 seeds" in evidence.compare(made_up("few", 2.0, seeds=2), base).verdict
     assert evidence.compare(better, None) is None
 
 
@@ -145,8 +145,10 @@ def test_claims_are_confirmed_reversed_or_left_open():
     better, base, same = made_up("better", 2.0), made_up("base", 0.0), made_up("same", 0.05)
     verdicts = [claims.judged(evidence.compare(*both))[1] for both in ((better, base), (base, better), (same, base))]
     assert verdicts == ["confirmed", "not confirmed: here it is the reverse", "can't be told from this data"]
-    assert claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "can't be told: 1 seed"
-    assert claims.judged(None)[1] == "can't be told"
+    assert (
+        claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "can't be told from this data: 1 seed"
+    )
+    assert claims.judged(None)[1] == "can't be told from this data: not run yet"
 
     def curves(*valid):
         rows = [{"valid_curve": one, "train_curve": "0.5 0.9 0.99"} for one in valid]
@@ -158,8 +160,8 @@ def test_claims_are_confirmed_reversed_or_left_open():
     assert said.endswith(": 1, 2, 1 against 3, 3, 3")
     assert verdict == "confirmed"
     assert claims.judged_apart(claims.SPEED, slow, quick)[1] == "not confirmed: here it is the reverse"
-    assert claims.judged_apart(claims.START, quick, slow)[1] == "can't be told: the seeds overlap"
-    assert claims.judged_apart(claims.START, quick, curves("0.1 0.2"))[1] == "can't be told: 1 seed"
+    assert claims.judged_apart(claims.START, quick, slow)[1] == "can't be told from this data: the seeds overlap"
+    assert claims.judged_apart(claims.START, quick, curves("0.1 0.2"))[1] == "can't be told from this data: 1 seed"
 
 
 def test_intervals_know_the_spread_of_seeds():
