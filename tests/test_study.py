@@ -157,7 +157,7 @@ def test_claims_are_confirmed_reversed_or_left_open():
     quick = curves("0.70 0.71 0.72", "0.60 0.75 0.75", "0.71 0.72 0.73")
     slow = curves("0.30 0.50 0.72", "0.20 0.60 0.75", "0.61 0.62 0.73")
     said, verdict = claims.judged_apart(claims.SPEED, quick, slow)
-    assert said.endswith(": 1, 2, 1 against 3, 3, 3")
+    assert said.endswith(": 2, 2, 2 against 3, 3, 3")
     assert verdict == "confirmed"
     assert claims.judged_apart(claims.SPEED, slow, quick)[1] == "not confirmed: here it is the reverse"
     assert claims.judged_apart(claims.START, quick, slow)[1] == "can't be told from this data: the seeds overlap"
