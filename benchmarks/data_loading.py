@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 import measure
 import utils
-from batches import make_loader
+from batches import make_loader, share_batches
 from oxford_pet import find_root, load_dataset, split_pets
 from pixel_cache import open_cache
 
@@ -72,15 +72,17 @@ def main() -> None:
         cached = load_dataset(root, "train", split=pets, image_size=size, records=open_cache(root, size))
         rows = []
         for workers in args.workers:
-            options = {"num_workers": workers, "batch_size": args.batch_size}
             theirs = [TorchvisionPets(there, size, augment) for augment in (False, True)]
-            theirs = [DataLoader(dataset, persistent_workers=workers > 0, **options) for dataset in theirs]
+            options = {"batch_size": args.batch_size, "num_workers": workers, "persistent_workers": workers > 0}
+            theirs = [DataLoader(dataset, **options) for dataset in theirs]
+            batches = share_batches(cached, args.batch_size)
+            varied = utils.AugmentedDataset(cached)
             variants = {
                 "torchvision dataset + v2 transforms": (theirs[0], False),
                 "the same + v2 flip and affine": (theirs[1], False),
-                "ours, decoding": (make_loader(decoded, cpu, **options), False),
-                "ours, cached": (make_loader(cached, cpu, **options), False),
-                "ours, cached, --augment online": (make_loader(utils.AugmentedDataset(cached), cpu, **options), True),
+                "ours, decoding": (make_loader(decoded, cpu, batches, workers), False),
+                "ours, cached": (make_loader(cached, cpu, batches, workers), False),
+                "ours, cached, --augment online": (make_loader(varied, cpu, batches, workers), True),
             }
             calls = {name: lambda variant=variant: read_all(*variant) for name, variant in variants.items()}
             rows += measure.rates(measure.take_turns(calls, args.rounds, cpu), len(cached), "images", workers=workers)

@@ -44,6 +44,8 @@ def load(image_size="96", data="partial set", encoder_weights="none") -> dict[st
     """What the table has of each experiment under these conditions: group, name, runs."""
     here = {"image_size": image_size, "data": data, "split": "official", "encoder_weights": encoder_weights}
     rows = [row for row in utils.read_rows(TABLE) if here.items() <= row.items()]
+    if len({row["pictures"] for row in rows}) > 1:
+        raise SystemExit(f"{TABLE} has runs on different pictures that are all called {data}; take one kind out")
     groups: dict[str, dict[str, Trained]] = {}
     for group, members in EXPERIMENTS.items():
         for name, flags in members.items():

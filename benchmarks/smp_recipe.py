@@ -19,7 +19,7 @@ import measure  # noqa: F401  sets the path to src
 import utils
 from batches import EpochOrder, make_loader, share_batches
 from metrics import summarize
-from oxford_pet import SPLITS, load_dataset, split_pets
+from oxford_pet import SPLITS, find_root, load_dataset, split_pets
 from peers import SmpUnet
 from pixel_cache import open_cache
 from precision import choose_precision
@@ -60,7 +60,7 @@ def main() -> None:
     precision = choose_precision("auto", device, args.image_size)
     utils.seed_everything(args.seed)
 
-    root = Path(args.data_path)
+    root = find_root(args.data_path)
     options = {
         "split": split_pets(root, args.split, args.seed),
         "image_size": args.image_size,
@@ -68,10 +68,9 @@ def main() -> None:
     }
     parts = {mode: load_dataset(root, mode, **options) for mode in ("train", "valid", "test")}
     order = EpochOrder(len(parts["train"]), BATCH_SIZE, args.seed)
-    train_loader = make_loader(parts["train"], device, batch_sampler=order)
+    train_loader = make_loader(parts["train"], device, order)
     valid_loader, test_loader = (
-        make_loader(parts[mode], device, batch_sampler=share_batches(parts[mode], BATCH_SIZE))
-        for mode in ("valid", "test")
+        make_loader(parts[mode], device, share_batches(parts[mode], BATCH_SIZE)) for mode in ("valid", "test")
     )
     model = precision.place(SmpUnet())
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)

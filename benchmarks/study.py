@@ -42,7 +42,7 @@ from train import build_parser
 TABLE = measure.RESULTS / "study.csv"
 PROCESSES: set[subprocess.Popen] = set()  # of runs
 STOP = threading.Event()  # no more of them
-WHOLE = 7349  # pictures of the pets' dataset
+NAMES = {7349: "whole set", 1035: "partial set"}  # by their numbers of pictures
 LAST = 5  # epochs at the end that are averaged: a single one of few validation pictures says little
 
 
@@ -122,10 +122,12 @@ def call(command: list, run: Run, threads: int) -> None:
             start_new_session=True,  # a terminal's Ctrl-C comes to it by way of the study, once
         )
         PROCESSES.add(process)
+        if STOP.is_set():  # too late for the study to have known of it
+            process.send_signal(signal.SIGTERM)
         status = process.wait()
         PROCESSES.discard(process)
     if status:
-        raise RuntimeError(f"{run.experiment}, seed {run.seed}: status {status}, see {run.folder / 'output.txt'}")
+        raise RuntimeError(f"status {status}, see {run.folder / 'output.txt'}")
 
 
 def read_history(run: Run) -> list[dict]:
@@ -141,7 +143,10 @@ def code_version() -> str:
     """The commit that this code is of, with "-dirty" where it was changed since."""
 
     def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        except OSError:  # no git here
+            return ""
 
     changed = ask("status", "--porcelain", "--", "src", ":(glob)benchmarks/*.py")
     return (ask("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
@@ -238,13 +243,8 @@ def do(run: Run, args, lock: threading.Lock) -> None:
     Raises:
         RuntimeError: a script failed.
     """
-    try:
-        train(run, args)
-        row = row_of(run, args, {} if args.validation_only else score(run, args))
-    except RuntimeError as error:
-        if not STOP.is_set():
-            print(f"failed: {error}", file=sys.stderr, flush=True)
-        raise
+    train(run, args)
+    row = row_of(run, args, {} if args.validation_only else score(run, args))
     with lock, utils.lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
         if is_done(run, args):  # by another study meanwhile
             return
@@ -254,6 +254,17 @@ def do(run: Run, args, lock: threading.Lock) -> None:
         print(f"{run.experiment}, seed {run.seed}: valid Dice {row['valid_dice']}, test {said}", flush=True)
     for checkpoint in run.folder.glob("*.pth") if not (args.keep or args.validation_only) else ():
         checkpoint.unlink()
+
+
+def attempt(run: Run, args, lock: threading.Lock) -> bool:
+    """Does a run; says what is wrong where it fails, and leaves the others to go on. Returns whether it succeeded."""
+    try:
+        do(run, args, lock)
+    except Exception as error:  # noqa: BLE001  a thread's would be lost
+        if not STOP.is_set():
+            print(f"failed: {run.experiment}, seed {run.seed}: {error!r}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def key_of(row: dict) -> tuple:
@@ -297,9 +308,9 @@ def do_all(runs: list[Run], args) -> int:
             signal.signal(signum, stop)
     lock = threading.Lock()
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(do, run, args, lock) for run in runs]
+        futures = [pool.submit(attempt, run, args, lock) for run in runs]
         try:
-            failures = [future.exception() for future in futures]
+            succeeded = [future.result() for future in futures]
         except KeyboardInterrupt:
             STOP.set()
             for future in futures:
@@ -308,7 +319,7 @@ def do_all(runs: list[Run], args) -> int:
                 process.send_signal(signal.SIGTERM)  # they save, and the pool waits for that
             print("Stopped; the same command goes on from here.", flush=True)
             return 130
-    return 1 if any(failures) else 0
+    return 0 if all(succeeded) else 1
 
 
 def read_flags() -> argparse.Namespace:
@@ -316,7 +327,7 @@ def read_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--data_path", default="dataset")
-    flag("--data_name", help="what the table calls the data; whole set or partial set, unless given")
+    flag("--data_name", help="what the table calls the data; its folder's name unless given")
     flag("--split", default="official")
     flag("--encoder_weights", default="none")
     flag("--image_size", type=int, default=96)
@@ -338,7 +349,7 @@ def read_flags() -> argparse.Namespace:
     parts = split_pets(find_root(args.data_path), args.split)
     counts = [len(getattr(parts, mode)) for mode in MODES]
     args.pictures = " ".join(map(str, counts))
-    args.data_name = args.data_name or ("whole set" if sum(counts) == WHOLE else "partial set")
+    args.data_name = args.data_name or NAMES.get(sum(counts), args.data_path.name)
     args.machine = measure.machine(utils.get_device(args.device))
     return args
 

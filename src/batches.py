@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -64,30 +65,41 @@ def _as_it_is(batch):
     return batch
 
 
-def make_loader(dataset: Dataset, device: torch.device, num_workers=None, **batching) -> DataLoader:
+class _WholeBatches(Dataset):
+    """A dataset whose items are whole batches of another, by lists of keys."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, keys: list) -> dict:
+        return self.dataset.read_batch(keys)
+
+
+def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_workers=None) -> DataLoader:
     """A DataLoader for this device.
 
     Args:
-        dataset: one that gives whole batches, as SimpleOxfordPetDataset does with `__getitems__`.
+        dataset: one that gives whole batches, as SimpleOxfordPetDataset does with `read_batch`.
         device: where the batches go.
+        batches: lists of keys.
         num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
             already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
             pass them on, so there are none.
-        **batching: batch_sampler, or batch_size.
     """
     if not getattr(dataset, "decodes", True):
         num_workers = 0
     elif num_workers is None:
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     return DataLoader(
-        dataset,
+        _WholeBatches(dataset),
+        sampler=batches,
+        batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # else every pass would draw from torch's global random numbers
-        **batching,
     )
 
 

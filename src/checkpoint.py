@@ -11,13 +11,14 @@ A checkpoint is a dict of tensors and plain Python values:
     encoder_start            what the encoder's weights were before training
     settings                 the flags that define the run
     progress                 run id, epoch, step, running sums, history, best score
-    optimizer, scheduler, random_state
+    optimizer, scheduler, scaler, random_state
 """
 
 import os
 import pickle
 import re
 import shutil
+import socket
 import sys
 import threading
 import urllib.request
@@ -241,7 +242,7 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
 
 
 def _imagenet_weights() -> Path:
-    """The file in torch's cache, downloaded where it is missing; the server must answer within CONNECT_SECONDS."""
+    """The file in torch's cache, downloaded where it is missing; the server must never be silent for CONNECT_SECONDS."""
     from torchvision.models import ResNet34_Weights
 
     url = ResNet34_Weights.IMAGENET1K_V1.url
@@ -249,7 +250,12 @@ def _imagenet_weights() -> Path:
     if not file.is_file():
         _require_answer(url)
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=re.search(r"-([0-9a-f]+)\.pth", url)[1])
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(CONNECT_SECONDS)  # torch's download itself would wait for ever
+        try:
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=re.search(r"-([0-9a-f]+)\.pth", url)[1])
+        finally:
+            socket.setdefaulttimeout(patience)
     return file
 
 

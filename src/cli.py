@@ -24,6 +24,7 @@ except (ImportError, RuntimeError, AttributeError) as broken:
     sys.exit(2)
 
 
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")  # as the devices and systems put it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -277,7 +278,7 @@ def run(main, *bad_input: type[Exception], out_of_memory: str = "a smaller --bat
             status, message = 1, "a process that reads images died; use --num_workers 0, or see to memory and files"
         elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             status, message = 1, f"--compile failed ({text.splitlines()[0]}); leave the flag out"
-        elif isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        elif isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
             status, message = 1, f"out of memory; use {out_of_memory}, or a smaller --image_size"
         else:
             raise

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import utils
 from oxford_pet import MODES, Pet, describe_layout, find_copies, list_pets, load_dataset, split_pets
 from panels import draw_outline
-from pictures import BACKGROUND, DatasetError, raise_faults, read_pair
+from pictures import BACKGROUND, UNREADABLE, DatasetError, raise_faults, read_pair
 
 
 class Inspection(NamedTuple):
@@ -53,8 +53,8 @@ def inspect(pet: Pet) -> Inspection:
         with Image.open(pet.image_path) as image:
             mode = f"{image.format} {image.mode}"
         image, trimap = read_pair(pet.image_path, pet.mask_path, pet.own)
-    except (DatasetError, OSError) as error:
-        return Inspection(str(error))
+    except UNREADABLE as error:  # DatasetError is among them
+        return Inspection(str(error) if isinstance(error, DatasetError) else f"{pet.image_path} can't be read: {error}")
     mask = trimap != BACKGROUND
     return Inspection("", mode, image.shape[1::-1], float(mask.mean()), looks_inverted(mask))
 
@@ -99,7 +99,7 @@ def preview(root: Path, split: str, seed: int, file: Path, size: int = 192, rows
     rows = min(rows, len(dataset))
     sheet = Image.new("RGB", ((1 + variants) * (size + 4) + 4, rows * (size + 4) + 4), "white")
     for row, source in enumerate(np.linspace(0, len(dataset) - 1, rows).astype(int)):
-        batch = augmented.__getitems__([int(source) + variant * len(dataset) for variant in range(1 + variants)])
+        batch = augmented.read_batch([int(source) + variant * len(dataset) for variant in range(1 + variants)])
         images, masks = utils.apply_augmentations(batch["image"], batch["mask"], batch["affine"])
         images = utils.apply_colours(images, batch["colours"]).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for column, (image, mask) in enumerate(zip(images, masks[:, 0].numpy())):

@@ -111,11 +111,12 @@ class Team:
         where = next(model.parameters()).device
         if where.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return nn.parallel.DistributedDataParallel(
-            model,
-            device_ids=[where] if where.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+        with self.peers_needed():
+            return nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=[where] if where.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
 
     @contextlib.contextmanager
     def peers_needed(self):

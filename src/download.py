@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oxford_pet import find_root, split_pets
+from oxford_pet import find_root, has_lists, split_pets
 from pictures import DatasetError
 
+FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.9.17 has none
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
 
 
@@ -40,12 +41,13 @@ def download(data_path) -> Path:
     except DatasetError:
         root = Path(data_path) / "oxford-iiit-pet"
     else:
-        if not (root / "annotations").is_dir():
+        if (root / "annotations").is_dir():
+            with contextlib.suppress(DatasetError):  # what is not whole is fetched anew, where it is
+                split_pets(root)
+                print(f"The dataset in {root} is complete.")
+                return root
+        if not has_lists(root):
             raise DatasetError(f"{root} holds pictures of your own; name another folder for the download")
-        with contextlib.suppress(DatasetError):  # what is not whole is fetched anew, where it is
-            split_pets(root)
-            print(f"The dataset in {root} is complete.")
-            return root
     for leftover in root.glob(".unpacking-*"):
         shutil.rmtree(leftover)
     free = shutil.disk_usage(data_path).free
@@ -72,7 +74,20 @@ def _unpack(archive: Path, root: Path) -> None:
         for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file", disable=None):
             if not (member.isfile() or member.isdir()):
                 raise tarfile.TarError(f"{member.name} is a link or a device")
-            tar.extract(member, scratch, filter="data")  # refuses members that leave the folder
+            if ".." in Path(member.name).parts or Path(member.name).is_absolute():
+                raise tarfile.TarError(f"{member.name} is outside the destination")
+            tar.extract(member, scratch, **FILTER)
         for folder in Path(scratch).iterdir():
-            shutil.rmtree(root / folder.name, ignore_errors=True)  # a half-unpacked one from before
-            folder.rename(root / folder.name)
+            place_whole(folder, root / folder.name)
+
+
+def place_whole(source: Path, target: Path) -> None:
+    """Moves a folder to where it belongs; what is there already and not in it stays."""
+    if not target.exists():
+        source.rename(target)
+        return
+    for path in source.iterdir():
+        if path.is_dir():
+            place_whole(path, target / path.name)
+        else:
+            path.replace(target / path.name)

@@ -22,7 +22,7 @@ from metrics import summarize
 from mixing import mix
 from models import pet_logits
 from pictures import BACKGROUND
-from precision import Precision
+from precision import Precision, to_device
 from run_state import LOG_COLUMNS, RunState
 from scoring import measure
 
@@ -92,11 +92,11 @@ def training_step(run: Training, batch: dict) -> torch.Tensor:
 def vary(run: Training, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and what the network should say of them, on the device, augmented, at the size of this step."""
     args, device = run.state.args, run.precision.device
-    images, targets = (batch[name].to(device, non_blocking=True) for name in ("image", TARGETS[args.classes]))
+    images, targets = (to_device(batch[name], device) for name in ("image", TARGETS[args.classes]))
     if "affine" in batch:
-        images, targets = utils.apply_augmentations(images, targets, batch["affine"].to(device, non_blocking=True))
+        images, targets = utils.apply_augmentations(images, targets, to_device(batch["affine"], device))
     if "colours" in batch:
-        images = utils.apply_colours(images, batch["colours"].to(device, non_blocking=True))
+        images = utils.apply_colours(images, to_device(batch["colours"], device))
     if args.mix != "none":
         images, targets = mix(images, targets, args.mix, MIXED, step_rng(run, MIXING))
     if args.multi_scale:

@@ -21,7 +21,7 @@ from checkpoint import build_from_checkpoint, find_checkpoint, load_checkpoint
 from distributed import Team, join
 from metrics import Interval, differences, intervals
 from models import ALIASES, MODELS, SegmentationModel
-from oxford_pet import MODES, SimpleOxfordPetDataset, describe_layout, find_root, load_dataset
+from oxford_pet import MODES, SPLITS, SimpleOxfordPetDataset, describe_layout, find_root, has_lists, load_dataset
 from panels import draw_panel, write_png
 from pictures import BACKGROUND, DatasetError, read_pair
 from pixel_cache import open_cache
@@ -58,10 +58,14 @@ def open_checkpoint(args) -> tuple[SegmentationModel, dict, Path]:
 
 
 def open_part(args, content: dict, mode: str):
-    """The part of the dataset that the checkpoint's own split and preprocessing give."""
+    """The part of the dataset that the checkpoint's own split and preprocessing give.
+
+    Where the dataset is another one and has no lists for an official split, it is divided like own pictures.
+    """
     data, size, root = content["data"], content["preprocessing"]["image_size"], find_root(args.data_path)
     records = open_cache(root, size) if args.cache == "on" else None
-    return load_dataset(root, mode, split=data["split"], seed=data["seed"], image_size=size, records=records)
+    split = data["split"] if has_lists(root) else SPLITS[0]
+    return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, records=records)
 
 
 def refuse_seen(content: dict, dataset, path: Path) -> None:
@@ -136,7 +140,7 @@ class Candidate:
     def loader(self, dataset: SimpleOxfordPetDataset):
         """Batches of this process's share."""
         batches = share_batches(dataset, self.args.batch_size, self.team)
-        return make_loader(dataset, self.precision.device, self.args.num_workers, batch_sampler=batches)
+        return make_loader(dataset, self.precision.device, batches, self.args.num_workers)
 
     def score(self) -> None:
         """Finds the threshold, if asked to, and scores the pictures at it."""

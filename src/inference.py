@@ -27,7 +27,7 @@ from distributed import Team, join
 from evaluate import open_checkpoint, open_part
 from gallery import write_gallery
 from models import SegmentationModel
-from oxford_pet import MODES, describe_layout, find_root
+from oxford_pet import MODES, describe_layout, find_root, has_lists
 from panels import draw_outline, draw_panel, write_png
 from pictures import BACKGROUND, PICTURES, DatasetError, picture_size, raise_faults, read_image, read_pair
 from precision import Precision, choose_precision
@@ -85,15 +85,22 @@ def find_pictures(args, content: dict, output: Optional[Path] = None) -> tuple[l
     if not is_dataset:
         found = sorted(path.rglob("*") if args.recursive else path.iterdir())
         return _name_all(found, f"pictures in {path}", path, output)
-    dataset = open_part(args, content, args.subset)
+    try:
+        dataset = open_part(args, content, args.subset)
+    except DatasetError:
+        root = find_root(path)
+        if has_lists(root):
+            raise
+        # Own pictures that can't be divided, being few or without masks, are pictures all the same.
+        return _name_all(sorted((root / "images").iterdir()), f"pictures in {root / 'images'}", root / "images", output)
     what = f"{args.subset} pictures of {dataset.root} ({describe_layout(dataset.root)})"
     return [Picture(p.image_path, p.name, p.mask_path, p.own) for p in dataset.pets], what
 
 
 def _name_all(found: list[Path], what: str, base: Optional[Path], output: Optional[Path]) -> tuple[list[Picture], str]:
     """Pictures among these files, each with a name of its own that mirrors where it lies below `base`."""
-    if output is not None and base is not None and output.resolve() != base.resolve():
-        found = [p for p in found if output.resolve() not in p.resolve().parents]
+    if output is not None:
+        found = [p for p in found if output.resolve() not in p.resolve().parents] or found
     found = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".") and p.is_file()]
     if not found:
         raise cli.UsageError(f"there are no {what} ({', '.join(sorted(PICTURES))}); name others")
@@ -312,9 +319,9 @@ def infer(args, device: torch.device, team: Team) -> None:
     folder = None if output is None else cli.writable_folder(output)
     if folder is not None:
         refuse_overwriting(folder, pictures)
-    log_dir = cli.writable_folder(args.log_dir)
-
     name, size = content["model"]["name"], content["preprocessing"]["image_size"]
+    log = cli.writable_folder(args.log_dir) / f"{name}_inference_log.csv"
+    utils.read_rows(log)  # raises before the work is done where rows can't be added
     precision = choose_precision(args.amp, device, size)
     print(f"Segmenting {len(pictures)} {what} with {name.upper()} ({path}) on {device}, {precision}", flush=True)
     segmenter = Segmenter(precision.place(model), precision, size, args, folder)
@@ -323,7 +330,6 @@ def infer(args, device: torch.device, team: Team) -> None:
     if not team.first:
         return
     seconds = time.perf_counter() - start
-    log = log_dir / f"{name}_inference_log.csv"
     stamp = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "checkpoint": str(path),

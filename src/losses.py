@@ -12,7 +12,8 @@ def bce_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy, averaged over pixels and images: binary for one channel, of a softmax for three."""
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits.float(), target.float())
-    return F.cross_entropy(logits.float(), target[:, 0].long() - 1)
+    # Of probabilities instead of classes: what torch has for these is not allowed under --deterministic on CUDA.
+    return F.cross_entropy(logits.float(), classes_of(target))
 
 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -25,10 +26,15 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         probabilities, truth = logits.float().sigmoid(), target.float()
     else:
         probabilities = logits.float().softmax(dim=1)
-        truth = (target == torch.arange(1, 4, device=target.device).view(1, 3, 1, 1)).float()
+        truth = classes_of(target)
     overlap = (probabilities * truth).sum(dim=(2, 3))
     total = probabilities.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+def classes_of(trimaps: torch.Tensor) -> torch.Tensor:
+    """Trimaps (N, 1, H, W) of 1, 2 and 3 as float32 (N, 3, H, W) of 0 and 1."""
+    return (trimaps == torch.arange(1, 4, device=trimaps.device).view(1, 3, 1, 1)).float()
 
 
 def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from pictures import BACKGROUND
+from precision import to_device
 
 
 def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
@@ -37,7 +38,7 @@ def mix(
     count, _, height, width = images.shape
 
     def there(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(images.device, non_blocking=True)
+        return to_device(torch.from_numpy(array), images.device)
 
     other = there((np.arange(count) + rng.integers(1, max(2, count))) % count)
     mixed = there(rng.random((count, 1, 1, 1)) < share)

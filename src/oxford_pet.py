@@ -73,10 +73,11 @@ def describe_layout(root: Path) -> str:
     """The layout that a dataset is recognised as, in words."""
     if not (root / "annotations").is_dir():
         return "own pictures: images/ and masks/"
-    return "the pets' layout" if _has_lists(root) else "the pets' layout without lists"
+    return "the pets' layout" if has_lists(root) else "the pets' layout without lists"
 
 
-def _has_lists(root: Path) -> bool:
+def has_lists(root: Path) -> bool:
+    """Whether a dataset has lists of its pictures, as the pets' own has."""
     return any((root / "annotations" / f"{name}.txt").is_file() for name in ("list", "trainval", "test"))
 
 
@@ -86,7 +87,7 @@ def list_pets(root: Path) -> list[Pet]:
     Raises:
         DatasetError: see `read_list`; pictures without a mask and masks without a picture, where there are no lists.
     """
-    if not _has_lists(root):
+    if not has_lists(root):
         return _pair_up(root)
     optional = [name for name in ("list", "trainval", "test") if (root / "annotations" / f"{name}.txt").is_file()]
     needed = [] if "list" in optional else ["trainval", "test"]
@@ -162,7 +163,7 @@ def split_pets(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     if split == "official":
-        if not _has_lists(root):
+        if not has_lists(root):
             raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
         trainval, test = read_list(root, "trainval"), read_list(root, "test")
         both = {pet.name for pet in trainval} & {pet.name for pet in test}
@@ -324,16 +325,15 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
 
     def __init__(self, *args, image_size: int = 256, records=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.image_size, self.records = image_size, records
-        self.decodes = records is None
+        self.image_size, self.records, self.decodes = image_size, records, records is None
 
     def __getitem__(self, key) -> dict:
-        batch = self.__getitems__([key])
+        batch = self.read_batch([key])
         sample = {k: v[0] for k, v in batch.items()}
         return sample if self.transform is None else self.transform(sample)
 
-    def __getitems__(self, keys: list) -> dict:
-        """A whole batch at once, as a DataLoader asks for it: the sample's fields with N in front, paths as a list."""
+    def read_batch(self, keys: list) -> dict:
+        """Many samples at once, before `transform`: the sample's fields with N in front, paths as a list."""
         keys = [key if isinstance(key, tuple) else (0, key) for key in keys]
         pets = [self.pets[index] for _, index in keys]
         if self.records is not None:

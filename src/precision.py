@@ -8,6 +8,15 @@ DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device, waiting for it only where it must.
+
+    CUDA knows by itself when memory can't be copied in the background. MPS does not: it would read what may have been
+    freed or written over by then.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 @dataclass(frozen=True)
 class Precision:
     """Where and how to compute.
@@ -38,7 +47,7 @@ class Precision:
 
     def move(self, images: torch.Tensor) -> torch.Tensor:
         """Moves images (N, C, H, W) to the device, in the layout: as bytes, and rearranged only there."""
-        return images.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
+        return to_device(images, self.device).contiguous(memory_format=self.layout)
 
     def autocast(self):
         """Context in which a model computes in this precision."""

@@ -148,10 +148,11 @@ class RunState:
         if self.average:
             self.average.model.load_state_dict(content["weights"])
             self.average.updates = average["updates"]
-        fused = [group["fused"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(content["optimizer"])
-        for group, here in zip(self.optimizer.param_groups, fused):
-            group["fused"] = here  # what suits this device, not the one that the checkpoint is from
+        # Fused or not is what suits this device, not the one that the checkpoint is from; and before the state is
+        # loaded, since that decides where its counts of steps must be.
+        both = zip(content["optimizer"]["param_groups"], self.optimizer.param_groups)
+        groups = [{**saved, "fused": here["fused"]} for saved, here in both]
+        self.optimizer.load_state_dict({**content["optimizer"], "param_groups": groups})
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if value.shape == parameter.shape:  # the fused kernel takes it for granted that their layouts agree
@@ -271,6 +272,11 @@ def claim_names(args) -> contextlib.ExitStack:
                 f"another run ({path.read_text().strip() or 'just starting'}) is writing files of {args.model_name} in "
                 f"{folder}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
             ) from None
+        except OSError as error:
+            raise cli.UsageError(
+                f"{path} can't be locked ({error.strerror}), so two runs could write the same files; name folders on "
+                "another disk with --save_dir and --log_dir"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -297,7 +303,10 @@ def archive_files(args) -> list[Path]:
     """
     moved = []
     for path in run_files(args):
-        rows = utils.read_rows(path) if path.suffix == ".csv" else []
+        rows = []
+        if path.suffix == ".csv":
+            with contextlib.suppress(cli.UsageError):  # whoever changed it by hand, it is only to be renamed
+                rows = utils.read_rows(path)
         owner = (rows[0].get("run_id") if rows else run_id_of(path)) or time.strftime(
             "unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime)
         )

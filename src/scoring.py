@@ -16,7 +16,7 @@ from distributed import ALONE, Team
 from metrics import CLASSES, COUNTS, boundary_f
 from models import SegmentationModel, decisions, pet_logits, trimaps_of
 from pictures import BACKGROUND, BORDER, PET, read_mask, read_trimap
-from precision import Precision
+from precision import Precision, to_device
 
 
 def measure(
@@ -48,7 +48,7 @@ def measure(
     bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=None, delay=1)
     with torch.inference_mode():
         for batch in bar:
-            masks, trimaps = (batch[name].to(device, non_blocking=True) for name in ("mask", "trimap"))
+            masks, trimaps = (to_device(batch[name], device) for name in ("mask", "trimap"))
             with precision.autocast():
                 logits = model(precision.move(batch["image"]))
             target = masks if logits.shape[1] == 1 else trimaps

@@ -216,7 +216,7 @@ def open_data(args, content: Optional[dict], path: Optional[Path]):
     train_set = load_dataset(root, "train", augment_uncertain=args.augment_uncertain, **options)
     valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
     looked_at = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
-    warn_if_inverted([mask[0].numpy() for mask in train_set.__getitems__(looked_at)["mask"]], root)
+    warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(looked_at)["mask"]], root)
     return train_set, valid_set, test_set, data
 
 
@@ -224,7 +224,7 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     """Device, model, data, plan: what a reader of the output wants to know later."""
     state, args, progress = run.state, run.state.args, run.state.progress
     count = sum(p.numel() for p in state.model.parameters())
-    bulk = f"bulk x{args.num_augmentations} ({len(run.train_loader.dataset):,} samples)"
+    bulk = f"bulk x{args.num_augmentations} ({len(parts[0]) * (1 + args.num_augmentations):,} samples)"
     augment = bulk if args.augment == "bulk" else args.augment or "off"
     if args.augment:
         augment += f", {args.augment_strength}{', colour jitter' if args.color_jitter else ''}"
@@ -335,8 +335,8 @@ def prepare(args, given: dict, device: torch.device, team: Team = ALONE):
         state=state,
         forward=torch.compile(forward) if args.compile else forward,
         order=order,
-        train_loader=make_loader(train_set, device, args.num_workers, batch_sampler=order),
-        valid_loader=make_loader(parts[1], device, args.num_workers, batch_sampler=batches),
+        train_loader=make_loader(train_set, device, order, args.num_workers),
+        valid_loader=make_loader(parts[1], device, batches, args.num_workers),
         loss_fn=LOSSES[args.loss],
         precision=precision,
         team=team,

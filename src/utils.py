@@ -7,6 +7,7 @@ import math
 import os
 import random
 import tempfile
+import time
 from pathlib import Path
 from typing import Optional
 
@@ -239,7 +240,7 @@ class AugmentedDataset(Dataset):
     them to its whole batch at once on the device, with `apply_augmentations` and `apply_colours`.
 
     Args:
-        dataset: of n samples, with `pets`, and whole batches from `__getitems__`.
+        dataset: of n samples, with `pets`, and whole batches from `read_batch`.
         seed: of the draw.
         variants: k > 0 makes n originals and n * k variants of them (bulk); 0 draws n anew every epoch (online), of
             which one in eight stays as it is: the eighth combination of doing or not doing rotation, flip and crop.
@@ -264,17 +265,17 @@ class AugmentedDataset(Dataset):
         return IDENTITY if keep else draw_augmentation(rng, *self.limits), draw_colours(rng)
 
     def __getitem__(self, key) -> dict:
-        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+        return {name: values[0] for name, values in self.read_batch([key]).items()}
 
     @property
     def decodes(self) -> bool:
         """Whether reading a sample takes work that other processes could share."""
         return self.dataset.decodes
 
-    def __getitems__(self, keys: list) -> dict:
+    def read_batch(self, keys: list) -> dict:
         """A whole batch; see SimpleOxfordPetDataset."""
         keys = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        batch = self.dataset.__getitems__([(epoch, index % len(self.dataset)) for epoch, index in keys])
+        batch = self.dataset.read_batch([(epoch, index % len(self.dataset)) for epoch, index in keys])
         affines, colours = zip(*(self._draw(epoch, index) for epoch, index in keys))
         batch["affine"] = torch.from_numpy(np.stack(affines))
         if self.colour_jitter:
@@ -296,17 +297,18 @@ def lock_file(path, wait: bool):
         BlockingIOError: another process has the lock, and `wait` is false.
     """
     with Path(path).open("a+") as file:
-        if fcntl is None:
-            file.seek(0)
+        file.seek(2**30)  # far behind what the file says, which others may read: Windows guards what is locked
+        while True:
             try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-            except OSError as error:
-                raise BlockingIOError(f"{path} is locked") from error
-        else:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # unlike flock not given to workers
+                if fcntl is None:
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:  # lockf, because unlike that of flock its lock is not given to workers
+                    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
             except (BlockingIOError, PermissionError) as error:  # POSIX allows either
-                raise BlockingIOError(f"{path} is locked") from error
+                if not wait:
+                    raise BlockingIOError(f"{path} is locked") from error
+                time.sleep(0.2)
         yield file
 
 
@@ -393,5 +395,6 @@ def append_rows(path, rows: list[dict]) -> None:
         return
     text = io.StringIO()
     csv.DictWriter(text, header, lineterminator="\n").writerows(rows)
+    unended = not path.read_bytes().endswith(b"\n")  # as some editors leave the last line
     with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text.getvalue())
+        file.write("\n" * unended + text.getvalue())

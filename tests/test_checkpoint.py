@@ -1,6 +1,8 @@
 import pickle
+import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -270,6 +272,35 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(checkpoint.urllib.request, "urlopen", never)
     with pytest.raises(TimeoutError, match="within 0.2 seconds"):
         checkpoint._require_answer("https://example.org/weights.pth")
+
+
+def test_a_server_that_falls_silent_is_given_up(offline, monkeypatch, capsys):
+    from torchvision.models import ResNet34_Weights
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802  its name for http.server
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"a beginning")
+            self.wfile.flush()
+            gone.wait(30)
+
+        def log_message(self, *_args):
+            pass
+
+    gone = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+    weights = ResNet34_Weights.IMAGENET1K_V1
+    address = f"http://127.0.0.1:{server.server_port}/resnet34-b627a593.pth"
+    monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
+    monkeypatch.setattr(checkpoint, "CONNECT_SECONDS", 0.5)
+    assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
+    assert "timed out" in capsys.readouterr().err
+    gone.set()
+    server.shutdown()
+    server.server_close()
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):

@@ -157,6 +157,14 @@ def second_of(launcher: int) -> int:
     return found
 
 
+def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp_path):
+    flags = ["--data_path", str(shared_dataset), "--image_size", "64", "--encoder_weights", "none.pth"]
+    done = Zygote.run(SRC / "train.py", flags, tmp_path, processes=2)
+    first, *others = done.stderr.strip().splitlines()
+    assert "none.pth" in first
+    assert others == ["error: another process of this run has ended; see what it said, and start again"]
+
+
 def test_a_stray_variable_is_no_launcher(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with join(torch.device("cpu")) as team:

@@ -84,10 +84,13 @@ def test_a_half_unpacked_dataset_is_mended(archives, tmp_path):
     root = download(tmp_path / "data")
     for file in sorted((root / "images").iterdir())[:7]:
         file.unlink()
+    (root / "images/my own.jpg").write_bytes(b"precious")
     with pytest.raises(DatasetError, match="7 of the 80"):
         split_pets(root)
     assert download(tmp_path / "data") == root
     assert len(list_pets(root)) == 40
+    split_pets(root)
+    assert (root / "images/my own.jpg").read_bytes() == b"precious"
 
 
 def member(name, **fields):
@@ -114,6 +117,19 @@ def test_own_pictures_are_left_alone(tmp_path):
         (tmp_path / folder).mkdir()
     with pytest.raises(DatasetError, match="pictures of your own"):
         download(tmp_path)
+
+
+def test_own_pictures_in_the_pets_layout_are_left_alone(archives, tmp_path, capsys):
+    root = make_dataset(tmp_path / "mine")
+    for file in (root / "annotations").glob("*.txt"):
+        file.unlink()
+    download(root)
+    assert "is complete" in capsys.readouterr().out
+    extra = root / "images/no trimap yet.jpg"
+    extra.write_bytes(b"precious")
+    with pytest.raises(DatasetError, match="pictures of your own"):
+        download(root)
+    assert extra.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,20 @@ def test_folders_below_and_patterns(tmp_path, model_flags):
     shutil.rmtree(tmp_path / "in/out")
     run_ok("inference.py", *flags, "some", "--data_path", "in/a/**/*.png", cwd=tmp_path)
     assert masks("some") == ["b/one_mask.png", "one_mask.png"]
+    for _ in range(2):
+        run_ok("inference.py", *flags, "in/a/out", "--data_path", "in/a/**/*.png", cwd=tmp_path)
+    assert masks("in/a/out") == ["b/one_mask.png", "one_mask.png"]
     assert_one_error(run_script("inference.py", *flags, "no", "--data_path", "in/*.gif", cwd=tmp_path), "no pictures")
+
+
+def test_a_log_that_can_not_be_continued_is_told_before_the_work(tmp_path, model_flags):
+    scene().save(tmp_path / "one.png")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/resnet34_unet_inference_log.csv").write_text("a,b\n1,2,3\n")
+    flags = ("--data_path", "one.png", "--output_path", "out")
+    done = run_script("inference.py", *model_flags, *flags, cwd=tmp_path)
+    assert_one_error(done, "inference_log.csv has a row with more columns than its header")
+    assert not list(tmp_path.rglob("*_mask.png"))
 
 
 def test_results_never_come_to_lie_among_pictures(tmp_path, model_flags, dataset):

@@ -1,6 +1,7 @@
 """Runs that are stopped, killed, doubled or out of disk: nothing is lost, and going on gives the same bits."""
 
 import csv
+import errno
 import json
 import os
 import resource
@@ -10,12 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torture
 from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_script
 
+import cli
+import run_state
+import utils
 from checkpoint import load_checkpoint
 
 
@@ -266,6 +271,24 @@ def test_a_run_that_fails_at_once_leaves_the_earlier_one_alone(tmp_path, trained
     done = run_script("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
     assert_one_error(done, "the loss is", "start again with a smaller --learning_rate", status=1)
     assert {p.name: p.stat().st_ino for p in saved.glob("*.pth")} == before
+
+
+def test_a_spoilt_log_of_an_earlier_run_is_renamed_like_any_other(tmp_path):
+    log = tmp_path / "unet_training_log.csv"
+    log.write_text("run_id,epoch\nsome,1,more\n")
+    (moved,) = run_state.archive_files(SimpleNamespace(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
+    assert moved.name.startswith("unet_training_log_unknown-")
+    assert moved.is_file()
+    assert not log.exists()
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(utils.fcntl, "lockf", lockf)
+    with pytest.raises(cli.UsageError, match=r"\.unet\.lock can't be locked \(Function not implemented\)"):
+        run_state.claim_names(SimpleNamespace(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
 
 
 def test_two_runs_with_one_log_folder_do_not_start(tmp_path, shared_dataset):

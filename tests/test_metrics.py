@@ -184,7 +184,7 @@ def test_tta_has_three_scales_at_any_size_and_takes_six_passes(size, scales):
 
 def test_the_best_threshold_is_found(dataset):
     pets = load_dataset(dataset, "train", image_size=64)
-    loader = make_loader(pets, torch.device("cpu"), batch_sampler=share_batches(pets, 5))
+    loader = make_loader(pets, torch.device("cpu"), share_batches(pets, 5))
     threshold, dice = find_threshold(Brightness(), pets, loader, CPU, Scoring())
     by_hand = {}
     for level in range(5, 96):
@@ -198,7 +198,7 @@ def test_the_best_threshold_is_found(dataset):
 
 def test_scores_at_the_own_size_are_those_of_the_resized_prediction(dataset):
     pets = load_dataset(dataset, "test", image_size=64)
-    loader = make_loader(pets, torch.device("cpu"), batch_sampler=share_batches(pets, 3))
+    loader = make_loader(pets, torch.device("cpu"), share_batches(pets, 3))
     rows = score_pictures(Brightness(), pets, loader, CPU, Scoring(original_size=True))
     assert [row["name"] for row in rows] == [pet.name for pet in pets.pets]
     from oxford_pet import OxfordPetDataset

@@ -8,6 +8,7 @@ import torch
 from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
 from PIL import Image
 
+from checkpoint import load_checkpoint
 from oxford_pet import SimpleOxfordPetDataset, describe_layout, find_copies, find_root, list_pets, split_pets
 from pictures import DatasetError, read_mask, read_pair
 from pixel_cache import open_cache
@@ -102,6 +103,18 @@ def test_own_folder_trains_evaluates_and_infers_with_nothing_but_its_path(shared
     said = run_ok("inference.py", "--data_path", shared_own, "--output_path", "out", cwd=tmp_path)
     assert "over 4 pictures with ground truth" in said
     assert len(list((tmp_path / "out").glob("*_panel.png"))) == 4
+
+
+def test_a_checkpoint_of_another_dataset_takes_own_pictures(shared_own, shared_dataset, trained, tmp_path):
+    content = load_checkpoint(trained / "saved_models/resnet34_unet_best.pth")
+    content["data"]["split"] = "official"
+    torch.save(content, tmp_path / "official.pth")
+    flags = ("--model_path", "official.pth", "--data_path")
+    assert "4 test pictures" in run_ok("evaluate.py", *flags, shared_own, cwd=tmp_path)
+    few = write_own(tmp_path / "few", count=4)  # which no split can divide
+    for path in (few, few / "images"):
+        said = run_ok("inference.py", *flags, path, cwd=tmp_path)
+        assert "over 4 pictures with ground truth" in said
 
 
 def test_pets_layout_without_lists(tmp_path):
@@ -377,6 +390,14 @@ def test_check_lists_all_faults_at_once(own, tmp_path):
     done = run_script("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
     assert_one_error(done, "12 faults", "photo 0.png is no mask", "| ...")
     assert len(re.findall("is no mask", done.stderr)) == 10
+
+
+def test_check_names_a_bomb_and_goes_on(own, tmp_path):
+    picture = next((own / "images").glob("photo 1.*"))
+    picture.unlink()
+    Image.new("1", (14000, 14000)).save(own / "images/photo 1.png")
+    done = run_script("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
+    assert_one_error(done, "1 fault", "photo 1.png")
 
 
 def test_preview_shows_pictures_and_variants_with_outlines(shared_own, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import assert_one_error, make_dataset, run_ok, run_script, write_list
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from oxford_pet import (
     OxfordPetDataset,
@@ -96,6 +97,14 @@ def test_samples_at_their_own_size(shared_dataset):
 def test_transform_sees_the_sample(shared_dataset):
     dataset = OxfordPetDataset(shared_dataset, "train", transform=lambda s: {**s, "mask": 1 - s["mask"]})
     np.testing.assert_array_equal(dataset[0]["mask"], dataset[0]["trimap"] == 2)
+
+
+def test_torchs_own_loader_takes_the_samples(shared_dataset):
+    dataset = load_dataset(shared_dataset, "train", image_size=64, transform=lambda s: {**s, "mask": 1 - s["mask"]})
+    batch = next(iter(DataLoader(dataset, batch_size=4)))
+    assert batch["image"].shape == (4, 3, 64, 64)
+    assert len(batch["path"]) == 4
+    assert torch.equal(batch["mask"], (batch["trimap"] == 2).to(torch.uint8))
 
 
 def test_simple_samples_are_what_a_network_takes(shared_dataset):

@@ -28,7 +28,7 @@ def test_cached_samples_are_the_same_bit_for_bit(dataset, uncertain):
     for key in [0, 5, (3, 5), (4, 5)]:
         for (name, a), b in zip(decoded[key].items(), cached[key].values()):
             assert a == b if name == "path" else torch.equal(a, b), name
-    a, b = decoded.__getitems__([(1, 2), 7, (0, 2)]), cached.__getitems__([(1, 2), 7, (0, 2)])
+    a, b = decoded.read_batch([(1, 2), 7, (0, 2)]), cached.read_batch([(1, 2), 7, (0, 2)])
     assert all(torch.equal(a[name], b[name]) for name in ("image", "mask", "trimap"))
     assert a["path"] == b["path"] == [str(cached.pets[i].image_path) for i in (2, 7, 2)]
 

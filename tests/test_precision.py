@@ -22,7 +22,7 @@ from engine import Training, fetch_figures, training_step
 from losses import bce_loss
 from models import MODELS, UNet, build_model
 from models.unet import MaxPool, UpBlock
-from precision import Precision, choose_precision
+from precision import Precision, choose_precision, to_device
 from run_state import Progress, RunState
 
 CPU = torch.device("cpu")
@@ -210,6 +210,14 @@ def test_a_loss_that_is_not_finite_is_found_late_and_named_rightly(bad):
         fetch_figures(run, sums)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_only_cuda_copies_in_the_background(kind):
+    told = []
+    tensor = SimpleNamespace(to=lambda *args, **options: told.append((args, options)))
+    to_device(tensor, torch.device(kind))
+    assert told == [((torch.device(kind),), {"non_blocking": kind == "cuda"})]
+
+
 def test_optimizer_state_takes_on_the_layout_of_its_weights(tmp_path):
     # Adam's fused kernel walks through memory: with another layout it would update the wrong weights, silently.
     def make(layout, how):
@@ -234,8 +242,13 @@ def test_optimizer_state_takes_on_the_layout_of_its_weights(tmp_path):
         "settings": {"learning_rate": 0.1},
     }
     content["weights"] = copy.deepcopy(content["weights"])
+    content["optimizer"]["param_groups"][0]["fused"] = False  # of another device
     second = make(torch.channels_last, True)
+    load, taken = second.optimizer.load_state_dict, []
+    second.optimizer.load_state_dict = lambda state: (taken.append(state["param_groups"][0]["fused"]), load(state))
     second.restore(content, tmp_path / "none.pth")
+    assert taken == [True]  # on a GPU it decides, in loading, where the counts of steps are put
+    assert second.optimizer.param_groups[0]["fused"]
     for state in (first, second):
         step(state)
     weight = second.model.weight

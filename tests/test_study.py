@@ -17,6 +17,7 @@ import claims
 import evidence
 import report
 import study
+import utils
 
 
 @pytest.fixture
@@ -56,6 +57,26 @@ def test_choices_see_no_test_picture_and_scores_come_later(small_study, tmp_path
     assert float(row["test_dataset_dice"]) == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-6)
     monkeypatch.setattr(study, "call", None)  # nothing is left to do
     assert small_study() == [row]
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(small_study, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(study, "EXPERIMENTS", {"a": {"one": "--epochs 1", "two": "--epochs 2"}})
+    monkeypatch.setattr(study, "train", lambda run, args: {}[run.experiment])
+    with pytest.raises(AssertionError):  # status 1
+        small_study()
+    said = capsys.readouterr().err
+    assert "failed: a/one, seed 5: KeyError('a/one')" in said
+    assert "failed: a/two, seed 5: KeyError('a/two')" in said
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert study.code_version() == "unknown"
+
+
+def test_runs_on_different_pictures_are_not_thrown_together(monkeypatch, tmp_path):
+    row = {"image_size": "96", "data": "partial set", "split": "official", "encoder_weights": "none"}
+    utils.write_rows(tmp_path / "study.csv", [{**row, "pictures": some} for some in ("8 1 1", "80 10 10")])
+    monkeypatch.setattr(evidence, "TABLE", tmp_path / "study.csv")
+    with pytest.raises(SystemExit, match="different pictures that are all called partial set"):
+        evidence.load()
 
 
 STUDY = """

@@ -115,7 +115,7 @@ class FakeDataset:
     def __len__(self):
         return 5
 
-    def __getitems__(self, keys):
+    def read_batch(self, keys):
         return {"key": list(keys)}
 
 
@@ -152,7 +152,7 @@ def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
 
 def test_a_batch_is_drawn_like_its_samples():
     dataset = utils.augment_dataset(FakeDataset(), 2, seed=1, colour_jitter=True)
-    batch = dataset.__getitems__([(0, 3), (5, 12), 7])
+    batch = dataset.read_batch([(0, 3), (5, 12), 7])
     for row, key in enumerate([(0, 3), (5, 12), (0, 7)]):
         sample = dataset[key]
         assert torch.equal(batch["affine"][row], sample["affine"])
@@ -264,3 +264,6 @@ def test_logs_grow_and_gain_columns(tmp_path):
             {"a": "2", "b": "x", "c": "3"},
         ]
     assert utils.read_rows(tmp_path / "none.csv") == []
+    log.write_text("a,b\n1,2")  # without an end, as some editors leave it
+    utils.append_rows(log, [{"a": 3, "b": 4}])
+    assert log.read_text() == "a,b\n1,2\n3,4\n"
