@@ -242,7 +242,7 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
 
 
 def _imagenet_weights() -> Path:
-    """The file in torch's cache, downloaded where it is missing; the server must never be silent for CONNECT_SECONDS."""
+    """The file in torch's cache, downloaded where it is missing; no silence may last longer than CONNECT_SECONDS."""
     from torchvision.models import ResNet34_Weights
 
     url = ResNet34_Weights.IMAGENET1K_V1.url
