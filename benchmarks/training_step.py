@@ -66,8 +66,8 @@ def variants_of(name: str, device: torch.device, args) -> dict[str, tuple[Callab
         }
     else:
         others = {
-            "our network, plain loop": (plain(), fp32),
             "our network, milesial's loop": (peers.milesial_step(peers.build(name), device), fp32),
+            "our network, plain loop": (plain(), fp32),
         }
     steps = {
         **others,
