@@ -36,7 +36,7 @@ def main() -> None:
         axis.bar_label(bars, [f"{rate:.2f}  (x{float(row['ratio']):.2f})" for rate, row in zip(rates, rows)], padding=3)
         axis.invert_yaxis()
         axis.set_xlim(0, 1.25 * max(rates))
-        axis.set_title(f"{TITLES[name]}: images a second in training (x: against the first)", loc="left")
+        axis.set_title(f"{TITLES[name]}: training images a second (x the first)", loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     row = tables["resnet34_unet"][0]
     size, batch = row["image_size"], row["batch_size"]
