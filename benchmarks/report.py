@@ -25,6 +25,7 @@ import utils
 from claims import judge_claims
 from evidence import RESAMPLES, UNTOLD, Difference, Trained, compare, load
 from experiments import EXPERIMENTS, START
+from plot_dice_curve import STYLES
 from study import LAST, TABLE
 
 RESULTS, ROOT = measure.RESULTS, measure.ROOT
@@ -39,7 +40,6 @@ ABOUT = {  # data that the table may be of
     "partial set": " (1,035 of its 7,349 pairs, named in benchmarks/results/partial_set.txt; six breeds are nine "
     "tenths of it). **No figure here is comparable with figures on the whole dataset**"
 }
-COLOURS = {"resnet34_unet": "tab:red", "unet": "tab:blue"}  # as src/plot_dice_curve.py has them
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -101,7 +101,13 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
         curves = trained.curves()
         mean = curves.mean(axis=0)
         x = np.arange(1, curves.shape[1] + 1) * (images(name) if images else 1)
-        look = {"linestyle": style, "marker": marker, "markersize": 4, "color": COLOURS.get(name), "zorder": 9 - order}
+        look = {
+            "linestyle": style,
+            "marker": marker,
+            "markersize": 4,
+            "color": STYLES.get(name, [None] * 3)[1],
+            "zorder": 9 - order,
+        }
         line = axis.plot(x, mean, label=(titles or {}).get(name, name).strip("`"), **look)[0]
         if few:
             axis.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15)
