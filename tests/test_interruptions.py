@@ -51,14 +51,13 @@ def log_rows(folder: Path) -> list[dict]:
 
 def test_the_number_of_workers_changes_nothing(tmp_path, shared_dataset):
     results = []
-    for workers in (0, 1, 4):
+    for workers in (0, 3):
         folder = tmp_path / str(workers)
         folder.mkdir()
         flags = ("--data_path", shared_dataset, "--epochs", 1, "--augment", "online", "--augment_uncertain", *TINY)
         run_ok("train.py", *flags, "--num_workers", workers, cwd=folder)
         results.append(weights(folder))
-    for other in results[1:]:
-        assert all(torch.equal(value, other[key]) for key, value in results[0].items())
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
 
 
 def test_the_seed_fixes_everything_and_deterministic_is_accepted(tmp_path, shared_dataset):
@@ -321,9 +320,8 @@ def test_the_line_to_resume_survives_spaces_and_keeps_the_device(tmp_path, share
 
 
 def test_torture_in_short(capsys):
-    status = torture.main(
-        ["--kills", "2", "--models", "resnet34_unet", "--workers", "2", "--epochs", "2", "--seed", "1"]
-    )
+    short = "--kills 2 --models resnet34_unet --workers 2 --epochs 2 --count 20 --seed 1"
+    status = torture.main(short.split())
     *_, table, verdict = capsys.readouterr().out.strip().splitlines()
     row = json.loads(table)
     assert status == 0, row

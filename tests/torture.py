@@ -186,13 +186,14 @@ def main(argv=None) -> int:
     parser.add_argument("--models", nargs="+", default=["resnet34_unet", "unet"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--count", type=int, default=40, help="of pictures")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and signals")
     args = parser.parse_args(argv)
     pairs = [(model, workers) for model in args.models for workers in args.workers]
     print(f"seed {args.seed}", file=sys.stderr)
     rows = []
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
-        data = draw_sample_dataset(Path(scratch) / "dataset", count=40, side=64)
+        data = draw_sample_dataset(Path(scratch) / "dataset", count=args.count, side=64)
         for i, (model, workers) in enumerate(pairs):
             kills = args.kills // len(pairs) + (i < args.kills % len(pairs))
             rows.append(
