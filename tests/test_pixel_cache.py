@@ -156,7 +156,7 @@ def test_a_kill_while_it_is_made_leaves_nothing_that_is_used(dataset):
 
 def test_training_is_the_same_with_and_without_for_any_number_of_workers(dataset, tmp_path):
     results = []
-    for i, flags in enumerate([("--cache", "on"), ("--cache", "off"), ("--cache", "on", "--num_workers", 2)]):
+    for i, flags in enumerate([("--cache", "on"), ("--cache", "off"), ("--cache", "off", "--num_workers", 2)]):
         folder = tmp_path / str(i)
         folder.mkdir()
         said = run_ok(

@@ -33,21 +33,27 @@ STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MUST_DIFFER = ("run_id", "seconds", "images_per_second", "resumed")
 
 
-def command(data: Path, model: str, workers: int, epochs: int) -> list[str]:
-    """The run that is tortured: everything random is on, and it saves in mid-epoch every second or so."""
-    return [
-        *("--data_path", data, "--model_name", model, "--num_workers", workers, "--epochs", epochs),
+def command(data: Path, model: str, workers: int, epochs: int) -> tuple[list, list]:
+    """Flags of any start, and those that make a new run: all that is random is on, and it saves every second or so."""
+    any_start = ["--data_path", data, "--model_name", model, "--num_workers", workers]
+    if workers:
+        any_start += ["--cache", "off"]  # from the cache the run would read by itself
+    new = [
+        *("--recipe", "strong", "--augment_uncertain", "--multi_scale", 0.5, "--epochs", epochs),
         *("--image_size", 64, "--batch_size", 4, "--learning_rate", "1e-3", "--encoder_weights", "none"),
-        *("--recipe", "strong", "--augment_uncertain", "--multi_scale", 0.5, "--checkpoint_minutes", "0.02"),
-        *("--save_every", 2),
+        *("--checkpoint_minutes", "0.02", "--save_every", 2),
     ]
+    return any_start, new
 
 
-def start(flags: list, folder: Path, slow: bool) -> subprocess.Popen:
-    """Starts src/train.py in `folder`, in a session of its own so that a signal can reach it with its workers."""
+def start(flags: tuple[list, list], folder: Path, slow: bool) -> subprocess.Popen:
+    """Starts the run in `folder`, or goes on with it; in a session of its own, which a signal reaches with workers."""
     script = HERE / "slow_writes.py" if slow else HERE.parent / "src/train.py"
+    any_start, new = flags
+    resumes = (folder / f"saved_models/{any_start[3]}_last.pth").exists()
+    words = [*any_start, *(["--resume"] if resumes else new)]
     return subprocess.Popen(
-        [sys.executable, str(script), *map(str, flags)],
+        [sys.executable, str(script), *map(str, words)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -65,16 +71,13 @@ def finish(process: subprocess.Popen) -> str:
     return said
 
 
-def kill_once(flags: list, folder: Path, rng: random.Random) -> tuple[bool, str]:
+def kill_once(flags: tuple[list, list], folder: Path, rng: random.Random) -> tuple[bool, str]:
     """Starts or resumes the run and kills it at a random moment.
 
     Returns:
         Whether the kill came before the run was done, and the signal's name.
     """
-    has_state = (folder / f"saved_models/{flags[3]}_last.pth").exists()
-    process = start(
-        ["--data_path", flags[1], "--model_name", flags[3], "--resume"] if has_state else flags, folder, True
-    )
+    process = start(flags, folder, slow=True)
     for line in process.stdout:
         if line.startswith(("Run", "This run is complete")):
             break
@@ -170,8 +173,7 @@ def torture(data: Path, model: str, workers: int, kills: int, epochs: int, seed:
                 corrupt += corrupt_files(victim)
                 print(f"{model}, {workers} workers: {row['kills']}/{kills} {name}", file=sys.stderr, flush=True)
         if killed:
-            has_state = (victim / f"saved_models/{model}_last.pth").exists()
-            finish(start([*flags[:4], "--resume"] if has_state else flags, victim, slow=False))
+            finish(start(flags, victim, slow=False))
         different += compare(reference, victim, model)
         row["runs"] += 1
         for path in (victim / "saved_models").iterdir():
