@@ -183,6 +183,23 @@ def test_a_step_in_pieces_is_the_whole_step(pieces):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("scaled", [False, True])  # as fp16 needs it
+@pytest.mark.parametrize("steepness", [1e-3, 1e3])
+def test_gradients_are_no_longer_than_one(steepness, scaled):
+    model = Plain()
+    images, masks = make_batch()["image"], make_batch()["mask"]
+    gradients = torch.autograd.grad(steepness * bce_loss(model(images), masks), tuple(model.parameters()))
+    length = torch.cat([g.flatten() for g in gradients]).norm().item()
+    assert (length < 0.1) if steepness < 1 else (length > 10)
+    before = [p.detach().clone() for p in model.parameters()]
+    run = make_run(model)
+    run.loss_fn = lambda *both: steepness * bce_loss(*both)
+    run.state.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    training_step(run, make_batch())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before)]).norm().item()
+    assert moved == pytest.approx(0.5 * min(1.0, length), rel=1e-3)  # 0.5 is the learning rate
+
+
 def test_figures_do_not_depend_on_when_they_are_fetched():
     rows = torch.rand(50, 3) * 1000
     totals = []
