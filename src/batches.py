@@ -1,5 +1,6 @@
 """From samples to batches: in which order, read by whom."""
 
+import contextlib
 import math
 import os
 import signal
@@ -11,6 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from cli import UsageError
 from distributed import ALONE, Team
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class EpochOrder:
@@ -75,6 +78,27 @@ class _WholeBatches(Dataset):
         return self.dataset.read_batch(keys)
 
 
+class _Loader(DataLoader):
+    """A DataLoader whose workers are safe from signals from their first moment on, not only once they are set up."""
+
+    def __iter__(self):
+        with _signals_kept_back():
+            return super().__iter__()
+
+
+@contextlib.contextmanager
+def _signals_kept_back():
+    """Ctrl-C and SIGTERM come afterwards; processes that are started meanwhile have them kept back as well."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_workers=None) -> DataLoader:
     """A DataLoader for this device.
 
@@ -90,7 +114,7 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
         num_workers = 0
     elif num_workers is None:
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    return DataLoader(
+    return _Loader(
         _WholeBatches(dataset),
         sampler=batches,
         batch_size=None,
@@ -109,3 +133,4 @@ def _outlive_signals(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(20))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

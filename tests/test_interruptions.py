@@ -307,6 +307,41 @@ def test_the_line_to_resume_survives_spaces_and_keeps_the_device(tmp_path, share
     assert "--device cpu --num_workers 1 --resume" in " ".join(words)
 
 
+SLOW_TO_START = """
+import runpy, sys, time
+from torch.utils.data._utils import signal_handling
+sys.path.insert(0, {src!r})
+set_up = signal_handling._set_worker_signal_handlers
+
+def slow():  # in a process that reads images
+    set_up()
+    time.sleep(2)
+
+signal_handling._set_worker_signal_handlers = slow
+runpy.run_path({src!r} + "/train.py", run_name="__main__")
+"""
+
+
+def test_a_signal_to_the_whole_job_finds_workers_that_are_just_starting(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, "--cache", "off", "--num_workers", 2, *TINY)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_START.format(src=str(SRC)), *map(str, flags)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not process.stdout.readline().startswith("Run"):
+        assert process.poll() is None, process.stderr.read()
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "")
+    assert "Stopped in epoch 1" in said
+
+
 def test_torture_in_short(capsys):
     short = "--kills 2 --models resnet34_unet --workers 2 --epochs 2 --count 20 --seed 1"
     status = torture.main(short.split())
