@@ -18,7 +18,7 @@ from mixing import mix
 from models import ATTENTION, MODELS, build_model
 from models.attention import ConvBlockAttention, SqueezeExcitation
 from recipes import RECIPES
-from train import build_optimizer, build_parser, share_of
+from train import augmented, build_optimizer, build_parser, open_data, share_of
 
 # ------------------------------------------------------------------------------------------------------ weight averages
 
@@ -133,6 +133,26 @@ def test_strengths_of_augmentation_are_what_they_say():
         assert 0.9 * degrees < max(angles) <= degrees + 1e-4
         widest[name] = max(angles)
     assert widest["light"] < widest["medium"] < widest["strong"]
+
+
+def test_flags_reach_the_pictures_that_are_trained_on(shared_dataset):
+    def first_batch(*flags) -> dict:
+        words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
+        args = build_parser().parse_args(words)
+        return augmented(args, open_data(args, None, None)[0]).read_batch([(epoch, 1) for epoch in range(100)])
+
+    def widest(batch: dict) -> float:
+        affine = batch["affine"]
+        return torch.rad2deg(torch.atan2(-affine[:, 0, 1], affine[:, 1, 1])).abs().max().item()
+
+    plain = first_batch()
+    assert "colours" not in plain
+    assert (plain["mask"] == plain["mask"][0]).all()
+    assert 5 < widest(plain) <= 10
+    assert first_batch("--color_jitter")["colours"].unique(dim=0).shape[0] > 80
+    assert widest(first_batch("--augment_strength", "strong")) > 12
+    uncertain = first_batch("--augment_uncertain")["mask"]
+    assert (uncertain != uncertain[0]).any()
 
 
 def test_sides_are_multiples_of_the_stride_around_the_size():
