@@ -94,6 +94,7 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
         The Markdown that shows it.
     """
     figure, axis = plt.subplots(figsize=(8, 4.5))
+    axis.set_prop_cycle(color=[*plt.colormaps["tab10"].colors, "black"])  # an eleventh curve is no second first
     few = len(group) <= 4
     bottom = 1.0
     looks = zip(itertools.cycle(["--", "-", "-.", ":"]), "osD^vPX*<>phd")
