@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SRC, TINY, Zygote, expect_success, run_ok
+from conftest import SRC, TINY, Zygote, copy_run, expect_success, run_ok
 from PIL import Image
 
 from checkpoint import load_checkpoint
@@ -107,8 +106,7 @@ def test_pictures_of_two_are_those_of_one(pair, shared_dataset, tmp_path):
 def test_one_goes_on_where_two_stopped_and_the_reverse(processes, request, shared_dataset, tmp_path):
     wanted = request.getfixturevalue  # each of the two takes its time, so only the one that is needed
     before, run = (wanted("pair")[0], run_ok) if processes == 1 else (wanted("trained"), two_ok)
-    for folder in ("saved_models", "logs"):
-        shutil.copytree(before / folder, tmp_path / folder)
+    copy_run(before, tmp_path)
     said = run("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "in epoch 3 of 3 after step 0" in said
     table = rows(tmp_path / "logs/resnet34_unet_training_log.csv")

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torture
-from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_script
+from conftest import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script
 
 import cli
 import run_state
@@ -117,10 +117,7 @@ def test_saves_in_mid_epoch_by_the_clock(tmp_path):
 
 
 def test_a_full_disk_ends_with_one_line_and_the_old_checkpoint(tmp_path, trained, shared_dataset):
-    for folder in ("saved_models", "logs"):
-        (tmp_path / folder).mkdir()
-        for file in (trained / folder).glob("resnet34_unet_[lt]*"):
-            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    copy_run(trained, tmp_path, "[lt]*")
     before = (tmp_path / "saved_models/resnet34_unet_last.pth").read_bytes()
     limit = 200_000_000
 
@@ -154,10 +151,7 @@ def test_leftovers_of_a_kill_are_swept(tmp_path, shared_dataset):
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_log_and_checkpoint_agree_after_a_kill_between_their_writes(tmp_path, trained, shared_dataset, missing):
-    for folder in ("saved_models", "logs"):
-        (tmp_path / folder).mkdir()
-        for file in (trained / folder).glob("resnet34_unet_[lt]*"):
-            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    copy_run(trained, tmp_path, "[lt]*")
     log = tmp_path / "logs/resnet34_unet_training_log.csv"
     lines = log.read_text().splitlines()
     log.write_text("\n".join(lines[:-1] if missing else [*lines, lines[-1].replace(",2,", ",3,", 1)]) + "\n")
@@ -169,12 +163,9 @@ def test_log_and_checkpoint_agree_after_a_kill_between_their_writes(tmp_path, tr
 def test_a_best_that_is_ahead_of_last_never_falls_back(tmp_path, trained, shared_dataset):
     # As after a kill between the two renames: best is from epoch 2, last from before it.
     best = torch.load(trained / "saved_models/resnet34_unet_best.pth", weights_only=True)
-    (tmp_path / "saved_models").mkdir()
+    copy_run(trained, tmp_path, "last*")
     best["progress"]["best_dice"], best["progress"]["best_epoch"] = 0.99, 2
     torch.save(best, tmp_path / "saved_models/resnet34_unet_best.pth")
-    (tmp_path / "saved_models/resnet34_unet_last.pth").write_bytes(
-        (trained / "saved_models/resnet34_unet_last.pth").read_bytes()
-    )
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "best valid Dice 0.9900 in epoch 2" in said
     assert load_checkpoint(tmp_path / "saved_models/resnet34_unet_best.pth")["progress"]["best_dice"] == 0.99
@@ -206,16 +197,8 @@ def test_a_checkpoint_without_training_state_is_no_run_to_go_on_with(tmp_path, t
     run_ok("evaluate.py", *flags, cwd=tmp_path)  # but it can be scored
 
 
-def run_dir(tmp_path, trained, pattern="*"):
-    for folder in ("saved_models", "logs"):
-        (tmp_path / folder).mkdir()
-        for file in (trained / folder).glob(f"resnet34_unet_{pattern}"):
-            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
-    return tmp_path / "saved_models"
-
-
 def test_going_back_to_an_older_state_keeps_the_newer_one(tmp_path, trained, shared_dataset):
-    saved = run_dir(tmp_path, trained)
+    saved = copy_run(trained, tmp_path) / "saved_models"
     flags = ("train.py", "--data_path", shared_dataset)
     run_ok(*flags, "--resume", "--epochs", 1, "--save_every", 1, cwd=tmp_path)
     newer = (saved / "resnet34_unet_last.pth").read_bytes()
@@ -233,9 +216,9 @@ def test_going_back_to_an_older_state_keeps_the_newer_one(tmp_path, trained, sha
 
 
 def test_a_complete_run_touches_nothing(tmp_path, trained, shared_dataset):
-    saved = run_dir(tmp_path, trained)
+    saved = copy_run(trained, tmp_path) / "saved_models"
     old = saved / "resnet34_unet_last_old.pth"
-    old.write_bytes((saved / "resnet34_unet_last.pth").read_bytes())
+    os.link(saved / "resnet34_unet_last.pth", old)
     before = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (tmp_path / d).glob("[!.]*")}
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", old, cwd=tmp_path)
     assert f"--resume {old} --epochs 5" in said
@@ -244,7 +227,7 @@ def test_a_complete_run_touches_nothing(tmp_path, trained, shared_dataset):
 
 @pytest.mark.parametrize("state", ["missing", "damaged"])
 def test_without_a_best_the_next_epoch_becomes_it(tmp_path, trained, shared_dataset, state):
-    saved = run_dir(tmp_path, trained, "[lt]*")
+    saved = copy_run(trained, tmp_path, "[lt]*") / "saved_models"
     if state == "damaged":
         (saved / "resnet34_unet_best.pth").write_bytes(b"damaged")
     run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
@@ -252,7 +235,7 @@ def test_without_a_best_the_next_epoch_becomes_it(tmp_path, trained, shared_data
 
 
 def test_a_run_that_fails_at_once_leaves_the_earlier_one_alone(tmp_path, trained, shared_dataset):
-    saved = run_dir(tmp_path, trained)
+    saved = copy_run(trained, tmp_path) / "saved_models"
     before = {p.name: p.stat().st_ino for p in saved.glob("*.pth")}
     flags = ("--image_size", 64, "--encoder_weights", "none", "--learning_rate", "1e30")
     done = run_script("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)

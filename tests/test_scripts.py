@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import SRC, TINY, assert_one_error, run_ok, run_script
+from conftest import SRC, TINY, assert_one_error, copy_run, run_ok, run_script
 from PIL import Image
 
 from oxford_pet import split_pets
@@ -25,12 +24,6 @@ LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def copy_of(trained, tmp_path):
-    for folder in ("saved_models", "logs"):
-        shutil.copytree(trained / folder, tmp_path / folder)
-    return tmp_path
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -73,7 +66,7 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
 
 
 def test_resume_with_epochs_trains_more_under_the_same_run(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     before = rows(folder / "logs/resnet34_unet_training_log.csv")
     best = torch.load(folder / "saved_models/resnet34_unet_best.pth", weights_only=True)["progress"]["best_dice"]
     done = run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
@@ -107,7 +100,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, shared_dataset):
 
 
 def test_a_learning_rate_given_on_resume_is_taken_up_and_others_are_refused(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     flags = ("train.py", "--data_path", shared_dataset, "--resume")
     before = (folder / "saved_models/resnet34_unet_last.pth").read_bytes()
     done = run_script(*flags, "--batch_size", 4, "--image_size", 96, cwd=folder)
@@ -120,7 +113,7 @@ def test_a_learning_rate_given_on_resume_is_taken_up_and_others_are_refused(trai
 
 
 def test_a_resume_on_other_pictures_is_refused(trained, dataset, tmp_path):
-    folder = copy_of(trained, tmp_path / "run")
+    folder = copy_run(trained, tmp_path / "run")
     for name in ("trainval", "test"):
         (dataset / f"annotations/{name}.txt").unlink()
     listed = (dataset / "annotations/list.txt").read_text().splitlines()
@@ -130,7 +123,7 @@ def test_a_resume_on_other_pictures_is_refused(trained, dataset, tmp_path):
 
 
 def test_a_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     old = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (folder / d).glob("[!.]*")}
     run_id = rows(folder / "logs/resnet34_unet_training_log.csv")[0]["run_id"]
     said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=folder)
@@ -191,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures(tmp_path
 
 
 def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     said = run_ok("evaluate.py", "--data_path", shared_dataset, "--json", "out/scores.json", cwd=folder).splitlines()
     report = json.loads((folder / "out/scores.json").read_text())
     assert re.fullmatch(r"RESNET34_UNET test Dice score: \d\.\d{4}", said[-2])
@@ -208,7 +201,7 @@ def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_pa
 
 
 def test_scores_do_not_depend_on_the_batch_and_equal_the_trainings_own(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     scores = []
     for batch in (1, 3):
         run_ok(
@@ -223,14 +216,14 @@ def test_scores_do_not_depend_on_the_batch_and_equal_the_trainings_own(trained, 
 
 
 def test_evaluation_refuses_what_the_model_was_trained_on(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     flags = ("evaluate.py", "--data_path", shared_dataset, "--subset", "train")
     assert_one_error(run_script(*flags, cwd=folder), "was trained on 32 of these 32 pictures", "--allow_seen")
     assert "32 train pictures" in run_ok(*flags, "--allow_seen", cwd=folder)
 
 
 def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     test_set = split_pets(shared_dataset).test
     model = ("--model", "saved_models/resnet34_unet_best.pth")
     said = run_ok("inference.py", *model, "--data_path", shared_dataset / "images", "--output_path", "out", cwd=folder)
@@ -257,7 +250,7 @@ def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, share
 
 
 def test_inference_never_writes_over_anything(trained, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     pictures = folder / "own"
     pictures.mkdir()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8))
@@ -272,14 +265,14 @@ def test_inference_never_writes_over_anything(trained, tmp_path):
 
 
 def test_inference_says_where_its_dice_flatters(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     done = run_script("inference.py", "--data_path", shared_dataset, "--subset", "train", cwd=folder)
     assert "WARNING: 32 of them were trained on" in done.stderr
     assert run_script("inference.py", "--data_path", shared_dataset, cwd=folder).stderr == ""
 
 
 def test_scores_are_not_lost_where_they_can_not_be_written(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     log = folder / "logs/resnet34_unet_evaluation_log.csv"
     log.write_text("a,b\n1,2,3,4\n")
     done = run_script("evaluate.py", "--data_path", shared_dataset, cwd=folder)
@@ -325,7 +318,7 @@ runpy.run_path({str(SRC / "train.py")!r}, run_name="__main__")
 
 
 def test_inference_on_a_folder_of_any_pictures(trained, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     pictures = folder / "my pictures"
     pictures.mkdir()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 131, 3)).astype(np.uint8))
@@ -345,13 +338,13 @@ def test_inference_on_a_folder_of_any_pictures(trained, tmp_path):
 
 
 def test_without_a_wish_for_pictures_none_are_written(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     run_ok("inference.py", "--data_path", shared_dataset, cwd=folder)
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["logs", "saved_models"]
 
 
 def test_plot_of_one_model_and_of_both(trained, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     assert "Drew ResNet34-UNet:" in run_ok("plot_dice_curve.py", cwd=folder)
     first = (folder / "logs/dice_score_comparison.png").read_bytes()
     run = "r,{},0.5,{},0.5,{},1e-4,1,1"
@@ -366,7 +359,7 @@ def test_plot_of_one_model_and_of_both(trained, tmp_path):
 
 
 def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
     (first,) = {row["run_id"] for row in rows(folder / "logs/resnet34_unet_training_log.csv")}
     log = (folder / "logs/resnet34_unet_training_log.csv").read_text().replace(first, "another")
@@ -392,7 +385,7 @@ def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
 def test_the_plot_knows_where_a_run_was_resumed(trained, shared_dataset, tmp_path):
     from checkpoint import resumed_after
 
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     for _ in range(2):
         run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
     run_id = rows(folder / "logs/resnet34_unet_training_log.csv")[0]["run_id"]
@@ -436,7 +429,7 @@ def test_bad_flags_of_training_end_in_one_line(tmp_path, shared_dataset, flags, 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "inference.py"])
 def test_bad_checkpoints_end_in_one_line(trained, shared_dataset, tmp_path, script):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     flags = (script, "--data_path", shared_dataset)
     assert_one_error(run_script(*flags, "--model", "nowhere.pth", cwd=folder), "no checkpoint nowhere.pth")
     assert_one_error(run_script(*flags, "--model_type", "unet", cwd=folder), "unet_best.pth", "resnet34_unet_best.pth")
@@ -445,12 +438,13 @@ def test_bad_checkpoints_end_in_one_line(trained, shared_dataset, tmp_path, scri
     assert_one_error(contradiction, "holds a resnet34_unet, but --model_name says unet")
     assert_one_error(run_script(*flags, "--model_type", "segnet", cwd=folder), "no model is called 'segnet'")
     data = (folder / best).read_bytes()
+    (folder / best).unlink()
     (folder / best).write_bytes(data[: len(data) // 2])
     assert_one_error(run_script(*flags, cwd=folder), "resnet34_unet_best.pth is truncated", "resnet34_unet_last.pth")
 
 
 def test_bad_paths_of_inference_end_in_one_line(trained, tmp_path):
-    folder = copy_of(trained, tmp_path)
+    folder = copy_run(trained, tmp_path)
     (folder / "empty").mkdir()
     (folder / "text.jpg").write_text("no picture")
     bad = (("nowhere", "does not exist"), ("empty", "no pictures in empty"), ("text.jpg", "text.jpg can't be read"))
