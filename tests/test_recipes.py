@@ -1,5 +1,6 @@
 """What recipes are made of: weight averages, AdamW, attention, strengths of augmentation, sizes that vary, recipes."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from mixing import mix
 from models import ATTENTION, MODELS, build_model
 from models.attention import ConvBlockAttention, SqueezeExcitation
 from recipes import RECIPES
-from train import augmented, build_optimizer, build_parser, open_data, share_of
+from train import augmented, build_optimizer, build_parser, build_scheduler, open_data, share_of
 
 # ------------------------------------------------------------------------------------------------------ weight averages
 
@@ -117,6 +118,22 @@ def test_networks_attend_and_their_configuration_says_so(name, attention):
 def test_an_unknown_attention_is_named():
     with pytest.raises(ValueError, match="no attention is called 'more'; there are none, se, cbam"):
         build_model("unet", attention="more")
+
+
+# ----------------------------------------------------------------------------------------------------- learning rate
+
+
+def test_cosine_warms_up_over_a_tenth_of_the_steps_and_ends_at_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = build_scheduler(SimpleNamespace(scheduler="cosine"), optimizer, 40)
+    rates = []
+    for _ in range(41):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[5:] == pytest.approx([1 + math.cos(math.pi * k / 36) for k in range(1, 37)])
+    assert rates[40] == pytest.approx(0.0, abs=1e-9)
 
 
 # ----------------------------------------------------------------------------------------------------- what is shown
