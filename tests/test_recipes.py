@@ -123,6 +123,16 @@ def test_an_unknown_attention_is_named():
 # ----------------------------------------------------------------------------------------------------- learning rate
 
 
+def test_plateau_halves_the_rate_after_three_epochs_without_a_better_dice():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-6)
+    scheduler = build_scheduler(SimpleNamespace(scheduler="plateau"), optimizer, 40)
+    rates = []
+    for dice in [0.5, 0.6, 0.4, 0.5, 0.6, 0.7, *[0.7] * 20]:  # three that are no better are borne, four are not
+        scheduler.step(dice)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([8e-6] * 9 + [4e-6] * 4 + [2e-6] * 4 + [1e-6] * 9)
+
+
 def test_cosine_warms_up_over_a_tenth_of_the_steps_and_ends_at_zero():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = build_scheduler(SimpleNamespace(scheduler="cosine"), optimizer, 40)
