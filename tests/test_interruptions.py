@@ -24,10 +24,10 @@ import utils
 from checkpoint import load_checkpoint
 
 
-def start(folder: Path, *args, **options) -> subprocess.Popen:
-    """Starts train.py and waits until it is about to train."""
+def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subprocess.Popen:
+    """Starts train.py, or what runs it changed, and waits until it is about to train."""
     process = subprocess.Popen(
-        [sys.executable, str(SRC / "train.py"), *map(str, args)],
+        list(map(str, [sys.executable, *program, *args])),
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -77,17 +77,8 @@ def test_a_second_run_on_the_same_files_does_not_start(tmp_path, shared_dataset)
 def test_a_second_ctrl_c_leaves_at_once_with_files_intact(tmp_path, shared_dataset):
     run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved_models").glob("*.pth")}
-    command = [sys.executable, str(SRC.parent / "tests/slow_writes.py"), "--data_path", str(shared_dataset)]
-    process = subprocess.Popen(
-        [*command, "--resume", "--epochs", "500"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not process.stdout.readline().startswith("Run"):
-        pass
+    slow = (SRC.parent / "tests/slow_writes.py",)
+    process = start(tmp_path, "--data_path", shared_dataset, "--resume", "--epochs", 500, program=slow)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
@@ -307,17 +298,8 @@ runpy.run_path({src!r} + "/train.py", run_name="__main__")
 
 def test_a_signal_to_the_whole_job_finds_workers_that_are_just_starting(tmp_path, shared_dataset):
     flags = ("--data_path", shared_dataset, "--epochs", 500, "--cache", "off", "--num_workers", 2, *TINY)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_TO_START.format(src=str(SRC)), *map(str, flags)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not process.stdout.readline().startswith("Run"):
-        assert process.poll() is None, process.stderr.read()
+    slow = ("-c", SLOW_TO_START.format(src=str(SRC)))
+    process = start(tmp_path, *flags, program=slow, start_new_session=True)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job
     said, errors = process.communicate(timeout=60)
