@@ -1,7 +1,7 @@
 """What both reports claim, and what the study found: confirmed, not confirmed, or can't be told from this data."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def judge_claims(groups: dict[str, dict[str, Trained]]) -> list[list[str]]:
     ]
 
 
-def judged(found: Optional[Difference]) -> list[str]:
+def judged(found: Difference | None) -> list[str]:
     """A claimed improvement: the difference in dataset Dice, and whether it is confirmed."""
     if found is None:
         return UNKNOWN
@@ -78,7 +78,7 @@ def judged(found: Optional[Difference]) -> list[str]:
     return [str(found), words.get(found.verdict, found.verdict)]
 
 
-def judged_apart(figure: "OfCurve", better: Optional[Trained], worse: Optional[Trained]) -> list[str]:
+def judged_apart(figure: "OfCurve", better: Trained | None, worse: Trained | None) -> list[str]:
     """A claim that one experiment has the better figure: confirmed where every seed of it beats every other's."""
     if not (better and worse):
         return UNKNOWN
@@ -128,7 +128,7 @@ FALL = OfCurve(
 )
 
 
-def of_tta(recipe: Optional[Trained]) -> Optional[Difference]:
+def of_tta(recipe: Trained | None) -> Difference | None:
     """What test-time augmentation adds to the dataset Dice of the same weights."""
     if recipe is None or not recipe.figures("test_dataset_dice_tta"):
         return None

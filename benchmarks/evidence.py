@@ -3,7 +3,6 @@
 import functools
 import statistics
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 import scipy.stats
@@ -105,12 +104,12 @@ class Difference:
         return "worse" if self.high < 0 else UNTOLD
 
 
-def compare(first: Optional[Trained], second: Optional[Trained], paired: bool = False) -> Optional[Difference]:
+def compare(first: Trained | None, second: Trained | None, paired: bool = False) -> Difference | None:
     """The difference of two experiments; see `contrast`. None where one has not been scored."""
     return contrast([(1, first), (-1, second)], paired)
 
 
-def contrast(terms: list[tuple[float, Optional[Trained]]], paired: bool = False) -> Optional[Difference]:
+def contrast(terms: list[tuple[float, Trained | None]], paired: bool = False) -> Difference | None:
     """A weighted sum of experiments' dataset Dice.
 
     There are two sources of error: which pictures the test has, of which there are many, and which seeds were drawn, of

@@ -11,7 +11,6 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Optional
 
 import matplotlib
 import numpy as np
@@ -87,7 +86,7 @@ def table_of(
 # ---------------------------------------------------------------------------------------------------------------- plots
 
 
-def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: Optional[Callable] = None) -> str:
+def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: Callable | None = None) -> str:
     """Draws validation Dice over epochs, or over pictures seen: mean of the seeds and, of a few curves, their range.
 
     Returns:
@@ -243,7 +242,7 @@ def section_choice(groups: dict) -> list[str]:
 
 
 def section_group(
-    groups: dict, name: str, base: str, title: str, images: Optional[Callable] = None, last: int = LAST, paired=False
+    groups: dict, name: str, base: str, title: str, images: Callable | None = None, last: int = LAST, paired=False
 ) -> list[str]:
     """Any other group: table and curves."""
     group = groups.get(name, {})

@@ -25,7 +25,6 @@ import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -167,7 +166,7 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
     return model.eval()
 
 
-def find_checkpoint(save_dir, model_name: Optional[str], kind: str) -> Path:
+def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
     """The `best` or `last` checkpoint of a model; of the newest one where no model is named."""
     if model_name is not None:
         return checkpoint_path(save_dir, model_name, kind)
@@ -175,7 +174,7 @@ def find_checkpoint(save_dir, model_name: Optional[str], kind: str) -> Path:
     return max(there, key=lambda p: p.stat().st_mtime) if there else checkpoint_path(save_dir, DEFAULT_MODEL, kind)
 
 
-def run_id_of(path: Path) -> Optional[str]:
+def run_id_of(path: Path) -> str | None:
     """The id of the run that wrote a checkpoint; None for any other file."""
     if path.suffix != ".pth":
         return None
@@ -261,7 +260,7 @@ def _imagenet_weights() -> Path:
 
 def _require_answer(url: str) -> None:
     # In a thread of its own, because a name that can't be resolved may block for minutes, beyond any socket's timeout.
-    outcome: list[Optional[Exception]] = []
+    outcome: list[Exception | None] = []
 
     def ask():
         try:

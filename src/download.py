@@ -11,7 +11,7 @@ from tqdm import tqdm
 from oxford_pet import find_root, has_lists, split_pets
 from pictures import DatasetError
 
-FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.9.17 has none
+FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.10.12 has none
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class Training:
     precision: Precision
     team: Team
     stop: cli.StopRequest
-    sums: Optional[torch.Tensor] = None  # loss, Dice and images of this process's share of the epoch, float64 (3,)
+    sums: torch.Tensor | None = None  # loss, Dice and images of this process's share of the epoch, float64 (3,)
     recent: list = field(default_factory=list)  # figures of steps, and their pictures, not yet fetched from the device
 
 

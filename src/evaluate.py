@@ -9,7 +9,6 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -124,7 +123,7 @@ class Candidate:
         UsageError: see `open_checkpoint` and `refuse_seen`.
     """
 
-    def __init__(self, args, path: Optional[str], device: torch.device, team: Team):
+    def __init__(self, args, path: str | None, device: torch.device, team: Team):
         if path is not None:
             args = argparse.Namespace(**{**vars(args), "model_path": path, "model_name": None})
         self.args, self.team = args, team
@@ -262,7 +261,7 @@ def evaluate(args, device: torch.device, team: Team) -> None:
     report(candidate, other, log_dir)
 
 
-def report(candidate: Candidate, other: Optional[Candidate], log_dir: Path) -> None:
+def report(candidate: Candidate, other: Candidate | None, log_dir: Path) -> None:
     """Computes, prints and writes what is to be known about the scores."""
     args, content, dataset, rows = candidate.args, candidate.content, candidate.dataset, candidate.rows
     scores = intervals(rows)
@@ -301,7 +300,7 @@ def report(candidate: Candidate, other: Optional[Candidate], log_dir: Path) -> N
         save(candidate, facts, details, log_dir)
 
 
-def say(candidate: Candidate, other: Optional[Candidate], scores, found, groups: dict, plain: Optional[float]) -> None:
+def say(candidate: Candidate, other: Candidate | None, scores, found, groups: dict, plain: float | None) -> None:
     """Prints the scores, and draws the worst pictures."""
     args, dataset = candidate.args, candidate.dataset
     size = "the pictures' own sizes" if args.original_size else f"{dataset.image_size}x{dataset.image_size}"

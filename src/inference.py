@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,11 +49,11 @@ class Picture(NamedTuple):
 
     path: Path
     name: str
-    mask_path: Optional[Path] = None
+    mask_path: Path | None = None
     own: bool = True  # what there is, is a mask of two values
 
 
-def find_pictures(args, content: dict, output: Optional[Path] = None) -> tuple[list[Picture], str]:
+def find_pictures(args, content: dict, output: Path | None = None) -> tuple[list[Picture], str]:
     """What --data_path means: a picture, a dataset or its images/ folder, any folder of pictures, or a pattern.
 
     Args:
@@ -97,7 +97,7 @@ def find_pictures(args, content: dict, output: Optional[Path] = None) -> tuple[l
     return [Picture(p.image_path, p.name, p.mask_path, p.own) for p in dataset.pets], what
 
 
-def _name_all(found: list[Path], what: str, base: Optional[Path], output: Optional[Path]) -> tuple[list[Picture], str]:
+def _name_all(found: list[Path], what: str, base: Path | None, output: Path | None) -> tuple[list[Picture], str]:
     """Pictures among these files, each with a name of its own that mirrors where it lies below `base`."""
     if output is not None:
         found = [p for p in found if output.resolve() not in p.resolve().parents] or found
@@ -157,7 +157,7 @@ class Segmenter:
         folder: where results go, those that args.save names; None writes none.
     """
 
-    def __init__(self, model: SegmentationModel, precision: Precision, size: int, args, folder: Optional[Path]):
+    def __init__(self, model: SegmentationModel, precision: Precision, size: int, args, folder: Path | None):
         self.model, self.precision, self.size, self.args, self.folder = model, precision, size, args, folder
         self.kinds = args.save if folder is not None else []
         self.cut = math.log(args.threshold / (1 - args.threshold))
@@ -208,7 +208,7 @@ class Segmenter:
             for picture, read in batch
         ]
 
-    def finish(self, picture: Picture, logits, mask: Optional[torch.Tensor]) -> dict:
+    def finish(self, picture: Picture, logits, mask: torch.Tensor | None) -> dict:
         """What is left to do for a picture when its logits are there: writes its files, returns its row."""
         row = {"picture": str(picture.path), "width": "", "height": "", "pet_share": "", "dice": "", "error": ""}
         if isinstance(logits, DatasetError):
@@ -269,7 +269,7 @@ def own_size(picture: Picture) -> tuple[int, int]:
     return picture_size(picture.path, upright=True)
 
 
-def read_whole(picture: Picture) -> tuple[np.ndarray, Optional[np.ndarray]]:
+def read_whole(picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
     """A picture at its own size, uint8 (H, W, 3), and its trimap (H, W), or None."""
     if picture.mask_path is None:
         return read_image(picture.path, upright=True), None

@@ -16,7 +16,7 @@ import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -301,7 +301,7 @@ class OxfordPetDataset(Dataset):
         return {"image": image, "mask": mask, "trimap": trimap, "path": str(pet.image_path)}
 
     @staticmethod
-    def _preprocess_mask(trimap: np.ndarray, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+    def _preprocess_mask(trimap: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Trimap (H, W) to mask (H, W): border pixels are pet, or with `rng` either at random, half and half."""
         mask = (trimap != BACKGROUND).astype(np.uint8)
         if rng is not None:

@@ -3,7 +3,6 @@
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
 
 import matplotlib
 import numpy as np
@@ -31,7 +30,7 @@ def _part(array: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return mask.convert("RGB")
 
 
-def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: Optional[np.ndarray], title: str) -> Image.Image:
+def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None, title: str) -> Image.Image:
     """Composes a panel.
 
     Args:

@@ -3,7 +3,6 @@
 import struct
 import warnings
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,7 +28,7 @@ def raise_faults(faults: list[str], root) -> None:
         raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
 
 
-def read_image(path, size: Optional[int] = None, upright: bool = False) -> np.ndarray:
+def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarray:
     """Reads a picture of any mode as RGB.
 
     Args:
@@ -89,7 +88,7 @@ def _eight_bits(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
 
 
-def read_trimap(path, size: Optional[int] = None) -> np.ndarray:
+def read_trimap(path, size: int | None = None) -> np.ndarray:
     """Reads a trimap.
 
     Args:
@@ -115,7 +114,7 @@ def read_trimap(path, size: Optional[int] = None) -> np.ndarray:
     return _nearest(full, size)
 
 
-def read_mask(path, size: Optional[int] = None) -> np.ndarray:
+def read_mask(path, size: int | None = None) -> np.ndarray:
     """Reads a mask of two values, in whatever way they are stored, as a trimap without border.
 
     Args:
@@ -159,13 +158,13 @@ def _read_values(path, what: str) -> np.ndarray:
         raise DatasetError(f"{path} can't be read as a {what} ({error}); replace the file") from None
 
 
-def _nearest(values: np.ndarray, size: Optional[int]) -> np.ndarray:
+def _nearest(values: np.ndarray, size: int | None) -> np.ndarray:
     return (
         values if size is None else np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
     )
 
 
-def read_pair(image_path: Path, mask_path: Path, own: bool, size: Optional[int] = None):
+def read_pair(image_path: Path, mask_path: Path, own: bool, size: int | None = None):
     """Reads a picture and its trimap, of the same size.
 
     Args:

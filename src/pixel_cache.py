@@ -14,7 +14,6 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from tqdm import tqdm
@@ -44,7 +43,7 @@ class PixelCache:
             raise ValueError(f"{file} is no cache of {len(names)} pictures")
         self.file, self.shape, self.offset = file, array.shape[1:], array.offset
         self.rows = {name: row for row, name in enumerate(names)}
-        self.handle: Optional[int] = None
+        self.handle: int | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "handle": None}  # a worker process opens the file for itself
@@ -64,7 +63,7 @@ class PixelCache:
         return records
 
 
-def open_cache(root: Path, size: int) -> Optional[PixelCache]:
+def open_cache(root: Path, size: int) -> PixelCache | None:
     """Opens the cache of a dataset at a size; makes it first where there is none of these very files.
 
     Several processes may call this at once: one makes the cache, the others wait for it.

@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -74,7 +73,7 @@ class Progress:
     planned_epochs: int
     epoch: int = 0  # finished ones
     step: int = 0  # finished ones of the epoch under way
-    sums: Optional[torch.Tensor] = None  # of loss, Dice and images over these steps
+    sums: torch.Tensor | None = None  # of loss, Dice and images over these steps
     seconds: float = 0.0  # spent on them
     best_dice: float = -1.0
     best_epoch: int = 0
@@ -179,7 +178,7 @@ class RunState:
         utils.write_rows(log, self.progress.history, LOG_COLUMNS)
 
 
-def resume_source(args, given: dict) -> Optional[Path]:
+def resume_source(args, given: dict) -> Path | None:
     """The checkpoint that --resume means; None for a new run."""
     if args.resume is None:
         return None
@@ -222,7 +221,7 @@ def settle_flags(args, given: dict, unset: dict, content: dict, path: Path) -> N
         setattr(args, name, settings[name])
 
 
-def start_progress(args, given: dict, content: Optional[dict], resumed_from: Optional[Path]) -> Progress:
+def start_progress(args, given: dict, content: dict | None, resumed_from: Path | None) -> Progress:
     """A new run's beginning, or where the resumed one stands; --epochs are then epochs more.
 
     A best score counts only where its checkpoint stands beside the one that is resumed: else the next epoch is the best

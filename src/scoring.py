@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ def measure(
     model: SegmentationModel,
     loader: DataLoader,
     precision: Precision,
-    loss_fn: Optional[Callable] = None,
+    loss_fn: Callable | None = None,
     after_batch: Callable[[], None] = lambda: None,
     title: str = "evaluating",
     team: Team = ALONE,

@@ -11,7 +11,6 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -184,7 +183,7 @@ def resume_line(args, team: Team = ALONE) -> str:
     return " ".join([*words, "--resume"])
 
 
-def open_data(args, content: Optional[dict], path: Optional[Path]):
+def open_data(args, content: dict | None, path: Path | None):
     """The three parts, and what the checkpoint records of them.
 
     Raises:
@@ -220,7 +219,7 @@ def open_data(args, content: Optional[dict], path: Optional[Path]):
     return train_set, valid_set, test_set, data
 
 
-def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Optional[Path]) -> None:
+def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Path | None) -> None:
     """Device, model, data, plan: what a reader of the output wants to know later."""
     state, args, progress = run.state, run.state.args, run.state.progress
     count = sum(p.numel() for p in state.model.parameters())
@@ -257,7 +256,7 @@ def print_header(run: Training, parts: list[OxfordPetDataset], resumed_from: Opt
     print(f"Run     {progress.run_id}: {where}", flush=True)
 
 
-def load_run(args, given: dict) -> tuple[Optional[Path], Optional[dict], int]:
+def load_run(args, given: dict) -> tuple[Path | None, dict | None, int]:
     """The checkpoint that the run resumes from: path, content, when it was written; nothing for a new run."""
     path = resume_source(args, given)
     return (None, None, 0) if path is None else (path, load_checkpoint(path), path.stat().st_mtime_ns)

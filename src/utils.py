@@ -9,7 +9,6 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
-def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: Optional[torch.Tensor] = None) -> torch.Tensor:
+def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """Counts pixels of each image by what was predicted and what is true.
 
     Args:
@@ -355,7 +354,7 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_rows(path, rows: list[dict], header: Optional[list[str]] = None) -> None:
+def write_rows(path, rows: list[dict], header: list[str] | None = None) -> None:
     """Writes a CSV file whole, atomically. The header is that of the first row unless given."""
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, header or list(rows[0]), lineterminator="\n")

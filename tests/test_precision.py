@@ -55,12 +55,6 @@ def test_the_choice_on_gpus(monkeypatch):
     assert str(choose_precision("auto", torch.device("mps"), 256)) == "fp32"
 
 
-def test_a_torch_that_can_not_tell_is_taken_for_one_that_can_not(monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert choose_precision("auto", CPU, 256).dtype == torch.float32
-
-
 def test_precision_is_that_of_convolutions_alone():
     images, model = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), build_model("resnet34_unet").eval()
     with torch.inference_mode():
