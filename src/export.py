@@ -6,25 +6,49 @@ python src/export.py --model_path saved_models/unet_best.pth --formats pt2,onnx 
 import importlib.util
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+
+from runtime import cli
+
+with cli.explain_import_errors():
+    import torchvision  # noqa: F401
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-import cli
-from evaluate import open_checkpoint
-from inference import find_pictures, read_small
+from evaluation.segmenter import find_samples, read_input
 from models import SegmentationModel
-from pictures import DatasetError
+from models.checkpoint import open_checkpoint
+from runtime.errors import RunError, UsageError
+from runtime.files import writable_folder
+from runtime.options import model_name_option, model_path_option, option, words_of
 
 FORMATS = ("pt2", "onnx")
-CHECKED = 16  # pictures, at most
+CHECKED = 16  # images, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The settings of export.py."""
+
+    model_path: str | None = model_path_option()
+    model_name: str | None = model_name_option()
+    save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="model")
+    formats: list[str] = option(
+        ("pt2",), f"which ones, with commas: {', '.join(FORMATS)}", words_of(FORMATS, "format"), metavar="NAMES"
+    )
+    output_path: str | None = option(
+        None, "where the files go; by default beside the checkpoint", aliases=("--output_dir",), metavar="DIR"
+    )
+    data_path: str | None = option(None, "images to check the files on; by default random shapes", metavar="PATH")
 
 
 class Exported(torch.nn.Module):
     """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities, float (N, C, S, S).
 
-    They are of pet, and C is 1; or of pet, background and border, where the network was trained on three classes.
+    C is 1, of pet; or 3, of pet, background and border.
     """
 
     def __init__(self, model: SegmentationModel):
@@ -32,8 +56,7 @@ class Exported(torch.nn.Module):
         self.model = model.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.model(images.float())
-        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+        return self.model.task.probabilities(self.model(images.float()))
 
 
 def export(model: SegmentationModel, size: int, path: Path) -> None:
@@ -69,13 +92,8 @@ def load_exported(path: Path):
     return lambda images: module(torch.from_numpy(images)).numpy()
 
 
-def _masks(probabilities: np.ndarray) -> np.ndarray:
-    """Pet or not, bool (N, H, W): with three classes what is not background."""
-    return (probabilities[:, 0] if probabilities.shape[1] == 1 else 1 - probabilities[:, 1]) > 0.5
-
-
 def check(model: SegmentationModel, path: Path, images: list[torch.Tensor]) -> str:
-    """Says how far the masks of an exported network are from ours, one by one and in a batch.
+    """Compares the masks of an exported network with ours, one by one and in a batch; returns the result in words.
 
     Raises:
         RunError: they differ in more than one pixel of a thousand.
@@ -86,56 +104,47 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor]) -> s
     with torch.no_grad():
         theirs = exported(batch.numpy())
         one = exported(batch[:1].numpy())
-    equal = float((_masks(theirs) == _masks(ours)).mean())
+    foreground = model.task.foreground_probability
+    equal = float(((foreground(theirs) > 0.5) == (foreground(ours) > 0.5)).mean())
     apart = float(np.abs(theirs - ours).max())
     alone = float(np.abs(one - theirs[:1]).max())
     if equal < 0.999:
-        raise cli.RunError(f"{path.name} does not do what the checkpoint does; please report this")
+        raise RunError(f"{path.name} does not do what the checkpoint does; please report this")
     return (
-        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} pictures {equal:.5%} of the pixels equal "
-        f"ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single picture"
+        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} images {equal:.5%} of the pixels equal "
+        f"ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single image"
     )
 
 
-def sample_images(args, content: dict, size: int) -> list[torch.Tensor]:
-    """Up to CHECKED pictures, uint8 (3, S, S), of --data_path, or drawn ones where nothing is given."""
-    if args.data_path is None:
-        from sample_pets import draw_pet
-
-        drawn = (draw_pet(np.random.default_rng(i), size=(size, size))[0] for i in range(4))
-        return [torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()) for image in drawn]
-    pictures, _ = find_pictures(args, content)
-    return [read_small(picture, size)[0] for picture in pictures[:CHECKED]]
+def sample_images(data_path: str | None, content: dict, size: int) -> list[torch.Tensor]:
+    """Up to CHECKED images, uint8 (3, S, S), of `data_path`, or random shapes where it is None."""
+    if data_path is None:
+        noise = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return list((F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8))
+    samples, _ = find_samples(data_path, content)
+    return [read_input(sample, size)[0] for sample in samples[:CHECKED]]
 
 
-def formats(text: str) -> list[str]:
-    """An argparse type: formats, with commas between them."""
-    return cli.words_of(text, FORMATS, "format")
+def build_parser() -> cli.Parser:
+    """Flags of export.py."""
+    return cli.Parser("export.py", "Write a trained network into one file that needs no other code.", ExportConfig)
 
 
 def main(argv=None) -> None:
     """Loads, exports, checks."""
-    parser = cli.Parser(prog="export.py", description="Write a trained network into one file that needs no other code.")
-    cli.add_checkpoint_flags(parser)
-    cli.add_folder_flags(parser)
-    flag = parser.add_argument_group("export").add_argument
-    flag("--formats", type=formats, default="pt2", metavar="NAMES", help=f"which ones: {','.join(FORMATS)}")
-    flag("--output_path", metavar="DIR", help="where the files go; by default beside the checkpoint")
-    flag("--data_path", metavar="PATH", help="pictures to check the files on; by default drawn ones")
-    parser.set_defaults(subset="test", recursive=False, cache="off")
-    args = parser.parse_args(argv)
+    config = ExportConfig(**build_parser().parse_overrides(argv))
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
-    if "onnx" in args.formats and lacking:
-        raise cli.UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
-    model, content, path = open_checkpoint(args)
-    folder = cli.writable_folder(args.output_path or path.parent)
+    if "onnx" in config.formats and lacking:
+        raise UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
+    model, content, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    folder = writable_folder(config.output_path or path.parent)
     size = content["preprocessing"]["image_size"]
-    images = sample_images(args, content, size)
+    images = sample_images(config.data_path, content, size)
     print(f"Exporting {content['model']['name'].upper()} ({path}): bytes (N, 3, {size}, {size}) to probabilities")
-    for ending in args.formats:
+    for ending in config.formats:
         file = folder / f"{path.stem}.{ending}"
         if file.resolve() == path.resolve():
-            raise cli.UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
+            raise UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # an older file stays until this one is checked
             fresh = Path(scratch) / file.name
             export(model, size, fresh)
@@ -144,4 +153,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, DatasetError)
+    cli.run(main)

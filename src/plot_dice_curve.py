@@ -11,11 +11,13 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageShow
 
-import cli
-import utils
-from checkpoint import resumed_after
+from models.checkpoint import resumed_after
+from runtime import cli
+from runtime.errors import UsageError
+from runtime.files import atomic_write, read_rows, writable_folder
+from runtime.options import option, words_of
 
-# Report B's colours. Who can't tell them apart tells markers, and dashes from lines.
+# The colors of report B. For the color-blind there are markers, and dashes against lines.
 STYLES = {"resnet34_unet": ("ResNet34-UNet", "tab:red", "o"), "unet": ("UNet", "tab:blue", "s")}
 MORE = (("tab:green", "^"), ("tab:purple", "D"), ("tab:brown", "v"), ("tab:olive", "P"), ("tab:cyan", "X"))
 KINDS = {"dice": ("train_dice", "val_dice"), "loss": ("train_loss", "val_loss"), "learning_rate": ("learning_rate",)}
@@ -26,7 +28,7 @@ class Run:
     """A run's log, and how it is drawn."""
 
     title: str
-    colour: str
+    color: str
     marker: str
     rows: list[dict]
     resumed: list[int]  # after which epochs
@@ -40,23 +42,21 @@ def read_curve(log: Path) -> list[dict]:
     """
     columns = ["epoch", *itertools.chain(*KINDS.values())]
     try:
-        rows = [
-            {"run_id": row["run_id"], **{name: float(row[name]) for name in columns}} for row in utils.read_rows(log)
-        ]
+        rows = [{"run_id": row["run_id"], **{name: float(row[name]) for name in columns}} for row in read_rows(log)]
     except (KeyError, TypeError, ValueError):
-        raise cli.UsageError(f"{log} is no training log of this program; move it away and train again") from None
+        raise UsageError(f"{log} is no training log of this program; move it away and train again") from None
     return sorted(rows, key=lambda row: row["epoch"])
 
 
 def latest_runs(folder: Path, saved: Path) -> list[Run]:
     """The run of each network whose log bears the plain name."""
     runs = []
-    for name, (title, colour, marker) in STYLES.items():
+    for name, (title, color, marker) in STYLES.items():
         rows = read_curve(folder / f"{name}_training_log.csv")
         if rows:
-            runs.append(Run(title, colour, marker, rows, resumed_after(saved, name, rows[0]["run_id"])))
+            runs.append(Run(title, color, marker, rows, resumed_after(saved, name, rows[0]["run_id"])))
     if not runs:
-        raise cli.UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
+        raise UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
     return runs
 
 
@@ -76,16 +76,16 @@ def runs_by_id(folder: Path, saved: Path, ids: list[str]) -> list[Run]:
     runs = []
     for run_id in ids:
         if run_id not in known:
-            raise cli.UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
+            raise UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
         name, epochs = known[run_id]
         rows = [epochs[epoch] for epoch in sorted(epochs)]
-        colour, marker = next(looks)
-        runs.append(Run(f"{STYLES[name][0]} {run_id}", colour, marker, rows, resumed_after(saved, name, run_id)))
+        color, marker = next(looks)
+        runs.append(Run(f"{STYLES[name][0]} {run_id}", color, marker, rows, resumed_after(saved, name, run_id)))
     return runs
 
 
 def draw(runs: list[Run], kinds: list[str], file: Path) -> None:
-    """Draws curves over epochs, one picture a kind: training dashed, validation solid, the best epoch ringed."""
+    """Draws curves over epochs, one plot a kind: training dashed, validation solid, the best epoch ringed."""
     figure, axes = plt.subplots(len(kinds), figsize=(8, 1 + 4 * len(kinds)), squeeze=False)
     for kind, axis in zip(kinds, axes[:, 0]):
         for run in runs:
@@ -97,7 +97,7 @@ def draw(runs: list[Run], kinds: list[str], file: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
-    with utils.atomic_write(file, "wb") as stream:
+    with atomic_write(file, "wb") as stream:
         figure.savefig(stream, dpi=150, format="png")
     plt.close(figure)
 
@@ -106,7 +106,7 @@ def draw_run(run: Run, kind: str, axis) -> None:
     """A run's curves of one kind."""
     epochs = [row["epoch"] for row in run.rows]
     best = max(run.rows, key=lambda row: row["val_dice"])
-    style = {"color": run.colour, "marker": run.marker, "markersize": 4}
+    style = {"color": run.color, "marker": run.marker, "markersize": 4}
     for column in KINDS[kind]:
         label, dash = run.title, "-"
         if column.startswith("train"):
@@ -117,32 +117,41 @@ def draw_run(run: Run, kind: str, axis) -> None:
             label = f"{run.title} validation"
         fill = {"markerfacecolor": "white"} if dash == "--" else {}
         axis.plot(epochs, [row[column] for row in run.rows], dash, label=label, **style, **fill)
-    axis.plot(best["epoch"], best[KINDS[kind][-1]], "o", markersize=12, markerfacecolor="none", color=run.colour)
+    axis.plot(best["epoch"], best[KINDS[kind][-1]], "o", markersize=12, markerfacecolor="none", color=run.color)
     for number, epoch in enumerate(run.resumed):
         label = {"label": f"{run.title} resumed"} if number == 0 else {}
-        axis.axvline(epoch + 0.5, color=run.colour, linestyle=":", linewidth=1, **label)
+        axis.axvline(epoch + 0.5, color=run.color, linestyle=":", linewidth=1, **label)
 
 
-def kinds(text: str) -> list[str]:
-    """An argparse type: kinds of curves, with commas between them."""
-    return cli.words_of(text, KINDS, "curve")
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """The settings of plot_dice_curve.py."""
+
+    save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR")
+    log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR")
+    curves: list[str] = option(
+        ("dice",), f"which ones, with commas: {', '.join(KINDS)}", words_of(KINDS, "curve"), metavar="KINDS"
+    )
+    runs: list[str] | None = option(
+        None, "runs by their ids; by default the latest of each network", nargs="+", metavar="ID"
+    )
+    show: bool = option(False, "open the plot when it is drawn")
+
+
+def build_parser() -> cli.Parser:
+    """Flags of plot_dice_curve.py."""
+    return cli.Parser("plot_dice_curve.py", "Draw the curves of the training logs.", PlotConfig)
 
 
 def main(argv=None) -> None:
     """Reads the logs that are there, draws one plot."""
-    parser = cli.Parser(prog="plot_dice_curve.py", description="Draw the curves of the training logs.")
-    cli.add_folder_flags(parser)
-    flag = parser.add_argument
-    flag("--curves", type=kinds, default="dice", metavar="KINDS", help=f"which ones: {','.join(KINDS)}")
-    flag("--runs", nargs="+", metavar="ID", help="runs by their ids; by default the latest of each network")
-    flag("--show", action="store_true", help="open the plot when it is drawn")
-    args = parser.parse_args(argv)
-    folder, saved = Path(args.log_dir), Path(args.save_dir)
-    runs = runs_by_id(folder, saved, args.runs) if args.runs else latest_runs(folder, saved)
-    file = cli.writable_folder(folder) / "dice_score_comparison.png"
-    draw(runs, args.curves, file)
+    config = PlotConfig(**build_parser().parse_overrides(argv))
+    folder, saved = Path(config.log_dir), Path(config.save_dir)
+    runs = runs_by_id(folder, saved, config.runs) if config.runs else latest_runs(folder, saved)
+    file = writable_folder(folder) / "dice_score_comparison.png"
+    draw(runs, config.curves, file)
     print(f"Drew {' and '.join(run.title for run in runs)}: {file}")
-    if args.show and not ImageShow.show(Image.open(file)):
+    if config.show and not ImageShow.show(Image.open(file, formats=("PNG",))):
         print("There is no program here to show it with.")
 
 

@@ -1,7 +1,7 @@
-"""The networks by name. A new one is a class like these, and a line in MODELS."""
+"""Networks, what they learn, and their files. A new network is a class like UNet and a line in MODELS."""
 
 from models.attention import ATTENTION
-from models.base import SegmentationModel, decisions, pet_logits, trimaps_of
+from models.base import SegmentationModel
 from models.resnet34_unet import ResNet34_UNet
 from models.unet import UNet, double_conv
 
@@ -18,10 +18,7 @@ __all__ = [
     "SegmentationModel",
     "UNet",
     "build_model",
-    "decisions",
     "double_conv",
-    "pet_logits",
-    "trimaps_of",
 ]
 
 
@@ -30,10 +27,10 @@ def build_model(name: str, **config) -> SegmentationModel:
 
     Args:
         name: a key of MODELS or ALIASES.
-        **config: what the network's constructor takes, such as `out_channels` and `attention`.
+        **config: arguments of the network's constructor, such as `out_channels` and `attention`.
 
     Raises:
-        ValueError: no model or attention has that name.
+        ValueError: no model or attention has that name, or nothing has that many channels.
     """
     name = ALIASES.get(name, name)
     if name not in MODELS:

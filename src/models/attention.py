@@ -1,23 +1,21 @@
-"""Attention for decoders: blocks that weigh channels, and places, by what is in the whole feature map."""
+"""Attention blocks for decoders."""
 
 import torch
 from torch import nn
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs channels (Hu et al., 2018: https://arxiv.org/abs/1709.01507).
+    """Channel attention (Hu et al., 2018: https://arxiv.org/abs/1709.01507).
 
     Args:
         channels: of the features.
-        reduction: how many times narrower the layer between is; it keeps 4 channels at least.
+        reduction: of the hidden layer, which has at least 4 channels.
     """
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
-        between = max(4, channels // reduction)
-        self.gate = nn.Sequential(
-            nn.Conv2d(channels, between, 1), nn.ReLU(inplace=True), nn.Conv2d(between, channels, 1)
-        )
+        hidden = max(4, channels // reduction)
+        self.gate = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, C, H, W) to the same shape."""
@@ -25,7 +23,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class ConvBlockAttention(nn.Module):
-    """Weighs channels, then places: CBAM (Woo et al., 2018: https://arxiv.org/abs/1807.06521).
+    """Channel attention, then spatial attention: CBAM (Woo et al., 2018: https://arxiv.org/abs/1807.06521).
 
     Args: as for SqueezeExcitation.
     """
@@ -47,7 +45,7 @@ ATTENTION = {"none": nn.Identity, "se": SqueezeExcitation, "cbam": ConvBlockAtte
 
 
 def build_attention(name: str, channels: int) -> nn.Module:
-    """The block by its name, for features of so many channels.
+    """The block of that name, for features with so many channels.
 
     Raises:
         ValueError: no attention has that name.

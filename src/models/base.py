@@ -1,4 +1,4 @@
-"""What both networks share: normalisation inside, any input size, logits out, less memory on request."""
+"""What all networks share: normalisation inside, any input size, logits out, activation checkpointing."""
 
 import contextlib
 from functools import partial
@@ -9,26 +9,33 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-# Mean and standard deviation of ImageNet's pictures per channel (R, G, B), in units of 0..255: what the ResNet34
-# weights of torchvision were trained with (https://pytorch.org/vision/stable/models.html).
+from models.task import task_of
+
+# Mean and standard deviation of ImageNet's images per channel (R, G, B), in units of 0..255: what torchvision's weights
+# were trained with (https://pytorch.org/vision/stable/models.html).
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class SegmentationModel(nn.Module):
-    """Frame around a network body: pixels (N, 3, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
+    """Base class: pixels (N, 3, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
 
-    Mean and standard deviation are buffers, so they travel in the checkpoint and no script can forget them. Inputs
-    whose sides are no multiple of `stride` are padded inside (edge pixels repeated) and the logits cropped back.
+    Mean and standard deviation are buffers, so they travel in the checkpoint. Inputs whose sides are no multiple of
+    `stride` are padded inside (edge pixels repeated) and the logits cropped back.
 
     Subclasses set `stride`, the factor between the input and the deepest feature map, and implement `body` and
     `blocks`.
+
+    Args:
+        out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap.
+        attention: block at the end of each decoder step; a key of `attention.ATTENTION`.
     """
 
     stride: int
 
     def __init__(self, out_channels: int = 1, attention: str = "none"):
         super().__init__()
+        self.task = task_of(out_channels)
         # Plain values: they go into the checkpoint and rebuild the model.
         self.config = {"out_channels": out_channels, "attention": attention}
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
@@ -39,17 +46,17 @@ class SegmentationModel(nn.Module):
         raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:
-        """The parts between which `checkpoint_activations` keeps features."""
+        """The parts whose inputs `checkpoint_activations` keeps."""
         raise NotImplementedError
 
     def checkpoint_activations(self) -> None:
-        """From now on keeps only what goes into each block and computes the rest again on the way back.
+        """From now on keeps only the input of each block and computes the rest again in the backward pass.
 
-        The gradients are the same, training takes about a third longer (Chen et al., 2016:
+        The gradients are the same; training takes about a third longer (Chen et al., 2016:
         https://arxiv.org/abs/1604.06174).
         """
         for block in self.blocks():
-            block.forward = partial(_forgetful, block, block.forward)
+            block.forward = partial(_checkpointed, block, block.forward)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Computes logits.
@@ -58,8 +65,7 @@ class SegmentationModel(nn.Module):
             images: (N, 3, H, W), RGB, uint8 or floating point in 0..255; any H and W of at least 1.
 
         Returns:
-            Logits (N, out_channels, H, W): of pet against background, which sigmoid makes probabilities, or of the
-            three classes of a trimap, which softmax does.
+            Logits (N, out_channels, H, W); `self.task` says what they mean.
 
         Raises:
             ValueError: the input is not of shape (N, 3, H, W).
@@ -74,56 +80,19 @@ class SegmentationModel(nn.Module):
         return self.body(x)[..., :height, :width]
 
 
-def pet_logits(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of pet against background, (..., 1, H, W), from those of any network here.
-
-    Args:
-        logits: (..., 1, H, W), which they are already; or (..., 3, H, W) of pet, background and border, of which pet
-            and border together are pet.
-    """
-    if logits.shape[-3] == 1:
-        return logits
-    pet, background, border = logits.float().split(1, dim=-3)
-    return torch.logaddexp(pet, border) - background
-
-
-def decisions(logits: torch.Tensor) -> torch.Tensor:
-    """Logits by which each pixel is decided, one after the other: is it pet, and if so, is it border?
-
-    Decided so, trimaps and masks never disagree, and a threshold means the same for both.
-
-    Args:
-        logits: (..., 1, H, W) or (..., 3, H, W), of any network here.
-
-    Returns:
-        (..., 1, H, W) of pet against background; for three classes (..., 2, H, W), with border against inner pet.
-    """
-    if logits.shape[-3] == 1:
-        return logits
-    pet, _, border = logits.float().split(1, dim=-3)
-    return torch.cat([pet_logits(logits), border - pet], dim=-3)
-
-
-def trimaps_of(decided: torch.Tensor, cut: float = 0.0) -> torch.Tensor:
-    """Trimaps from `decisions` (..., 2, H, W): uint8 (..., 1, H, W) of 1 = pet, 2 = background, 3 = border."""
-    pet, border = decided.split(1, dim=-3)
-    return torch.where(pet > cut, torch.where(border > 0, 3, 1), 2).to(torch.uint8)
-
-
-def _forgetful(block: nn.Module, forward, *inputs: torch.Tensor) -> torch.Tensor:
+def _checkpointed(block: nn.Module, forward, *inputs: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    contexts = partial(_first_and_second_pass, block)
+
+    def contexts():  # of the first pass and of the second
+        return contextlib.nullcontext(), _frozen_statistics(block)
+
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-def _first_and_second_pass(block: nn.Module):
-    return contextlib.nullcontext(), _statistics_at_rest(block)
-
-
 @contextlib.contextmanager
-def _statistics_at_rest(block: nn.Module):
-    # The second pass sees the same images again; running averages that took them in twice would be other ones.
+def _frozen_statistics(block: nn.Module):
+    # The second pass sees the same images again and must not change the running averages twice.
     norms = [(m, m.momentum) for m in block.modules() if isinstance(m, _BatchNorm)]
     for norm, _ in norms:
         norm.momentum = 0.0
@@ -136,7 +105,7 @@ def _statistics_at_rest(block: nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Kaiming initialisation (He et al., 2015) of every convolution below `module`, ones and zeros for batch norm."""
+    """Kaiming initialisation (He et al., 2015) of every convolution in `module`, ones and zeros for batch norm."""
     for m in module.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             # In a 2x2 transposed convolution of stride 2 every output pixel sees one input pixel: its fan is the number

@@ -11,8 +11,8 @@ from models.unet import UpBlock, double_conv
 class ResNet34Encoder(ResNet):
     """torchvision's ResNet34 without its classification head, under torchvision's own key names.
 
-    ImageNet weights therefore load as they are (all keys but `fc.*`). Started from scratch, the last batch norm of
-    every residual branch begins at zero, so that each block begins as the identity and the gradient reaches the stem.
+    ImageNet weights load as they are (all keys but `fc.*`). From scratch, the last batch norm of every residual branch
+    begins at zero, so that each block begins as the identity and the gradient reaches the stem.
     """
 
     widths = (64, 64, 128, 256, 512)  # channels of the features, at strides 2, 4, 8, 16, 32
@@ -34,12 +34,8 @@ class ResNet34Encoder(ResNet):
 class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both reports use
     """ResNet34 encoder, bottleneck block, decoder with transposed convolutions and skips back to full resolution.
 
-    The skip at full resolution is the normalised picture itself: the encoder has no features there, and fur and
-    whiskers are in the pixels.
-
-    Args:
-        out_channels: channels of the logits; 1 for pet against background.
-        attention: at the end of each step up; a key of `attention.ATTENTION`.
+    The skip at full resolution is the normalised image itself: the encoder has no features there, and fur and whiskers
+    are in the pixels. Arguments: see SegmentationModel.
     """
 
     stride = 32

@@ -12,7 +12,7 @@ from models.base import SegmentationModel, init_weights
 def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     """Twice 3x3 convolution, batch norm, ReLU: (N, in_channels, H, W) to (N, out_channels, H, W)."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # batch norm brings the bias
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # batch norm has one
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
         nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
@@ -22,10 +22,10 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UpBlock(nn.Module):
-    """One step up of a decoder: doubles height and width, joins the encoder's features, convolves twice, attends.
+    """A decoder step: doubles height and width, concatenates the skip, convolves twice, applies attention.
 
-    A convolution of joined features is the sum of a convolution of either. Computed so, the joined features, the
-    largest tensors of the network, need not be made and kept for the way back.
+    A convolution of concatenated features is the sum of a convolution of each. Computed so, the concatenation, the
+    largest tensor of the network, is neither made nor kept for the backward pass.
     """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, attention: str = "none"):
@@ -37,17 +37,17 @@ class UpBlock(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """x (N, in_channels, H, W) and skip (N, skip_channels, 2H, 2W) to (N, out_channels, 2H, 2W)."""
         first, *rest = self.conv
-        of_skip, of_below = first.weight[:, : skip.shape[1]], first.weight[:, skip.shape[1] :]
-        x = F.conv2d(skip, of_skip, padding=1) + F.conv2d(self.up(x), of_below, padding=1)
+        skip_weight, up_weight = first.weight[:, : skip.shape[1]], first.weight[:, skip.shape[1] :]
+        x = F.conv2d(skip, skip_weight, padding=1) + F.conv2d(self.up(x), up_weight, padding=1)
         for layer in rest:
             x = layer(x)
         return self.attention(x)
 
 
 class MaxPool(nn.MaxPool2d):
-    """2x2 max-pooling that finds the maxima a second time on the way back.
+    """2x2 max-pooling that finds the maxima again in the backward pass.
 
-    Where they were would otherwise be kept in int64: as many bytes as the features themselves have in bf16.
+    Their positions would otherwise be kept in int64: as many bytes as the features themselves have in bf16.
     """
 
     def __init__(self):
@@ -61,11 +61,9 @@ class MaxPool(nn.MaxPool2d):
 
 
 class UNet(SegmentationModel):
-    """The classic: five levels of 64 to 1024 channels, max-pooling down, transposed convolutions up, 31 M parameters.
+    """The original: five levels of 64 to 1024 channels, max-pooling down, transposed convolutions up, 31 M parameters.
 
-    Args:
-        out_channels: channels of the logits; 1 for pet against background.
-        attention: at the end of each step up; a key of `attention.ATTENTION`.
+    Arguments: see SegmentationModel.
     """
 
     stride = 16

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from oxford_pet import find_root, has_lists, split_pets
-from pictures import DatasetError
+from data.index import find_root, has_lists, split_samples
+from runtime.errors import DatasetError
 
 FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.10.12 has none
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
@@ -43,11 +43,11 @@ def download(data_path) -> Path:
     else:
         if (root / "annotations").is_dir():
             with contextlib.suppress(DatasetError):  # what is not whole is fetched anew, where it is
-                split_pets(root)
+                split_samples(root)
                 print(f"The dataset in {root} is complete.")
                 return root
         if not has_lists(root):
-            raise DatasetError(f"{root} holds pictures of your own; name another folder for the download")
+            raise DatasetError(f"{root} holds images of your own; name another folder for the download")
     for leftover in root.glob(".unpacking-*"):
         shutil.rmtree(leftover)
     free = shutil.disk_usage(data_path).free
@@ -63,7 +63,7 @@ def download(data_path) -> Path:
             _unpack(archive, root)
         except (OSError, RuntimeError, tarfile.TarError) as error:
             raise DatasetError(f"{url} can't be downloaded into {root} ({error}); try again later") from None
-    split_pets(root)
+    split_samples(root)
     for url, _ in resources():
         (root / url.rsplit("/", 1)[1]).unlink()
     return root

@@ -1,4 +1,4 @@
-"""Scores of masks and how sure one can be of them."""
+"""Scores of masks: Dice, IoU, boundary F, and their bootstrap intervals."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import utils
-
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
-# Dice of each class of a trimap, by its value: what three-class networks are scored by as well.
-CLASSES = {1: "pet_dice", 2: "background_dice", 3: "border_dice"}
 RESAMPLES = 10_000
 
 
@@ -20,6 +16,54 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """Counts pixels of each image by what was predicted and what is true.
+
+    Args:
+        prediction: (N, 1, H, W) or (N, H, W), zero for background.
+        mask: the same shape, zero for background.
+        counted: the same shape, zero for pixels to leave out; None leaves none out.
+
+    Returns:
+        int64 (N, 4): true positives, false positives, false negatives, true negatives.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if prediction.shape != mask.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and mask {tuple(mask.shape)} differ in shape")
+    p, m = (prediction != 0).flatten(1), (mask != 0).flatten(1)
+    pixels = torch.full((len(p),), p.shape[1], device=p.device)
+    if counted is not None:
+        c = (counted != 0).flatten(1)
+        p, m, pixels = p & c, m & c, c.sum(1)
+    both, predicted, true = (p & m).sum(1), p.sum(1), m.sum(1)
+    return torch.stack([both, predicted - both, true - both, pixels - predicted - true + both], dim=1)
+
+
+def dice_from_counts(counts: torch.Tensor) -> torch.Tensor:
+    """Dice from `pixel_counts`: (..., 4) to (...), 2 TP / (2 TP + FP + FN); empty against empty is 1."""
+    tp, fp, fn = counts[..., 0], counts[..., 1], counts[..., 2]
+    total = 2 * tp + fp + fn
+    return torch.where(total == 0, 1.0, 2 * tp / total.clamp(min=1))
+
+
+def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Dice of each image (Dice, 1945; Sorensen, 1948), the one that training, evaluation and inference report.
+
+    Args:
+        prediction: (N, 1, H, W) or (N, H, W), zero for background: logits > 0, which is probability > 0.5.
+        mask: the same shape, zero for background.
+
+    Returns:
+        float (N,); 1 where both are empty. Average it over images, not over batches.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return dice_from_counts(pixel_counts(prediction, mask))
 
 
 def _outline(mask: torch.Tensor) -> torch.Tensor:
@@ -53,22 +97,27 @@ def boundary_f(prediction: torch.Tensor, mask: torch.Tensor, tolerance: int) -> 
     return torch.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, f)
 
 
-def figures_of(rows: list[dict]) -> np.ndarray:
-    """What scores are made of, float64 (n, 9): per image Dice, IoU, boundary F, empty, full, and the four counts.
+def class_scores_of(rows: list[dict]) -> list[str]:
+    """Names of the scores of single classes in these rows, such as `border_dice`."""
+    return [name for name in rows[0] if name.endswith("_dice") and name != "plain_dice"]
 
-    With three classes (n, 12): the Dice of each behind them.
+
+def score_terms(rows: list[dict]) -> np.ndarray:
+    """What scores are averaged from, float64 (n, 9 + k).
+
+    Per image Dice, IoU, boundary F, empty, full, the four counts, and the scores of k single classes.
     """
     counts = np.array([[row[name] for name in COUNTS] for row in rows], dtype=np.float64)
     tp, fp, fn, tn = counts.T
     dice = np.array([row["dice"] for row in rows])
     boundary = np.array([row["boundary_f"] for row in rows])
     parts = [dice, dice / (2 - dice), boundary, tp + fp == 0, fn + tn == 0, tp, fp, fn, tn]
-    parts += [np.array([row[name] for row in rows]) for name in CLASSES.values() if name in rows[0]]
+    parts += [np.array([row[name] for row in rows]) for name in class_scores_of(rows)]
     return np.stack(parts, axis=1).astype(np.float64)
 
 
-def scores_of(means: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores from averages of `figures_of` over images, (..., 9) or (..., 12); of 0 pixels in 0 the share is 1."""
+def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
+    """Scores from means of `score_terms` over images, (..., 9 + k); 0 of 0 pixels is a share of 1."""
     dice, iou, boundary, empty, full, tp, fp, fn, tn, *classes = np.moveaxis(means, -1, 0)
 
     def share(part, whole):
@@ -85,15 +134,15 @@ def scores_of(means: np.ndarray) -> dict[str, np.ndarray]:
         "recall": share(tp, tp + fn),
         "empty_predictions": empty,
         "full_predictions": full,
-        **dict(zip(CLASSES.values(), classes)),
+        **dict(zip(class_scores, classes)),
     }
 
 
 def summarize(counts: torch.Tensor) -> dict[str, float]:
-    """Scores from `utils.pixel_counts` (n, 4): Dice and IoU averaged over images, the rest over all pixels."""
-    dice = utils.dice_from_counts(counts).tolist()
+    """Scores from `pixel_counts` (n, 4): Dice and IoU averaged over images, the rest over all pixels."""
+    dice = dice_from_counts(counts).tolist()
     rows = [{**dict(zip(COUNTS, row)), "dice": d, "boundary_f": 0.0} for row, d in zip(counts.tolist(), dice)]
-    scores = scores_of(figures_of(rows).mean(0))
+    scores = scores_of(score_terms(rows).mean(0))
     return {name: float(value) for name, value in scores.items() if name != "boundary_f"}
 
 
@@ -112,24 +161,27 @@ def _between(values: np.ndarray) -> tuple[float, float]:
 
 
 def intervals(rows: list[dict]) -> dict[str, Interval]:
-    """Every score with its interval: the images are drawn anew 10,000 times, with replacement (Efron, 1979)."""
-    figures = figures_of(rows)
-    drawn = [scores_of(weights @ figures) for weights in _resamples(len(figures))]
+    """Every score with its interval: the images are resampled 10,000 times, with replacement (Efron, 1979)."""
+    terms, classes = score_terms(rows), class_scores_of(rows)
+    drawn = [scores_of(weights @ terms, classes) for weights in _resamples(len(terms))]
     return {
         name: Interval(float(value), *_between(np.concatenate([part[name] for part in drawn])))
-        for name, value in scores_of(figures.mean(0)).items()
+        for name, value in scores_of(terms.mean(0), classes).items()
     }
 
 
 def differences(rows: list[dict], others: list[dict]) -> dict[str, Interval]:
-    """By how much the first model's scores on the same images are higher, image by image in every bootstrap sample."""
-    a, b = figures_of(rows), figures_of(others)
-    first, second = scores_of(a.mean(0)), scores_of(b.mean(0))
-    drawn = [(scores_of(weights @ a), scores_of(weights @ b)) for weights in _resamples(len(a))]
+    """How much higher the first model's scores are on the same images, paired in every bootstrap sample."""
+    terms, classes = [score_terms(rows), score_terms(others)], [class_scores_of(rows), class_scores_of(others)]
+    a, b = (scores_of(some.mean(0), names) for some, names in zip(terms, classes))
+    drawn = [
+        [scores_of(weights @ some, names) for some, names in zip(terms, classes)]
+        for weights in _resamples(len(terms[0]))
+    ]
     return {
         name: Interval(
-            float(first[name] - second[name]), *_between(np.concatenate([one[name] - two[name] for one, two in drawn]))
+            float(a[name] - b[name]), *_between(np.concatenate([one[name] - two[name] for one, two in drawn]))
         )
-        for name in first
-        if name in second
+        for name in a
+        if name in b
     }

@@ -1,49 +1,43 @@
-"""Reading pictures, trimaps and masks from files of any kind."""
+"""Reading images, trimaps and masks from files."""
 
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+from models.task import BACKGROUND, PET
+from runtime.errors import DatasetError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 # What Pillow raises on broken files.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 UNREADABLE += (Image.DecompressionBombError,)
-ORIENTATION = 0x0112  # EXIF's name for it
-# Pillow warns of odd EXIF data and of pictures of 90 million pixels; that it refuses twice as many will do.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+ORIENTATION = 0x0112  # EXIF tag
 
 
-class DatasetError(ValueError):
-    """The data is missing, incomplete or not what it should be; says what, where and how to mend it."""
-
-
-def raise_faults(faults: list[str], root) -> None:
-    """Raises one DatasetError that names the first ten of these faults and counts them all, if there are any."""
-    if faults:
-        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
-        raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
+def open_image(path) -> Image.Image:
+    """Opens an image file of one of FORMATS, whatever it is called; raises one of UNREADABLE."""
+    return Image.open(path, formats=FORMATS)
 
 
 def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarray:
-    """Reads a picture of any mode as RGB.
+    """Reads an image of any mode as RGB.
 
     Args:
         path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
-        size: side of a square that the picture is resized to, bilinear with antialiasing; None keeps its own size.
+        size: side of a square that the image is resized to, bilinear with antialiasing; None keeps its own size.
         upright: turn it as its EXIF orientation says.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        DatasetError: the file can't be read as a picture.
+        DatasetError: the file can't be read as an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if size is not None:
                 image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that the resize would average away
             if upright:
@@ -52,31 +46,31 @@ def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarr
                 image = _eight_bits(np.asarray(image))
             if "transparency" in image.info:
                 image = image.convert("RGBA")
-            if image.mode != "RGB":  # else it would be a copy, and pictures can be large
+            if image.mode != "RGB":  # else it would be a copy, and images can be large
                 image = image.convert("RGB")
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)
     except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
+        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
 
 
-def picture_size(path, upright: bool = False) -> tuple[int, int]:
-    """Width and height of a picture, from the first bytes of its file.
+def image_size_of(path, upright: bool = False) -> tuple[int, int]:
+    """Width and height of an image, from the first bytes of its file.
 
     Args:
         path: the file.
         upright: as its EXIF orientation says.
 
     Raises:
-        DatasetError: the file can't be read as a picture.
+        DatasetError: the file can't be read as an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             turned = upright and image.getexif().get(ORIENTATION, 1) > 4  # by a quarter
             return image.size[::-1] if turned else image.size
     except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as a picture ({error}); replace the file") from None
+        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
@@ -118,7 +112,7 @@ def read_mask(path, size: int | None = None) -> np.ndarray:
     """Reads a mask of two values, in whatever way they are stored, as a trimap without border.
 
     Args:
-        path: a picture of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
+        path: an image of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
             pet; in a palette without black, index 0 is background. Alpha counts where the colours are all one.
         size: as for `read_trimap`.
 
@@ -148,7 +142,7 @@ def read_mask(path, size: int | None = None) -> np.ndarray:
 
 def _read_values(path, what: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode != "P" or what == "trimap":
                 return np.asarray(image)
             # A palette: its colours, unless none of them is black; then its indices, of which 0 is background.
@@ -164,13 +158,13 @@ def _nearest(values: np.ndarray, size: int | None) -> np.ndarray:
     )
 
 
-def read_pair(image_path: Path, mask_path: Path, own: bool, size: int | None = None):
-    """Reads a picture and its trimap, of the same size.
+def read_pair(image_path: Path, mask_path: Path, binary_mask: bool, size: int | None = None):
+    """Reads an image and its trimap, of the same size.
 
     Args:
-        image_path: the picture.
+        image_path: the image.
         mask_path: its trimap, or its mask of two values.
-        own: it is a mask. Then the picture is turned upright, which is how people see it when they draw its mask.
+        binary_mask: it is a mask. Then the image is turned upright, as people saw it when they drew the mask.
         size: side of a square that both are resized to; None keeps their own size.
 
     Returns:
@@ -179,18 +173,18 @@ def read_pair(image_path: Path, mask_path: Path, own: bool, size: int | None = N
     Raises:
         DatasetError: a file can't be read or is no mask, or their own sizes differ.
     """
-    trimap = (read_mask if own else read_trimap)(mask_path)
+    trimap = (read_mask if binary_mask else read_trimap)(mask_path)
     upright = False
     try:
-        with Image.open(image_path) as image:
+        with open_image(image_path) as image:
             width, height = image.size
-            if own and image.getexif().get(ORIENTATION, 1) > 4:  # turned by a quarter
+            if binary_mask and image.getexif().get(ORIENTATION, 1) > 4:  # turned by a quarter
                 upright = trimap.shape == (width, height)
                 width, height = (height, width) if upright else (width, height)
-            elif own:
+            elif binary_mask:
                 upright = True
     except UNREADABLE as error:
-        raise DatasetError(f"{image_path} can't be read as a picture ({error}); replace the file") from None
+        raise DatasetError(f"{image_path} can't be read as an image ({error}); replace the file") from None
     if trimap.shape != (height, width):
         raise DatasetError(
             f"{image_path} is {width}x{height} but its mask {mask_path} is {trimap.shape[1]}x{trimap.shape[0]}; "

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from panels import write_png
-from utils import atomic_write
+from runtime.files import atomic_write
+from visual.panels import write_png
 
 SHEET = 48  # panels on the sheet, at most
 THUMB = (360, 120)  # width and height of a panel on it, at most
@@ -24,7 +24,7 @@ figure {{ display: inline-block; margin: 0 1em 1em 0; vertical-align: top }}
 img {{ display: block; max-width: 100% }}
 </style>
 <h1>{title}</h1>
-<p>{count} pictures. Sort by
+<p>{count} images. Sort by
 <button onclick="sort('worst')">worst first</button>
 <button onclick="sort('best')">best first</button>
 <button onclick="sort('name')">name</button></p>
@@ -73,13 +73,13 @@ def write_gallery(folder: Path, panels: list[tuple[str, object]], title: str) ->
 
 
 def draw_sheet(files: list[Path], columns: int = 4) -> Image.Image:
-    """A contact sheet of these pictures, in rows, from left to right."""
+    """A contact sheet of these images, in rows, from left to right."""
     rows = -(-len(files) // columns)
     columns = min(columns, len(files))
     sheet = Image.new("RGB", (columns * (THUMB[0] + 8) + 8, rows * (THUMB[1] + 8) + 8), "white")
     for number, file in enumerate(files):
-        with Image.open(file) as picture:
-            picture.thumbnail(THUMB)
+        with Image.open(file, formats=("PNG",)) as panel:
+            panel.thumbnail(THUMB)
             row, column = divmod(number, columns)
-            sheet.paste(picture, (8 + column * (THUMB[0] + 8), 8 + row * (THUMB[1] + 8)))
+            sheet.paste(panel, (8 + column * (THUMB[0] + 8), 8 + row * (THUMB[1] + 8)))
     return sheet

@@ -1,4 +1,4 @@
-"""Panels: the picture, the ground truth where there is one, and the prediction, side by side under a title."""
+"""Panels: the image, the ground truth where there is one, and the prediction, side by side under a title."""
 
 import zlib
 from functools import lru_cache
@@ -8,10 +8,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils import atomic_write
+from models.task import COLORS
+from runtime.files import atomic_write
 
-PET_BLUE, BACKGROUND_ORANGE = (31, 119, 180), (255, 127, 14)  # as in report B's figure; told apart by the colour-blind
-BORDER_DARK = (40, 40, 40)
 HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
 
 
@@ -22,12 +21,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _part(array: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """An image (H, W, 3), or a mask or trimap (H, W) in blue on orange, at this width and height."""
+    """An image (H, W, 3), or a label map (H, W) in its colors, at this width and height."""
     if array.ndim == 3:
         return Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
-    mask = Image.fromarray(array.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    mask.putpalette([*BACKGROUND_ORANGE, *PET_BLUE, *BACKGROUND_ORANGE, *BORDER_DARK])  # 2 and 3 are a trimap's
-    return mask.convert("RGB")
+    labels = Image.fromarray(array).resize(size, Image.Resampling.NEAREST)
+    labels.putpalette([level for value in range(max(COLORS) + 1) for level in COLORS.get(value, (0, 0, 0))])
+    return labels.convert("RGB")
 
 
 def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None, title: str) -> Image.Image:
@@ -35,12 +34,12 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | No
 
     Args:
         image: uint8 (H, W, 3).
-        prediction: mask (H, W) of 0 and 1, or trimap (H, W) of 1, 2 and 3.
-        truth: likewise, or None: then the panel has two pictures.
+        prediction: label map, uint8 (H, W) of keys of `models.task.COLORS`.
+        truth: likewise, or None: then the panel has two parts.
         title: stands above, shortened in the middle where it is too long.
 
     Returns:
-        An RGB picture; every part of it is 256 pixels high and as wide as the picture's shape asks.
+        An RGB image; each part is 256 pixels high and as wide as the image's shape asks.
     """
     parts = [("image", image), ("ground truth", truth), ("prediction", prediction)]
     parts = [(name, array) for name, array in parts if array is not None]
@@ -56,10 +55,10 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | No
     return panel
 
 
-def write_png(picture: Image.Image, path: Path) -> None:
-    """Writes a picture in half the time of Pillow's own settings; it appears only when it is whole."""
+def write_png(image: Image.Image, path: Path) -> None:
+    """Writes an image atomically, in half the time of Pillow's own settings."""
     with atomic_write(path, "wb", sync=False) as file:
-        picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def _fit(title: str, width: int) -> str:
@@ -72,10 +71,10 @@ def _fit(title: str, width: int) -> str:
     return f"{title[:half]}…{title[-half:]}"
 
 
-def draw_outline(image: np.ndarray, mask: np.ndarray, colour=(255, 0, 255)) -> np.ndarray:
+def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np.ndarray:
     """Draws the outline of a mask (H, W) on a copy of an image (H, W, 3).
 
-    It is a pixel wide to either side of the edge, and a 400th of the shorter side on pictures larger than 400 pixels.
+    It is a pixel wide to either side of the edge, and a 400th of the shorter side on images larger than 400 pixels.
     """
     mask, edge = mask != 0, np.zeros(mask.shape, bool)
     down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
@@ -91,5 +90,5 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, colour=(255, 0, 255)) -> n
             axis[:-step] |= axis[step:]
         reach, step = reach - step, 2 * step
     drawn = image.copy()
-    drawn[edge] = colour
+    drawn[edge] = color
     return drawn

@@ -1,4 +1,4 @@
-"""From samples to batches: in which order, read by whom."""
+"""From samples to batches: in which order, read by which processes."""
 
 import contextlib
 import math
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from cli import UsageError
-from distributed import ALONE, Team
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.errors import UsageError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class EpochOrder:
+class ResumableBatchSampler:
     """Batch sampler of (epoch, index) keys, shuffled as a pure function of (seed, epoch), from any step on.
 
     Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
@@ -26,19 +26,19 @@ class EpochOrder:
         size: images in the training set.
         batch_size: images a step, at most.
         seed: of the shuffle.
-        team: the processes that share every batch out among them.
+        context: the processes among which every batch is sharded.
 
     Raises:
-        UsageError: there are batches of fewer images than processes.
+        UsageError: batches have fewer images than there are processes.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, team: Team = ALONE):
-        self.size, self.seed, self.team = size, seed, team
+    def __init__(self, size: int, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
+        self.size, self.seed, self.context = size, seed, context
         self.steps = math.ceil(size / batch_size)
         self.epoch = self.start = 0
-        if size // self.steps < team.size:
+        if size // self.steps < context.size:
             raise UsageError(
-                f"steps of {size // self.steps} images can't be shared by {team.size} processes; use a larger "
+                f"steps of {size // self.steps} images can't be shared by {context.size} processes; use a larger "
                 "--batch_size, or fewer processes"
             )
 
@@ -52,19 +52,19 @@ class EpochOrder:
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         for batch in np.array_split(order, self.steps)[self.start :]:
-            yield [(self.epoch, int(index)) for index in self.team.share(batch)]
+            yield [(self.epoch, int(index)) for index in self.context.shard(batch)]
 
 
-def share_batches(dataset: Dataset, batch_size: int, team: Team = ALONE) -> list[list[int]]:
-    """Every image once, in order, in batches. Whole ones are shared out: no result depends on how many processes share.
+def shard_batches(dataset: Dataset, batch_size: int, context: DistributedContext = SINGLE_PROCESS) -> list[list[int]]:
+    """Every image once, in order, in batches. Batches are sharded whole, so results don't depend on the processes.
 
     Returns:
         This process's batches, for `make_loader`.
     """
-    return team.share(list(BatchSampler(range(len(dataset)), batch_size, drop_last=False)))
+    return context.shard(list(BatchSampler(range(len(dataset)), batch_size, drop_last=False)))
 
 
-def _as_it_is(batch):
+def _no_collate(batch):
     return batch
 
 
@@ -79,16 +79,16 @@ class _WholeBatches(Dataset):
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose workers are safe from signals from their first moment on, not only once they are set up."""
+    """A DataLoader whose workers are safe from signals from their first moment on."""
 
     def __iter__(self):
-        with _signals_kept_back():
+        with _signals_blocked():
             return super().__iter__()
 
 
 @contextlib.contextmanager
-def _signals_kept_back():
-    """Ctrl-C and SIGTERM come afterwards; processes that are started meanwhile have them kept back as well."""
+def _signals_blocked():
+    """Ctrl-C and SIGTERM arrive afterwards; processes started meanwhile inherit the block."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -103,7 +103,7 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
     """A DataLoader for this device.
 
     Args:
-        dataset: one that gives whole batches, as SimpleOxfordPetDataset does with `read_batch`.
+        dataset: gives whole batches with `read_batch`, as SimpleOxfordPetDataset does.
         device: where the batches go.
         batches: lists of keys.
         num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
@@ -118,18 +118,18 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
         _WholeBatches(dataset),
         sampler=batches,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_no_collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_survive_signals,
         generator=torch.Generator(),  # else every pass would draw from torch's global random numbers
     )
 
 
-def _outlive_signals(_worker: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM reach every process of the job, and workers must live on until the parent has
-    # saved. Only for a while, though: SIGTERM is also how a parent that leaves ends its workers.
+def _survive_signals(_worker: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach every process of the run, and workers must live until the parent has saved.
+    # Only for a while: SIGTERM is also how a parent that exits ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(20))

@@ -1,9 +1,8 @@
-"""Decode once: pictures and trimaps of a dataset, resized, as bytes in one file.
+"""The pixel cache: images and trimaps of a dataset, decoded and resized once, as bytes in one file.
 
 The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, trimap. `np.load(file, mmap_mode="r")` opens it.
-Here it is read by position instead: mapped pages would count as this process's memory until the whole file is in it,
-while what is read this way stays in the system's page cache alone, shared by all processes and given back under
-pressure.
+It is read by position here, because mapped pages would count as this process's memory; what is read by position stays
+in the system's page cache, which all processes share.
 """
 
 import hashlib
@@ -18,20 +17,26 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from oxford_pet import Pet, list_pets, write_record
-from pictures import DatasetError, raise_faults
-from utils import lock_file, sync_folder
+from data.index import Sample, list_samples
+from runtime.errors import DatasetError, raise_faults
+from runtime.files import lock_file, sync_folder
 
 FORMAT_VERSION = 1  # changes when the same files give other records
 SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
 
+def write_record(record: np.ndarray, sample: Sample) -> None:
+    """Fills a record, uint8 (4, S, S), with an image's three channels and its trimap."""
+    image, record[3] = sample.read(record.shape[-1])
+    record[:3] = image.transpose(2, 0, 1)
+
+
 class PixelCache:
-    """Records of pictures by their names.
+    """Records of images by their names.
 
     Args:
         file: the .npy file.
-        names: of the pictures, in the file's order.
+        names: of the images, in the file's order.
 
     Raises:
         ValueError: the file is not of the shape that the names ask for.
@@ -40,7 +45,7 @@ class PixelCache:
     def __init__(self, file: Path, names: list[str]):
         array = np.load(file, mmap_mode="r")
         if array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(names):
-            raise ValueError(f"{file} is no cache of {len(names)} pictures")
+            raise ValueError(f"{file} is no cache of {len(names)} images")
         self.file, self.shape, self.offset = file, array.shape[1:], array.offset
         self.rows = {name: row for row, name in enumerate(names)}
         self.handle: int | None = None
@@ -49,7 +54,7 @@ class PixelCache:
         return {**self.__dict__, "handle": None}  # a worker process opens the file for itself
 
     def read(self, names: list[str]) -> np.ndarray:
-        """The records of these pictures, uint8 (N, 4, S, S), the caller's own."""
+        """The records of these images, uint8 (N, 4, S, S), the caller's own."""
         rows = [self.rows[name] for name in names]
         if not hasattr(os, "preadv"):  # Windows
             return np.load(self.file, mmap_mode="r")[rows]
@@ -59,37 +64,40 @@ class PixelCache:
         for record, row in zip(records, rows):
             # The position is in the call, so processes that share the handle after a fork don't disturb each other.
             if os.preadv(self.handle, [record], self.offset + row * record.nbytes) != record.nbytes:
-                raise DatasetError(f"{self.file} has been cut off; delete it, and it is made anew")
+                raise DatasetError(f"{self.file} has been cut off; delete it and start again")
         return records
 
 
 def open_cache(root: Path, size: int) -> PixelCache | None:
-    """Opens the cache of a dataset at a size; makes it first where there is none of these very files.
+    """Opens the cache of a dataset at a size, and makes it first where there is none of exactly these files.
 
     Several processes may call this at once: one makes the cache, the others wait for it.
 
     Args:
         root: folder of the dataset; the cache goes into its folder .pixel_cache.
-        size: side of the pictures, in pixels.
+        size: side of the images, in pixels.
 
     Returns:
         The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
 
     Raises:
-        DatasetError: pictures or masks can't be used; the first ten are named, all are counted.
+        DatasetError: images or masks can't be used; the first ten are named, all are counted.
     """
-    pets = list_pets(root)
-    names, folder = [pet.name for pet in pets], root / ".pixel_cache"
-    file = folder / f"{size}_{_digest(pets, size)}.npy"
+    samples = list_samples(root)
+    names, folder = [sample.name for sample in samples], root / ".pixel_cache"
+    file = folder / f"{size}_{_digest(samples, size)}.npy"
     try:
-        if not _is_whole(file, len(pets), size):
+        if not _is_whole(file, len(samples), size):
             folder.mkdir(exist_ok=True)
             with lock_file(folder / "lock", wait=True):
-                if not _is_whole(file, len(pets), size):  # nobody else has made it while we waited
-                    _make(file, pets, size)
+                if not _is_whole(file, len(samples), size):  # nobody else has made it while we waited
+                    _make(file, samples, size)
         return PixelCache(file, names)
     except OSError as error:
-        print(f"No cache in {folder} ({error.strerror or error}): every picture is decoded anew.", file=sys.stderr)
+        print(
+            f"No cache in {folder} ({error.strerror or error}): every image is decoded at every access.",
+            file=sys.stderr,
+        )
         return None
 
 
@@ -97,7 +105,7 @@ def _is_whole(file: Path, count: int, size: int) -> bool:
     return file.is_file() and file.stat().st_size > count * 4 * size * size
 
 
-def _digest(pets: list[Pet], size: int) -> str:
+def _digest(samples: list[Sample], size: int) -> str:
     """Changes whenever a file, the list of files or the size does."""
 
     def stamp(path: Path) -> tuple[str, int, int]:
@@ -105,23 +113,23 @@ def _digest(pets: list[Pet], size: int) -> str:
         return str(path.name), status.st_size, status.st_mtime_ns
 
     with ThreadPoolExecutor() as pool:
-        stamps = list(pool.map(lambda pet: (stamp(pet.image_path), stamp(pet.mask_path)), pets))
+        stamps = list(pool.map(lambda sample: (stamp(sample.image_path), stamp(sample.mask_path)), samples))
     return hashlib.sha256(json.dumps([FORMAT_VERSION, size, stamps]).encode()).hexdigest()[:16]
 
 
-def _make(file: Path, pets: list[Pet], size: int) -> None:
+def _make(file: Path, samples: list[Sample], size: int) -> None:
     for leftover in file.parent.glob("*.tmp"):  # of a kill: nobody else is here, we have the lock
         leftover.unlink()
-    needed, free = len(pets) * 4 * size * size, shutil.disk_usage(file.parent).free
+    needed, free = len(samples) * 4 * size * size, shutil.disk_usage(file.parent).free
     if free < needed + SPARE_BYTES:
         raise OSError(f"it takes {needed / 1e9:.2f} GB and leaves less than 1 GB free")
-    print(f"Decoding {len(pets):,} pictures once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
+    print(f"Decoding {len(samples):,} images once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(pets), 4, size, size)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), 4, size, size)}
             np.lib.format.write_array_header_1_0(stream, header)
-            _fill(stream, pets, size)
+            _fill(stream, samples, size)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(file)
@@ -133,25 +141,25 @@ def _make(file: Path, pets: list[Pet], size: int) -> None:
             other.unlink()
 
 
-def _fill(stream, pets: list[Pet], size: int) -> None:
+def _fill(stream, samples: list[Sample], size: int) -> None:
     """Writes all records in order, decoded by as many threads as there are cores (Pillow lets go of Python's lock)."""
 
-    def decode(pet: Pet):
+    def decode(sample: Sample):
         record = np.empty((4, size, size), np.uint8)
         try:
-            write_record(record, pet)
+            write_record(record, sample)
         except DatasetError as error:
             return str(error)
         return record
 
     faults, workers = [], os.cpu_count() or 1
-    bar = tqdm(total=len(pets), desc="decoding", unit="picture", disable=None, delay=1)
+    bar = tqdm(total=len(samples), desc="decoding", unit="image", disable=None, delay=1)
     with bar, ThreadPoolExecutor(workers) as pool:
-        for begin in range(0, len(pets), 16 * workers):  # in portions, so that memory stays small
-            for record in pool.map(decode, pets[begin : begin + 16 * workers]):
+        for begin in range(0, len(samples), 16 * workers):  # in portions, so that memory stays small
+            for record in pool.map(decode, samples[begin : begin + 16 * workers]):
                 if isinstance(record, str):
                     faults.append(record)
                 elif not faults:
                     stream.write(record)
                 bar.update()
-    raise_faults(faults, pets[0].image_path.parent.parent)
+    raise_faults(faults, samples[0].image_path.parent.parent)

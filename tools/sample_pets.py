@@ -5,14 +5,20 @@ start as the drawings in the tables below, which are read into outlines, varied,
 """
 
 import shutil
+import sys
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from runtime import cli  # noqa: E402  the path must be set first
+from runtime.errors import UsageError  # noqa: E402
+from runtime.options import option, whole_number  # noqa: E402
 
 # colours: pairs of main and second fur colour; rough: of the outline; breed_id counts within the species (1 cat, 2
 # dog); hidden: fillings in the drawings that this breed does without.
@@ -367,7 +373,7 @@ def draw_sample_dataset(root, count=240, seed=42, side=256):
     for folder in ("images", "annotations/trimaps"):
         (draft / folder).mkdir(parents=True)
     rows = []
-    for number in tqdm(range(count), desc="drawing", unit="picture", disable=None):  # no bar unless on a terminal
+    for number in tqdm(range(count), desc="drawing", unit="image", disable=None):  # no bar unless on a terminal
         row, picture, trimap = _draw_number(seed, number, side)
         picture.save(draft / "images" / f"{row.split()[0]}.jpg", quality=90)
         trimap.save(draft / "annotations" / "trimaps" / f"{row.split()[0]}.png")
@@ -382,17 +388,27 @@ def draw_sample_dataset(root, count=240, seed=42, side=256):
     return root
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """The flags of this script."""
+
+    data_path: str = option("demo/dataset", "folder to make", metavar="DIR")
+    count: int = option(240, "number of images", whole_number(8), metavar="N")
+    seed: int = option(42, "the same arguments give the same files", whole_number(0), metavar="N")
+    side: int = option(256, "usual longer side of an image in pixels", whole_number(32, 4096), metavar="PX")
+
+
 def main(argv=None):
     """The command line: draws the sample and says so in one line."""
-    parser = cli.Parser(prog="sample_pets.py", description="Draw a small pet dataset to try the toolkit with.")
-    parser.add_argument("--data_path", default="demo/dataset", metavar="DIR", help="folder to make")
-    for name, value in (("count", 240), ("seed", 42), ("side", 256)):
-        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help="see draw_sample_dataset")
-    args = parser.parse_args(argv)
-    what = "are there already, nothing to do" if (Path(args.data_path) / MARKER).exists() else "drawn"
-    root = draw_sample_dataset(args.data_path, args.count, args.seed, args.side)
-    print(f"{root}: {args.count} pictures {what}")
+    parser = cli.Parser("sample_pets.py", "Draw a small pet dataset to try the toolkit with.", SampleConfig)
+    config = SampleConfig(**parser.parse_overrides(argv))
+    what = "are there already, nothing to do" if (Path(config.data_path) / MARKER).exists() else "drawn"
+    try:
+        root = draw_sample_dataset(config.data_path, config.count, config.seed, config.side)
+    except (ValueError, FileExistsError) as error:
+        raise UsageError(str(error)) from None
+    print(f"{root}: {config.count} images {what}")
 
 
 if __name__ == "__main__":
-    cli.run(main, ValueError, FileExistsError)
+    cli.run(main)

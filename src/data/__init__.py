@@ -1,0 +1,1 @@
+"""An image on its way from file to batch: image_io, index, datasets, cache, augment, loader."""

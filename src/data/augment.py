@@ -1,0 +1,274 @@
+"""Augmentation: drawn per sample as pure functions of (seed, epoch, name), applied to whole batches on the device."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from data.datasets import SimpleOxfordPetDataset, as_keys
+from models.task import Task
+from runtime.device import copy_to_device
+from runtime.seeding import AUGMENTATION, MIX, SIZE, sample_rng, step_rng
+
+# How strong augmentation is: the largest rotation in degrees, and the sides of the crop as shares of the image's.
+STRENGTHS = {"light": (8.0, 0.85, 1.0), "medium": (10.0, 0.8, 1.0), "strong": (20.0, 0.6, 1.1)}
+IDENTITY = np.eye(2, 3, dtype=np.float32)
+MIXED = 0.5  # share of the images that mixing changes
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+
+def draw_augmentation(
+    rng: np.random.Generator, degrees: float = 10.0, min_scale: float = 0.8, max_scale: float = 1.0
+) -> np.ndarray:
+    """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them.
+
+    Args:
+        rng: where the random numbers come from.
+        degrees: the largest rotation to either side.
+        min_scale: the smallest side of the crop, as a share of the image's.
+        max_scale: the largest; above 1 the image shrinks, and its mirror images surround it.
+
+    Returns:
+        float32 (2, 3): the matrix that takes output to input coordinates, both from -1 to 1 across the image. It is
+        one matrix whatever is combined, so pixels are resampled once.
+    """
+    rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
+    angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
+    scale = rng.uniform(min_scale, max_scale) if crop else 1.0
+    shift = rng.uniform(-1, 1, size=2) * (1 - scale)  # a crop of this scale anywhere inside the picture
+    mirror = -1.0 if flip else 1.0
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    return np.array([[mirror * cos, -sin, shift[0]], [mirror * sin, cos, shift[1]]], dtype=np.float32)
+
+
+def draw_colors(rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
+    """Draws factors of brightness, contrast and saturation, float32 (3,), each within 1 +- strength."""
+    return rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)
+
+
+def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False, strength="medium"):
+    """Enlarges a training set in bulk: every image, and `num_augmentations` variants of it.
+
+    A variant is drawn from (seed, name, number of the variant): the same variants return in every epoch and every later
+    run, and none of their pixels is stored. Returns an AugmentedDataset; see there for the arguments.
+    """
+    return AugmentedDataset(dataset, seed, num_augmentations, color_jitter, strength)
+
+
+class AugmentedDataset(Dataset):
+    """The samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
+
+    A sample gains `affine`, float32 (2, 3), and with `color_jitter` `colors`, float32 (3,), which `augment_batch`
+    applies to whole batches on the device.
+
+    Args:
+        dataset: of n samples.
+        seed: of the draw.
+        variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
+            in eight stays as it is: the eighth combination of rotation, flip and crop or none.
+        color_jitter: vary colors too.
+        strength: a key of STRENGTHS.
+    """
+
+    def __init__(
+        self, dataset: SimpleOxfordPetDataset, seed: int = 42, variants: int = 0, color_jitter=False, strength="medium"
+    ):
+        self.dataset, self.seed, self.variants, self.color_jitter = dataset, seed, variants, color_jitter
+        self.limits = STRENGTHS[strength]
+
+    def __len__(self) -> int:
+        return len(self.dataset) * (1 + self.variants)
+
+    def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        variant, source = divmod(index, len(self.dataset))
+        version = variant - 1 if self.variants else epoch
+        rng = sample_rng(self.seed, max(0, version), self.dataset.samples[source].name, AUGMENTATION)
+        if version < 0:
+            return IDENTITY, np.ones(3, np.float32)
+        keep = not self.variants and rng.random() < 1 / 8
+        return IDENTITY if keep else draw_augmentation(rng, *self.limits), draw_colors(rng)
+
+    def __getitem__(self, key) -> dict:
+        return {name: values[0] for name, values in self.read_batch([key]).items()}
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading a sample takes work that other processes could share."""
+        return self.dataset.decodes
+
+    def read_batch(self, keys: list) -> dict:
+        """A whole batch; see SimpleOxfordPetDataset."""
+        keys = as_keys(keys)
+        batch = self.dataset.read_batch([(epoch, index % len(self.dataset)) for epoch, index in keys])
+        affines, colors = zip(*(self._draw(epoch, index) for epoch, index in keys))
+        batch["affine"] = torch.from_numpy(np.stack(affines))
+        if self.color_jitter:
+            batch["colors"] = torch.from_numpy(np.stack(colors))
+        return batch
+
+
+# ------------------------------------------------------------------------------------------------------------ applying
+
+
+def apply_augmentations(
+    image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Applies a drawn augmentation to an image and its mask, or to a whole batch on whatever device it is.
+
+    What lies outside the image is filled with its mirror image, in image and mask alike.
+
+    Args:
+        image: (C, H, W) or (N, C, H, W), any type.
+        mask: (1, H, W) or (N, 1, H, W), a mask of 0 and 1 or a trimap of 1, 2 and 3.
+        affine: (2, 3) or (N, 2, 3), from `draw_augmentation`.
+
+    Returns:
+        The image as float32, bilinear, and the mask as uint8, nearest neighbour and so of the same values.
+    """
+    if image.ndim == 3:
+        images, masks = apply_augmentations(image[None], mask[None], affine[None])
+        return images[0], masks[0]
+    if image.device.type != "cpu":
+        return _resample(image, mask, affine)
+    # On a CPU in small portions: what one needs stays in the caches, where a whole batch would be fetched from memory
+    # again and again.
+    images, masks = torch.empty(image.shape), torch.empty(mask.shape, dtype=torch.uint8)
+    for i in range(0, len(image), portion := 2 * torch.get_num_threads()):
+        part = slice(i, i + portion)
+        images[part], masks[part] = _resample(image[part], mask[part], affine[part])
+    return images, masks
+
+
+def _resample(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # F.affine_grid gives the same grid by a product of thin matrices, which takes ten times as long on a CPU.
+    height, width = image.shape[-2:]
+    x = (torch.arange(width, device=image.device) * 2 + 1) / width - 1
+    y = (torch.arange(height, device=image.device) * 2 + 1) / height - 1
+    a = affine[:, :, :, None, None]
+    grid = torch.stack([a[:, k, 0] * x + (a[:, k, 1] * y[:, None] + a[:, k, 2]) for k in (0, 1)], dim=-1)
+    options = {"padding_mode": "reflection", "align_corners": False}
+    images = F.grid_sample(image.float(), grid, mode="bilinear", **options)
+    return images, F.grid_sample(mask.float(), grid, mode="nearest", **options).to(torch.uint8)
+
+
+def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
+    """Changes brightness, contrast and saturation.
+
+    Args:
+        images: (N, 3, H, W) in 0..255.
+        colors: (N, 3) factors, from `draw_colors`; 1 leaves an image as it is.
+
+    Returns:
+        float32 (N, 3, H, W) in 0..255.
+    """
+    brightness, contrast, saturation = (colors[:, i, None, None, None] for i in range(3))
+    images = images.float() * brightness
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    red, green, blue = images.split(1, dim=1)
+    gray = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
+    return (gray + (images - gray) * saturation).clamp(0, 255)
+
+
+def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """A rectangle for each image, bool (N, 1, H, W), of a tenth to a half of its area, anywhere in it."""
+    chosen = np.zeros((count, 1, height, width), bool)
+    for mask in chosen[:, 0]:
+        area, shape = rng.uniform(0.1, 0.5), np.exp(rng.uniform(-0.5, 0.5))
+        rows = min(height, round(height * (area * shape) ** 0.5))
+        columns = min(width, round(width * (area / shape) ** 0.5))
+        top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+        mask[top : top + rows, left : left + columns] = True
+    return chosen
+
+
+def mix(
+    images: torch.Tensor, targets: torch.Tensor, kind: str, share: float, rng: np.random.Generator, task: Task
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Puts part of another image of the batch, and of its target, onto some of the images.
+
+    Args:
+        images: (N, 3, H, W).
+        targets: (N, 1, H, W), of the task.
+        kind: `paste` puts the other image's pet there (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177);
+            `cutmix` a rectangle of it (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
+        share: of the images, about.
+        rng: where the random numbers come from.
+        task: says what of a target is foreground.
+
+    Returns:
+        New images and targets.
+    """
+    count, _, height, width = images.shape
+
+    def on_device(array: np.ndarray) -> torch.Tensor:
+        return copy_to_device(torch.from_numpy(array), images.device)
+
+    other = on_device((np.arange(count) + rng.integers(1, max(2, count))) % count)
+    mixed = on_device(rng.random((count, 1, 1, 1)) < share)
+    if kind == "paste":
+        taken = task.foreground(targets)[other] & mixed
+    else:
+        taken = on_device(_rectangles(rng, count, height, width)) & mixed
+    return torch.where(taken, images[other], images), torch.where(taken, targets[other], targets)
+
+
+def possible_sizes(size: int, stride: int, share: float) -> list[int]:
+    """Sizes within `share` of `size`: itself, and multiples of the stride, of which batch norm needs at least two."""
+    first, last = math.ceil(size * (1 - share) / stride), math.floor(size * (1 + share) / stride)
+    return sorted({size, *(stride * k for k in range(max(2, first), last + 1))})
+
+
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """What is done to a whole batch beyond the draws of its samples.
+
+    Args:
+        mix: `none`, `paste` or `cutmix`; see `mix`.
+        multi_scale: steps train at sizes within this share of `image_size`; 0 trains at `image_size` alone.
+        image_size: side of the images, in pixels.
+        stride: of the network.
+        seed: of the draws.
+    """
+
+    mix: str = "none"
+    multi_scale: float = 0.0
+    image_size: int = 256
+    stride: int = 32
+    seed: int = 0
+
+
+def augment_batch(
+    batch: dict, task: Task, how: BatchAugmentation, device: torch.device, epoch: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Applies all augmentation of a training step, on the device.
+
+    Args:
+        batch: of AugmentedDataset or SimpleOxfordPetDataset.
+        task: says what is learned.
+        how: what is done to the batch as a whole.
+        device: where the network computes.
+        epoch: finished epochs; draws are functions of (seed, epoch, step).
+        step: finished steps of the epoch.
+
+    Returns:
+        Images (N, 3, S, S) in 0..255 and targets (N, 1, S, S) of the task.
+    """
+    images, targets = (copy_to_device(batch[name], device) for name in ("image", task.target))
+    if "affine" in batch:
+        images, targets = apply_augmentations(images, targets, copy_to_device(batch["affine"], device))
+    if "colors" in batch:
+        images = apply_colors(images, copy_to_device(batch["colors"], device))
+    if how.mix != "none":
+        images, targets = mix(images, targets, how.mix, MIXED, step_rng(how.seed, epoch, step, MIX), task)
+    if how.multi_scale:
+        sizes = possible_sizes(how.image_size, how.stride, how.multi_scale)
+        side = int(step_rng(how.seed, epoch, step, SIZE).choice(sizes))
+        images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+        targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
+    return images, targets

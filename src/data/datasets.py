@@ -1,0 +1,151 @@
+"""Datasets: samples as arrays at their own size, or as square tensors in whole batches."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.cache import open_cache, write_record
+from data.index import MODES, SPLITS, Sample, Split, find_root, has_lists, split_samples
+from models.task import BACKGROUND, BORDER
+from runtime.errors import UsageError
+from runtime.seeding import UNCERTAIN_BORDER, sample_rng
+
+
+def as_keys(keys: list) -> list[tuple[int, int]]:
+    """Keys of samples as pairs (epoch, index); a plain index is of epoch 0."""
+    return [key if isinstance(key, tuple) else (0, key) for key in keys]
+
+
+class OxfordPetDataset(Dataset):
+    """Images and masks at their own sizes.
+
+    A sample is a dict: `image` uint8 (H, W, 3), `mask` uint8 (H, W) of 0 and 1, `trimap` uint8 (H, W) of 1, 2, 3, and
+    `path`, the image's file. A key is an index, or a pair (epoch, index) where something is drawn anew every epoch.
+
+    Args:
+        data_path: see `find_root`.
+        mode: `train`, `valid` or `test`.
+        transform: called with a sample, returns it changed.
+        split: see `split_samples`; the name of one, or what it returned.
+        augment_uncertain: border pixels become pet or background at random, half and half, instead of pet.
+        seed: of the split and of everything drawn.
+
+    Raises:
+        DatasetError: see `find_root`, `split_samples` and, when indexed, `Sample.read`.
+        ValueError: there is no such mode or split.
+    """
+
+    def __init__(
+        self,
+        data_path,
+        mode: str = "train",
+        transform=None,
+        split: str | Split = "80-10-10",
+        augment_uncertain: bool = False,
+        seed: int = 42,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"no mode is called {mode!r}; there are {', '.join(MODES)}")
+        self.root = find_root(data_path)
+        parts = split if isinstance(split, Split) else split_samples(self.root, split, seed)
+        self.samples: list[Sample] = getattr(parts, mode)
+        self.mode, self.transform, self.augment_uncertain, self.seed = mode, transform, augment_uncertain, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key) -> dict:
+        ((epoch, index),) = as_keys([key])
+        sample = self.samples[index]
+        image, trimap = sample.read()
+        mask = self._preprocess_mask(trimap, self._mask_rng(epoch, sample))
+        item = {"image": image, "mask": mask, "trimap": trimap, "path": str(sample.image_path)}
+        return item if self.transform is None else self.transform(item)
+
+    def _mask_rng(self, epoch: int, sample: Sample) -> np.random.Generator | None:
+        return sample_rng(self.seed, epoch, sample.name, UNCERTAIN_BORDER) if self.augment_uncertain else None
+
+    @staticmethod
+    def _preprocess_mask(trimap: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Trimap (H, W) to mask (H, W): border pixels are pet, or with `rng` either at random, half and half."""
+        mask = (trimap != BACKGROUND).astype(np.uint8)
+        if rng is not None:
+            border = trimap == BORDER
+            mask[border] = rng.integers(0, 2, size=int(border.sum()), dtype=np.uint8)
+        return mask
+
+
+class SimpleOxfordPetDataset(OxfordPetDataset):
+    """The same samples as a network takes them: square, as tensors.
+
+    A sample is a dict: `image` uint8 (3, S, S), `mask` uint8 (1, S, S) of 0 and 1, `trimap` uint8 (1, S, S), `path`. It
+    stays in bytes until it is on the device; the model normalises.
+
+    Args:
+        *args: as for OxfordPetDataset.
+        image_size: S, in pixels.
+        cache: decoded images, see `data.cache.open_cache`; None decodes them at every access.
+        **kwargs: as for OxfordPetDataset.
+    """
+
+    def __init__(self, *args, image_size: int = 256, cache=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.image_size, self.cache = image_size, cache
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading a sample takes work that other processes could share."""
+        return self.cache is None
+
+    def __getitem__(self, key) -> dict:
+        item = {name: values[0] for name, values in self.read_batch([key]).items()}
+        return item if self.transform is None else self.transform(item)
+
+    def read_batch(self, keys: list) -> dict:
+        """Many samples at once, before `transform`: the sample's entries with N in front, paths as a list."""
+        keys = as_keys(keys)
+        samples = [self.samples[index] for _, index in keys]
+        if self.cache is not None:
+            records = self.cache.read([sample.name for sample in samples])
+        else:
+            records = np.empty((len(samples), 4, self.image_size, self.image_size), np.uint8)
+            for record, sample in zip(records, samples):
+                write_record(record, sample)
+        masks = np.empty_like(records[:, 3:])
+        for mask, sample, (epoch, _), record in zip(masks, samples, keys, records):
+            mask[0] = self._preprocess_mask(record[3], self._mask_rng(epoch, sample))
+        return {
+            "image": torch.from_numpy(records[:, :3]),
+            "mask": torch.from_numpy(masks),
+            "trimap": torch.from_numpy(records[:, 3:]),
+            "path": [str(sample.image_path) for sample in samples],
+        }
+
+
+def load_dataset(data_path, mode: str = "train", **options) -> SimpleOxfordPetDataset:
+    """Opens one part of a dataset; see SimpleOxfordPetDataset for options, samples and errors."""
+    return SimpleOxfordPetDataset(data_path, mode, **options)
+
+
+def open_checkpoint_part(data_path, content: dict, mode: str, use_cache: bool) -> SimpleOxfordPetDataset:
+    """A part of a dataset under the split and preprocessing of a checkpoint.
+
+    A dataset without lists, for which there is no official split, is divided like own images.
+    """
+    data, size, root = content["data"], content["preprocessing"]["image_size"], find_root(data_path)
+    cache = open_cache(root, size) if use_cache else None
+    split = data["split"] if has_lists(root) else SPLITS[0]
+    return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, cache=cache)
+
+
+def refuse_seen(content: dict, samples: list[Sample], path: Path) -> None:
+    """Raises UsageError where a checkpoint was trained on some of these samples."""
+    seen = set(content["data"]["train_names"])
+    hits = [sample.name for sample in samples if sample.name in seen]
+    if hits:
+        raise UsageError(
+            f"{path} was trained on {len(hits)} of these {len(samples)} images ({hits[0]}, ...), so a score on them "
+            "would be inflated by leakage; use --subset test, or say --allow_seen"
+        )

@@ -1,0 +1,1 @@
+"""One forward pass for validation, scoring and inference, and what is computed from it."""

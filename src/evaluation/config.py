@@ -1,0 +1,79 @@
+"""The settings of evaluate.py and inference.py: one field per flag."""
+
+import math
+from dataclasses import dataclass
+
+from data.index import MODES
+from runtime.options import (
+    CommonConfig,
+    cache_option,
+    fraction,
+    model_name_option,
+    model_path_option,
+    option,
+    whole_number,
+    words_of,
+)
+
+KINDS = {
+    "masks": "mask",
+    "probabilities": "probability",
+    "overlays": "overlay",
+    "cutouts": "cutout",
+    "panels": "panel",
+    "trimaps": "trimap",  # of networks that learn the border
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(CommonConfig):
+    """What evaluate.py and inference.py share."""
+
+    subset: str = option("test", "part of the dataset", choices=MODES, group="data")
+    model_path: str | None = model_path_option()
+    model_name: str | None = model_name_option()
+    tta: bool = option(False, "average probabilities over three scales, each straight and flipped; six times the work")
+    threshold: float = option(0.5, "probability above which a pixel is pet", fraction, metavar="P")
+
+    @property
+    def logit_threshold(self) -> float:
+        """The threshold for decision logits."""
+        return math.log(self.threshold / (1 - self.threshold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(PredictConfig):
+    """The settings of evaluate.py."""
+
+    cache: str = cache_option()
+    allow_seen: bool = option(False, "score images that the model was trained on, too")
+    original_size: bool = option(False, "score at the images' own sizes instead of the network's")
+    ignore_border: bool = option(False, "leave the border of the trimaps out")
+    tolerance: int = option(2, "how far apart outlines may be and still agree", whole_number(0, 100), metavar="PX")
+    find_threshold: bool = option(False, "take the threshold that is best for the validation images")
+    compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
+    json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
+    csv: str | None = option(None, "write a row an image into this file", metavar="FILE", group="results")
+    worst: int | None = option(None, "draw panels of the N worst images", whole_number(1), metavar="N", group="results")
+    output_path: str = option(
+        "worst_panels", "where --worst draws", aliases=("--output_dir",), metavar="DIR", group="results"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig(PredictConfig):
+    """The settings of inference.py."""
+
+    batch_size: int = option(1, "images a step", whole_number(1, 10**5), aliases=("-b",), metavar="N", group="data")
+    recursive: bool = option(False, "images in all folders below --data_path, too", group="data")
+    save_results: bool = option(False, "write results, to inference_results", group="results")
+    output_path: str | None = option(
+        None, "write results, to this folder", aliases=("--output_dir",), metavar="DIR", group="results"
+    )
+    save: list[str] = option(
+        ("masks", "panels"),
+        f"which results, with commas: {', '.join(KINDS)}",
+        words_of(KINDS, "result"),
+        metavar="KINDS",
+        group="results",
+    )

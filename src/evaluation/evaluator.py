@@ -1,0 +1,215 @@
+"""Scores networks on images with known masks: quickly for validation, image by image for evaluation."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.datasets import SimpleOxfordPetDataset, open_checkpoint_part, refuse_seen
+from data.loader import make_loader, shard_batches
+from evaluation.config import EvalConfig
+from evaluation.metrics import COUNTS, boundary_f, dice_from_counts, pixel_counts
+from evaluation.predictor import Prediction, Predictor
+from models.checkpoint import open_checkpoint
+from models.task import BACKGROUND, BORDER, Task
+from runtime.device import choose_precision, copy_to_device
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
+
+
+def _progress(items, total: int, title: str) -> tqdm:
+    return tqdm(items, total=total, desc=title, unit="batch", leave=False, disable=None, delay=1)
+
+
+def validate(
+    predictor: Predictor,
+    loader: DataLoader,
+    loss_fn: Callable | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+    context: DistributedContext = SINGLE_PROCESS,
+) -> tuple[torch.Tensor, float]:
+    """Runs a network over a loader and counts pixels.
+
+    Args:
+        predictor: its model is put into evaluation mode and left there.
+        loader: batches of `shard_batches`.
+        loss_fn: see training/losses.py; None computes no loss.
+        after_batch: called after every batch; may raise to stop.
+        context: the processes that share the batches; all of them get the whole result.
+
+    Returns:
+        `pixel_counts` of every image, int64 (n, 4) on the CPU in the loader's order, and the mean loss over images
+        (NaN without `loss_fn`).
+    """
+    predictor.model.eval()
+    results, task, device = [], predictor.task, predictor.precision.device
+    with torch.inference_mode():
+        for batch in _progress(loader, len(loader), "validating"):
+            masks, targets = (copy_to_device(batch[name], device) for name in ("mask", task.target))
+            logits = predictor.logits(batch["image"])
+            loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, targets, task)
+            counts = pixel_counts(task.decision_logits(logits)[:, :1] > 0, masks)
+            results.append((counts, loss * len(masks)))
+            after_batch()
+    results = context.all_gather([(counts.cpu(), loss.item()) for counts, loss in results])
+    counts = torch.cat([counts for counts, _ in results])
+    return counts, sum(loss for _, loss in results) / len(counts)
+
+
+def predict_samples(predictor: Predictor, dataset: SimpleOxfordPetDataset, loader: DataLoader, original_size: bool):
+    """Runs a network over a dataset.
+
+    Yields:
+        For each batch a list: of each image its Sample, its Prediction (1, D, H, W) and its trimap (1, 1, H, W), on the
+        device and at the size to score at.
+    """
+    samples = {str(sample.image_path): sample for sample in dataset.samples}
+    with torch.inference_mode():
+        for batch in loader:
+            prediction, found = predictor.predict(batch["image"]), []
+            for i, path in enumerate(batch["path"]):
+                sample, trimap = samples[path], batch["trimap"][i : i + 1]
+                views = Prediction(*(view[i : i + 1] for view in prediction))
+                if original_size:
+                    trimap = torch.from_numpy(sample.read_trimap().copy())[None, None]
+                    views = Prediction(*(F.interpolate(view, trimap.shape[-2:], mode="bilinear") for view in views))
+                found.append((sample, views, trimap.to(predictor.precision.device)))
+            yield found
+
+
+def score_samples(
+    predictor: Predictor,
+    dataset: SimpleOxfordPetDataset,
+    loader: DataLoader,
+    config: EvalConfig,
+    context: DistributedContext = SINGLE_PROCESS,
+) -> list[dict]:
+    """Scores a dataset image by image.
+
+    Args:
+        predictor: its model is in evaluation mode.
+        dataset: of the samples.
+        loader: batches of it, from `shard_batches`.
+        config: threshold, original_size, ignore_border, tolerance.
+        context: the processes that share the batches; all of them get all rows.
+
+    Returns:
+        A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`.
+    """
+    batches = predict_samples(predictor, dataset, loader, config.original_size)
+    rows = [
+        [
+            {"name": sample.name, **score_sample(*one, predictor.task, config, sample.binary_mask)}
+            for sample, *one in some
+        ]
+        for some in _progress(batches, len(loader), "evaluating")
+    ]
+    return [row for some in context.all_gather(rows) for row in some]
+
+
+def score_sample(
+    prediction: Prediction, trimap: torch.Tensor, task: Task, config: EvalConfig, binary_mask: bool = False
+) -> dict:
+    """Scores a Prediction (1, D, H, W) against a trimap (1, 1, H, W).
+
+    The classes of the task are scored too, where the trimap has a border and it counts.
+    """
+    mask, counted = trimap != BACKGROUND, trimap != BORDER if config.ignore_border else None
+    plain, final = (view[:, :1] > config.logit_threshold for view in prediction)
+    (counts,) = pixel_counts(final, mask, counted)
+    row = dict(zip(COUNTS, counts.tolist()))
+    row["dice"] = dice_from_counts(counts).item()
+    # Without the border no outline is known.
+    row["boundary_f"] = math.nan if config.ignore_border else boundary_f(final, mask, config.tolerance).item()
+    if config.tta:
+        row["plain_dice"] = dice_from_counts(pixel_counts(plain, mask, counted)).item()
+    if not (binary_mask or config.ignore_border):
+        labels = task.label_map(prediction.final, config.logit_threshold)
+        for value, name in task.class_scores.items():
+            row[name] = dice_from_counts(pixel_counts(labels == value, trimap == value)).item()
+    return {"width": trimap.shape[-1], "height": trimap.shape[-2], **row}
+
+
+def find_threshold(
+    predictor: Predictor,
+    dataset: SimpleOxfordPetDataset,
+    loader: DataLoader,
+    config: EvalConfig,
+    context: DistributedContext = SINGLE_PROCESS,
+) -> tuple[float, float]:
+    """The threshold of probability, in hundredths, with the best mean Dice under `config`; and that Dice.
+
+    Arguments as for `score_samples`.
+    """
+    results = []
+    batches = predict_samples(predictor, dataset, loader, config.original_size)
+    for found in _progress(batches, len(loader), "threshold"):
+        rows = []
+        for _, prediction, trimap in found:
+            # A pixel of level k is foreground at thresholds below k hundredths.
+            levels = (prediction.final[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
+            codes = levels + 100 * (trimap != BACKGROUND)
+            counted = codes[trimap != BORDER] if config.ignore_border else codes.flatten()
+            # Pixels by truth and level; summed from above they are what each threshold predicts.
+            rows.append(torch.bincount(counted, minlength=200).view(2, 100).flip(1).cumsum(1).flip(1).cpu())
+        results.append(torch.stack(rows))
+    counts = torch.cat(context.all_gather(results)).double()
+    fp, tp = counts.unbind(1)
+    total = fp + tp + tp[:, :1]  # predicted and true
+    dice = torch.where(total > 0, 2 * tp / total.clamp(min=1), 1.0).mean(0)
+    best = min(range(5, 96), key=lambda level: (-dice[level].item(), abs(level - 50)))
+    return best / 100, dice[best].item()
+
+
+def mean_dice(rows: list[dict]) -> float:
+    """Dice, averaged over images."""
+    return float(np.mean([row["dice"] for row in rows]))
+
+
+class CheckpointEvaluator:
+    """A checkpoint, the images as it wants them, and its scores.
+
+    Args:
+        config: the settings; after `score` with the threshold that was used.
+        device: where to compute.
+        context: the processes that share the work.
+
+    Raises:
+        UsageError: see `open_checkpoint` and `refuse_seen`.
+    """
+
+    def __init__(self, config: EvalConfig, device: torch.device, context: DistributedContext):
+        self.config, self.context = config, context
+        model, self.content, self.path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+        self.name = self.content["model"]["name"]
+        self.dataset = self._part(config.subset)
+        precision = choose_precision(config.amp, device, self.dataset.image_size)
+        self.predictor = Predictor(precision.to_device(model), precision, config.tta)
+        self.rows: list[dict] = []
+        self.seconds = 0.0
+
+    def _part(self, mode: str) -> SimpleOxfordPetDataset:
+        dataset = open_checkpoint_part(self.config.data_path, self.content, mode, self.config.cache == "on")
+        if mode != self.config.subset or not self.config.allow_seen:
+            refuse_seen(self.content, dataset.samples, self.path)
+        return dataset
+
+    def _loader(self, dataset: SimpleOxfordPetDataset) -> DataLoader:
+        batches = shard_batches(dataset, self.config.batch_size, self.context)
+        return make_loader(dataset, self.predictor.precision.device, batches, self.config.num_workers)
+
+    def score(self) -> None:
+        """Finds the threshold, if asked to, and scores the images at it."""
+        if self.config.find_threshold:
+            valid = self._part("valid")
+            found, dice = find_threshold(self.predictor, valid, self._loader(valid), self.config, self.context)
+            self.config = dataclasses.replace(self.config, threshold=found)
+            print(f"Threshold {found:.2f}: Dice {dice:.4f} on the {len(valid)} validation images")
+        start, loader = time.perf_counter(), self._loader(self.dataset)
+        self.rows = score_samples(self.predictor, self.dataset, loader, self.config, self.context)
+        self.seconds = time.perf_counter() - start

@@ -1,0 +1,162 @@
+"""What evaluate.py says and writes about the scores of a checkpoint."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.index import describe_layout
+from evaluation.evaluator import CheckpointEvaluator, mean_dice
+from evaluation.metrics import Interval, differences, intervals
+from evaluation.predictor import label_map_at_size
+from runtime.files import append_rows, atomic_write, write_rows
+from visual.panels import draw_panel, write_png
+
+# The rubric of the course that report B was written for.
+VERDICTS = [
+    (0.90, "Outstanding performance - full score!"),
+    (0.85, "Good performance."),
+    (0.80, "Passable: train longer, or with --augment."),
+    (0.0, "Below 0.80: keep training."),
+]
+
+
+@dataclasses.dataclass
+class Report:
+    """The scores of one checkpoint, and how they differ from those of another."""
+
+    evaluator: CheckpointEvaluator
+    other: CheckpointEvaluator | None = None
+
+    def __post_init__(self):
+        rows, config = self.evaluator.rows, self.evaluator.config
+        self.scores = _known(intervals(rows))
+        self.differences = _known(differences(rows, self.other.rows)) if self.other else {}
+        pets = describe_layout(self.evaluator.dataset.root) == "Oxford-IIIT Pet layout"
+        self.groups = group_rows(rows) if pets else {}
+        self.plain_dice = float(np.mean([row["plain_dice"] for row in rows])) if config.tta else None
+
+    def write(self, log_dir: Path) -> None:
+        """Prints the scores, draws the worst images, and writes the files and a row of the log."""
+        try:
+            self.print()
+        finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
+            self._save(log_dir)
+
+    def print(self) -> None:
+        """Prints the scores and the verdict, and draws the worst images."""
+        evaluator, config = self.evaluator, self.evaluator.config
+        side = evaluator.dataset.image_size
+        size = "the images' own sizes" if config.original_size else f"{side}x{side}"
+        border = ", border left out" if config.ignore_border else f", outlines within {config.tolerance} pixels"
+        print_scores(self.scores, f"Scores at {size}{border}, threshold {config.threshold:g}")
+        for number, (name, rows) in enumerate(self.groups.items()):
+            if number == 0:
+                print(f"  {'group':<28} {'images':>8} {'dice':>8}")
+            print(f"  {name:<28} {len(rows):>8} {mean_dice(rows):>8.4f}")
+        if self.plain_dice is not None:
+            dice = self.scores["dice"].value
+            print(f"Test-time augmentation: Dice {self.plain_dice:.4f} without, {dice:.4f} with")
+        if self.differences:
+            print_scores(self.differences, f"Minus those of {self.other.path}")
+            value, low, high = self.differences["dice"]
+            sure = "excludes" if low > 0 or high < 0 else "includes"
+            print(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {sure} zero.")
+        if config.worst:
+            draw_worst(evaluator, config.worst, Path(config.output_path))
+            count = min(config.worst, len(evaluator.dataset))
+            print(f"Panels of the {count} worst images are in {config.output_path}")
+        dice = self.scores["dice"].value
+        verdict = next(words for least, words in VERDICTS if dice >= least)
+        print(f"{evaluator.name.upper()} {config.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
+
+    def _facts(self) -> dict:
+        """The columns of the log."""
+        evaluator, config, content = self.evaluator, self.evaluator.config, self.evaluator.content
+        settings = {name: getattr(config, name) for name in ("ignore_border", "tolerance", "threshold", "tta")}
+        count = len(evaluator.dataset)
+        return {
+            "model": evaluator.name,
+            "checkpoint": str(evaluator.path),
+            "run_id": (content.get("progress") or {}).get("run_id", ""),
+            "encoder_start": content["encoder_start"],
+            "data_path": str(evaluator.dataset.root),
+            "split": content["data"]["split"],
+            "subset": config.subset,
+            "image_size": evaluator.dataset.image_size,
+            "scored_at": "original" if config.original_size else evaluator.dataset.image_size,
+            **settings,
+            "precision": str(evaluator.predictor.precision),
+            "images": count,
+            **{name: round(score.value, 6) for name, score in self.scores.items()},
+            "seconds": round(evaluator.seconds, 3),
+            "images_per_second": round(count / evaluator.seconds, 1),
+        }
+
+    def _save(self, log_dir: Path) -> None:
+        evaluator, config, facts = self.evaluator, self.evaluator.config, self._facts()
+        details = {
+            "intervals": {name: _rounded(score)[1:] for name, score in self.scores.items()},
+            "groups": {
+                name: {"images": len(rows), "dice": round(mean_dice(rows), 6)} for name, rows in self.groups.items()
+            },
+            "dice_without_tta": self.plain_dice and round(self.plain_dice, 6),
+            "differences": {name: _rounded(score) for name, score in self.differences.items()},
+        }
+        if config.csv:
+            write_rows(config.csv, evaluator.rows)
+        if config.json:
+            with atomic_write(config.json) as file:
+                json.dump({**facts, **{name: value for name, value in details.items() if value}}, file, indent=2)
+                file.write("\n")
+        stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
+        append_rows(log_dir / f"{evaluator.name}_evaluation_log.csv", [{**stamp, **facts}])
+
+
+def _known(scores: dict[str, Interval]) -> dict[str, Interval]:
+    return {name: score for name, score in scores.items() if not math.isnan(score.value)}
+
+
+def _rounded(score: Interval) -> list[float]:
+    return [round(x, 6) for x in score]
+
+
+def group_rows(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows by cats and dogs (file names of cats have capital letters) and then by breed, the worst first."""
+    groups: dict[str, list[dict]] = {"cats": [], "dogs": []}
+    breeds: dict[str, list[dict]] = {}
+    for row in rows:
+        name = row["name"]
+        groups["cats" if name[0].isupper() else "dogs"].append(row)
+        breeds.setdefault(name.rpartition("_")[0] or name, []).append(row)
+    worst_first = sorted(breeds.items(), key=lambda item: mean_dice(item[1]))
+    return {name: rows for name, rows in {**groups, **dict(worst_first)}.items() if rows}
+
+
+def print_scores(scores: dict[str, Interval], title: str) -> None:
+    """Prints a line per score, with its interval."""
+    print(f"{title}\n  {'':<18} {'value':>8}   95 % interval")
+    for name, (value, low, high) in scores.items():
+        print(f"  {name.replace('_', ' '):<18} {value:>8.4f}   {low:.4f} to {high:.4f}")
+
+
+def draw_worst(evaluator: CheckpointEvaluator, count: int, folder: Path) -> None:
+    """Draws panels, `<rank>_<name>.png`, of the images with the lowest Dice."""
+    dataset, config, task = evaluator.dataset, evaluator.config, evaluator.predictor.task
+    worst = sorted(evaluator.rows, key=lambda row: row["dice"])[:count]
+    index = {sample.name: number for number, sample in enumerate(dataset.samples)}
+    for start in range(0, len(worst), config.batch_size):
+        rows = worst[start : start + config.batch_size]
+        numbers = [index[row["name"]] for row in rows]
+        with torch.inference_mode():
+            decisions = evaluator.predictor.predict(dataset.read_batch(numbers)["image"]).final.cpu()
+        for rank, (row, number, decision) in enumerate(zip(rows, numbers, decisions), start=start + 1):
+            sample = dataset.samples[number]
+            image, trimap = sample.read()
+            found = label_map_at_size(task, decision, config.logit_threshold, *trimap.shape)
+            panel = draw_panel(image, found, task.visible(trimap), f"{sample.name}   Dice {row['dice']:.4f}")
+            write_png(panel, folder / f"{rank:03d}_{sample.name}.png")

@@ -1,0 +1,241 @@
+"""Checkpoints: saving, loading, finding them, and rebuilding the model.
+
+A checkpoint is a dict of tensors and plain values; `models.schema` says what each may be:
+
+    format, format_version   what this file is
+    model                    name and config: how `build_model` rebuilds the network
+    weights                  the state dict to use; mean and standard deviation of the normalisation are in it
+    average                  where weights are a moving average (--ema): the trained ones, and the number of updates
+    preprocessing            image_size, the side of the square that images are resized to
+    data                     split, seed, fingerprint of each part, names of the training images
+    encoder_start            what the encoder's weights were before training
+    settings                 the flags that define the run
+    progress                 run id, epoch, step, running sums, history, best score
+    optimizer, scheduler, scaler, random_state
+"""
+
+import os
+import pickle
+import pickletools
+import re
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+
+from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
+from models.schema import find_problem, schema
+from runtime.errors import CheckpointError, RunError, UsageError, first_line
+from runtime.files import atomic_write, sync_folder
+
+FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 had no average
+# What zipfile and torch raise on files that are damaged, or something else altogether.
+DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
+PICKLE_BYTES = 64 << 20  # structure and names, without tensors; ours take less than 1 MB
+# What the pickle may name. torch's own list for weights_only=True is longer; bytearray in it can take any memory.
+GLOBALS = re.compile(r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch Size")
+
+
+# ------------------------------------------------------------------------------------------------------- save and load
+
+
+def save_checkpoint(content: dict, paths: list[Path]) -> None:
+    """Writes one checkpoint under several names, in the order given, each of them atomically.
+
+    Args:
+        content: as described at the top of this file, without the two format entries.
+        paths: in one folder. The first is written, the others are links to it (copies where the file system has no
+            links): a file is only ever replaced, never changed, so they stay independent.
+
+    Raises:
+        RunError: a weight is not finite; nothing is written.
+        OSError: the disk is full, or the like; the old files stay.
+    """
+    broken = [k for k, v in content["weights"].items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise RunError(
+            f"{len(broken)} weights are not finite ({broken[0]}, ...), so nothing was saved; the last good checkpoint "
+            f"is still in {paths[-1].parent}: go on from it with --resume and a smaller --learning_rate"
+        )
+    with atomic_write(paths[0], "wb") as file:
+        try:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's archive writer hides the file system's error
+                raise error.__context__ from None
+            raise
+    for path in paths[1:]:
+        link_checkpoint(paths[0], path)
+
+
+def link_checkpoint(source: Path, path: Path) -> None:
+    """Puts a checkpoint under another name as well, atomically: a link, or a copy where there are no links."""
+    temporary = path.with_name(f".{path.name}.link.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as original, atomic_write(path, "wb") as copy:
+            shutil.copyfileobj(original, copy)
+    else:
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+def load_checkpoint(path) -> dict:
+    """Reads a checkpoint onto the CPU, after verifying its checksums and before anything is built from it.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, of another program, of a newer version, holds more
+            than tensors and plain values, or an entry breaks the schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; {_alternatives(path)}")
+    content = _read(path, verify=True)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a file of another program; use a checkpoint that train.py made")
+    version = content.get("format_version", 0)
+    if type(version) is int and version > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}; update it")
+    problem = find_problem(content, schema(MODELS))
+    if problem:
+        raise CheckpointError(f"{path} is malformed: {problem}; use another checkpoint, or train again")
+    return content
+
+
+def _read(path: Path, verify: bool):
+    """The content of a file of torch.save; with `verify` its checksums are compared first, without it it is mapped.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() if verify else None  # torch stores a CRC-32 a tensor, and does not check it
+            # torch does look at these attributes, and reads wrongly where they are damaged.
+            damaged = damaged or next(
+                (i.filename for i in archive.infolist() if i.external_attr or i.compress_type), None
+            )
+            if damaged:
+                raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); {_alternatives(path)}")
+            _check_globals(archive)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is refused: it holds Python objects that could run code on loading; use a checkpoint of train.py"
+        ) from None
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{path} is truncated, damaged, or no checkpoint ({first_line(error)}); {_alternatives(path)}"
+        ) from None
+
+
+def _check_globals(archive: zipfile.ZipFile) -> None:
+    """Raises UnpicklingError where the pickle names more than tensors and dicts."""
+    for entry in archive.infolist():
+        if entry.filename.endswith("data.pkl"):
+            if entry.file_size > PICKLE_BYTES:
+                raise pickle.UnpicklingError("it is too large")
+            for code, argument, _ in pickletools.genops(archive.read(entry)):
+                if code.name == "STACK_GLOBAL" or (code.name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
+                    raise pickle.UnpicklingError(f"it names {argument}")
+
+
+def _alternatives(path: Path) -> str:
+    """What to use instead of a checkpoint that is missing or damaged: of the same model where there is any."""
+    model = re.sub(r"_(best|last|epoch_\d+).*", "_", path.stem)
+    there = sorted((p for p in path.parent.glob("*.pth") if p != path), key=lambda p: -p.stat().st_mtime)
+    there = [p for p in there if p.name.startswith(model)] or there
+    if not there:
+        return "train one with `python src/train.py`"
+    return f"in {path.parent} there is {', '.join(p.name for p in there[:6])}{', ...' if len(there) > 6 else ''}"
+
+
+# ------------------------------------------------------------------------------------------------- names and networks
+
+
+def checkpoint_path(save_dir, model_name: str, kind: str | int) -> Path:
+    """The file of a model's checkpoint: kind is `best`, `last` or the number of an epoch."""
+    return Path(save_dir) / f"{model_name}_{kind if isinstance(kind, str) else f'epoch_{kind:03d}'}.pth"
+
+
+def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
+    """The `best` or `last` checkpoint of a model; of the newest one where no model is named."""
+    if model_name is not None:
+        return checkpoint_path(save_dir, model_name, kind)
+    there = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
+    return max(there, key=lambda p: p.stat().st_mtime) if there else checkpoint_path(save_dir, DEFAULT_MODEL, kind)
+
+
+def build_from_checkpoint(content: dict, path) -> SegmentationModel:
+    """The network that a checkpoint describes, with its weights, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: the weights don't fit the network.
+    """
+    try:
+        model = build_model(content["model"]["name"], **content["model"]["config"])
+        model.load_state_dict(content["weights"])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
+        ) from None
+    return model.eval()
+
+
+def open_checkpoint(
+    model_path: str | None, model_name: str | None, save_dir: str
+) -> tuple[SegmentationModel, dict, Path]:
+    """The model, the checkpoint's content and its path, as users name them.
+
+    Args:
+        model_path: of the checkpoint; None for the best one of a model in `save_dir`.
+        model_name: must agree with the file; None agrees with any.
+        save_dir: folder of checkpoints.
+
+    Raises:
+        UsageError: there is no such model, or the name contradicts the file; see also `load_checkpoint`.
+    """
+    name = ALIASES.get(model_name, model_name)
+    if name is not None and name not in MODELS:
+        raise UsageError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
+    path = Path(model_path or find_checkpoint(save_dir, name, "best"))
+    content = load_checkpoint(path)
+    inside = content["model"]["name"]
+    if name not in (None, inside):
+        raise UsageError(
+            f"{path} holds a {inside}, but --model_name says {name}; leave the flag out, or name another file"
+        )
+    return build_from_checkpoint(content, path), content, path
+
+
+# -------------------------------------------------------------------------------------------------------- run records
+
+
+def run_id_of(path: Path) -> str | None:
+    """The id of the run that wrote a checkpoint; None for any other file."""
+    return _progress_of(path).get("run_id") if path.suffix == ".pth" else None
+
+
+def resumed_after(save_dir, model_name: str, run_id: str) -> list[int]:
+    """After which epochs a run was resumed, as far as a checkpoint of it is still there."""
+    for path in (checkpoint_path(save_dir, model_name, "last"), Path(save_dir) / f"{model_name}_last_{run_id}.pth"):
+        progress = _progress_of(path)
+        if progress.get("run_id") == run_id:
+            return progress.get("resumed", [])
+    return []
+
+
+def _progress_of(path: Path) -> dict:
+    """A checkpoint's progress, without reading its weights; empty where it is missing, damaged, or not ours."""
+    if not path.is_file():
+        return {}
+    try:
+        content = _read(path, verify=False)
+    except CheckpointError:
+        return {}
+    progress = content.get("progress") if isinstance(content, dict) else None
+    return {} if progress is None or find_problem(progress, schema(MODELS)["progress"]) else progress

@@ -1,0 +1,206 @@
+"""What a checkpoint may hold: structure, types, sizes and names, checked before anything is built from a value.
+
+A rule is a `Rule`, or a dict of rules by key, or one of `Optional`, `ListOf` and `DictOf`. A new entry of a checkpoint
+is a line in `SCHEMA`; settings of a run are checked by training/config.py.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from models.attention import ATTENTION
+from models.task import TASKS
+
+MAX_COUNT = 10**7  # epochs, list entries
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+class Optional(NamedTuple):
+    """An entry that may be missing or None."""
+
+    rule: Any
+
+
+class ListOf(NamedTuple):
+    """A list of values of one kind."""
+
+    rule: Any
+
+
+class DictOf(NamedTuple):
+    """A dict with free keys: rules of key and value."""
+
+    key: Any
+    value: Any
+
+
+def whole(low: int, high: int) -> Rule:
+    """A whole number from low to high."""
+    return Rule(f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high)
+
+
+def real(low: float, high: float) -> Rule:
+    """A number from low to high."""
+    return Rule(f"a number from {low} to {high}", lambda v: type(v) in (int, float) and low <= v <= high)
+
+
+def text(pattern: str, expected: str) -> Rule:
+    """A string that matches a regular expression."""
+    return Rule(expected, lambda v: type(v) is str and re.fullmatch(pattern, v, re.DOTALL) is not None)
+
+
+def one_of(*values) -> Rule:
+    """One of these values."""
+    return Rule(f"one of {', '.join(map(str, values))}", lambda v: type(v) in map(type, values) and v in values)
+
+
+def tensor(expected: str = "a tensor", holds: Callable[[torch.Tensor], bool] = lambda t: True) -> Rule:
+    """A tensor whose values are finite and all lie in the file: none is repeated to make it larger than that."""
+
+    def sound(v) -> bool:
+        return (
+            isinstance(v, torch.Tensor)
+            and v.layout == torch.strided
+            and v.device.type == "cpu"
+            and v.untyped_storage().nbytes() >= v.numel() * v.element_size()
+            and holds(v)
+            and (not v.is_floating_point() or bool(torch.isfinite(v).all()))
+        )
+
+    return Rule(f"{expected} of finite values", sound)
+
+
+NUMBER = Rule("a number", lambda v: type(v) in (int, float) and (type(v) is float or abs(v) < 1 << 63))
+PLAIN = Rule(
+    "a plain value",
+    lambda v: (
+        v is None
+        or type(v) in (bool, str)
+        or NUMBER.holds(v)
+        or (type(v) in (list, tuple) and len(v) <= 100 and all(x is None or NUMBER.holds(x) for x in v))
+    ),
+)
+RUN_ID = text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "a run id of letters, digits, dots and dashes")
+LABEL = Rule("a line of text", lambda v: type(v) is str and v.isprintable() and len(v) <= 500)
+NAME = Rule("the name of an image", lambda v: type(v) is str and 0 < len(v) <= 1000)
+KEY = text(r"[A-Za-z0-9_.]{1,300}", "a name of letters, digits and dots")
+WEIGHTS = DictOf(KEY, tensor("a tensor", lambda t: t.is_floating_point() or t.dtype == torch.int64))
+
+PROGRESS = {
+    "run_id": RUN_ID,
+    "planned_epochs": whole(1, MAX_COUNT),
+    "epoch": Optional(whole(0, MAX_COUNT)),
+    "step": Optional(whole(0, MAX_COUNT)),
+    "sums": Optional(tensor("three numbers", lambda t: t.dtype == torch.float64 and t.shape == (3,))),
+    "seconds": Optional(real(0, 1e12)),
+    "best_dice": Optional(real(-1, 1)),
+    "best_epoch": Optional(whole(0, MAX_COUNT)),
+    "history": Optional(
+        ListOf(DictOf(KEY, Rule("a number or a run id", lambda v: NUMBER.holds(v) or RUN_ID.holds(v))))
+    ),
+    "resumed": Optional(ListOf(whole(0, MAX_COUNT))),
+}
+
+
+def schema(model_names) -> dict:
+    """The rules of a whole checkpoint."""
+    return {
+        "format": LABEL,
+        "format_version": Optional(whole(1, 1000)),
+        "model": {
+            "name": one_of(*model_names),
+            "config": {
+                "out_channels": Optional(one_of(*(task.out_channels for task in TASKS.values()))),
+                "attention": Optional(one_of(*ATTENTION)),
+            },
+        },
+        "weights": WEIGHTS,
+        "average": Optional({"updates": whole(0, 1 << 62), "trained_weights": WEIGHTS}),
+        "preprocessing": {"image_size": whole(16, 4096)},
+        "data": {
+            "split": one_of("80-10-10", "official"),
+            "seed": whole(0, 2**32 - 1),
+            "fingerprints": DictOf(one_of("train", "valid", "test"), text("[0-9a-f]{64}", "a SHA-256")),
+            "train_names": ListOf(NAME),
+        },
+        "encoder_start": LABEL,
+        "settings": Optional(DictOf(KEY, PLAIN)),
+        "progress": Optional(PROGRESS),
+        "optimizer": Optional(
+            {
+                "state": DictOf(whole(0, MAX_COUNT), DictOf(KEY, tensor())),
+                "param_groups": ListOf(DictOf(KEY, Rule("a plain value", lambda v: PLAIN.holds(v) or type(v) is list))),
+            }
+        ),
+        "scheduler": Optional(DictOf(KEY, PLAIN)),
+        "scaler": Optional(DictOf(KEY, NUMBER)),
+        "random_state": Optional(
+            tensor("bytes", lambda t: t.dtype == torch.uint8 and t.shape == torch.get_rng_state().shape)
+        ),
+    }
+
+
+def find_problem(value, rule, where: str = "it") -> str | None:
+    """What is wrong with a value, in words; None where the rule holds. Nothing large is copied."""
+    if isinstance(rule, Optional):
+        return None if value is None else find_problem(value, rule.rule, where)
+    if isinstance(rule, Rule):
+        return None if rule.holds(value) else f"{where} is {_show(value)}, not {rule.expected}"
+    if isinstance(rule, ListOf):
+        if type(value) is not list or len(value) > MAX_COUNT:
+            return f"{where} is {_show(value)}, not a list"
+        return next(filter(None, (find_problem(v, rule.rule, f"{where}[{i}]") for i, v in enumerate(value))), None)
+    if not isinstance(value, dict) or len(value) > MAX_COUNT:
+        return f"{where} is {_show(value)}, not a dict"
+    if isinstance(rule, DictOf):
+        found = (
+            find_problem(k, rule.key, f"a key of {where}") or find_problem(v, rule.value, f"{where}.{k}")
+            for k, v in value.items()
+        )
+        return next(filter(None, found), None)
+    unknown = [key for key in value if key not in rule]
+    if unknown:
+        return f"{where} has an unknown entry {_show(unknown[0])}"
+    lacking = [key for key in rule if key not in value and not isinstance(rule[key], Optional)]
+    if lacking:
+        return f"{where} lacks {', '.join(lacking)}"
+    return next(filter(None, (find_problem(v, rule[k], f"{where}.{k}") for k, v in value.items())), None)
+
+
+def _show(value) -> str:
+    if type(value) is str:
+        return repr(value if len(value) <= 40 else f"{value[:40]}...")
+    if type(value) is float or (type(value) is int and abs(value) < 1 << 63) or value is None:
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def adopt_plain(saved, fresh: dict, what: str) -> dict:
+    """The values of `saved` for the keys of `fresh`, the state of an object just made.
+
+    Keys that are missing keep their fresh value, unknown ones are dropped: both come of other versions of torch.
+
+    Raises:
+        ValueError: a value is of another kind than the fresh one.
+    """
+
+    def kind(value):
+        if isinstance(value, (list, tuple)):
+            return "list", [kind(x) for x in value]
+        return "number" if type(value) in (int, float) else type(value)
+
+    for key in fresh.keys() & saved.keys():
+        if kind(saved[key]) != kind(fresh[key]):
+            raise ValueError(f"{what}.{key} is {_show(saved[key])}")
+        if kind(saved[key]) == "number" and not math.isfinite(saved[key]) and math.isfinite(fresh[key]):
+            raise ValueError(f"{what}.{key} is {_show(saved[key])}")
+    return {key: saved.get(key, value) for key, value in fresh.items()}

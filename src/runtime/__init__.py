@@ -1,0 +1,1 @@
+"""What every room needs: errors, flags, devices, processes, files and random numbers."""

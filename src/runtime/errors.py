@@ -1,0 +1,41 @@
+"""Errors that end a script with one line. The exit status is that of `runtime.cli.run`."""
+
+
+class UsageError(Exception):
+    """Bad usage or bad input: what, where and how to mend it, in one line. Exit status 2."""
+
+
+class DatasetError(UsageError, ValueError):
+    """The data is missing, incomplete or malformed."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint is missing, damaged, or not what it should be."""
+
+
+class RunError(Exception):
+    """The run failed, and the input is not to blame. Exit status 1."""
+
+
+class PeerLostError(RunError):
+    """Another process of a distributed run has ended."""
+
+
+class Interrupted(Exception):  # noqa: N818  the run was not in error
+    """A signal asked the run to stop, and its state is saved. Exit status 128 + signum."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+def raise_faults(faults: list[str], root) -> None:
+    """Raises one DatasetError that counts these faults and names the first ten, if there are any."""
+    if faults:
+        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
+        raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

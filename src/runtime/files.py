@@ -1,0 +1,152 @@
+"""Files that appear only whole: atomic writes, locks and CSV logs."""
+
+import contextlib
+import csv
+import errno
+import io
+import os
+import secrets
+import tempfile
+import time
+from pathlib import Path
+
+from runtime.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be text
+
+
+@contextlib.contextmanager
+def lock_file(path, wait: bool):
+    """Holds a lock on a file until the context or the process ends.
+
+    Yields:
+        The open file.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is false.
+    """
+    with Path(path).open("a+") as file:
+        file.seek(2**30)  # Windows guards the locked byte, so it lies far behind the text
+        while True:
+            try:
+                if fcntl is None:
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:  # lockf, not flock: worker processes must not inherit the lock
+                    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except (BlockingIOError, PermissionError) as error:  # POSIX allows either
+                if not wait:
+                    raise BlockingIOError(f"{path} is locked") from error
+                time.sleep(0.2)
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode: str = "w", sync: bool = True):
+    """Opens a file for writing that replaces `path` when it is complete and on the disk.
+
+    It is written as `.<name>.<random>.tmp` beside `path` (beside the target, if `path` is a link), synced and renamed,
+    and the folder is synced. On an error the temporary file is removed and `path` stays as it was.
+
+    Args:
+        path: where the file goes. A pipe or a device is written to directly.
+        mode: `w` or `wb`.
+        sync: wait for the disk, so that the file survives a power cut.
+    """
+    path, text = Path(path).resolve(), {} if "b" in mode else TEXT
+    if path.exists() and not path.is_file():
+        with path.open(mode, **text) as file:
+            yield file
+        return
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open(mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if sync:
+            sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut (not on Windows, which can't open folders)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def writable_folder(path) -> Path:
+    """Makes a folder where it is missing and checks that files can be written there.
+
+    Raises:
+        UsageError: it can't be made, is no folder, or is not writable.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UsageError(f"can't write to the folder {path} ({error.strerror}); name another one") from None
+
+
+def write_rows(path, rows: list[dict], header: list[str] | None = None) -> None:
+    """Writes a CSV file atomically. The header is that of the first row unless given."""
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, header or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path) -> list[dict]:
+    """Reads a CSV file with a header. A missing file has no rows.
+
+    Raises:
+        UsageError: it is no CSV file, or a row has more columns than the header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        with path.open(**TEXT) as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error as error:
+        raise UsageError(f"{path} is no CSV file ({error}); move it away") from None
+    if any(None in row for row in rows):
+        raise UsageError(f"{path} has a row with more columns than its header; mend it, or move it away")
+    return rows
+
+
+def append_rows(path, rows: list[dict]) -> None:
+    """Appends rows to a CSV log. Columns that the log lacks are added to it.
+
+    Where it lacks none, the rows are appended in one write, so that several processes may share a log.
+    """
+    path = Path(path)
+    old = read_rows(path)
+    header = list(dict.fromkeys([*(old[0] if old else []), *rows[0]]))
+    if not old or len(header) > len(old[0]):
+        write_rows(path, [*old, *rows], header)
+        return
+    text = io.StringIO()
+    csv.DictWriter(text, header, lineterminator="\n").writerows(rows)
+    unended = not path.read_bytes().endswith(b"\n")  # as some editors leave the last line
+    with path.open("a", **TEXT) as file:
+        file.write("\n" * unended + text.getvalue())

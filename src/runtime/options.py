@@ -1,0 +1,228 @@
+"""One definition per flag: a field of a config gives the flag, its help, the saved setting and the row in docs/cli.md.
+
+A config is a frozen dataclass whose fields are made by `option`. To add a flag, add a field.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+FIXED, CHANGEABLE = "fixed", "changeable"  # on --resume; both are saved in the checkpoint
+
+
+class Option(NamedTuple):
+    """What a config's field says about its flag; see `option`."""
+
+    help: str
+    parse: Callable[[str], Any]
+    choices: tuple
+    aliases: tuple
+    metavar: str | None
+    group: str
+    bare: Any
+    resume: str | None
+    nargs: str | None
+
+
+def option(
+    default,
+    help: str,
+    parse: Callable[[str], Any] = str,
+    *,
+    choices=(),
+    aliases=(),
+    metavar: str | None = None,
+    group: str = "",
+    bare=None,
+    resume: str | None = None,
+    nargs: str | None = None,
+):
+    """A field of a config. A boolean default makes a switch, `--name` and `--no-name`.
+
+    Args:
+        default: of the field and of the flag.
+        help: one line of plain text.
+        parse: turns the flag's text into the value, or raises argparse.ArgumentTypeError.
+        choices: the values allowed; empty allows all that `parse` accepts.
+        aliases: other spellings.
+        metavar: stands for the value in the help.
+        group: heading in the help.
+        bare: value of the flag without a value; None makes a value necessary.
+        resume: FIXED or CHANGEABLE for settings that a checkpoint keeps.
+        nargs: as in argparse.
+    """
+    made = Option(help, parse, tuple(choices), tuple(aliases), metavar, group, bare, resume, nargs)
+    return dataclasses.field(default=default, metadata={"option": made})
+
+
+def options_of(config_class) -> dict[str, tuple[Option, Any]]:
+    """Option and default of each field of a config, by name."""
+    return {f.name: (f.metadata["option"], f.default) for f in dataclasses.fields(config_class)}
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class) -> None:
+    """Adds a flag for every field. Flags that are not given leave no trace in the parsed namespace."""
+    groups: dict[str, Any] = {}
+    for name, (made, default) in options_of(config_class).items():
+        if made.group not in groups:
+            groups[made.group] = parser.add_argument_group(made.group) if made.group else parser
+        note = "" if default in (None, False) else f" (default: {default})"
+        words: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": made.help + note}
+        if isinstance(default, bool):
+            words["action"] = argparse.BooleanOptionalAction
+        else:
+            words |= {"type": made.parse, "metavar": made.metavar, "choices": made.choices or None}
+            if made.bare is not None:
+                words |= {"nargs": "?", "const": made.bare}
+            elif made.nargs:
+                words["nargs"] = made.nargs
+        groups[made.group].add_argument(f"--{name}", *made.aliases, **words)
+
+
+def is_valid(config_class, name: str, value) -> bool:
+    """Whether a value, such as one from a file, is one that the flag could give."""
+    made, default = options_of(config_class)[name]
+    if isinstance(default, bool):
+        return type(value) is bool
+    if value is None:
+        return default is None
+    if made.choices:
+        return type(value) is str and value in made.choices
+    if type(value) not in (int, float, str):
+        return False
+    try:
+        parsed = made.parse(str(value))
+    except argparse.ArgumentTypeError:
+        return False
+    return type(parsed) is type(value) and parsed == value
+
+
+def flag_table(config_class) -> list[tuple[str, str, str]]:
+    """Rows for the documentation: flag with its spellings, meaning, default."""
+    rows = []
+    for name, (made, default) in options_of(config_class).items():
+        value = "|".join(made.choices) or made.metavar or ""
+        value = f" [{value}]" if made.bare is not None else f" {value}" if value else ""
+        spellings = [f"`--{name}{value}`", *(f"`{alias}`" for alias in made.aliases)]
+        if isinstance(default, bool):
+            spellings.append(f"`--no-{name}`")
+        rows.append(
+            (", ".join(spellings), made.help, "" if default is None else f"`{default}`".replace("False", "off"))
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------- types of values
+
+
+def whole_number(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """Accepts whole numbers from low to high."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float = math.inf, *, include_low=False, include_high=False) -> Callable[[str], float]:
+    """Accepts finite numbers between low and high, which are excluded unless included."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        inside = (value > low or (include_low and value == low)) and (value < high or (include_high and value == high))
+        if not (math.isfinite(value) and inside):
+            limits = f"a number above {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
+        return value
+
+    return parse
+
+
+def words_of(known, what: str) -> Callable[[str], list[str]]:
+    """Accepts words with commas between them, each of which is known."""
+
+    def parse(text: str) -> list[str]:
+        words = [word.strip() for word in text.split(",")]
+        for word in words:
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"no {what} is called {word!r}; there are {', '.join(known)}")
+        return words
+
+    return parse
+
+
+positive_number = number(0)
+fraction = number(0, 1)  # neither 0 nor 1
+fraction_or_zero = number(0, 1, include_low=True)
+fraction_or_one = number(0, 1, include_high=True)
+
+# ------------------------------------------------------------------------------------------------ flags of all scripts
+
+
+def cache_option():
+    """Whether images are decoded once or at every access."""
+    return option("on", "keep decoded images in <dataset>/.pixel_cache", choices=("on", "off"), group="data")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """What train.py, evaluate.py and inference.py share."""
+
+    data_path: str = option("dataset", "dataset folder", metavar="DIR", group="data")
+    batch_size: int = option(
+        8, "images a step", whole_number(1, 10**5), aliases=("-b",), metavar="N", group="data", resume=FIXED
+    )
+    num_workers: int | None = option(
+        None,
+        "processes that read images (inference: threads); by default one a core, 8 at most, but 0 to train or score on "
+        "the CPU",
+        whole_number(0, 256),
+        aliases=("--workers", "-j"),
+        metavar="N",
+        group="data",
+    )
+    device: str = option(
+        "auto", "auto: CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"), group="device"
+    )
+    amp: str = option(
+        "auto",
+        "precision of convolutions; auto: bf16 where the device computes in it, else float32, as off",
+        choices=("auto", "off", "bf16", "fp16"),
+        group="device",
+        resume=CHANGEABLE,
+    )
+    save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="folders")
+    log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR", group="folders")
+
+
+def model_path_option():
+    """Which checkpoint to use."""
+    return option(
+        None,
+        "checkpoint; by default <save_dir>/<model>_best.pth",
+        aliases=("--model",),
+        metavar="FILE",
+        group="model",
+    )
+
+
+def model_name_option():
+    """A check on the checkpoint, or a choice among those in the folder."""
+    return option(
+        None,
+        "unet or resnet34_unet; by default, and at most, what the checkpoint says",
+        aliases=("--model_type",),
+        metavar="NAME",
+        group="model",
+    )

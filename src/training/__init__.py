@@ -1,0 +1,1 @@
+"""A training run: config, trainer, run state, optimisation and losses."""

@@ -1,0 +1,259 @@
+"""The settings of train.py: one field per flag, and the recipes.
+
+To add a flag, add a field. A setting that a run must keep on --resume is FIXED, one that may change is CHANGEABLE; both
+are saved in the checkpoint. What a checkpoint of an older version does not mention was as the default is.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from data.augment import STRENGTHS
+from data.index import SPLITS
+from models import ATTENTION, DEFAULT_MODEL
+from models.task import TASKS
+from runtime.errors import CheckpointError, UsageError
+from runtime.options import (
+    CHANGEABLE,
+    FIXED,
+    CommonConfig,
+    cache_option,
+    fraction_or_one,
+    fraction_or_zero,
+    is_valid,
+    option,
+    options_of,
+    positive_number,
+    whole_number,
+)
+from training.losses import LOSSES
+
+# Recipes: what differs from the defaults, which are the values of both reports: their Adam, learning rate and loss,
+# batches of report B and the scheduler of report A.
+RECIPES: dict[str, dict] = {
+    "report": {},
+    # The best on validation images of what the study tried; see REPORT.md.
+    "strong": {
+        "epochs": 40,
+        "learning_rate": 8e-4,
+        "loss": "bce_dice",
+        "optimizer": "adamw",
+        "scheduler": "cosine",
+        "ema": 0.99,
+        "augment": "online",
+        "color_jitter": True,
+        "mix": "cutmix",
+    },
+}
+DATA, MODEL, RUN, DEVICE = "data", "model and optimisation", "run", "device"
+SWITCH = {"group": DATA, "resume": FIXED}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(CommonConfig):
+    """The settings of a training run."""
+
+    download: bool = option(False, "fetch the dataset first where it is missing", group=DATA)
+    split: str = option(SPLITS[0], "which images are which", choices=SPLITS, group=DATA, resume=FIXED)
+    image_size: int = option(
+        256, "side of the network's input", whole_number(64, 4096), metavar="PX", group=DATA, resume=FIXED
+    )
+    augment: str | None = option(
+        None,
+        "enlarge the training set with fixed variants (bulk, also without a word), or vary it anew every epoch",
+        choices=("bulk", "online", "off"),
+        bare="bulk",
+        group=DATA,
+        resume=FIXED,
+    )
+    num_augmentations: int = option(
+        3, "variants an image, in bulk", whole_number(1, 100), metavar="N", group=DATA, resume=FIXED
+    )
+    augment_strength: str = option(
+        "medium", "how far it rotates and scales", choices=tuple(STRENGTHS), group=DATA, resume=FIXED
+    )
+    color_jitter: bool = option(False, "with --augment: vary brightness, contrast and saturation too", **SWITCH)
+    multi_scale: float = option(
+        0.0,
+        "train at sizes that vary by up to this share of --image_size; 0.34 without a number",
+        fraction_or_zero,
+        bare=0.34,
+        metavar="SHARE",
+        group=DATA,
+        resume=FIXED,
+    )
+    mix: str = option(
+        "none",
+        "onto half the images put another's pet, or a rectangle of it",
+        choices=("none", "paste", "cutmix"),
+        group=DATA,
+        resume=FIXED,
+    )
+    train_fraction: float = option(
+        1.0, "train on this part of the images", fraction_or_one, metavar="P", group=DATA, resume=FIXED
+    )
+    augment_uncertain: bool = option(False, "border pixels become pet or background at random", **SWITCH)
+    cache: str = cache_option()
+    model_name: str = option(
+        DEFAULT_MODEL,
+        "unet or resnet34_unet",
+        aliases=("--model_type",),
+        metavar="NAME",
+        group=MODEL,
+        resume=FIXED,
+    )
+    encoder_weights: str = option(
+        "auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE", group=MODEL, resume=FIXED
+    )
+    attention: str = option(
+        "none", "at the end of each decoder step", choices=tuple(ATTENTION), group=MODEL, resume=FIXED
+    )
+    classes: str = option(
+        "binary", "pet and background, or pet, background and border", choices=tuple(TASKS), group=MODEL, resume=FIXED
+    )
+    recipe: str = option(
+        "report", "values of the flags that are not given", choices=tuple(RECIPES), group=MODEL, resume=FIXED
+    )
+    epochs: int = option(
+        10,
+        "passes over the data; with --resume: N more",
+        whole_number(1, 10**5),
+        aliases=("-e",),
+        metavar="N",
+        group=MODEL,
+    )
+    learning_rate: float = option(
+        1e-4,
+        "step size of the optimizer",
+        positive_number,
+        aliases=("-lr", "--lr"),
+        metavar="LR",
+        group=MODEL,
+        resume=CHANGEABLE,
+    )
+    loss: str = option("bce", "what is minimised", choices=tuple(LOSSES), group=MODEL, resume=FIXED)
+    optimizer: str = option(
+        "adam", "adamw shrinks weights by --weight_decay", choices=("adam", "adamw"), group=MODEL, resume=FIXED
+    )
+    weight_decay: float = option(0.01, "of adamw", fraction_or_zero, metavar="W", group=MODEL, resume=FIXED)
+    ema: float = option(
+        0.0,
+        "use a moving average of the weights; 0.99 without a number",
+        fraction_or_zero,
+        bare=0.99,
+        metavar="DECAY",
+        group=MODEL,
+        resume=FIXED,
+    )
+    scheduler: str = option(
+        "plateau",
+        "plateau: x0.5 after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
+        choices=("plateau", "cosine", "none"),
+        group=MODEL,
+        resume=FIXED,
+    )
+    seed: int = option(42, "of everything random", whole_number(0, 2**32 - 1), metavar="N", group=MODEL, resume=FIXED)
+    resume: str | None = option(None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE", group=RUN)
+    save_every: int = option(
+        5, "keep every N-th epoch; 0 keeps none", whole_number(0), metavar="N", group=RUN, resume=CHANGEABLE
+    )
+    deterministic: bool = option(False, "only algorithms that always give the same bits", group=RUN, resume=CHANGEABLE)
+    checkpoint_minutes: float = option(
+        10.0, "also save this often within an epoch", positive_number, metavar="M", group=RUN, resume=CHANGEABLE
+    )
+    accumulate: int = option(
+        1, "compute each step in N pieces", whole_number(1), metavar="N", group=DEVICE, resume=CHANGEABLE
+    )
+    checkpoint_activations: bool = option(
+        False, "keep fewer features for the backward pass: less memory, slower", group=DEVICE, resume=CHANGEABLE
+    )
+    compile: bool = option(
+        False,
+        "let torch.compile fuse the network first (minutes; needs a C++ compiler)",
+        group=DEVICE,
+        resume=CHANGEABLE,
+    )
+
+    @classmethod
+    def from_flags(cls, overrides: dict) -> "TrainConfig":
+        """The config of a new run: flags, then the recipe, then the defaults."""
+        recipe = RECIPES[overrides.get("recipe", "report")]
+        return cls(**{**recipe, **overrides})
+
+    @property
+    def augments(self) -> bool:
+        """Whether samples are augmented."""
+        return self.augment in ("bulk", "online")
+
+    @property
+    def variants(self) -> int:
+        """Variants an image, with --augment bulk; else 0."""
+        return self.num_augmentations if self.augment == "bulk" else 0
+
+    def settings(self) -> dict:
+        """What the checkpoint keeps."""
+        return {name: getattr(self, name) for name in saved_settings()}
+
+
+def saved_settings() -> dict[str, str]:
+    """The fields that a checkpoint keeps: FIXED or CHANGEABLE, by name."""
+    return {name: made.resume for name, (made, _) in options_of(TrainConfig).items() if made.resume}
+
+
+def check_settings(settings: dict, path: Path) -> None:
+    """Raises CheckpointError where a checkpoint's settings are none that train.py could have saved."""
+    for name, value in settings.items():
+        if name not in saved_settings():
+            raise CheckpointError(f"{path} has a setting {name!r} that this version does not know; update it")
+        if not is_valid(TrainConfig, name, value):
+            raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
+
+
+def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
+    """Raises CheckpointError where settings contradict other entries of the checkpoint."""
+    model = content["model"]
+    pairs = {
+        "model_name": (config.model_name, model["name"]),
+        "classes": (TASKS[config.classes].out_channels, model["config"].get("out_channels", 1)),
+        "attention": (config.attention, model["config"].get("attention", "none")),
+        "image_size": (config.image_size, content["preprocessing"]["image_size"]),
+        "split": (config.split, content["data"]["split"]),
+        "seed": (config.seed, content["data"]["seed"]),
+    }
+    for name, (a, b) in pairs.items():
+        if a != b:
+            raise CheckpointError(f"{path} is malformed: its setting {name} contradicts its content; use another one")
+    if bool(config.ema) != (content.get("average") is not None):
+        raise CheckpointError(f"{path} is malformed: its setting ema contradicts its content; use another one")
+
+
+def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
+    """The config of a resumed run: what the checkpoint says, and what the command line may change.
+
+    Args:
+        overrides: the flags on the command line.
+        content: of the checkpoint.
+        path: of the checkpoint.
+
+    Raises:
+        UsageError: the checkpoint can't be resumed, or a flag contradicts its settings.
+    """
+    lacking = {"settings", "progress", "optimizer", "random_state"} - {k for k, v in content.items() if v is not None}
+    if lacking or "scheduler" not in content:
+        raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
+    check_settings(content["settings"], path)
+    kept = {}
+    for name, kind in saved_settings().items():
+        default = options_of(TrainConfig)[name][1]
+        if kind == FIXED or (name not in overrides and name in content["settings"]):
+            kept[name] = content["settings"].get(name, default)
+    differing = [
+        f"{name} {value} (now {overrides[name]})" for name, value in kept.items() if overrides.get(name, value) != value
+    ]
+    if differing:
+        raise UsageError(
+            f"{path} was trained with {', '.join(differing)}; leave these flags out to resume, or start a new run "
+            "without --resume"
+        )
+    config = TrainConfig(**{**overrides, **kept})
+    _check_agreement(config, content, path)
+    return config

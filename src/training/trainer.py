@@ -1,0 +1,280 @@
+"""The training loop: steps, epochs, and what happens between them."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.augment import BatchAugmentation, augment_batch
+from data.loader import ResumableBatchSampler
+from evaluation.evaluator import validate
+from evaluation.metrics import dice_score, summarize
+from evaluation.predictor import Predictor
+from models.task import Task
+from runtime.cli import StopRequest
+from runtime.device import Precision
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.errors import Interrupted, PeerLostError, RunError
+from training.losses import LOSSES
+from training.run_state import LOG_COLUMNS, RunState
+
+
+def training_step(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    task: Task,
+    loss_fn: Callable,
+    precision: Precision,
+    context: DistributedContext = SINGLE_PROCESS,
+    batch_length: int | None = None,
+    accumulate: int = 1,
+) -> torch.Tensor:
+    """One step of the optimizer. Nothing in here waits for the device.
+
+    Args:
+        model: the network, wrapped for several processes.
+        images: (N, 3, H, W) in 0..255, this process's shard of the batch.
+        targets: (N, 1, H, W) of the task.
+        optimizer: of the model's parameters.
+        scaler: of the loss, for fp16.
+        task: what is learned.
+        loss_fn: see training/losses.py.
+        precision: where and how to compute.
+        context: the processes that share the batch.
+        batch_length: images in the whole batch; None for those given.
+        accumulate: compute the step in so many pieces.
+
+    Returns:
+        float (3,) on the device: the shard's sums of loss and Dice, and its size.
+    """
+    length = len(images) if batch_length is None else batch_length
+    images = precision.prepare_images(images)
+    optimizer.zero_grad(set_to_none=True)
+    # As many pieces in all processes as the smallest shard allows: batch norms on GPUs wait for each other in each.
+    pieces = min(accumulate, length // context.size)
+    # Losses are means: each piece counts by its share of the whole batch, and the mean over processes is undone.
+    per_image = context.size / length
+    rows = []
+    for number, (some, truth) in enumerate(zip(images.tensor_split(pieces), targets.tensor_split(pieces)), start=1):
+        unsynced = context.size > 1 and number < pieces  # gradients are exchanged once, with the last piece
+        with model.no_sync() if unsynced else contextlib.nullcontext():
+            with precision.autocast():
+                logits = model(some)
+            loss = loss_fn(logits, truth, task)
+            scaler.scale(loss * (len(some) * per_image)).backward()
+        with torch.no_grad():
+            dice = dice_score(task.decision_logits(logits)[:, :1] > 0, task.foreground(truth)).sum()
+            rows.append(torch.stack([loss.detach() * len(logits), dice, torch.full_like(dice, len(logits))]))
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    return torch.stack(rows).sum(0)
+
+
+@dataclass
+class Trainer:
+    """A run's state and what the loop needs besides.
+
+    Args:
+        state: what is saved and restored.
+        forward: the state's model, wrapped for several processes, compiled.
+        sampler: order of the training images.
+        train_loader: its batches.
+        valid_loader: batches of the validation images.
+        augmentation: what is done to whole batches.
+        precision: where and how to compute.
+        context: the processes of the run.
+        stop: asked between steps.
+        resume_command: printed when the run stops.
+    """
+
+    state: RunState
+    forward: torch.nn.Module
+    sampler: ResumableBatchSampler
+    train_loader: DataLoader
+    valid_loader: DataLoader
+    augmentation: BatchAugmentation
+    precision: Precision
+    context: DistributedContext
+    stop: StopRequest
+    resume_command: str = ""
+    totals: torch.Tensor | None = None  # loss, Dice and images of this process's shards of the epoch, float64 (3,)
+    pending: list = field(default_factory=list)  # metrics of steps still on the device, and their image files
+
+    def train(self) -> None:
+        """Runs the epochs that are left. On a signal, or when another process is lost, saves where it stands.
+
+        Raises:
+            Interrupted: a signal came to any process.
+            PeerLostError: another process is gone.
+            RunError: the loss is not finite.
+        """
+        state, progress = self.state, self.state.progress
+        try:
+            while progress.epoch < progress.planned_epochs:
+                self.run_epoch()
+                (signum,) = self.context.all_reduce_max(self.stop.signum)
+                if signum and progress.epoch < progress.planned_epochs:
+                    raise Interrupted(signum)
+        except (Interrupted, PeerLostError) as reason:
+            if isinstance(reason, PeerLostError):
+                progress.sums = self._extrapolated_totals()
+            state.save()
+            print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
+            print(f"To go on: {self.resume_command}", flush=True)
+            if isinstance(reason, Interrupted):
+                self.context.barrier()  # until all is saved: torchrun ends a run when one process ends
+            raise
+
+    def run_epoch(self) -> None:
+        """Trains and validates one epoch, saves, logs and prints."""
+        state, progress, context = self.state, self.state.progress, self.context
+        train_loss, train_dice, rate = self.train_one_epoch()
+        learning_rate = state.optimizer.param_groups[0]["lr"]
+        start = time.perf_counter()
+        context.average_batch_norm(state.model)
+        evaluated = state.model
+        if state.ema:
+            evaluated = state.ema.model
+            context.broadcast_batch_norm(evaluated)
+        # Several processes are never between the same two batches here: they finish, and stop after the epoch.
+        check = self.stop.check if context.size == 1 else lambda: None
+        loss_fn, predictor = LOSSES[state.config.loss], Predictor(evaluated, self.precision)
+        counts, val_loss = validate(predictor, self.valid_loader, loss_fn, check, context)
+        val_dice = summarize(counts)["dice"]
+        seconds = progress.seconds + time.perf_counter() - start
+        metrics = [float(f"{x:.8g}") for x in (train_loss, train_dice, val_loss, val_dice, learning_rate)]
+        values = [progress.run_id, progress.epoch + 1, *metrics, round(seconds, 3), round(rate, 2)]
+        progress.history.append(dict(zip(LOG_COLUMNS, values)))
+        self._finish_epoch(val_dice)
+        row = progress.history[-1]
+        print(
+            f"epoch {row['epoch']:>3}/{progress.planned_epochs}  "
+            f"train loss {row['train_loss']:.4f} dice {row['train_dice']:.4f}  "
+            f"valid loss {row['val_loss']:.4f} dice {row['val_dice']:.4f}  lr {row['learning_rate']:.1e}  "
+            f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
+            f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
+            flush=True,
+        )
+
+    def _finish_epoch(self, val_dice: float) -> None:
+        """Moves on to the next epoch, and saves."""
+        state, progress, config = self.state, self.state.progress, self.state.config
+        if config.scheduler == "plateau":
+            state.scheduler.step(val_dice)
+        progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
+        kinds: list[str | int] = []
+        if val_dice > progress.best_dice:
+            progress.best_dice, progress.best_epoch = val_dice, progress.epoch
+            kinds.append("best")
+        if config.save_every and progress.epoch % config.save_every == 0:
+            kinds.append(progress.epoch)
+        state.save(*kinds)
+        state.write_log()
+
+    def train_one_epoch(self) -> tuple[float, float, float]:
+        """Trains from the step where the run stands to the end of the epoch.
+
+        Returns:
+            Loss and Dice, averaged over the images of the epoch, each as it was when its step began; images a second.
+
+        Raises:
+            Interrupted, PeerLostError, RunError: see `train`; the position inside the epoch is in the progress.
+        """
+        state, progress, context = self.state, self.state.progress, self.context
+        self.sampler.epoch, self.sampler.start = progress.epoch, progress.step
+        # What was done before a resume is the first process's to count.
+        before = progress.sums if context.first and progress.sums is not None else torch.zeros(3, dtype=torch.float64)
+        self.totals = totals = before.clone()
+        self.forward.train()
+        title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
+        bar = tqdm(desc=title, total=self.sampler.steps, initial=progress.step, unit="step", leave=False, disable=None)
+        began, fetched = time.perf_counter() - progress.seconds, time.monotonic()
+        with bar:
+            for batch in self.train_loader:
+                with context.peers_needed():
+                    self.pending.append((self._step(batch), batch["path"]))
+                progress.step += 1
+                progress.seconds = time.perf_counter() - began
+                due = time.monotonic() - state.last_save > 60 * state.config.checkpoint_minutes
+                signum, due = context.all_reduce_max(self.stop.signum, int(due and context.first))
+                # On a GPU metrics are fetched once a second, so that it never runs out of steps to do.
+                if signum or due or self.precision.device.type == "cpu" or time.monotonic() - fetched > 1:
+                    self.fetch_metrics()
+                    fetched = time.monotonic()
+                if bar.update() and totals[2]:  # true where the bar has just been drawn
+                    loss, dice = (totals[:2] / totals[2]).tolist()
+                    bar.set_postfix(loss=f"{loss:.4f}", dice=f"{dice:.4f}", refresh=False)
+                if signum or due:
+                    progress.sums = context.all_reduce_sum(totals)
+                if signum:
+                    raise Interrupted(signum)
+                if due:
+                    state.save()
+        self.fetch_metrics()
+        progress.seconds = time.perf_counter() - began
+        progress.sums = context.all_reduce_sum(totals)
+        loss, dice, images = progress.sums.tolist()
+        return loss / images, dice / images, images / progress.seconds
+
+    def _step(self, batch: dict) -> torch.Tensor:
+        """Augments a batch, takes a step, updates average and learning rate; see `training_step`."""
+        state, progress, config = self.state, self.state.progress, self.state.config
+        task, epoch, step = state.model.task, progress.epoch, progress.step
+        images, targets = augment_batch(batch, task, self.augmentation, self.precision.device, epoch, step)
+        metrics = training_step(
+            self.forward,
+            images,
+            targets,
+            state.optimizer,
+            state.scaler,
+            task,
+            LOSSES[config.loss],
+            self.precision,
+            self.context,
+            self.sampler.batch_length(step),
+            config.accumulate,
+        )
+        if state.ema:
+            state.ema.update(state.model)
+        if config.scheduler == "cosine":
+            state.scheduler.step()
+        return metrics
+
+    def fetch_metrics(self) -> None:
+        """Adds the metrics of pending steps to the totals: here the host waits for the device.
+
+        They are added one by one, so that the totals don't depend on when this is called.
+
+        Raises:
+            RunError: a loss is not finite.
+        """
+        progress, rows = self.state.progress, [row for row, _ in self.pending]
+        for back, row in enumerate(torch.stack(rows).tolist() if rows else [], start=-len(rows)):
+            self.totals += torch.tensor(row, dtype=torch.float64)
+            if not math.isfinite(row[0]):
+                last = self.state.path("last")
+                advice = f"resume {last} with" if self.state.owns_files and last.is_file() else "start again with"
+                names = ", ".join(Path(path).name for path in self.pending[back][1])
+                raise RunError(
+                    f"the loss is {row[0]} in epoch {progress.epoch + 1}, step {progress.step + back + 1}, on {names}; "
+                    f"{advice} a smaller --learning_rate"
+                )
+        self.pending.clear()
+
+    def _extrapolated_totals(self) -> torch.Tensor:
+        """This process's totals of the epoch, scaled to the images of all, when the others can't be asked."""
+        if self.totals is None or not self.totals[2]:
+            return torch.zeros(3, dtype=torch.float64)
+        images = sum(self.sampler.batch_length(step) for step in range(self.state.progress.step))
+        return self.totals * (images / self.totals[2])
