@@ -18,9 +18,10 @@ from torchvision.transforms import v2
 
 import measure
 import utils
-from batches import make_loader, share_batches
-from oxford_pet import find_root, load_dataset, split_pets
-from pixel_cache import open_cache
+from data.loader import make_loader, shard_batches
+from data.index import find_root, split_samples
+from data.datasets import load_dataset
+from data.cache import open_cache
 
 
 class TorchvisionPets(Dataset):
@@ -65,7 +66,7 @@ def main() -> None:
         there.mkdir()
         for part in ("images", "annotations"):
             (there / part).symlink_to((root / part).resolve())
-        split = split_pets(root, "official")
+        split = split_samples(root, "official")
         # The same pictures for all: torchvision's trainval is our train and valid.
         pets = split._replace(train=sorted([*split.train, *split.valid]))
         decoded = load_dataset(root, "train", split=pets, image_size=size)
@@ -75,7 +76,7 @@ def main() -> None:
             theirs = [TorchvisionPets(there, size, augment) for augment in (False, True)]
             options = {"batch_size": args.batch_size, "num_workers": workers, "persistent_workers": workers > 0}
             theirs = [DataLoader(dataset, **options) for dataset in theirs]
-            batches = share_batches(cached, args.batch_size)
+            batches = shard_batches(cached, args.batch_size)
             varied = utils.AugmentedDataset(cached)
             variants = {
                 "torchvision dataset + v2 transforms": (theirs[0], False),

@@ -16,11 +16,12 @@ import torch
 import measure
 import peers
 import utils
-from inference import Picture, Segmenter
+from data.index import Sample
+from evaluation.segmenter import Segmenter
 from models import build_model
-from precision import choose_precision
+from runtime.device import choose_precision
 from sample_pets import draw_pet
-from scoring import predict
+from evaluation.predictor import Predictor
 
 COUNT = 64
 
@@ -54,7 +55,7 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
     for i in range(COUNT):
         path = scratch / f"pet_{i}.jpg"
         draw_pet(np.random.default_rng(i), size=(500, 375))[0].save(path, quality=90)
-        pictures.append(Picture(path, path.stem))
+        pictures.append(Sample(path, path.stem))
     precision = choose_precision("auto", device, size)
     model = precision.place(build_model("resnet34_unet")).eval()
     images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)

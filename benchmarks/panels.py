@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import measure
-from panels import draw_panel, write_png
-from pictures import BACKGROUND
+from visual.panels import draw_panel, write_png
+from models.task import BACKGROUND
 from sample_pets import draw_pet
 
 

@@ -17,13 +17,14 @@ import torch
 
 import measure  # noqa: F401  sets the path to src
 import utils
-from batches import EpochOrder, make_loader, share_batches
-from metrics import summarize
-from oxford_pet import SPLITS, find_root, load_dataset, split_pets
+from data.loader import ResumableBatchSampler, make_loader, shard_batches
+from evaluation.metrics import summarize
+from data.index import SPLITS, find_root, split_samples
+from data.datasets import load_dataset
 from peers import SmpUnet
-from pixel_cache import open_cache
-from precision import choose_precision
-from scoring import measure as count_pixels
+from data.cache import open_cache
+from runtime.device import choose_precision
+from evaluation.evaluator import validate
 
 BATCH_SIZE, LEARNING_RATE, LOWEST_RATE = 16, 2e-4, 1e-5
 
@@ -62,15 +63,15 @@ def main() -> None:
 
     root = find_root(args.data_path)
     options = {
-        "split": split_pets(root, args.split, args.seed),
+        "split": split_samples(root, args.split, args.seed),
         "image_size": args.image_size,
         "records": open_cache(root, args.image_size),
     }
     parts = {mode: load_dataset(root, mode, **options) for mode in ("train", "valid", "test")}
-    order = EpochOrder(len(parts["train"]), BATCH_SIZE, args.seed)
+    order = ResumableBatchSampler(len(parts["train"]), BATCH_SIZE, args.seed)
     train_loader = make_loader(parts["train"], device, order)
     valid_loader, test_loader = (
-        make_loader(parts[mode], device, share_batches(parts[mode], BATCH_SIZE)) for mode in ("valid", "test")
+        make_loader(parts[mode], device, shard_batches(parts[mode], BATCH_SIZE)) for mode in ("valid", "test")
     )
     model = precision.place(SmpUnet())
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)

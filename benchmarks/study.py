@@ -34,9 +34,9 @@ import measure
 import utils
 from experiments import EXPERIMENTS, SMP
 from measure import ROOT
-from metrics import COUNTS, summarize
-from oxford_pet import MODES, find_root, split_pets
-from recipes import apply_recipe
+from evaluation.metrics import COUNTS, summarize
+from data.index import MODES, find_root, split_samples
+from training.config import apply_recipe
 from train import build_parser
 
 TABLE = measure.RESULTS / "study.csv"
@@ -346,7 +346,7 @@ def read_flags() -> argparse.Namespace:
         parser.error("--jobs must be 1 at least")
     args.threads = max(1, torch.get_num_threads() // args.jobs)
     torch.set_num_threads(args.threads)
-    parts = split_pets(find_root(args.data_path), args.split)
+    parts = split_samples(find_root(args.data_path), args.split)
     counts = [len(getattr(parts, mode)) for mode in MODES]
     args.pictures = " ".join(map(str, counts))
     args.data_name = args.data_name or NAMES.get(sum(counts), args.data_path.name)

@@ -15,10 +15,10 @@ import torch
 import measure
 import train
 import utils
-from engine import Training, train_one_epoch
+from training.trainer import Trainer, train_one_epoch
 
 
-def bare_epoch(run: Training, file: Path) -> None:
+def bare_epoch(run: Trainer, file: Path) -> None:
     """The steps of an epoch and a save, without anything that makes them safe."""
     state = run.state
     state.model.train()
@@ -34,7 +34,7 @@ def bare_epoch(run: Training, file: Path) -> None:
     torch.save({"weights": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, file)
 
 
-def our_epoch(run: Training) -> None:
+def our_epoch(run: Trainer) -> None:
     """The same as train.py does it, without validation."""
     train_one_epoch(run)
     progress = run.state.progress

@@ -1,4 +1,4 @@
-"""Training steps a second: ours, and what each part of it brings, beside the loops of others, in one run.
+"""Trainer steps a second: ours, and what each part of it brings, beside the loops of others, in one run.
 
     python benchmarks/training_step.py --model_name resnet34_unet --compile
 
@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import measure
 import peers
 import utils
-from batches import EpochOrder
-from distributed import ALONE
-from engine import Training, fetch_figures, training_step
-from losses import bce_loss
+from data.loader import ResumableBatchSampler
+from runtime.distributed import SINGLE_PROCESS
+from training.trainer import Trainer, fetch_metrics, training_step
+from training.losses import bce_loss
 from models import build_model
-from precision import choose_precision
-from run_state import Progress, RunState
+from runtime.device import choose_precision
+from training.run_state import Progress, RunState
 
 DEFAULTS = SimpleNamespace(amp="auto", accumulate=1, checkpoint_activations=False)
 
@@ -39,14 +39,14 @@ def our_step(name: str, device: torch.device, args, mode=DEFAULTS, compile_it: b
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     state = RunState(flags, model, None, optimizer, None, scaler, {}, "", Progress("", 1), None)
     forward = torch.compile(model) if compile_it else model
-    order = EpochOrder(args.batch_size, args.batch_size, 0)
-    run = Training(state, forward.train(), order, None, None, bce_loss, precision, ALONE, None)
+    order = ResumableBatchSampler(args.batch_size, args.batch_size, 0)
+    run = Trainer(state, forward.train(), order, None, None, bce_loss, precision, SINGLE_PROCESS, None)
     sums = torch.zeros(3, dtype=torch.float64)
 
     def step(images: torch.Tensor, masks: torch.Tensor) -> None:
         run.recent.append((training_step(run, {"image": images, "mask": masks}), []))
         if device.type == "cpu":
-            fetch_figures(run, sums)
+            fetch_metrics(run, sums)
 
     return step
 

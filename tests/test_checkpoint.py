@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import checkpoint
-from checkpoint import CheckpointError, build_from_checkpoint, load_checkpoint, load_encoder_weights, save_checkpoint
-from cli import RunError
+from runtime.errors import CheckpointError
+from models.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
+from models.encoder_weights import load_encoder_weights
+from runtime.errors import RunError
 from models import build_model
 
 

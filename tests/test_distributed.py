@@ -15,8 +15,8 @@ import torch
 from conftest import SRC, TINY, Zygote, copy_run, expect_success, run_ok
 from PIL import Image
 
-from checkpoint import load_checkpoint
-from distributed import join
+from models.checkpoint import load_checkpoint
+from runtime.distributed import init_distributed
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -165,7 +165,7 @@ def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp
 
 def test_a_stray_variable_is_no_launcher(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with join(torch.device("cpu")) as team:
+    with init_distributed(torch.device("cpu")) as team:
         assert team.size == 1
 
 

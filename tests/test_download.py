@@ -14,9 +14,9 @@ from conftest import make_dataset
 
 import download as download_module
 import oxford_pet
-from download import download
-from oxford_pet import find_root, list_pets, split_pets
-from pictures import DatasetError
+from data.download import download
+from data.index import find_root, list_samples, split_samples
+from runtime.errors import DatasetError
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -65,7 +65,7 @@ def test_the_real_addresses_are_torchvisions():
 def test_download_is_whole_and_safe_to_repeat(archives, tmp_path, capsys):
     root = download(tmp_path / "data")
     assert root == tmp_path / "data/oxford-iiit-pet" == find_root(tmp_path / "data")
-    assert len(list_pets(root)) == 40
+    assert len(list_samples(root)) == 40
     assert sorted(p.name for p in root.iterdir()) == ["annotations", "images"]
     (archives / "images.tar.gz").unlink()
     assert download(tmp_path / "data") == root  # asks nobody
@@ -86,10 +86,10 @@ def test_a_half_unpacked_dataset_is_mended(archives, tmp_path):
         file.unlink()
     (root / "images/my own.jpg").write_bytes(b"precious")
     with pytest.raises(DatasetError, match="7 of the 80"):
-        split_pets(root)
+        split_samples(root)
     assert download(tmp_path / "data") == root
-    assert len(list_pets(root)) == 40
-    split_pets(root)
+    assert len(list_samples(root)) == 40
+    split_samples(root)
     assert (root / "images/my own.jpg").read_bytes() == b"precious"
 
 
@@ -109,7 +109,7 @@ def test_a_plain_layout_is_mended_where_it_is(archives, tmp_path):
     first.unlink()
     assert download(tmp_path / "data") == tmp_path / "data"
     assert first.is_file()
-    assert len(list_pets(tmp_path / "data")) == 40
+    assert len(list_samples(tmp_path / "data")) == 40
 
 
 def test_own_pictures_are_left_alone(tmp_path):
@@ -166,7 +166,7 @@ def test_a_download_that_breaks_off_is_told_and_starts_again(archives, tmp_path,
         download(tmp_path / "data")
     assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
     monkeypatch.setattr(Quiet, "copyfile", whole)
-    assert len(list_pets(download(tmp_path / "data"))) == 40
+    assert len(list_samples(download(tmp_path / "data"))) == 40
 
 
 def test_the_disk_is_looked_at_first(archives, tmp_path, monkeypatch):

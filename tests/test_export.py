@@ -10,8 +10,8 @@ import torch
 from conftest import assert_one_error, run_ok, run_script
 from PIL import Image
 
-from checkpoint import build_from_checkpoint, load_checkpoint
-from cli import RunError
+from models.checkpoint import build_from_checkpoint, load_checkpoint
+from runtime.errors import RunError
 from export import check
 
 # As in the README: nothing but the file, and the library that its format asks for.

@@ -14,10 +14,10 @@ import torch
 from conftest import assert_one_error, run_ok, run_script
 from PIL import Image, ImageDraw
 
-from checkpoint import build_from_checkpoint, load_checkpoint
-from gallery import write_gallery
-from panels import draw_outline
-from pictures import read_image
+from models.checkpoint import build_from_checkpoint, load_checkpoint
+from visual.gallery import write_gallery
+from visual.panels import draw_outline
+from data.image_io import read_image
 
 
 @pytest.fixture(scope="module")

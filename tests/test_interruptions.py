@@ -21,7 +21,7 @@ from conftest import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok
 import cli
 import run_state
 import utils
-from checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint
 
 
 def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subprocess.Popen:
@@ -357,7 +357,8 @@ def test_figures_of_an_epoch_survive_a_save_in_it_and_a_stop_in_validation(tmp_p
 
 
 def test_one_of_several_processes_is_patient_with_signals():
-    from cli import Interrupted, StopRequest
+    from runtime.errors import Interrupted
+    from runtime.cli import StopRequest
 
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:

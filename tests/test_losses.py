@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from losses import LOSSES, bce_dice_loss, bce_loss, dice_loss
+from training.losses import LOSSES, bce_dice_loss, bce_loss, dice_loss
 
 
 def test_bce_by_hand():

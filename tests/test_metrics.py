@@ -12,12 +12,14 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 import utils
-from batches import make_loader, share_batches
-from metrics import COUNTS, boundary_f, differences, intervals, summarize
+from data.loader import make_loader, shard_batches
+from evaluation.metrics import COUNTS, boundary_f, differences, intervals, summarize
 from models import SegmentationModel
-from oxford_pet import load_dataset
-from precision import Precision
-from scoring import Scoring, find_threshold, logits_at_size, predict, score_picture, score_pictures
+from data.datasets import load_dataset
+from runtime.device import Precision
+from evaluation.config import EvalConfig
+from evaluation.evaluator import find_threshold, score_sample, score_samples
+from evaluation.predictor import Predictor, resize_logits
 
 CPU = Precision(torch.device("cpu"))
 
@@ -100,13 +102,13 @@ def test_empty_full_and_one_pixel_by_hand():
 def test_the_border_can_be_left_out():
     trimap = torch.tensor([[1, 1, 3, 2], [1, 3, 3, 2]])[None, None]
     logits = torch.tensor([[1.0, -1, 1, 1], [1, 1, -1, -1]])[None, None]
-    with_border = score_picture([logits], trimap, Scoring())
-    without = score_picture([logits], trimap, Scoring(ignore_border=True))
+    with_border = score_sample([logits], trimap, EvalConfig())
+    without = score_sample([logits], trimap, EvalConfig(ignore_border=True))
     assert [with_border[name] for name in COUNTS] == [4, 1, 2, 1]
     assert [without[name] for name in COUNTS] == [2, 1, 1, 1]
     assert without["dice"] == pytest.approx(2 / 3)
     assert math.isnan(without["boundary_f"])
-    assert score_picture([logits], trimap, Scoring(cut=1.0))["true_positives"] == 0
+    assert score_sample([logits], trimap, EvalConfig(cut=1.0))["true_positives"] == 0
 
 
 def test_intervals_are_those_of_statistics():
@@ -184,12 +186,12 @@ def test_tta_has_three_scales_at_any_size_and_takes_six_passes(size, scales):
 
 def test_the_best_threshold_is_found(dataset):
     pets = load_dataset(dataset, "train", image_size=64)
-    loader = make_loader(pets, torch.device("cpu"), share_batches(pets, 5))
-    threshold, dice = find_threshold(Brightness(), pets, loader, CPU, Scoring())
+    loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 5))
+    threshold, dice = find_threshold(Brightness(), pets, loader, CPU, EvalConfig())
     by_hand = {}
     for level in range(5, 96):
         cut = math.log(level / (100 - level))
-        rows = score_pictures(Brightness(), pets, loader, CPU, Scoring(cut=cut))
+        rows = score_samples(Brightness(), pets, loader, CPU, EvalConfig(cut=cut))
         by_hand[level / 100] = np.mean([row["dice"] for row in rows])
     assert dice == pytest.approx(max(by_hand.values()), abs=1e-4)
     assert by_hand[threshold] == pytest.approx(dice, abs=1e-4)
@@ -198,14 +200,14 @@ def test_the_best_threshold_is_found(dataset):
 
 def test_scores_at_the_own_size_are_those_of_the_resized_prediction(dataset):
     pets = load_dataset(dataset, "test", image_size=64)
-    loader = make_loader(pets, torch.device("cpu"), share_batches(pets, 3))
-    rows = score_pictures(Brightness(), pets, loader, CPU, Scoring(original_size=True))
+    loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 3))
+    rows = score_samples(Brightness(), pets, loader, CPU, EvalConfig(original_size=True))
     assert [row["name"] for row in rows] == [pet.name for pet in pets.pets]
-    from oxford_pet import OxfordPetDataset
+    from data.datasets import OxfordPetDataset
 
     for row, own, small in zip(rows, OxfordPetDataset(dataset, "test"), pets):
         logits = predict(Brightness(), small["image"][None], CPU, tta=False)[0][0]
-        mask = logits_at_size(logits, *own["mask"].shape).numpy() > 0
+        mask = resize_logits(logits, *own["mask"].shape).numpy() > 0
         assert (row["height"], row["width"]) == own["mask"].shape == (64, 80)
         assert row["dice"] == pytest.approx(sk.f1_score(own["mask"].ravel(), mask.ravel()), abs=1e-6)
 

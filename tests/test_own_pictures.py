@@ -8,10 +8,12 @@ import torch
 from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
 from PIL import Image
 
-from checkpoint import load_checkpoint
-from oxford_pet import SimpleOxfordPetDataset, describe_layout, find_copies, find_root, list_pets, split_pets
-from pictures import DatasetError, read_mask, read_pair
-from pixel_cache import open_cache
+from models.checkpoint import load_checkpoint
+from data.datasets import SimpleOxfordPetDataset
+from data.index import describe_layout, find_copies, find_root, list_samples, split_samples
+from runtime.errors import DatasetError
+from data.image_io import read_mask, read_pair
+from data.cache import open_cache
 
 
 def disc(i: int, width: int = 60, height: int = 44):
@@ -88,7 +90,7 @@ def shared_own(tmp_path_factory):
 def test_own_folder_is_recognised_paired_and_split(shared_own):
     assert find_root(shared_own / "images") == shared_own
     assert describe_layout(shared_own) == "own pictures: images/ and masks/"
-    parts = split_pets(shared_own)
+    parts = split_samples(shared_own)
     assert [len(part) for part in parts[:3]] == [32, 4, 4]
     for mode in ("train", "valid", "test"):
         for sample in SimpleOxfordPetDataset(shared_own, mode, image_size=64):
@@ -122,11 +124,11 @@ def test_pets_layout_without_lists(tmp_path):
     for name in ("list", "trainval", "test"):
         (root / f"annotations/{name}.txt").unlink()
     assert describe_layout(root) == "the pets' layout without lists"
-    parts = split_pets(root)
+    parts = split_samples(root)
     assert [len(part) for part in parts[:3]] == [32, 4, 4]
     assert len({pet.breed for pet in parts.train}) == 4
     with pytest.raises(DatasetError, match="use --split 80-10-10"):
-        split_pets(root, "official")
+        split_samples(root, "official")
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -142,24 +144,24 @@ def test_pictures_are_turned_as_people_saw_them_when_they_drew_the_mask(tmp_path
 
 
 def test_copies_never_stand_in_two_parts(own):
-    parts = split_pets(own)
+    parts = split_samples(own)
     source, copies = parts.test[0], [parts.valid[0], parts.train[0]]
     for pet in copies:
         pet.image_path.unlink()
         image = own / "images" / f"{pet.name}{source.image_path.suffix}"
         image.write_bytes(source.image_path.read_bytes())
         pet.mask_path.write_bytes(source.mask_path.read_bytes())
-    again = split_pets(own)
+    again = split_samples(own)
     assert again.moved == 2
     assert {source.name, *(pet.name for pet in copies)} <= {pet.name for pet in again.train}
     assert sum(map(len, again[:3])) == 40
-    ((first, *others),) = find_copies(list_pets(own))
+    ((first, *others),) = find_copies(list_samples(own))
     assert len(others) == 2
     assert first.image_path.read_bytes() == others[0].image_path.read_bytes()
 
 
 def test_inverted_masks_are_warned_about(own, tmp_path):
-    for pet in list_pets(own):
+    for pet in list_samples(own):
         trimap = read_mask(pet.mask_path)
         Image.fromarray((trimap == 2).astype(np.uint8) * 255).save(pet.mask_path)
     done = run_script("train.py", "--data_path", own, "--epochs", 1, *TINY, cwd=tmp_path)
@@ -349,7 +351,7 @@ def test_bad_data_is_one_clear_line_and_never_trained_on(own, break_it, words):
     for cached in (True, False):
         with pytest.raises(DatasetError) as caught:
             root = find_root(own)
-            parts = split_pets(root)
+            parts = split_samples(root)
             records = open_cache(root, 64) if cached else None
             for mode in ("train", "valid", "test"):
                 list(SimpleOxfordPetDataset(root, mode, split=parts, image_size=64, records=records))

@@ -5,17 +5,10 @@ from conftest import assert_one_error, make_dataset, run_ok, run_script, write_l
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from oxford_pet import (
-    OxfordPetDataset,
-    SimpleOxfordPetDataset,
-    find_root,
-    fingerprint,
-    list_pets,
-    load_dataset,
-    read_list,
-    split_pets,
-)
-from pictures import DatasetError, read_image, read_trimap
+from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
+from data.index import find_root, fingerprint, list_samples, read_list, split_samples
+from runtime.errors import DatasetError
+from data.image_io import read_image, read_trimap
 
 
 def names(pets):
@@ -27,7 +20,7 @@ def names(pets):
 
 def test_80_10_10_is_disjoint_whole_and_shared_out_by_breed(tmp_path):
     root = make_dataset(tmp_path / "data", count=120, breeds=4)
-    parts = split_pets(root, "80-10-10", seed=3)
+    parts = split_samples(root, "80-10-10", seed=3)
     assert [len(part) for part in parts[:3]] == [96, 12, 12]
     everything = names(parts.train + parts.valid + parts.test)
     assert sorted(everything) == sorted(names(read_list(root, "list")))
@@ -37,17 +30,17 @@ def test_80_10_10_is_disjoint_whole_and_shared_out_by_breed(tmp_path):
 
 
 def test_80_10_10_depends_on_the_seed_alone_and_not_on_the_order_of_the_list(shared_dataset, tmp_path):
-    first, again, other = (split_pets(shared_dataset, "80-10-10", seed) for seed in (3, 3, 4))
+    first, again, other = (split_samples(shared_dataset, "80-10-10", seed) for seed in (3, 3, 4))
     assert first == again
     assert names(first.test) != names(other.test)
     root = make_dataset(tmp_path / "data")
     rows = (root / "annotations/list.txt").read_text().splitlines()
     write_list(root, "list", rows[::-1])
-    assert names(split_pets(root, "80-10-10", 3).test) == names(first.test)
+    assert names(split_samples(root, "80-10-10", 3).test) == names(first.test)
 
 
 def test_official_takes_the_lists(shared_dataset):
-    parts = split_pets(shared_dataset, "official")
+    parts = split_samples(shared_dataset, "official")
     trainval = names(read_list(shared_dataset, "trainval"))
     assert names(parts.valid) == trainval[9::10]
     assert names(parts.train) == [n for i, n in enumerate(trainval, 1) if i % 10]
@@ -63,7 +56,7 @@ def test_fingerprint_knows_the_pictures_and_their_order(shared_dataset):
 def test_what_is_not_listed_does_not_exist(dataset):
     for stray in ("images/stray.jpg", "images/Cat0_0.mat", "images/._Cat0_0.jpg", "annotations/trimaps/._Cat0_0.png"):
         (dataset / stray).write_bytes(b"not a picture")
-    assert len(list_pets(dataset)) == sum(map(len, split_pets(dataset)[:3])) == 40
+    assert len(list_samples(dataset)) == sum(map(len, split_samples(dataset)[:3])) == 40
 
 
 @pytest.mark.parametrize("path", [".", "images", "up"])
@@ -77,7 +70,7 @@ def test_root_is_found(shared_dataset, tmp_path, path):
 
 def test_wrong_names_are_named(shared_dataset):
     with pytest.raises(ValueError, match="80-10-10, official"):
-        split_pets(shared_dataset, "70-30")
+        split_samples(shared_dataset, "70-30")
     with pytest.raises(ValueError, match="train, valid, test"):
         OxfordPetDataset(shared_dataset, "validation")
 

@@ -11,9 +11,10 @@ from conftest import SRC, TINY, run_ok
 from PIL import Image
 
 import pixel_cache
-from oxford_pet import SimpleOxfordPetDataset, list_pets, split_pets
-from pictures import DatasetError
-from pixel_cache import open_cache
+from data.datasets import SimpleOxfordPetDataset
+from data.index import list_samples, split_samples
+from runtime.errors import DatasetError
+from data.cache import open_cache
 
 
 def caches(root):
@@ -37,11 +38,11 @@ def test_the_file_is_a_plain_array(dataset):
     cache = open_cache(dataset, 32)
     array = np.load(cache.file, mmap_mode="r")
     assert array.shape == (40, 4, 32, 32)
-    np.testing.assert_array_equal(array[[3, 0]], cache.read([pet.name for pet in list_pets(dataset)][3::-3]))
+    np.testing.assert_array_equal(array[[3, 0]], cache.read([pet.name for pet in list_samples(dataset)][3::-3]))
 
 
 def test_what_is_read_belongs_to_the_reader(dataset):
-    cache, name = open_cache(dataset, 32), list_pets(dataset)[0].name
+    cache, name = open_cache(dataset, 32), list_samples(dataset)[0].name
     first = cache.read([name])
     before = first.copy()
     first[:] = 0
@@ -56,7 +57,7 @@ def test_it_is_made_once_and_anew_when_anything_changes(dataset, capsys):
     assert made()[0]
     again, cache = made()
     assert not again
-    pet = list_pets(dataset)[0]
+    pet = list_samples(dataset)[0]
     Image.fromarray(np.full((64, 80, 3), 200, np.uint8)).save(pet.image_path)  # another picture
     anew, cache = made()
     assert anew
@@ -78,7 +79,7 @@ def test_split_and_seed_share_one_cache(dataset, capsys):
     open_cache(dataset, 32)
     capsys.readouterr()
     for split, seed in (("official", 1), ("80-10-10", 2)):
-        parts = split_pets(dataset, split, seed)
+        parts = split_samples(dataset, split, seed)
         records = open_cache(dataset, 32)
         assert len(list(SimpleOxfordPetDataset(dataset, "test", split=parts, image_size=32, records=records))) > 3
     assert capsys.readouterr().out == ""
@@ -111,7 +112,7 @@ def test_a_disk_that_fills_up_while_it_is_made_falls_back(dataset, monkeypatch, 
 
 def test_a_cache_that_was_cut_off_is_made_anew(dataset):
     cache = open_cache(dataset, 32)
-    names = [pet.name for pet in list_pets(dataset)]
+    names = [pet.name for pet in list_samples(dataset)]
     whole = cache.read(names)
     with cache.file.open("r+b") as file:
         file.truncate(5000)
@@ -150,7 +151,7 @@ def test_a_kill_while_it_is_made_leaves_nothing_that_is_used(dataset):
     process.kill()
     process.communicate()
     assert [name.endswith(".tmp") for name in caches(dataset)] == [True]
-    assert open_cache(dataset, 64).read([list_pets(dataset)[0].name]).shape == (1, 4, 64, 64)
+    assert open_cache(dataset, 64).read([list_samples(dataset)[0].name]).shape == (1, 4, 64, 64)
     assert [name.endswith(".npy") for name in caches(dataset)] == [True]
 
 

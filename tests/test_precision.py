@@ -14,16 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import cli
-from batches import EpochOrder
-from checkpoint import load_checkpoint
-from cli import RunError
-from distributed import ALONE
-from engine import Training, fetch_figures, training_step
-from losses import bce_loss
+from data.loader import ResumableBatchSampler
+from models.checkpoint import load_checkpoint
+from runtime.errors import RunError
+from runtime.distributed import SINGLE_PROCESS
+from training.trainer import Trainer, fetch_metrics, training_step
+from training.losses import bce_loss
 from models import MODELS, UNet, build_model
 from models.unet import MaxPool, UpBlock
-from precision import Precision, choose_precision, to_device
-from run_state import Progress, RunState
+from runtime.device import Precision, choose_precision, copy_to_device
+from training.run_state import Progress, RunState
 
 CPU = torch.device("cpu")
 
@@ -138,17 +138,17 @@ class Plain(nn.Module):
         return self.layers(images / 255)
 
 
-def make_run(model, team=ALONE, images=7, accumulate=1, **options) -> Training:
+def make_run(model, team=SINGLE_PROCESS, images=7, accumulate=1, **options) -> Trainer:
     """The least that the loop's functions need."""
     args = SimpleNamespace(accumulate=accumulate, scheduler="none", model_name="unet", save_dir="nowhere", **options)
     args.classes, args.multi_scale, args.mix = "binary", 0.0, "none"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = RunState(args, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
-    return Training(
+    return Trainer(
         state=state,
         forward=team.wrap(model),
-        order=EpochOrder(images, images, 0, team),
+        order=ResumableBatchSampler(images, images, 0, team),
         train_loader=None,
         valid_loader=None,
         loss_fn=bce_loss,
@@ -202,8 +202,8 @@ def test_figures_do_not_depend_on_when_they_are_fetched():
         for i, row in enumerate(rows, start=1):
             run.recent.append((row, ["a.jpg"]))
             if i % every == 0:
-                fetch_figures(run, sums)
-        fetch_figures(run, sums)
+                fetch_metrics(run, sums)
+        fetch_metrics(run, sums)
         assert not run.recent
         totals.append(sums)
     assert torch.equal(totals[0], totals[1])
@@ -218,14 +218,14 @@ def test_a_loss_that_is_not_finite_is_found_late_and_named_rightly(bad):
         run.recent.append((torch.tensor([bad if step >= 2 else 1.0, 0.5, 8.0]), [f"/data/step{step}.jpg"]))
     run.state.progress.step = 15
     with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch 1, step 13, on step2\.jpg; start again"):
-        fetch_figures(run, sums)
+        fetch_metrics(run, sums)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
 def test_only_cuda_copies_in_the_background(kind):
     told = []
     tensor = SimpleNamespace(to=lambda *args, **options: told.append((args, options)))
-    to_device(tensor, torch.device(kind))
+    copy_to_device(tensor, torch.device(kind))
     assert told == [((torch.device(kind),), {"non_blocking": kind == "cuda"})]
 
 

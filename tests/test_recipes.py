@@ -12,21 +12,24 @@ from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
 
 import engine
 import utils
-from averaging import WeightAverage
-from checkpoint import load_checkpoint
-from engine import draw_side, training_step
-from mixing import mix
+from training.optim import ModelEMA
+from models.checkpoint import load_checkpoint
+from data.augment import draw_side
+from training.trainer import training_step
+from data.augment import mix
 from models import ATTENTION, MODELS, build_model
 from models.attention import ConvBlockAttention, SqueezeExcitation
-from recipes import RECIPES
-from train import augmented, build_optimizer, build_parser, build_scheduler, open_data, share_of
+from training.config import RECIPES
+from train import augmented, build_parser, open_data
+from training.optim import build_optimizer, build_scheduler
+from data.index import stratified_subset
 
 # ------------------------------------------------------------------------------------------------------ weight averages
 
 
 def test_an_average_by_hand():
     model = torch.nn.BatchNorm1d(1)
-    average = WeightAverage(model, 0.5)
+    average = ModelEMA(model, 0.5)
     expected, statistics = 1.0, 0.0  # as batch norm begins
     for step, (weight, mean) in enumerate([(3.0, 8.0), (5.0, 2.0), (0.0, 4.0), (7.0, 1.0)] * 4, start=1):
         with torch.no_grad():
@@ -46,7 +49,7 @@ def test_an_average_by_hand():
 
 def test_a_step_updates_the_average_and_trains_the_weights():
     run = make_run(Plain())
-    run.state.average = WeightAverage(run.state.model, 0.9)
+    run.state.average = ModelEMA(run.state.model, 0.9)
     before = run.state.model.layers[0].weight.clone()
     training_step(run, make_batch())
     after, averaged = run.state.model.layers[0].weight, run.state.average.model.layers[0].weight
@@ -173,10 +176,10 @@ def test_flags_reach_the_pictures_that_are_trained_on(shared_dataset):
         return torch.rad2deg(torch.atan2(-affine[:, 0, 1], affine[:, 1, 1])).abs().max().item()
 
     plain = first_batch()
-    assert "colours" not in plain
+    assert "colors" not in plain
     assert (plain["mask"] == plain["mask"][0]).all()
     assert 5 < widest(plain) <= 10
-    assert first_batch("--color_jitter")["colours"].unique(dim=0).shape[0] > 80
+    assert first_batch("--color_jitter")["colors"].unique(dim=0).shape[0] > 80
     assert widest(first_batch("--augment_strength", "strong")) > 12
     uncertain = first_batch("--augment_uncertain")["mask"]
     assert (uncertain != uncertain[0]).any()
@@ -215,14 +218,14 @@ def test_steps_train_at_sides_that_vary_and_masks_stay_masks(monkeypatch):
 
 def test_a_fraction_of_the_training_set_is_even_and_nested():
     pets = [SimpleNamespace(breed=i % 4, name=str(i)) for i in range(83)]
-    parts = [{p.name for p in share_of(pets, percent / 100, 3)} for percent in range(1, 100)]
+    parts = [{p.name for p in stratified_subset(pets, percent / 100, 3)} for percent in range(1, 100)]
     assert [len(part) for part in parts] == [round(83 * percent / 100) for percent in range(1, 100)]
     assert all(small <= large for small, large in zip(parts, parts[1:]))
     for part in parts:
         breeds = [sum(int(name) % 4 == breed for name in part) for breed in range(4)]
         assert max(breeds) - min(breeds) <= 2
-    assert parts[49] != {p.name for p in share_of(pets, 0.5, 4)}
-    assert share_of(pets, 0.001, 3) == []
+    assert parts[49] != {p.name for p in stratified_subset(pets, 0.5, 4)}
+    assert stratified_subset(pets, 0.001, 3) == []
 
 
 # -------------------------------------------------------------------------------------------------------------- recipes

@@ -15,7 +15,7 @@ import torch
 from conftest import SRC, TINY, assert_one_error, copy_run, run_ok, run_script
 from PIL import Image
 
-from oxford_pet import split_pets
+from data.index import split_samples
 from plot_dice_curve import runs_by_id
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
@@ -224,7 +224,7 @@ def test_evaluation_refuses_what_the_model_was_trained_on(trained, shared_datase
 
 def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
-    test_set = split_pets(shared_dataset).test
+    test_set = split_samples(shared_dataset).test
     model = ("--model", "saved_models/resnet34_unet_best.pth")
     said = run_ok("inference.py", *model, "--data_path", shared_dataset / "images", "--output_path", "out", cwd=folder)
     mean = float(re.search(r"mean Dice: (\d\.\d+) over 4 pictures", said)[1])
@@ -383,7 +383,7 @@ def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
 
 
 def test_the_plot_knows_where_a_run_was_resumed(trained, shared_dataset, tmp_path):
-    from checkpoint import resumed_after
+    from models.checkpoint import resumed_after
 
     folder = copy_run(trained, tmp_path)
     for _ in range(2):

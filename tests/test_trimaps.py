@@ -13,14 +13,17 @@ from sklearn.metrics import f1_score
 from test_own_pictures import write_own
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from checkpoint import build_from_checkpoint, load_checkpoint
-from losses import LOSSES, bce_loss, dice_loss
-from metrics import intervals
-from models import decisions, pet_logits, trimaps_of
-from panels import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE, draw_panel
-from pictures import read_trimap
-from precision import Precision
-from scoring import Scoring, decide_at_size, predict, score_picture
+from models.checkpoint import build_from_checkpoint, load_checkpoint
+from training.losses import LOSSES, bce_loss, dice_loss
+from evaluation.metrics import intervals
+from models.task import decisions, pet_logits, trimaps_of
+from models.task import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE
+from visual.panels import draw_panel
+from data.image_io import read_trimap
+from runtime.device import Precision
+from evaluation.config import EvalConfig
+from evaluation.predictor import Predictor, label_map_at_size
+from evaluation.evaluator import score_sample
 
 CPU = Precision(torch.device("cpu"))
 
@@ -83,7 +86,7 @@ def test_dice_of_each_class_is_scikit_learns():
         generator = torch.Generator().manual_seed(seed)
         trimap = torch.randint(1, 4, (1, 1, 20, 20), generator=generator, dtype=torch.uint8)
         view = decisions(torch.randn(1, 3, 20, 20, generator=generator))
-        row = score_picture([view], trimap, Scoring())
+        row = score_sample([view], trimap, EvalConfig())
         expected = f1_score(trimap.flatten(), trimaps_of(view).flatten(), labels=[1, 2, 3], average=None)
         assert [row[name] for name in ("pet_dice", "background_dice", "border_dice")] == pytest.approx(expected)
         rows.append(row)
@@ -111,10 +114,10 @@ def test_tta_averages_the_shares_of_the_classes():
 
 def test_a_threshold_moves_the_pet_and_not_the_border_within():
     decided = decisions(three(1, 8, 8))[0]
-    low, high = (decide_at_size(decided, cut, 16, 16) for cut in (-1.0, 1.0))
+    low, high = (label_map_at_size(decided, cut, 16, 16) for cut in (-1.0, 1.0))
     assert (high != 2).sum() < (low != 2).sum()
     assert np.array_equal(low[high != 2], high[high != 2])
-    assert set(np.unique(decide_at_size(decided[:1], 0.0, 8, 8))) == {1, 2}
+    assert set(np.unique(label_map_at_size(decided[:1], 0.0, 8, 8))) == {1, 2}
 
 
 def test_panels_show_three_colours():

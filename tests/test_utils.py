@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import utils
-from cli import UsageError
-from oxford_pet import sample_rng
+from runtime.errors import UsageError
+from runtime.seeding import sample_rng
 
 
 def masks(*rows):
@@ -151,30 +151,30 @@ def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
 
 
 def test_a_batch_is_drawn_like_its_samples():
-    dataset = utils.augment_dataset(FakeDataset(), 2, seed=1, colour_jitter=True)
+    dataset = utils.augment_dataset(FakeDataset(), 2, seed=1, color_jitter=True)
     batch = dataset.read_batch([(0, 3), (5, 12), 7])
     for row, key in enumerate([(0, 3), (5, 12), (0, 7)]):
         sample = dataset[key]
         assert torch.equal(batch["affine"][row], sample["affine"])
-        assert torch.equal(batch["colours"][row], sample["colours"])
-    assert torch.equal(batch["colours"][0], torch.ones(3))  # an original
-    assert "colours" not in utils.augment_dataset(FakeDataset(), 2, seed=1)[0]
+        assert torch.equal(batch["colors"][row], sample["colors"])
+    assert torch.equal(batch["colors"][0], torch.ones(3))  # an original
+    assert "colors" not in utils.augment_dataset(FakeDataset(), 2, seed=1)[0]
 
 
 def test_colours_by_hand():
     image = torch.tensor([[100.0, 200.0], [50.0, 150.0], [0.0, 100.0]]).view(1, 3, 1, 2)
-    torch.testing.assert_close(utils.apply_colours(image, torch.ones(1, 3)), image)
-    brighter = utils.apply_colours(image, torch.tensor([[1.1, 1.0, 1.0]]))
+    torch.testing.assert_close(apply_colors(image, torch.ones(1, 3)), image)
+    brighter = apply_colors(image, torch.tensor([[1.1, 1.0, 1.0]]))
     torch.testing.assert_close(brighter, image * 1.1)
-    flat = utils.apply_colours(image, torch.tensor([[1.0, 0.0, 1.0]]))
+    flat = apply_colors(image, torch.tensor([[1.0, 0.0, 1.0]]))
     torch.testing.assert_close(flat, torch.full_like(image, 100.0))
-    gray = utils.apply_colours(image, torch.tensor([[1.0, 1.0, 0.0]]))
+    gray = apply_colors(image, torch.tensor([[1.0, 1.0, 0.0]]))
     torch.testing.assert_close(gray[0, :, 0, 0], torch.full((3,), 0.299 * 100 + 0.587 * 50))
-    assert utils.apply_colours(image, torch.tensor([[9.0, 1.0, 1.0]])).max() == 255
+    assert apply_colors(image, torch.tensor([[9.0, 1.0, 1.0]])).max() == 255
 
 
 def test_colours_stay_within_their_strength():
-    draws = np.stack([utils.draw_colours(np.random.default_rng(i), 0.25) for i in range(100)])
+    draws = np.stack([utils.draw_colors(np.random.default_rng(i), 0.25) for i in range(100)])
     assert draws.min() >= 0.75
     assert draws.max() <= 1.25
     assert draws.std(0).min() > 0.1
