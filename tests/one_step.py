@@ -9,25 +9,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch  # noqa: E402  the path must be set first
 from test_precision import Plain, make_batch, make_run  # noqa: E402
 
-from distributed import join  # noqa: E402
-from engine import training_step  # noqa: E402
+from runtime.distributed import init_distributed  # noqa: E402
 
 
-def main(team, pieces: int) -> None:
-    torch.manual_seed(team.rank)  # the first one's weights count
-    run = make_run(Plain(), team, accumulate=pieces)
-    (keys,) = run.order
+def main(context, pieces: int) -> None:
+    torch.manual_seed(context.rank)  # the first one's weights count
+    run = make_run(Plain(), context, accumulate=pieces)
+    (keys,) = run.sampler
     batch, chosen = make_batch(), [index for _, index in keys]
     batch = {name: [values[i] for i in chosen] for name, values in batch.items()}
     batch = {name: values if name == "path" else torch.stack(values) for name, values in batch.items()}
-    figures = team.total(training_step(run, batch))
-    everything = team.collect(team.share(list(range(5))))
-    words = team.tell(f"process {team.rank}")
+    metrics = context.all_reduce_sum(run.train_batch(batch))
+    everything = context.all_gather(context.shard(list(range(5))))
+    words = context.broadcast(f"process {context.rank}")
     weights = [value.flatten().tolist() for value in run.state.model.parameters()]
-    print(json.dumps([figures.tolist(), weights, everything, words, team.largest(team.rank, -team.rank)]))
+    largest = context.all_reduce_max(context.rank, -context.rank)
+    print(json.dumps([metrics.tolist(), weights, everything, words, largest]))
 
 
 if __name__ == "__main__":
-    with join(torch.device("cpu")) as team:
+    with init_distributed(torch.device("cpu")) as context:
         for pieces in map(int, sys.argv[1:]):
-            main(team, pieces)
+            main(context, pieces)

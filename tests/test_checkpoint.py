@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-from runtime.errors import CheckpointError
+from models import build_model, checkpoint, encoder_weights
 from models.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from models.encoder_weights import load_encoder_weights
-from runtime.errors import RunError
-from models import build_model
+from runtime.errors import CheckpointError, RunError
 
 
 def content(**changes):
@@ -25,7 +23,7 @@ def content(**changes):
         "preprocessing": {"image_size": 64},
         "data": {"split": "official", "seed": 1, "fingerprints": {}, "train_names": ["a"]},
         "encoder_start": "from scratch",
-        "progress": {"run_id": "run-1", "history": [{"epoch": 1, "val_dice": 0.5}]},
+        "progress": {"run_id": "run-1", "planned_epochs": 1, "history": [{"epoch": 1, "val_dice": 0.5}]},
     }
     return {**base, **changes}
 
@@ -195,7 +193,7 @@ def test_versions_and_missing_parts(tmp_path):
     with pytest.raises(CheckpointError, match="format version 99.*update"):
         load_checkpoint(path)
     torch.save({"format": checkpoint.FORMAT, "format_version": 1, "weights": {}}, path)
-    with pytest.raises(CheckpointError, match="lacks model, preprocessing, data, encoder_start"):
+    with pytest.raises(CheckpointError, match="it lacks model, preprocessing, data, encoder_start"):
         load_checkpoint(path)
 
 
@@ -207,7 +205,7 @@ def test_models_are_rebuilt_and_misfits_named(tmp_path):
     with torch.inference_mode():
         assert torch.equal(model(images), again(images))
     assert not again.training
-    for broken in (content(), content(model={"name": "segnet", "config": {}})):
+    for broken in (content(), content(model={"name": "unet", "config": {"out_channels": 2}})):
         with pytest.raises(CheckpointError, match="file.pth: its weights do not fit"):
             build_from_checkpoint(broken, "file.pth")
 
@@ -258,22 +256,22 @@ def test_without_a_network_auto_warns_and_imagenet_is_an_error(offline, capsys):
     assert load_encoder_weights(model, "auto").startswith("from scratch")
     assert "FROM SCRATCH" in capsys.readouterr().err
     assert same(before, model.state_dict())
-    with pytest.raises(CheckpointError, match="ImageNet weights can't be had"):
+    with pytest.raises(CheckpointError, match="ImageNet weights are not available"):
         load_encoder_weights(model, "imagenet")
     assert load_encoder_weights(model, "none") == "from scratch"
     assert capsys.readouterr().err == ""
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(checkpoint, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(encoder_weights, "CONNECT_SECONDS", 0.2)
 
     def never(*_args, **_options):
         time.sleep(3)
         raise OSError("too late")
 
-    monkeypatch.setattr(checkpoint.urllib.request, "urlopen", never)
+    monkeypatch.setattr(encoder_weights.urllib.request, "urlopen", never)
     with pytest.raises(TimeoutError, match="within 0.2 seconds"):
-        checkpoint._require_answer("https://example.org/weights.pth")
+        encoder_weights._require_answer("https://example.org/weights.pth")
 
 
 def test_a_server_that_falls_silent_is_given_up(offline, monkeypatch, capsys):
@@ -297,7 +295,7 @@ def test_a_server_that_falls_silent_is_given_up(offline, monkeypatch, capsys):
     weights = ResNet34_Weights.IMAGENET1K_V1
     address = f"http://127.0.0.1:{server.server_port}/resnet34-b627a593.pth"
     monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
-    monkeypatch.setattr(checkpoint, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(encoder_weights, "CONNECT_SECONDS", 0.5)
     assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
     assert "timed out" in capsys.readouterr().err
     gone.set()
@@ -322,7 +320,7 @@ def test_a_damaged_cache_makes_auto_start_from_scratch(tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert "FROM SCRATCH" in said
     assert len(said.strip().splitlines()) == 1
-    with pytest.raises(CheckpointError, match="can't be had"):
+    with pytest.raises(CheckpointError, match="are not available"):
         load_encoder_weights(build_model("resnet34_unet"), "imagenet")
 
 

@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import make_dataset
 
-import download as download_module
+import data.download as download_module
 import oxford_pet
 from data.download import download
 from data.index import find_root, list_samples, split_samples

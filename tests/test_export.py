@@ -10,9 +10,9 @@ import torch
 from conftest import assert_one_error, run_ok, run_script
 from PIL import Image
 
+from export import check
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from runtime.errors import RunError
-from export import check
 
 # As in the README: nothing but the file, and the library that its format asks for.
 ALONE = {
@@ -77,7 +77,7 @@ def test_a_network_that_differs_is_not_passed_off(exported, trained):
 def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_path):
     flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--data_path")
     said = run_ok("export.py", *flags, shared_dataset / "images", cwd=tmp_path)
-    assert "of the masks of 4 pictures 100.00000%" in said
+    assert "of the masks of 4 images 100.00000%" in said
     assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
     assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
     assert_one_error(run_script("export.py", "--save_dir", ".", cwd=tmp_path), "no checkpoint")

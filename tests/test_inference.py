@@ -14,10 +14,10 @@ import torch
 from conftest import assert_one_error, run_ok, run_script
 from PIL import Image, ImageDraw
 
+from data.image_io import read_image
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from visual.gallery import write_gallery
 from visual.panels import draw_outline
-from data.image_io import read_image
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_everything_that_is_a_picture_comes_out_and_the_rest_is_listed(tmp_path,
     kinds = "masks,probabilities,overlays,cutouts,panels"
     flags = (*model_flags, "--data_path", "odd", "--output_path", "out", "--save", kinds)
     done = run_script("inference.py", *flags, "--batch_size", 3, cwd=tmp_path)
-    assert_one_error(done, f"2 of {len(sizes) + 2} pictures", "text.jpg", "cut off.jpg", status=1)
+    assert_one_error(done, f"2 of {len(sizes) + 2} images", "text.jpg", "cut off.jpg", status=1)
     for name, (width, height) in sizes.items():
         stem = name.replace(".", "_") if name.startswith("same") else name.rpartition(".")[0]
         found = {kind: Image.open(tmp_path / f"out/{stem}_{kind}.png") for kind in ("mask", "probability", "overlay")}
@@ -153,7 +153,7 @@ def test_folders_below_and_patterns(tmp_path, model_flags):
     for _ in range(2):
         run_ok("inference.py", *flags, "in/a/out", "--data_path", "in/a/**/*.png", cwd=tmp_path)
     assert masks("in/a/out") == ["b/one_mask.png", "one_mask.png"]
-    assert_one_error(run_script("inference.py", *flags, "no", "--data_path", "in/*.gif", cwd=tmp_path), "no pictures")
+    assert_one_error(run_script("inference.py", *flags, "no", "--data_path", "in/*.gif", cwd=tmp_path), "no images")
 
 
 def test_a_log_that_can_not_be_continued_is_told_before_the_work(tmp_path, model_flags):
@@ -177,16 +177,16 @@ def test_results_never_come_to_lie_among_pictures(tmp_path, model_flags, dataset
         ("--data_path", dataset, "--output_path", dataset / "annotations/trimaps"),
     ):
         done = run_script("inference.py", *model_flags, *flags, "--save", "masks", cwd=tmp_path)
-        assert_one_error(done, "is where the pictures are")
+        assert_one_error(done, "is where the images or masks are")
     assert (tmp_path / "self/a/x_mask.png").read_bytes() == before
     flags = ("--data_path", dataset, "--allow_seen", "--worst", 1, "--output_path", dataset / "images")
-    assert_one_error(run_script("evaluate.py", *model_flags, *flags, cwd=tmp_path), "is a folder of the dataset")
+    assert_one_error(run_script("evaluate.py", *model_flags, *flags, cwd=tmp_path), "is where the images or masks are")
     # Where results lie below the pictures, a second run does not take them for pictures.
     (tmp_path / "few").mkdir()
     scene().save(tmp_path / "few/one.png")
     for _ in range(2):
         flags = ("--data_path", ".", "--recursive", "--save_results", "--save", "masks")
-        assert "Segmenting 1 pictures" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path / "few")
+        assert "Segmenting 1 images" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path / "few")
 
 
 def test_names_and_files_that_try_everything(tmp_path, model_flags):
@@ -219,7 +219,7 @@ def test_a_bomb_is_refused_and_a_large_picture_is_not(tmp_path, model_flags):
     Image.new("1", (20000, 10000)).save(tmp_path / "in/bomb.png")
     flags = (*model_flags, "--data_path", "in", "--output_path", "out", "--save", "masks")
     done = run_script("inference.py", *flags, cwd=tmp_path)
-    assert_one_error(done, "1 of 2 pictures", "bomb.png", "decompression bomb", status=1)
+    assert_one_error(done, "1 of 2 images", "bomb.png", "decompression bomb", status=1)
     assert Image.open(tmp_path / "out/large_mask.png").size == (6000, 5000)
 
 

@@ -11,17 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torture
 from conftest import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script
 
-import cli
-import run_state
-import utils
 from models.checkpoint import load_checkpoint
+from runtime import files
+from runtime.errors import UsageError
+from training.config import TrainConfig
+from training.run_state import archive_previous_run, lock_run
 
 
 def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subprocess.Popen:
@@ -77,7 +77,7 @@ def test_a_second_run_on_the_same_files_does_not_start(tmp_path, shared_dataset)
 def test_a_second_ctrl_c_leaves_at_once_with_files_intact(tmp_path, shared_dataset):
     run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved_models").glob("*.pth")}
-    slow = (SRC.parent / "tests/slow_writes.py",)
+    slow = (SRC.parent / "tools/slow_writes.py",)
     process = start(tmp_path, "--data_path", shared_dataset, "--resume", "--epochs", 500, program=slow)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -184,7 +184,7 @@ def test_a_checkpoint_without_training_state_is_no_run_to_go_on_with(tmp_path, t
     torch.save(content, tmp_path / "saved_models/resnet34_unet_best.pth")
     flags = ("--data_path", shared_dataset)
     done = run_script("train.py", *flags, "--resume", "saved_models/resnet34_unet_best.pth", cwd=tmp_path)
-    assert_one_error(done, "no state of training")
+    assert_one_error(done, "no training state")
     run_ok("evaluate.py", *flags, cwd=tmp_path)  # but it can be scored
 
 
@@ -237,7 +237,7 @@ def test_a_run_that_fails_at_once_leaves_the_earlier_one_alone(tmp_path, trained
 def test_a_spoilt_log_of_an_earlier_run_is_renamed_like_any_other(tmp_path):
     log = tmp_path / "unet_training_log.csv"
     log.write_text("run_id,epoch\nsome,1,more\n")
-    (moved,) = run_state.archive_files(SimpleNamespace(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
+    (moved,) = archive_previous_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
     assert moved.name.startswith("unet_training_log_unknown-")
     assert moved.is_file()
     assert not log.exists()
@@ -247,9 +247,9 @@ def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
     def lockf(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(utils.fcntl, "lockf", lockf)
-    with pytest.raises(cli.UsageError, match=r"\.unet\.lock can't be locked \(Function not implemented\)"):
-        run_state.claim_names(SimpleNamespace(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    with pytest.raises(UsageError, match=r"\.unet\.lock can't be locked \(Function not implemented\)"):
+        lock_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
 
 
 def test_two_runs_with_one_log_folder_do_not_start(tmp_path, shared_dataset):
@@ -321,9 +321,12 @@ def test_torture_in_short(capsys):
 SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION = """
 import sys
 sys.path.insert(0, {src!r})
-import cli, engine, train
+import train
+from runtime import cli
+from runtime.errors import Interrupted
+from training import trainer
 
-step = engine.training_step
+step = trainer.Trainer.train_batch
 
 def saving(run, batch):
     if run.state.progress.step == 1:
@@ -331,9 +334,9 @@ def saving(run, batch):
     return step(run, batch)
 
 def stopped(*args, **kwargs):
-    raise cli.Interrupted(15)
+    raise Interrupted(15)
 
-engine.training_step, engine.measure = saving, stopped
+trainer.Trainer.train_batch, trainer.validate = saving, stopped
 cli.run(train.main)
 """
 
@@ -357,8 +360,8 @@ def test_figures_of_an_epoch_survive_a_save_in_it_and_a_stop_in_validation(tmp_p
 
 
 def test_one_of_several_processes_is_patient_with_signals():
-    from runtime.errors import Interrupted
     from runtime.cli import StopRequest
+    from runtime.errors import Interrupted
 
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:

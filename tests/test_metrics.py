@@ -12,14 +12,15 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 import utils
-from data.loader import make_loader, shard_batches
-from evaluation.metrics import COUNTS, boundary_f, differences, intervals, summarize
-from models import SegmentationModel
 from data.datasets import load_dataset
-from runtime.device import Precision
+from data.loader import make_loader, shard_batches
 from evaluation.config import EvalConfig
 from evaluation.evaluator import find_threshold, score_sample, score_samples
-from evaluation.predictor import Predictor, resize_logits
+from evaluation.metrics import COUNTS, boundary_f, differences, intervals, summarize
+from evaluation.predictor import Prediction, Predictor, resize_logits
+from models import SegmentationModel
+from models.task import TASKS
+from runtime.device import Precision
 
 CPU = Precision(torch.device("cpu"))
 
@@ -102,13 +103,16 @@ def test_empty_full_and_one_pixel_by_hand():
 def test_the_border_can_be_left_out():
     trimap = torch.tensor([[1, 1, 3, 2], [1, 3, 3, 2]])[None, None]
     logits = torch.tensor([[1.0, -1, 1, 1], [1, 1, -1, -1]])[None, None]
-    with_border = score_sample([logits], trimap, EvalConfig())
-    without = score_sample([logits], trimap, EvalConfig(ignore_border=True))
+    with_border = score_sample(Prediction(logits, logits), trimap, TASKS["binary"], EvalConfig())
+    without = score_sample(Prediction(logits, logits), trimap, TASKS["binary"], EvalConfig(ignore_border=True))
     assert [with_border[name] for name in COUNTS] == [4, 1, 2, 1]
     assert [without[name] for name in COUNTS] == [2, 1, 1, 1]
     assert without["dice"] == pytest.approx(2 / 3)
     assert math.isnan(without["boundary_f"])
-    assert score_sample([logits], trimap, EvalConfig(cut=1.0))["true_positives"] == 0
+    assert (
+        score_sample(Prediction(logits, logits), trimap, TASKS["binary"], EvalConfig(threshold=0.75))["true_positives"]
+        == 0
+    )
 
 
 def test_intervals_are_those_of_statistics():
@@ -152,16 +156,16 @@ class Leaning(Brightness):
 
 def test_tta_flips_there_and_back():
     gray = Leaning().mean.expand(2, 3, 64, 64)
-    plain, tta = predict(Leaning(), gray, CPU, tta=True)
+    plain, tta = Predictor(Leaning(), CPU, tta=True).predict(gray)
     assert torch.allclose(plain, torch.linspace(1, -1, 64).expand(2, 1, 64, 64), atol=1e-5)
-    assert torch.equal(plain, predict(Leaning(), gray, CPU, tta=False)[0])
+    assert torch.equal(plain, Predictor(Leaning(), CPU).predict(gray).final)
     assert torch.allclose(tta, torch.zeros(2, 1, 64, 64), atol=1e-5)  # straight and flipped, the leaning is gone
 
 
 def test_tta_scales_there_and_back():
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     images = (128 + 60 * torch.sin(x / 9) * torch.cos(y / 11)).expand(1, 3, 64, 64)
-    plain, tta = predict(Brightness(), images, CPU, tta=True)
+    plain, tta = Predictor(Brightness(), CPU, tta=True).predict(images)
     assert tta.shape == plain.shape
     assert (tta - plain).abs().max() < 0.05
     assert not torch.equal(tta, plain)
@@ -180,18 +184,17 @@ class Watched(Brightness):
 @pytest.mark.parametrize(("size", "scales"), [(64, (64, 32, 96)), (100, (128, 96, 160)), (256, (256, 192, 320))])
 def test_tta_has_three_scales_at_any_size_and_takes_six_passes(size, scales):
     model = Watched()
-    predict(model, torch.zeros(1, 3, size, size, dtype=torch.uint8), CPU, tta=True)
+    Predictor(model, CPU, tta=True).predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     assert model.seen == [scale for scale in scales for _ in range(2)]
 
 
 def test_the_best_threshold_is_found(dataset):
     pets = load_dataset(dataset, "train", image_size=64)
     loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 5))
-    threshold, dice = find_threshold(Brightness(), pets, loader, CPU, EvalConfig())
+    threshold, dice = find_threshold(Predictor(Brightness(), CPU), pets, loader, EvalConfig())
     by_hand = {}
     for level in range(5, 96):
-        cut = math.log(level / (100 - level))
-        rows = score_samples(Brightness(), pets, loader, CPU, EvalConfig(cut=cut))
+        rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(threshold=level / 100))
         by_hand[level / 100] = np.mean([row["dice"] for row in rows])
     assert dice == pytest.approx(max(by_hand.values()), abs=1e-4)
     assert by_hand[threshold] == pytest.approx(dice, abs=1e-4)
@@ -201,13 +204,13 @@ def test_the_best_threshold_is_found(dataset):
 def test_scores_at_the_own_size_are_those_of_the_resized_prediction(dataset):
     pets = load_dataset(dataset, "test", image_size=64)
     loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 3))
-    rows = score_samples(Brightness(), pets, loader, CPU, EvalConfig(original_size=True))
-    assert [row["name"] for row in rows] == [pet.name for pet in pets.pets]
+    rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(original_size=True))
+    assert [row["name"] for row in rows] == [sample.name for sample in pets.samples]
     from data.datasets import OxfordPetDataset
 
     for row, own, small in zip(rows, OxfordPetDataset(dataset, "test"), pets):
-        logits = predict(Brightness(), small["image"][None], CPU, tta=False)[0][0]
-        mask = resize_logits(logits, *own["mask"].shape).numpy() > 0
+        logits = Predictor(Brightness(), CPU).predict(small["image"][None]).final[0]
+        mask = resize_logits(logits, *own["mask"].shape)[0].numpy() > 0
         assert (row["height"], row["width"]) == own["mask"].shape == (64, 80)
         assert row["dice"] == pytest.approx(sk.f1_score(own["mask"].ravel(), mask.ravel()), abs=1e-6)
 
@@ -222,7 +225,7 @@ def test_evaluation_tells_everything(trained, shared_dataset, tmp_path):
     options = ("--original_size", "--tta", "--find_threshold", "--compare", last)
     said = run_ok(*base, *files, *options, cwd=tmp_path)
     for words in (
-        "Scores at the pictures' own sizes",
+        "Scores at the images' own sizes",
         "95 % interval",
         "cats",
         "dog2",

@@ -8,12 +8,12 @@ import torch
 from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
 from PIL import Image
 
-from models.checkpoint import load_checkpoint
-from data.datasets import SimpleOxfordPetDataset
-from data.index import describe_layout, find_copies, find_root, list_samples, split_samples
-from runtime.errors import DatasetError
-from data.image_io import read_mask, read_pair
 from data.cache import open_cache
+from data.datasets import SimpleOxfordPetDataset
+from data.image_io import read_mask, read_pair
+from data.index import describe_layout, find_copies, find_root, list_samples, split_samples
+from models.checkpoint import load_checkpoint
+from runtime.errors import DatasetError
 
 
 def disc(i: int, width: int = 60, height: int = 44):
@@ -89,7 +89,7 @@ def shared_own(tmp_path_factory):
 
 def test_own_folder_is_recognised_paired_and_split(shared_own):
     assert find_root(shared_own / "images") == shared_own
-    assert describe_layout(shared_own) == "own pictures: images/ and masks/"
+    assert describe_layout(shared_own) == "own images: images/ and masks/"
     parts = split_samples(shared_own)
     assert [len(part) for part in parts[:3]] == [32, 4, 4]
     for mode in ("train", "valid", "test"):
@@ -100,10 +100,10 @@ def test_own_folder_is_recognised_paired_and_split(shared_own):
 
 def test_own_folder_trains_evaluates_and_infers_with_nothing_but_its_path(shared_own, tmp_path):
     said = run_ok("train.py", "--data_path", shared_own, "--epochs", 1, *TINY, cwd=tmp_path)
-    assert "(own pictures: images/ and masks/), split 80-10-10: 32 train, 4 valid, 4 test" in said
-    assert "4 test pictures" in run_ok("evaluate.py", "--data_path", shared_own, cwd=tmp_path)
+    assert "(own images: images/ and masks/), split 80-10-10: 32 train, 4 valid, 4 test" in said
+    assert "4 test images" in run_ok("evaluate.py", "--data_path", shared_own, cwd=tmp_path)
     said = run_ok("inference.py", "--data_path", shared_own, "--output_path", "out", cwd=tmp_path)
-    assert "over 4 pictures with ground truth" in said
+    assert "over 4 images with ground truth" in said
     assert len(list((tmp_path / "out").glob("*_panel.png"))) == 4
 
 
@@ -112,18 +112,18 @@ def test_a_checkpoint_of_another_dataset_takes_own_pictures(shared_own, shared_d
     content["data"]["split"] = "official"
     torch.save(content, tmp_path / "official.pth")
     flags = ("--model_path", "official.pth", "--data_path")
-    assert "4 test pictures" in run_ok("evaluate.py", *flags, shared_own, cwd=tmp_path)
+    assert "4 test images" in run_ok("evaluate.py", *flags, shared_own, cwd=tmp_path)
     few = write_own(tmp_path / "few", count=4)  # which no split can divide
     for path in (few, few / "images"):
         said = run_ok("inference.py", *flags, path, cwd=tmp_path)
-        assert "over 4 pictures with ground truth" in said
+        assert "over 4 images with ground truth" in said
 
 
 def test_pets_layout_without_lists(tmp_path):
     root = make_dataset(tmp_path / "data")
     for name in ("list", "trainval", "test"):
         (root / f"annotations/{name}.txt").unlink()
-    assert describe_layout(root) == "the pets' layout without lists"
+    assert describe_layout(root) == "Oxford-IIIT Pet layout without lists"
     parts = split_samples(root)
     assert [len(part) for part in parts[:3]] == [32, 4, 4]
     assert len({pet.breed for pet in parts.train}) == 4
@@ -318,9 +318,9 @@ def png_with_a_flipped_byte(root):
 BAD = [
     (no_masks_at_all, ["40 faults", "has no mask", "..."]),
     (one_mask_missing, ["1 fault:", "photo 0.jpg has no mask"]),
-    (one_picture_missing, ["1 fault:", "photo 0.png has no picture"]),
+    (one_picture_missing, ["1 fault:", "photo 0.png has no image"]),
     (twelve_masks_missing, ["12 faults", "| ..."]),
-    (stems_differ_in_case, ["photo 0.jpg has no mask", "Photo 0.png has no picture"]),
+    (stems_differ_in_case, ["photo 0.jpg has no mask", "Photo 0.png has no image"]),
     (two_pictures_of_one_stem, ["photo 0.bmp", "the same stem"]),
     (three_values, ["photo 0.png is no mask", "3 values"]),
     (jpeg_masks, ["photo 0.png is no mask", "save it as PNG"]),
@@ -337,9 +337,9 @@ BAD = [
     (picture_is_a_folder, ["photo 0.jpg can't be read"]),
     (picture_is_a_dead_link, ["photo 0.jpg"]),
     (bomb, ["photo 0.png can't be read", "decompression bomb"]),
-    (too_few, ["5 pictures in all", "ten different ones are the least"]),
+    (too_few, ["5 images in all", "ten different ones are the least"]),
     (only_copies, ["is empty", "were moved into training as copies"]),
-    (empty_folders, ["is empty", "0 pictures in all"]),
+    (empty_folders, ["is empty", "0 images in all"]),
     (no_masks_folder, ["no images/ beside annotations/ or masks/"]),
     (png_with_a_flipped_byte, ["photo 0.png"]),
 ]
@@ -352,9 +352,9 @@ def test_bad_data_is_one_clear_line_and_never_trained_on(own, break_it, words):
         with pytest.raises(DatasetError) as caught:
             root = find_root(own)
             parts = split_samples(root)
-            records = open_cache(root, 64) if cached else None
+            cache = open_cache(root, 64) if cached else None
             for mode in ("train", "valid", "test"):
-                list(SimpleOxfordPetDataset(root, mode, split=parts, image_size=64, records=records))
+                list(SimpleOxfordPetDataset(root, mode, split=parts, image_size=64, cache=cache))
         for word in words:
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -377,7 +377,7 @@ def test_bad_data_ends_the_scripts_with_that_line(own, tmp_path, break_it):
 
 def test_check_passes_whole_data_and_counts(shared_own, shared_dataset, tmp_path):
     said = run_ok("oxford_pet.py", "--check", "--data_path", shared_own, cwd=tmp_path)
-    assert "own pictures: images/ and masks/, 40 pictures" in said
+    assert "own images: images/ and masks/, 40 images" in said
     assert "JPEG RGB" in said
     assert "TIFF CMYK" in said
     assert said.splitlines()[-1] == "No faults."
@@ -404,7 +404,7 @@ def test_check_names_a_bomb_and_goes_on(own, tmp_path):
 
 def test_preview_shows_pictures_and_variants_with_outlines(shared_own, tmp_path):
     said = run_ok("oxford_pet.py", "--preview", "sheets/sheet.png", "--data_path", shared_own, cwd=tmp_path)
-    assert "Drew 6 pictures (left) and 5 variants of each" in said
+    assert "Drew 6 images (left) and 5 variants of each" in said
     pixels = np.asarray(Image.open(tmp_path / "sheets/sheet.png")).astype(int)
     assert pixels.shape == (6 * 196 + 4, 6 * 196 + 4, 3)
     outline = (np.abs(pixels - [255, 0, 255]).sum(2) == 0).reshape(6 * 196 + 4, -1)
@@ -419,6 +419,6 @@ def test_preview_shows_pictures_and_variants_with_outlines(shared_own, tmp_path)
 def test_color_jitter_needs_augment_and_trains(shared_own, tmp_path):
     flags = ("train.py", "--data_path", shared_own, "--epochs", 1, *TINY, "--color_jitter")
     assert_one_error(run_script(*flags, cwd=tmp_path), "--color_jitter", "--augment")
-    assert "augment online, medium, colour jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
+    assert "augment online, medium, color jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
     settings = torch.load(tmp_path / "saved_models/resnet34_unet_last.pth", weights_only=True)["settings"]
     assert settings["color_jitter"] is True

@@ -6,9 +6,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
+from data.image_io import read_image, read_trimap
 from data.index import find_root, fingerprint, list_samples, read_list, split_samples
 from runtime.errors import DatasetError
-from data.image_io import read_image, read_trimap
 
 
 def names(pets):
@@ -83,7 +83,7 @@ def test_samples_at_their_own_size(shared_dataset):
     sample = dataset[0]
     assert sample["image"].shape == (64, 80, 3)
     assert sample["mask"].shape == sample["trimap"].shape == (64, 80)
-    assert sample["path"] == str(dataset.pets[0].image_path)
+    assert sample["path"] == str(dataset.samples[0].image_path)
     np.testing.assert_array_equal(sample["mask"], sample["trimap"] != 2)
 
 
@@ -257,8 +257,8 @@ def break_trimap(root):
         (break_by_listing_twice, ["dog3_39 stands in list.txt more than once"]),
         (break_encoding, ["list.txt is no text in UTF-8"]),
         (break_missing_images, ["35 of the 80 listed files are missing", "--download"]),
-        (break_empty_list, ["is empty", "0 pictures in all"]),
-        (break_small_list, ["is empty", "1 pictures in all"]),
+        (break_empty_list, ["is empty", "0 images in all"]),
+        (break_small_list, ["is empty", "1 images in all"]),
         (break_image, ["Cat0_0.jpg can't be read", "replace"]),
         (break_image_truncated, ["Cat0_0.jpg can't be read", "truncated"]),
         (break_trimap_values, ["Cat0_0.png is no trimap", "255", "only 1 (pet), 2 (background) and 3 (border)"]),
@@ -288,11 +288,11 @@ def test_an_error_in_a_worker_process_is_one_line_too(dataset):
     for pet in read_list(dataset, "list"):
         pet.image_path.write_bytes(f"no picture of {pet.name}".encode())
     done = train_on(dataset, "--num_workers", 2, "--image_size", 64, "--encoder_weights", "none", "--cache", "off")
-    assert_one_error(done, "can't be read as a picture", "replace the file")
+    assert_one_error(done, "can't be read as an image", "replace the file")
 
 
 def test_command_line_counts(shared_dataset, tmp_path):
     said = run_ok("oxford_pet.py", "--data_path", shared_dataset, cwd=tmp_path)
-    assert "(the pets' layout), split 80-10-10: 32 train, 4 valid, 4 test" in said
+    assert "(Oxford-IIIT Pet layout), split 80-10-10: 32 train, 4 valid, 4 test" in said
     said = run_ok("oxford_pet.py", "--data_path", shared_dataset, "--split", "official", cwd=tmp_path)
     assert "official: 24 train, 2 valid, 14 test" in said

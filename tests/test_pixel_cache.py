@@ -10,11 +10,11 @@ import torch
 from conftest import SRC, TINY, run_ok
 from PIL import Image
 
-import pixel_cache
+from data import cache as pixel_cache
+from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
 from data.index import list_samples, split_samples
 from runtime.errors import DatasetError
-from data.cache import open_cache
 
 
 def caches(root):
@@ -25,13 +25,13 @@ def caches(root):
 def test_cached_samples_are_the_same_bit_for_bit(dataset, uncertain):
     options = {"image_size": 48, "augment_uncertain": uncertain}
     decoded = SimpleOxfordPetDataset(dataset, "train", **options)
-    cached = SimpleOxfordPetDataset(dataset, "train", records=open_cache(dataset, 48), **options)
+    cached = SimpleOxfordPetDataset(dataset, "train", cache=open_cache(dataset, 48), **options)
     for key in [0, 5, (3, 5), (4, 5)]:
         for (name, a), b in zip(decoded[key].items(), cached[key].values()):
             assert a == b if name == "path" else torch.equal(a, b), name
     a, b = decoded.read_batch([(1, 2), 7, (0, 2)]), cached.read_batch([(1, 2), 7, (0, 2)])
     assert all(torch.equal(a[name], b[name]) for name in ("image", "mask", "trimap"))
-    assert a["path"] == b["path"] == [str(cached.pets[i].image_path) for i in (2, 7, 2)]
+    assert a["path"] == b["path"] == [str(cached.samples[i].image_path) for i in (2, 7, 2)]
 
 
 def test_the_file_is_a_plain_array(dataset):
@@ -81,7 +81,7 @@ def test_split_and_seed_share_one_cache(dataset, capsys):
     for split, seed in (("official", 1), ("80-10-10", 2)):
         parts = split_samples(dataset, split, seed)
         records = open_cache(dataset, 32)
-        assert len(list(SimpleOxfordPetDataset(dataset, "test", split=parts, image_size=32, records=records))) > 3
+        assert len(list(SimpleOxfordPetDataset(dataset, "test", split=parts, image_size=32, cache=records))) > 3
     assert capsys.readouterr().out == ""
 
 
@@ -89,7 +89,7 @@ def test_no_room_or_no_right_to_write_falls_back_and_says_so(dataset, monkeypatc
     usage = shutil.disk_usage(dataset)
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     assert open_cache(dataset, 32) is None
-    assert "decoded anew" in capsys.readouterr().err
+    assert "decoded at every access" in capsys.readouterr().err
     monkeypatch.undo()
 
     def read_only(self, *_args, **_options):
@@ -123,7 +123,7 @@ def test_a_cache_that_was_cut_off_is_made_anew(dataset):
 
 def test_several_processes_at_once_make_one_cache(dataset):
     code = (
-        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; from pixel_cache import open_cache; "
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; from data.cache import open_cache; "
         f"print(open_cache(Path({str(dataset)!r}), 64).file)"
     )
 
@@ -140,7 +140,8 @@ def test_several_processes_at_once_make_one_cache(dataset):
 
 def test_a_kill_while_it_is_made_leaves_nothing_that_is_used(dataset):
     code = (
-        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; import pixel_cache, time; "
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; import time; "
+        "from data import cache as pixel_cache; "
         "pixel_cache._fill = lambda stream, *_: (stream.write(b'half'), stream.flush(), print('writing', flush=True), "
         f"time.sleep(60)); pixel_cache.open_cache(Path({str(dataset)!r}), 64)"
     )
@@ -175,7 +176,7 @@ def test_training_is_the_same_with_and_without_for_any_number_of_workers(dataset
 def test_reading_does_not_fill_the_memory(dataset):
     code = (
         f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path\n"
-        "import numpy as np; from pixel_cache import PixelCache\n"
+        "import numpy as np; from data.cache import PixelCache\n"
         f"file = Path({str(dataset)!r}) / 'big.npy'\n"
         "array = np.lib.format.open_memmap(file, 'w+', np.uint8, (1500, 4, 256, 256)); array.flush(); del array\n"
         "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"

@@ -13,19 +13,23 @@ from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_scri
 from torch import nn
 from torch.nn import functional as F
 
-import cli
+from data.augment import BatchAugmentation
 from data.loader import ResumableBatchSampler
-from models.checkpoint import load_checkpoint
-from runtime.errors import RunError
-from runtime.distributed import SINGLE_PROCESS
-from training.trainer import Trainer, fetch_metrics, training_step
-from training.losses import bce_loss
 from models import MODELS, UNet, build_model
+from models.checkpoint import load_checkpoint
+from models.task import TASKS
 from models.unet import MaxPool, UpBlock
+from runtime import cli
 from runtime.device import Precision, choose_precision, copy_to_device
+from runtime.distributed import SINGLE_PROCESS
+from runtime.errors import RunError
+from training.config import TrainConfig
+from training.losses import LOSSES, bce_loss
 from training.run_state import Progress, RunState
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
+PLAIN = BatchAugmentation()
 
 
 # --------------------------------------------------------------------------------------------------- what is chosen
@@ -60,12 +64,12 @@ def test_precision_is_that_of_convolutions_alone():
     with torch.inference_mode():
         exact = model(images)
         how = Precision(CPU, torch.bfloat16, channels_last=True)
-        how.place(model)
+        how.to_device(model)
         with how.autocast():
-            logits = model(how.move(images))
+            logits = model(how.prepare_images(images))
     assert logits.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert how.move(images).is_contiguous(memory_format=torch.channels_last)
+    assert how.prepare_images(images).is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(logits.float(), exact)
     assert (logits.float() - exact).abs().max() < 0.05 * exact.abs().max()
 
@@ -130,6 +134,8 @@ def test_checkpointed_activations_are_fewer():
 class Plain(nn.Module):
     """A network without batch norm, so that images don't touch each other."""
 
+    task, stride = TASKS["binary"], 4
+
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
@@ -138,23 +144,22 @@ class Plain(nn.Module):
         return self.layers(images / 255)
 
 
-def make_run(model, team=SINGLE_PROCESS, images=7, accumulate=1, **options) -> Trainer:
-    """The least that the loop's functions need."""
-    args = SimpleNamespace(accumulate=accumulate, scheduler="none", model_name="unet", save_dir="nowhere", **options)
-    args.classes, args.multi_scale, args.mix = "binary", 0.0, "none"
+def make_run(model, context=SINGLE_PROCESS, images=7, augmentation=PLAIN, ema=None, **flags) -> Trainer:
+    """The least that the loop's methods need."""
+    config = TrainConfig(scheduler="none", model_name="unet", save_dir="nowhere", **flags)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = RunState(args, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
     return Trainer(
-        state=state,
-        forward=team.wrap(model),
-        order=ResumableBatchSampler(images, images, 0, team),
+        state=RunState(config, model, ema, optimizer, None, scaler, {}, "", Progress("run", 1), None),
+        forward=context.wrap_model(model),
+        sampler=ResumableBatchSampler(images, images, 0, context),
         train_loader=None,
         valid_loader=None,
-        loss_fn=bce_loss,
+        augmentation=augmentation,
         precision=Precision(CPU),
-        team=team,
+        context=context,
         stop=None,
+        totals=torch.zeros(3, dtype=torch.float64),
     )
 
 
@@ -168,8 +173,8 @@ def test_a_step_in_pieces_is_the_whole_step(pieces):
     whole = Plain()
     parts = copy.deepcopy(whole)
     before = whole.layers[0].weight.clone()
-    figures = training_step(make_run(whole), make_batch())
-    in_parts = training_step(make_run(parts, accumulate=pieces), make_batch())
+    figures = make_run(whole).train_batch(make_batch())
+    in_parts = make_run(parts, accumulate=pieces).train_batch(make_batch())
     assert torch.allclose(figures, in_parts, rtol=1e-5)
     assert figures[2] == in_parts[2] == 7
     assert not torch.allclose(whole.layers[0].weight, before, atol=1e-3)
@@ -179,17 +184,18 @@ def test_a_step_in_pieces_is_the_whole_step(pieces):
 
 @pytest.mark.parametrize("scaled", [False, True])  # as fp16 needs it
 @pytest.mark.parametrize("steepness", [1e-3, 1e3])
-def test_gradients_are_no_longer_than_one(steepness, scaled):
+def test_gradients_are_no_longer_than_one(steepness, scaled, monkeypatch):
     model = Plain()
     images, masks = make_batch()["image"], make_batch()["mask"]
-    gradients = torch.autograd.grad(steepness * bce_loss(model(images), masks), tuple(model.parameters()))
+    loss = steepness * bce_loss(model(images), masks, model.task)
+    gradients = torch.autograd.grad(loss, tuple(model.parameters()))
     length = torch.cat([g.flatten() for g in gradients]).norm().item()
     assert (length < 0.1) if steepness < 1 else (length > 10)
     before = [p.detach().clone() for p in model.parameters()]
-    run = make_run(model)
-    run.loss_fn = lambda *both: steepness * bce_loss(*both)
+    run = make_run(model, loss="steep")
+    monkeypatch.setitem(LOSSES, "steep", lambda *inputs: steepness * bce_loss(*inputs))
     run.state.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    training_step(run, make_batch())
+    run.train_batch(make_batch())
     moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before)]).norm().item()
     assert moved == pytest.approx(0.5 * min(1.0, length), rel=1e-3)  # 0.5 is the learning rate
 
@@ -198,14 +204,14 @@ def test_figures_do_not_depend_on_when_they_are_fetched():
     rows = torch.rand(50, 3) * 1000
     totals = []
     for every in (1, 7, 50):
-        run, sums = make_run(Plain()), torch.zeros(3, dtype=torch.float64)
+        run = make_run(Plain())
         for i, row in enumerate(rows, start=1):
-            run.recent.append((row, ["a.jpg"]))
+            run.pending.append((row, ["a.jpg"]))
             if i % every == 0:
-                fetch_metrics(run, sums)
-        fetch_metrics(run, sums)
-        assert not run.recent
-        totals.append(sums)
+                run.fetch_metrics()
+        run.fetch_metrics()
+        assert not run.pending
+        totals.append(run.totals)
     assert torch.equal(totals[0], totals[1])
     assert torch.equal(totals[0], totals[2])
     assert torch.allclose(totals[0], rows.double().sum(0))
@@ -213,12 +219,12 @@ def test_figures_do_not_depend_on_when_they_are_fetched():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_found_late_and_named_rightly(bad):
-    run, sums = make_run(Plain()), torch.zeros(3, dtype=torch.float64)
+    run = make_run(Plain())
     for step in range(5):  # the third step goes wrong, and from there all do
-        run.recent.append((torch.tensor([bad if step >= 2 else 1.0, 0.5, 8.0]), [f"/data/step{step}.jpg"]))
+        run.pending.append((torch.tensor([bad if step >= 2 else 1.0, 0.5, 8.0]), [f"/data/step{step}.jpg"]))
     run.state.progress.step = 15
     with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch 1, step 13, on step2\.jpg; start again"):
-        fetch_metrics(run, sums)
+        run.fetch_metrics()
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
@@ -235,8 +241,8 @@ def test_optimizer_state_takes_on_the_layout_of_its_weights(tmp_path):
         model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=how)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        args = SimpleNamespace(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
-        return RunState(args, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
+        config = TrainConfig(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
+        return RunState(config, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
 
     def step(state):
         state.optimizer.zero_grad()
@@ -251,6 +257,7 @@ def test_optimizer_state_takes_on_the_layout_of_its_weights(tmp_path):
         "optimizer": copy.deepcopy(first.optimizer.state_dict()),
         "random_state": torch.get_rng_state(),
         "settings": {"learning_rate": 0.1},
+        "scheduler": None,
     }
     content["weights"] = copy.deepcopy(content["weights"])
     content["optimizer"]["param_groups"][0]["fused"] = False  # of another device
@@ -329,18 +336,18 @@ def test_out_of_memory_is_one_line_that_says_what_takes_less(tmp_path, shared_da
 def test_a_gpu_trains_in_bf16_and_never_waits_in_a_step(shared_dataset, tmp_path):
     model = build_model("resnet34_unet")
     how = choose_precision("auto", torch.device("cuda"), 64)
-    run = make_run(how.place(model), images=8)
+    run = make_run(how.to_device(model), images=8)
     run.precision = how
     batch = {
         key: value.repeat_interleave(8, 2).repeat_interleave(8, 3)
         for key, value in make_batch(8).items()
         if key != "path"
     }
-    training_step(run, batch)
+    run.train_batch(batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        figures = training_step(run, {key: value.pin_memory() for key, value in batch.items()})
+        figures = run.train_batch({key: value.pin_memory() for key, value in batch.items()})
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(figures).all()

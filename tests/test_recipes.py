@@ -10,19 +10,16 @@ from conftest import TINY, assert_one_error, run_ok, run_script
 from test_precision import Plain, make_batch, make_run
 from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
 
-import engine
-import utils
-from training.optim import ModelEMA
-from models.checkpoint import load_checkpoint
-from data.augment import draw_side
-from training.trainer import training_step
-from data.augment import mix
+from data.augment import STRENGTHS, BatchAugmentation, augment_batch, draw_augmentation, mix, possible_sizes
+from data.index import stratified_subset
 from models import ATTENTION, MODELS, build_model
 from models.attention import ConvBlockAttention, SqueezeExcitation
-from training.config import RECIPES
+from models.checkpoint import load_checkpoint
+from models.task import TASKS
+from runtime.options import is_valid
 from train import augmented, build_parser, open_data
-from training.optim import build_optimizer, build_scheduler
-from data.index import stratified_subset
+from training.config import RECIPES, TrainConfig
+from training.optim import ModelEMA, build_optimizer, build_scheduler
 
 # ------------------------------------------------------------------------------------------------------ weight averages
 
@@ -48,11 +45,11 @@ def test_an_average_by_hand():
 
 
 def test_a_step_updates_the_average_and_trains_the_weights():
-    run = make_run(Plain())
-    run.state.average = ModelEMA(run.state.model, 0.9)
+    model = Plain()
+    run = make_run(model, ema=ModelEMA(model, 0.9))
     before = run.state.model.layers[0].weight.clone()
-    training_step(run, make_batch())
-    after, averaged = run.state.model.layers[0].weight, run.state.average.model.layers[0].weight
+    run.train_batch(make_batch())
+    after, averaged = run.state.model.layers[0].weight, run.state.ema.model.layers[0].weight
     torch.testing.assert_close(averaged, 0.1 * before + 0.9 * after, rtol=1e-4, atol=1e-6)
     assert not torch.equal(before, after)
 
@@ -61,13 +58,13 @@ def test_a_step_updates_the_average_and_trains_the_weights():
 
 
 def test_adamw_shrinks_weights_and_leaves_norms_and_biases_alone():
-    args = SimpleNamespace(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    config = TrainConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
     torch.nn.init.ones_(model[0].bias)
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    build_optimizer(args, model).step()
+    build_optimizer(config, model).step()
     ratios = [(now / then).item() for now, then in zip(model.parameters(), before) if then.item()]
     assert ratios == pytest.approx([1 - 0.1 * 0.5, 1.0, 1.0])  # the convolution's weight and bias, the norm's weight
 
@@ -128,7 +125,7 @@ def test_an_unknown_attention_is_named():
 
 def test_plateau_halves_the_rate_after_three_epochs_without_a_better_dice():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-6)
-    scheduler = build_scheduler(SimpleNamespace(scheduler="plateau"), optimizer, 40)
+    scheduler = build_scheduler("plateau", optimizer, 40)
     rates = []
     for dice in [0.5, 0.6, 0.4, 0.5, 0.6, 0.7, *[0.7] * 20]:  # three that are no better are borne, four are not
         scheduler.step(dice)
@@ -138,7 +135,7 @@ def test_plateau_halves_the_rate_after_three_epochs_without_a_better_dice():
 
 def test_cosine_warms_up_over_a_tenth_of_the_steps_and_ends_at_zero():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = build_scheduler(SimpleNamespace(scheduler="cosine"), optimizer, 40)
+    scheduler = build_scheduler("cosine", optimizer, 40)
     rates = []
     for _ in range(41):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -154,8 +151,8 @@ def test_cosine_warms_up_over_a_tenth_of_the_steps_and_ends_at_zero():
 
 def test_strengths_of_augmentation_are_what_they_say():
     widest = {}
-    for name, (degrees, smallest, largest) in utils.STRENGTHS.items():
-        drawn = [utils.draw_augmentation(np.random.default_rng(i), degrees, smallest, largest) for i in range(400)]
+    for name, (degrees, smallest, largest) in STRENGTHS.items():
+        drawn = [draw_augmentation(np.random.default_rng(i), degrees, smallest, largest) for i in range(400)]
         scales = [float(np.hypot(a[0, 0], a[0, 1])) for a in drawn]
         angles = [abs(float(np.degrees(np.arctan2(-a[0, 1], a[1, 1])))) for a in drawn]
         assert smallest <= min(scales) < smallest + 0.05
@@ -168,8 +165,8 @@ def test_strengths_of_augmentation_are_what_they_say():
 def test_flags_reach_the_pictures_that_are_trained_on(shared_dataset):
     def first_batch(*flags) -> dict:
         words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
-        args = build_parser().parse_args(words)
-        return augmented(args, open_data(args, None, None)[0]).read_batch([(epoch, 1) for epoch in range(100)])
+        config = TrainConfig.from_flags(build_parser().parse_overrides(words))
+        return augmented(config, open_data(config, None, None)[0]).read_batch([(epoch, 1) for epoch in range(100)])
 
     def widest(batch: dict) -> float:
         affine = batch["affine"]
@@ -186,34 +183,28 @@ def test_flags_reach_the_pictures_that_are_trained_on(shared_dataset):
 
 
 def test_sides_are_multiples_of_the_stride_around_the_size():
-    def sides(size, stride, share):
-        return {draw_side(np.random.default_rng(i), size, stride, share) for i in range(200)}
-
-    assert sides(256, 32, 0.25) == {192, 224, 256, 288, 320}
-    assert sides(100, 32, 0.3) == {96, 100, 128}
-    assert sides(64, 32, 0.9) == {64, 96}  # batch norm needs more than one pixel
+    assert possible_sizes(256, 32, 0.25) == [192, 224, 256, 288, 320]
+    assert possible_sizes(100, 32, 0.3) == [96, 100, 128]
+    assert possible_sizes(64, 32, 0.9) == [64, 96]  # batch norm needs more than one pixel
 
 
-def test_steps_train_at_sides_that_vary_and_masks_stay_masks(monkeypatch):
-    seen = []
-    run = make_run(Plain())
-    run.state.args.multi_scale, run.state.args.image_size, run.state.args.seed = 0.5, 8, 1
-    run.state.model.stride = 4
+def test_steps_train_at_sides_that_vary_and_masks_stay_masks():
+    how = BatchAugmentation(multi_scale=0.5, image_size=8, stride=4, seed=1)
+    run, seen = make_run(Plain(), augmentation=how), []
     forward = run.forward
     run.forward = lambda images: seen.append(images.shape[-1]) or forward(images)
+    run.forward.parameters = forward.parameters
     for step in range(12):
         run.state.progress.step = step
         batch = make_batch()
         batch["mask"] = 1 + 2 * batch["mask"]  # as of pet and border: nothing between may come of them
-        _, targets = engine.vary(run, batch)
+        _, targets = augment_batch(batch, Plain.task, how, torch.device("cpu"), 0, step)
         assert targets.unique().tolist() == [1, 3]
         assert targets.dtype == torch.uint8
-        assert training_step(run, make_batch())[2] == 7
+        assert run.train_batch(make_batch())[2] == 7
     assert set(seen) == {8, 12}
-    again = make_run(Plain())
-    again.state.args.multi_scale, again.state.args.image_size, again.state.args.seed = 0.5, 8, 1
-    again.state.model.stride, again.state.progress.step = 4, 7
-    assert engine.vary(again, make_batch())[0].shape[-1] == seen[7]  # whatever came before
+    images, _ = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), 0, 7)
+    assert images.shape[-1] == seen[7]  # whatever came before
 
 
 def test_a_fraction_of_the_training_set_is_even_and_nested():
@@ -231,16 +222,14 @@ def test_a_fraction_of_the_training_set_is_even_and_nested():
 # -------------------------------------------------------------------------------------------------------------- recipes
 
 
-def test_recipes_have_the_same_flags_and_the_reports_values_are_the_defaults():
-    report, strong = RECIPES["report"], RECIPES["strong"]
-    assert report.keys() == strong.keys()
-    flags = vars(build_parser().parse_args([]))
-    assert {name: flags[name] for name in report} == report
-    for name in report:  # what a recipe says must be what a flag could say
-        for recipe in RECIPES.values():
-            words = [] if recipe[name] is None or recipe[name] is False else [f"--{name}", str(recipe[name])]
-            words = words[:1] if recipe[name] is True else words
-            assert getattr(build_parser().parse_args(words), name) == recipe[name]
+def test_recipes_say_what_flags_could_say_and_the_reports_values_are_the_defaults():
+    assert RECIPES["report"] == {}
+    assert TrainConfig.from_flags({}) == TrainConfig()
+    for values in RECIPES.values():
+        for name, value in values.items():
+            assert is_valid(TrainConfig, name, value), name
+            words = [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            assert build_parser().parse_overrides(words) == {name: value}
 
 
 def test_a_recipe_gives_way_to_every_flag_and_is_resumed_exactly(tmp_path, shared_dataset):
@@ -298,8 +287,8 @@ def test_a_checkpoint_from_before_recipes_goes_on(trained, shared_dataset, tmp_p
         (["--ema", "1"], ["1 is not between 0 and 1"]),
         (["--multi_scale", "-0.1"], ["must be a number above 0"]),
         (["--multi_scale", "0.2"], ["no multiple of 32 lies within 0.2 of 64"]),
-        (["--mix", "cutmix", "--batch_size", "1"], ["--mix needs two pictures"]),
-        (["--train_fraction", "0.001"], ["leaves no picture to train on"]),
+        (["--mix", "cutmix", "--batch_size", "1"], ["--mix needs two images"]),
+        (["--train_fraction", "0.001"], ["leaves no image to train on"]),
         (["--train_fraction", "1.5"], ["not between 0 and 1"]),
         (["--recipe", "secret"], ["invalid choice: 'secret'"]),
         (["--classes", "trimap", "--augment_uncertain"], ["--augment_uncertain has no border"]),
@@ -327,8 +316,8 @@ def two_worlds(count: int = 6):
 @pytest.mark.parametrize("trimap", [False, True])
 def test_mixed_pictures_are_whole_in_every_pixel(kind, trimap):
     images, masks = two_worlds()
-    targets = 2 - masks if trimap else masks
-    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3))
+    targets, task = (2 - masks, TASKS["trimap"]) if trimap else (masks, TASKS["binary"])
+    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3), task)
     changed = 0
     for i in range(len(images)):
         sources = set(mixed[i].unique().tolist())
@@ -346,13 +335,13 @@ def test_mixed_pictures_are_whole_in_every_pixel(kind, trimap):
             assert taken.sum() == len(rows) * len(columns)  # a rectangle
             assert 0.05 < taken.float().mean() < 0.6
     assert 0 < changed < len(images)
-    again = mix(images, targets, kind, 0.5, np.random.default_rng(3))
+    again = mix(images, targets, kind, 0.5, np.random.default_rng(3), task)
     assert torch.equal(again[0], mixed)
-    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3))[0], images)
+    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3), task)[0], images)
 
 
 def test_a_picture_alone_in_its_batch_stays_itself():
     images, masks = two_worlds(1)
-    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0))
+    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0), TASKS["binary"])
     assert torch.equal(mixed, images)
     assert torch.equal(answers, masks)

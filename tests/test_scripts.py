@@ -54,7 +54,7 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
     for words in (
         "Device  cpu",
         "Model   resnet34_unet, 29,070,513 parameters, encoder from scratch",
-        "(the pets' layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, ",
+        "(Oxford-IIIT Pet layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, ",
         "augment bulk x2 (72 samples), medium",
         "Plan    recipe report: bce, Adam 0.001, plateau, batch 8, 9 steps an epoch, seed 42",
         "1 epochs",
@@ -119,7 +119,7 @@ def test_a_resume_on_other_pictures_is_refused(trained, dataset, tmp_path):
     listed = (dataset / "annotations/list.txt").read_text().splitlines()
     (dataset / "annotations/list.txt").write_text("\n".join(listed[:-5]) + "\n")
     done = run_script("train.py", "--data_path", dataset, "--resume", cwd=folder)
-    assert_one_error(done, "was trained on other pictures (32 for training, now 28)")
+    assert_one_error(done, "was trained on other images (32 for training, now 28)")
 
 
 def test_a_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):
@@ -218,8 +218,8 @@ def test_scores_do_not_depend_on_the_batch_and_equal_the_trainings_own(trained, 
 def test_evaluation_refuses_what_the_model_was_trained_on(trained, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
     flags = ("evaluate.py", "--data_path", shared_dataset, "--subset", "train")
-    assert_one_error(run_script(*flags, cwd=folder), "was trained on 32 of these 32 pictures", "--allow_seen")
-    assert "32 train pictures" in run_ok(*flags, "--allow_seen", cwd=folder)
+    assert_one_error(run_script(*flags, cwd=folder), "was trained on 32 of these 32 images", "--allow_seen")
+    assert "32 train images" in run_ok(*flags, "--allow_seen", cwd=folder)
 
 
 def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, shared_dataset, tmp_path):
@@ -246,7 +246,7 @@ def test_inference_on_a_dataset_its_images_folder_and_one_picture(trained, share
     assert np.mean([float(row["dice"]) for row in table[:4]]) == pytest.approx(mean, abs=1e-4)
 
     said = run_ok("inference.py", "--data_path", test_set[0].image_path, cwd=folder)
-    assert "over 1 pictures with ground truth" in said
+    assert "over 1 images with ground truth" in said
 
 
 def test_inference_never_writes_over_anything(trained, tmp_path):
@@ -258,7 +258,7 @@ def test_inference_never_writes_over_anything(trained, tmp_path):
         image.save(pictures / name)
     before = {p.name: p.read_bytes() for p in pictures.iterdir()}
     done = run_script("inference.py", "--data_path", pictures, "--output_path", folder / "own/../own", cwd=folder)
-    assert_one_error(done, "is where the pictures are")
+    assert_one_error(done, "is where the images or masks are")
     assert {p.name: p.read_bytes() for p in pictures.iterdir()} == before
     run_ok("inference.py", "--data_path", pictures, "--output_path", "out", cwd=folder)
     assert len(list((folder / "out").glob("*_panel.png"))) == 5
@@ -307,9 +307,9 @@ def test_a_process_that_reads_images_and_dies_is_explained(dataset, tmp_path):
     code = f"""
 import os, runpy, sys
 sys.path.insert(0, {str(SRC)!r})
-import oxford_pet
-parent, write = os.getpid(), oxford_pet.write_record
-oxford_pet.write_record = lambda *pair: write(*pair) if os.getpid() == parent else os._exit(9)
+from data import datasets
+parent, write = os.getpid(), datasets.write_record
+datasets.write_record = lambda *pair: write(*pair) if os.getpid() == parent else os._exit(9)
 runpy.run_path({str(SRC / "train.py")!r}, run_name="__main__")
 """
     flags = ("--data_path", str(dataset), "--num_workers", "1", "--cache", "off", *map(str, TINY))
@@ -327,7 +327,7 @@ def test_inference_on_a_folder_of_any_pictures(trained, tmp_path):
     noise.convert("RGBA").save(pictures / "same.png")
     (pictures / "notes.txt").write_text("no picture")
     said = run_ok("inference.py", "--data_path", pictures, "--output_path", "out", cwd=folder)
-    assert "3 pictures in" in said
+    assert "3 images in" in said
     assert "Dice" not in said
     names = {p.name for p in (folder / "out").iterdir() if p.name.endswith("_mask.png")}
     assert names == {"é ü_mask.png", "same_jpg_mask.png", "same_png_mask.png"}
@@ -447,7 +447,7 @@ def test_bad_paths_of_inference_end_in_one_line(trained, tmp_path):
     folder = copy_run(trained, tmp_path)
     (folder / "empty").mkdir()
     (folder / "text.jpg").write_text("no picture")
-    bad = (("nowhere", "does not exist"), ("empty", "no pictures in empty"), ("text.jpg", "text.jpg can't be read"))
+    bad = (("nowhere", "does not exist"), ("empty", "no images in empty"), ("text.jpg", "text.jpg can't be read"))
     for path, words in bad:
         assert_one_error(run_script("inference.py", "--data_path", path, "--save_results", cwd=folder), words)
     done = run_script("inference.py", "--data_path", "text.jpg", "--output_path", "text.jpg", cwd=folder)
@@ -472,7 +472,7 @@ def test_torch_and_torchvision_that_do_not_fit_are_explained(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["train.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py", "sample_pets.py"],
+    ["train.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py"],
 )
 def test_help_of_every_script(script, tmp_path):
     said = run_ok(script, "--help", cwd=tmp_path)
@@ -490,7 +490,7 @@ def test_every_spelling_of_both_reports_is_a_flag():
     evaluation = "--data_path d --model_path m.pth --model_type unet --batch_size 4"
     inference = "--data_path d --model m.pth --model_type unet --save_results"
     assert train_parser().parse_args(report_a.split()).augment == "bulk"
-    assert train_parser().parse_args(report_b.split()).resume is True
+    assert train_parser().parse_args(report_b.split()).resume == ""
     args = evaluate_parser().parse_args(evaluation.split())
     assert (args.model_path, args.model_name, args.batch_size) == ("m.pth", "unet", 4)
     args = inference_parser().parse_args(inference.split())

@@ -40,7 +40,7 @@ def small_study(monkeypatch, tmp_path, shared_dataset):
     return run
 
 
-def test_choices_see_no_test_picture_and_scores_come_later(small_study, tmp_path, monkeypatch):
+def test_choices_see_no_test_image_and_scores_come_later(small_study, tmp_path, monkeypatch):
     (row,) = small_study("--validation_only")  # two experiments of the same settings are one run
     assert row["test_dataset_dice"] == row["test_pixels"] == ""
     assert row["settings"] == "epochs=1 loss=dice"
@@ -76,11 +76,11 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(small_study, monkeypatch,
     assert study.code_version() == "unknown"
 
 
-def test_runs_on_different_pictures_are_not_thrown_together(monkeypatch, tmp_path):
+def test_runs_on_different_images_are_not_thrown_together(monkeypatch, tmp_path):
     row = {"image_size": "96", "data": "partial set", "split": "official", "encoder_weights": "none"}
     utils.write_rows(tmp_path / "study.csv", [{**row, "pictures": some} for some in ("8 1 1", "80 10 10")])
     monkeypatch.setattr(evidence, "TABLE", tmp_path / "study.csv")
-    with pytest.raises(SystemExit, match="different pictures that are all called partial set"):
+    with pytest.raises(SystemExit, match="different images that are all called partial set"):
         evidence.load()
 
 
@@ -128,7 +128,7 @@ def test_both_scripts_start_by_themselves(tmp_path):
 
 
 def made_up(name: str, shift: float, seeds: int = 3) -> evidence.Trained:
-    """Runs on 200 pictures with 50 pixels of pet each; `shift` of them more are found on average."""
+    """Runs on 200 images with 50 pixels of pet each; `shift` of them more are found on average."""
     rows = []
     for seed in range(seeds):
         rng = np.random.default_rng(seed + 10)
@@ -148,8 +148,8 @@ def test_differences_have_honest_intervals():
     assert found.verdict == "better"
     assert evidence.compare(base, better).verdict == "worse"
     assert evidence.compare(same, base).value == 0
-    assert evidence.compare(same, base).verdict == "can't be told from this data"
-    assert "can't be told from this data: 2 seeds" in evidence.compare(made_up("few", 2.0, seeds=2), base).verdict
+    assert evidence.compare(same, base).verdict == "inconclusive"
+    assert "inconclusive: 2 seeds" in evidence.compare(made_up("few", 2.0, seeds=2), base).verdict
     assert evidence.compare(better, None) is None
 
 
@@ -159,7 +159,7 @@ def test_runs_of_a_seed_are_compared_with_each_other():
     apart, paired = (evidence.compare(evidence.Trained("", shifted), base, paired=paired) for paired in (False, True))
     assert apart.value == pytest.approx(paired.value)
     assert apart.high - apart.low > 1e-3
-    assert paired.low == pytest.approx(paired.high)  # no seed and no picture says otherwise
+    assert paired.low == pytest.approx(paired.high)  # no seed and no image says otherwise
 
 
 def test_a_contrast_of_three_is_the_difference_of_differences():
@@ -172,11 +172,11 @@ def test_a_contrast_of_three_is_the_difference_of_differences():
 def test_claims_are_confirmed_reversed_or_left_open():
     better, base, same = made_up("better", 2.0), made_up("base", 0.0), made_up("same", 0.05)
     verdicts = [claims.judged(evidence.compare(*both))[1] for both in ((better, base), (base, better), (same, base))]
-    assert verdicts == ["confirmed", "not confirmed: here it is the reverse", "can't be told from this data"]
+    assert verdicts == ["confirmed", "not confirmed: here it is the reverse", "inconclusive"]
     assert (
-        claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "can't be told from this data: 1 seed"
+        claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "inconclusive: 1 seed"
     )
-    assert claims.judged(None)[1] == "can't be told from this data: not run yet"
+    assert claims.judged(None)[1] == "inconclusive: not run yet"
 
     def curves(*valid):
         rows = [{"valid_curve": one, "train_curve": "0.5 0.9 0.99"} for one in valid]
@@ -188,12 +188,12 @@ def test_claims_are_confirmed_reversed_or_left_open():
     assert said.endswith(": 2, 2, 2 against 3, 3, 3")
     assert verdict == "confirmed"
     assert claims.judged_apart(claims.SPEED, slow, quick)[1] == "not confirmed: here it is the reverse"
-    assert claims.judged_apart(claims.START, quick, slow)[1] == "can't be told from this data: the seeds overlap"
-    assert claims.judged_apart(claims.START, quick, curves("0.1 0.2"))[1] == "can't be told from this data: 1 seed"
+    assert claims.judged_apart(claims.START, quick, slow)[1] == "inconclusive: the seeds overlap"
+    assert claims.judged_apart(claims.START, quick, curves("0.1 0.2"))[1] == "inconclusive: 1 seed"
 
 
 def test_intervals_know_the_spread_of_seeds():
-    """Pictures all alike, seeds apart: what is left is Welch's test."""
+    """Images all alike, seeds apart: what is left is Welch's test."""
 
     def alike(hits):
         rows = [{"test_pixels": ";".join([f"{tp} 0 {100 - tp}"] * 50)} for tp in hits]
@@ -209,8 +209,8 @@ def test_intervals_know_the_spread_of_seeds():
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=1e-6)
 
 
-def test_intervals_know_the_spread_of_pictures():
-    """Seeds all alike, pictures apart: what is left is the standard error over pictures."""
+def test_intervals_know_the_spread_of_images():
+    """Seeds all alike, images apart: what is left is the standard error over images."""
     first, second = made_up("first", 3.0, seeds=1), made_up("second", 0.0, seeds=1)
     first.rows, second.rows = first.rows * 3, second.rows * 3
     found = evidence.compare(first, second)

@@ -13,19 +13,19 @@ from sklearn.metrics import f1_score
 from test_own_pictures import write_own
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.checkpoint import build_from_checkpoint, load_checkpoint
-from training.losses import LOSSES, bce_loss, dice_loss
-from evaluation.metrics import intervals
-from models.task import decisions, pet_logits, trimaps_of
-from models.task import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE
-from visual.panels import draw_panel
 from data.image_io import read_trimap
-from runtime.device import Precision
 from evaluation.config import EvalConfig
-from evaluation.predictor import Predictor, label_map_at_size
 from evaluation.evaluator import score_sample
+from evaluation.metrics import intervals
+from evaluation.predictor import Prediction, Predictor, label_map_at_size
+from models.checkpoint import build_from_checkpoint, load_checkpoint
+from models.task import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE, TASKS
+from runtime.device import Precision
+from training.losses import LOSSES, bce_loss, dice_loss
+from visual.panels import draw_panel
 
 CPU = Precision(torch.device("cpu"))
+BINARY, TRIMAP = TASKS["binary"], TASKS["trimap"]
 
 
 class Operations(TorchDispatchMode):
@@ -47,13 +47,12 @@ def three(*shape) -> torch.Tensor:
 def test_pet_and_border_together_are_pet():
     logits = three(2, 5, 6)
     shares = logits.softmax(dim=1)
-    torch.testing.assert_close(pet_logits(logits).sigmoid(), shares[:, :1] + shares[:, 2:])
-    assert torch.equal(pet_logits(logits[:, :1]), logits[:, :1])
-    decided = decisions(logits)
-    assert decided.shape == (2, 2, 5, 6)
-    assert torch.equal(decided[:, :1], pet_logits(logits))
-    trimaps = trimaps_of(decided)
-    assert torch.equal(trimaps != 2, pet_logits(logits) > 0)
+    decision = TRIMAP.decision_logits(logits)
+    assert decision.shape == (2, 2, 5, 6)
+    torch.testing.assert_close(decision[:, :1].sigmoid(), shares[:, :1] + shares[:, 2:])
+    assert torch.equal(BINARY.decision_logits(logits[:, :1]), logits[:, :1])
+    trimaps = TRIMAP.label_map(decision)
+    assert torch.equal(trimaps != 2, decision[:, :1] > 0)
     foreground = trimaps != 2
     assert torch.equal((trimaps == 3)[foreground], (logits[:, 2:] > logits[:, :1])[foreground])
 
@@ -63,21 +62,23 @@ def test_losses_of_three_classes_by_hand():
     shares = logits.softmax(dim=1).numpy()
     truth = np.stack([(trimap[:, 0] == value).numpy() for value in (1, 2, 3)], axis=1)
     with Operations() as called:
-        assert bce_loss(logits, trimap).item() == pytest.approx(-np.log(shares[truth.astype(bool)]).mean(), rel=1e-5)
+        assert bce_loss(logits, trimap, TRIMAP).item() == pytest.approx(
+            -np.log(shares[truth.astype(bool)]).mean(), rel=1e-5
+        )
     assert not [name for name in called.names if "nll_loss" in name]  # which --deterministic forbids on CUDA
     dice = [
         (2 * (shares[n, c] * truth[n, c]).sum() + 1) / (shares[n, c].sum() + truth[n, c].sum() + 1)
         for n in range(2)
         for c in range(3)
     ]
-    assert dice_loss(logits, trimap).item() == pytest.approx(1 - np.mean(dice), rel=1e-5)
+    assert dice_loss(logits, trimap, TRIMAP).item() == pytest.approx(1 - np.mean(dice), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_perfect_trimaps_cost_nothing(name):
     trimap = torch.randint(1, 4, (1, 1, 16, 16), dtype=torch.uint8)
     logits = F.one_hot(trimap[:, 0].long() - 1, 3).permute(0, 3, 1, 2) * 40.0
-    assert LOSSES[name](logits.requires_grad_(), trimap).item() == pytest.approx(0, abs=1e-4)
+    assert LOSSES[name](logits.requires_grad_(), trimap, TRIMAP).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_dice_of_each_class_is_scikit_learns():
@@ -85,9 +86,9 @@ def test_dice_of_each_class_is_scikit_learns():
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         trimap = torch.randint(1, 4, (1, 1, 20, 20), generator=generator, dtype=torch.uint8)
-        view = decisions(torch.randn(1, 3, 20, 20, generator=generator))
-        row = score_sample([view], trimap, EvalConfig())
-        expected = f1_score(trimap.flatten(), trimaps_of(view).flatten(), labels=[1, 2, 3], average=None)
+        view = TRIMAP.decision_logits(torch.randn(1, 3, 20, 20, generator=generator))
+        row = score_sample(Prediction(view, view), trimap, TRIMAP, EvalConfig())
+        expected = f1_score(trimap.flatten(), TRIMAP.label_map(view).flatten(), labels=[1, 2, 3], average=None)
         assert [row[name] for name in ("pet_dice", "background_dice", "border_dice")] == pytest.approx(expected)
         rows.append(row)
     found = intervals(rows)
@@ -97,27 +98,27 @@ def test_dice_of_each_class_is_scikit_learns():
 
 def test_tta_averages_the_shares_of_the_classes():
     class Classes(torch.nn.Module):
-        stride = 32
+        stride, task = 32, TRIMAP
 
         def forward(self, images):
             side = torch.linspace(-2, 2, images.shape[-1])
             return images.float() / 99 - 1 + torch.stack([side, -side, 0 * side])[None, :, None, :]
 
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    plain, mean = predict(Classes(), images, CPU, tta=True)
+    plain, mean = Predictor(Classes(), CPU, tta=True).predict(images)
     assert plain.shape == mean.shape == (1, 2, 64, 64)
-    assert torch.equal(plain, decisions(Classes()(images)))
+    assert torch.equal(plain, TRIMAP.decision_logits(Classes()(images)))
     straight, mirrored = Classes()(images), Classes()(images.flip(-1)).flip(-1)
-    two = decisions(torch.stack([straight, mirrored]).softmax(dim=2).mean(0).log())
+    two = TRIMAP.decision_logits(torch.stack([straight, mirrored]).softmax(dim=2).mean(0).log())
     assert (mean - two).abs().mean() < (plain - two).abs().mean()
 
 
 def test_a_threshold_moves_the_pet_and_not_the_border_within():
-    decided = decisions(three(1, 8, 8))[0]
-    low, high = (label_map_at_size(decided, cut, 16, 16) for cut in (-1.0, 1.0))
+    decided = TRIMAP.decision_logits(three(1, 8, 8))[0]
+    low, high = (label_map_at_size(TRIMAP, decided, cut, 16, 16) for cut in (-1.0, 1.0))
     assert (high != 2).sum() < (low != 2).sum()
     assert np.array_equal(low[high != 2], high[high != 2])
-    assert set(np.unique(label_map_at_size(decided[:1], 0.0, 8, 8))) == {1, 2}
+    assert set(np.unique(label_map_at_size(BINARY, decided[:1], 0.0, 8, 8))) == {1, 2}
 
 
 def test_panels_show_three_colours():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import utils
+from data.augment import IDENTITY, apply_colors, draw_colors
 from runtime.errors import UsageError
 from runtime.seeding import sample_rng
 
@@ -50,7 +51,7 @@ def test_dice_refuses_shapes_that_would_broadcast():
 
 def test_identity_changes_nothing():
     image, mask = torch.rand(3, 12, 10) * 255, torch.randint(0, 2, (1, 12, 10), dtype=torch.uint8)
-    moved, moved_mask = utils.apply_augmentations(image, mask, torch.from_numpy(utils.IDENTITY))
+    moved, moved_mask = utils.apply_augmentations(image, mask, torch.from_numpy(IDENTITY))
     torch.testing.assert_close(moved, image, atol=1e-3, rtol=0)
     assert torch.equal(moved_mask, mask)
 
@@ -110,7 +111,7 @@ def test_the_grid_is_torchs_own():
 class FakeDataset:
     """Five named samples that tell by which keys they were asked for."""
 
-    pets = [SimpleNamespace(name=f"pet_{i}") for i in range(5)]
+    samples = [SimpleNamespace(name=f"pet_{i}") for i in range(5)]
 
     def __len__(self):
         return 5
@@ -127,7 +128,7 @@ def drawn(dataset, *key):
 def test_bulk_keeps_originals_and_adds_the_same_variants_every_time():
     first, again = (utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=1) for _ in range(2))
     assert len(first) == 20
-    assert all(drawn(first, 4, i) == utils.IDENTITY.tobytes() for i in range(5))
+    assert all(drawn(first, 4, i) == IDENTITY.tobytes() for i in range(5))
     variants = [drawn(first, 3, i) for i in range(5, 20)]
     assert len(set(variants)) == 15
     assert variants == [drawn(again, 8, i) for i in range(5, 20)]
@@ -147,7 +148,7 @@ def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
     once = {key: drawn(dataset, *key) for key in keys}
     assert once == {key: drawn(dataset, *key) for key in reversed(keys)}
     assert len(set(once.values())) > 30
-    assert utils.IDENTITY.tobytes() in {drawn(dataset, e, 0) for e in range(60)}
+    assert IDENTITY.tobytes() in {drawn(dataset, e, 0) for e in range(60)}
 
 
 def test_a_batch_is_drawn_like_its_samples():
@@ -174,7 +175,7 @@ def test_colours_by_hand():
 
 
 def test_colours_stay_within_their_strength():
-    draws = np.stack([utils.draw_colors(np.random.default_rng(i), 0.25) for i in range(100)])
+    draws = np.stack([draw_colors(np.random.default_rng(i), 0.25) for i in range(100)])
     assert draws.min() >= 0.75
     assert draws.max() <= 1.25
     assert draws.std(0).min() > 0.1

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torture import differences
+from torture import plain as without
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "8cc16f8"
@@ -117,38 +119,15 @@ def run_version(source: Path, folder: Path, data: Path, plan: dict[str, list[str
         done.write_text("\n".join(lines))
 
 
-def plain(value):
-    """A checkpoint, or a row, without what must differ."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k not in IGNORED}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def differences(a, b, where: str = "") -> list[str]:
-    """Where two values differ; tensors are compared bit for bit."""
-    if isinstance(a, torch.Tensor):
-        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-        return [] if same else [where]
-    if isinstance(a, dict):
-        if not isinstance(b, dict) or a.keys() != b.keys():
-            return [f"{where} (keys {sorted(map(str, a))} and {sorted(map(str, b))})"]
-        return [d for key in a for d in differences(a[key], b[key], f"{where}.{key}")]
-    if isinstance(a, list):
-        if not isinstance(b, list) or len(a) != len(b):
-            return [f"{where} (lengths)"]
-        return [d for i, pair in enumerate(zip(a, b)) for d in differences(*pair, f"{where}[{i}]")]
-    return [] if a == b or (a != a and b != b) else [f"{where} ({a!r} and {b!r})"]
-
-
 def read(path: Path):
     """What a file of a run says, in a form that can be compared."""
     if path.suffix == ".pth":
-        return plain(torch.load(path, map_location="cpu", weights_only=True))
+        return without(torch.load(path, map_location="cpu", weights_only=True), IGNORED)
     if path.suffix == ".csv":
         with path.open(newline="") as file:
-            return [plain(row) for row in csv.DictReader(file)]
+            return [without(row, IGNORED) for row in csv.DictReader(file)]
     if path.suffix == ".json":
-        return plain(json.loads(path.read_text()))
+        return without(json.loads(path.read_text()), IGNORED)
     if path.suffix == ".png":
         with Image.open(path) as image:
             return torch.from_numpy(np.asarray(image).copy())

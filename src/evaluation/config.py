@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from data.index import MODES
 from runtime.options import (
     CommonConfig,
+    batch_size_option,
     cache_option,
     fraction,
     model_name_option,
@@ -32,7 +33,9 @@ class PredictConfig(CommonConfig):
     subset: str = option("test", "part of the dataset", choices=MODES, group="data")
     model_path: str | None = model_path_option()
     model_name: str | None = model_name_option()
-    tta: bool = option(False, "average probabilities over three scales, each straight and flipped; six times the work")
+    tta: bool = option(
+        False, "average probabilities over three scales, each straight and flipped; six times the work", group="scoring"
+    )
     threshold: float = option(0.5, "probability above which a pixel is pet", fraction, metavar="P")
 
     @property
@@ -53,27 +56,19 @@ class EvalConfig(PredictConfig):
     find_threshold: bool = option(False, "take the threshold that is best for the validation images")
     compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
-    csv: str | None = option(None, "write a row an image into this file", metavar="FILE", group="results")
-    worst: int | None = option(None, "draw panels of the N worst images", whole_number(1), metavar="N", group="results")
-    output_path: str = option(
-        "worst_panels", "where --worst draws", aliases=("--output_dir",), metavar="DIR", group="results"
-    )
+    csv: str | None = option(None, "write a row an image into this file", metavar="FILE")
+    worst: int | None = option(None, "draw panels of the N worst images", whole_number(1), metavar="N")
+    output_path: str = option("worst_panels", "where --worst draws", aliases=("--output_dir",), metavar="DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
-    batch_size: int = option(1, "images a step", whole_number(1, 10**5), aliases=("-b",), metavar="N", group="data")
+    batch_size: int = batch_size_option(1)
     recursive: bool = option(False, "images in all folders below --data_path, too", group="data")
     save_results: bool = option(False, "write results, to inference_results", group="results")
-    output_path: str | None = option(
-        None, "write results, to this folder", aliases=("--output_dir",), metavar="DIR", group="results"
-    )
+    output_path: str | None = option(None, "write results, to this folder", aliases=("--output_dir",), metavar="DIR")
     save: list[str] = option(
-        ("masks", "panels"),
-        f"which results, with commas: {', '.join(KINDS)}",
-        words_of(KINDS, "result"),
-        metavar="KINDS",
-        group="results",
+        ("masks", "panels"), f"which results: {','.join(KINDS)}", words_of(KINDS, "result"), metavar="KINDS"
     )

@@ -5,6 +5,7 @@ A config is a frozen dataclass whose fields are made by `option`. To add a flag,
 
 import argparse
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,45 +17,32 @@ class Option(NamedTuple):
     """What a config's field says about its flag; see `option`."""
 
     help: str
-    parse: Callable[[str], Any]
-    choices: tuple
-    aliases: tuple
-    metavar: str | None
-    group: str
-    bare: Any
-    resume: str | None
-    nargs: str | None
+    parse: Callable[[str], Any] = str
+    choices: tuple = ()
+    aliases: tuple = ()
+    metavar: str | None = None
+    group: str | None = None
+    bare: Any = None
+    resume: str | None = None
+    nargs: str | None = None
 
 
-def option(
-    default,
-    help: str,
-    parse: Callable[[str], Any] = str,
-    *,
-    choices=(),
-    aliases=(),
-    metavar: str | None = None,
-    group: str = "",
-    bare=None,
-    resume: str | None = None,
-    nargs: str | None = None,
-):
+def option(default, help: str, parse: Callable[[str], Any] = str, **more):
     """A field of a config. A boolean default makes a switch, `--name` and `--no-name`.
 
     Args:
         default: of the field and of the flag.
         help: one line of plain text.
         parse: turns the flag's text into the value, or raises argparse.ArgumentTypeError.
-        choices: the values allowed; empty allows all that `parse` accepts.
-        aliases: other spellings.
-        metavar: stands for the value in the help.
-        group: heading in the help.
-        bare: value of the flag without a value; None makes a value necessary.
-        resume: FIXED or CHANGEABLE for settings that a checkpoint keeps.
-        nargs: as in argparse.
+        **more: `choices`, the values allowed; `aliases`, other spellings; `metavar`; `group`, the heading in the help
+            from this field on; `bare`, the value of the flag without a value; `nargs` as in argparse; `resume`, FIXED
+            or CHANGEABLE for settings that a checkpoint keeps.
     """
-    made = Option(help, parse, tuple(choices), tuple(aliases), metavar, group, bare, resume, nargs)
-    return dataclasses.field(default=default, metadata={"option": made})
+    return dataclasses.field(default=default, metadata={"option": Option(help, parse, **more)})
+
+
+fixed = functools.partial(option, resume=FIXED)
+changeable = functools.partial(option, resume=CHANGEABLE)
 
 
 def options_of(config_class) -> dict[str, tuple[Option, Any]]:
@@ -64,21 +52,20 @@ def options_of(config_class) -> dict[str, tuple[Option, Any]]:
 
 def add_flags(parser: argparse.ArgumentParser, config_class) -> None:
     """Adds a flag for every field. Flags that are not given leave no trace in the parsed namespace."""
-    groups: dict[str, Any] = {}
+    groups, group = {}, parser
     for name, (made, default) in options_of(config_class).items():
-        if made.group not in groups:
-            groups[made.group] = parser.add_argument_group(made.group) if made.group else parser
-        note = "" if default in (None, False) else f" (default: {default})"
+        if made.group is not None:
+            group = groups[made.group] = groups.get(made.group) or parser.add_argument_group(made.group)
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        note = "" if shown in (None, False) else f" (default: {shown})"
         words: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": made.help + note}
         if isinstance(default, bool):
             words["action"] = argparse.BooleanOptionalAction
         else:
-            words |= {"type": made.parse, "metavar": made.metavar, "choices": made.choices or None}
-            if made.bare is not None:
-                words |= {"nargs": "?", "const": made.bare}
-            elif made.nargs:
-                words["nargs"] = made.nargs
-        groups[made.group].add_argument(f"--{name}", *made.aliases, **words)
+            words |= {"type": made.parse, "metavar": made.metavar, "choices": made.choices or None, "nargs": made.nargs}
+        if made.bare is not None:
+            words |= {"nargs": "?", "const": made.bare}
+        group.add_argument(f"--{name}", *made.aliases, **words)
 
 
 def is_valid(config_class, name: str, value) -> bool:
@@ -99,19 +86,17 @@ def is_valid(config_class, name: str, value) -> bool:
     return type(parsed) is type(value) and parsed == value
 
 
-def flag_table(config_class) -> list[tuple[str, str, str]]:
-    """Rows for the documentation: flag with its spellings, meaning, default."""
-    rows = []
+def flag_table(config_class) -> str:
+    """The flags of a config as a table in Markdown: spellings, meaning, default."""
+    rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
     for name, (made, default) in options_of(config_class).items():
-        value = "|".join(made.choices) or made.metavar or ""
+        value = "\\|".join(made.choices) or (made.metavar or "").replace("|", "\\|")
         value = f" [{value}]" if made.bare is not None else f" {value}" if value else ""
-        spellings = [f"`--{name}{value}`", *(f"`{alias}`" for alias in made.aliases)]
-        if isinstance(default, bool):
-            spellings.append(f"`--no-{name}`")
-        rows.append(
-            (", ".join(spellings), made.help, "" if default is None else f"`{default}`".replace("False", "off"))
-        )
-    return rows
+        more = (f"--no-{name}",) if isinstance(default, bool) else made.aliases
+        shown = {None: "", False: "off"}.get(default, ",".join(default) if isinstance(default, tuple) else default)
+        spellings = ", ".join([f"`--{name}{value}`", *(f"`{one}`" for one in more)])
+        rows.append(f"| {spellings} | {made.help} | {shown} |")
+    return "\n".join(rows)
 
 
 # ---------------------------------------------------------------------------------------------------- types of values
@@ -172,7 +157,24 @@ fraction_or_one = number(0, 1, include_high=True)
 
 def cache_option():
     """Whether images are decoded once or at every access."""
-    return option("on", "keep decoded images in <dataset>/.pixel_cache", choices=("on", "off"), group="data")
+    return option("on", "keep decoded images in <dataset>/.pixel_cache", choices=("on", "off"))
+
+
+def model_path_option():
+    """Which checkpoint to use."""
+    text = "checkpoint; by default <save_dir>/<model>_best.pth"
+    return option(None, text, aliases=("--model",), metavar="FILE", group="model")
+
+
+def model_name_option():
+    """A check on the checkpoint, or a choice among those in the folder."""
+    text = "unet or resnet34_unet; by default, and at most, what the checkpoint says"
+    return option(None, text, aliases=("--model_type",), metavar="NAME")
+
+
+def batch_size_option(default: int):
+    """Images a step."""
+    return fixed(default, "images a step", whole_number(1, 10**5), aliases=("-b",), metavar="N")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,9 +182,7 @@ class CommonConfig:
     """What train.py, evaluate.py and inference.py share."""
 
     data_path: str = option("dataset", "dataset folder", metavar="DIR", group="data")
-    batch_size: int = option(
-        8, "images a step", whole_number(1, 10**5), aliases=("-b",), metavar="N", group="data", resume=FIXED
-    )
+    batch_size: int = batch_size_option(8)
     num_workers: int | None = option(
         None,
         "processes that read images (inference: threads); by default one a core, 8 at most, but 0 to train or score on "
@@ -190,39 +190,14 @@ class CommonConfig:
         whole_number(0, 256),
         aliases=("--workers", "-j"),
         metavar="N",
-        group="data",
     )
     device: str = option(
         "auto", "auto: CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"), group="device"
     )
-    amp: str = option(
+    amp: str = changeable(
         "auto",
         "precision of convolutions; auto: bf16 where the device computes in it, else float32, as off",
         choices=("auto", "off", "bf16", "fp16"),
-        group="device",
-        resume=CHANGEABLE,
     )
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="folders")
-    log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR", group="folders")
-
-
-def model_path_option():
-    """Which checkpoint to use."""
-    return option(
-        None,
-        "checkpoint; by default <save_dir>/<model>_best.pth",
-        aliases=("--model",),
-        metavar="FILE",
-        group="model",
-    )
-
-
-def model_name_option():
-    """A check on the checkpoint, or a choice among those in the folder."""
-    return option(
-        None,
-        "unet or resnet34_unet; by default, and at most, what the checkpoint says",
-        aliases=("--model_type",),
-        metavar="NAME",
-        group="model",
-    )
+    log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR")

@@ -13,10 +13,11 @@ from models import ATTENTION, DEFAULT_MODEL
 from models.task import TASKS
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import (
-    CHANGEABLE,
     FIXED,
     CommonConfig,
     cache_option,
+    changeable,
+    fixed,
     fraction_or_one,
     fraction_or_zero,
     is_valid,
@@ -44,134 +45,78 @@ RECIPES: dict[str, dict] = {
         "mix": "cutmix",
     },
 }
-DATA, MODEL, RUN, DEVICE = "data", "model and optimisation", "run", "device"
-SWITCH = {"group": DATA, "resume": FIXED}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommonConfig):
     """The settings of a training run."""
 
-    download: bool = option(False, "fetch the dataset first where it is missing", group=DATA)
-    split: str = option(SPLITS[0], "which images are which", choices=SPLITS, group=DATA, resume=FIXED)
-    image_size: int = option(
-        256, "side of the network's input", whole_number(64, 4096), metavar="PX", group=DATA, resume=FIXED
-    )
-    augment: str | None = option(
+    download: bool = option(False, "fetch the dataset first where it is missing", group="data")
+    split: str = fixed(SPLITS[0], "which images are which", choices=SPLITS)
+    image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
+    augment: str | None = fixed(
         None,
         "enlarge the training set with fixed variants (bulk, also without a word), or vary it anew every epoch",
         choices=("bulk", "online", "off"),
         bare="bulk",
-        group=DATA,
-        resume=FIXED,
     )
-    num_augmentations: int = option(
-        3, "variants an image, in bulk", whole_number(1, 100), metavar="N", group=DATA, resume=FIXED
-    )
-    augment_strength: str = option(
-        "medium", "how far it rotates and scales", choices=tuple(STRENGTHS), group=DATA, resume=FIXED
-    )
-    color_jitter: bool = option(False, "with --augment: vary brightness, contrast and saturation too", **SWITCH)
-    multi_scale: float = option(
+    num_augmentations: int = fixed(3, "variants an image, in bulk", whole_number(1, 100), metavar="N")
+    augment_strength: str = fixed("medium", "how far it rotates and scales", choices=tuple(STRENGTHS))
+    color_jitter: bool = fixed(False, "with --augment: vary brightness, contrast and saturation too")
+    multi_scale: float = fixed(
         0.0,
         "train at sizes that vary by up to this share of --image_size; 0.34 without a number",
         fraction_or_zero,
         bare=0.34,
         metavar="SHARE",
-        group=DATA,
-        resume=FIXED,
     )
-    mix: str = option(
-        "none",
-        "onto half the images put another's pet, or a rectangle of it",
-        choices=("none", "paste", "cutmix"),
-        group=DATA,
-        resume=FIXED,
+    mix: str = fixed(
+        "none", "onto half the images put another's pet, or a rectangle of it", choices=("none", "paste", "cutmix")
     )
-    train_fraction: float = option(
-        1.0, "train on this part of the images", fraction_or_one, metavar="P", group=DATA, resume=FIXED
-    )
-    augment_uncertain: bool = option(False, "border pixels become pet or background at random", **SWITCH)
+    train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
+    augment_uncertain: bool = fixed(False, "border pixels become pet or background at random")
     cache: str = cache_option()
-    model_name: str = option(
+
+    model_name: str = fixed(
         DEFAULT_MODEL,
         "unet or resnet34_unet",
         aliases=("--model_type",),
         metavar="NAME",
-        group=MODEL,
-        resume=FIXED,
+        group="model and optimisation",
     )
-    encoder_weights: str = option(
-        "auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE", group=MODEL, resume=FIXED
-    )
-    attention: str = option(
-        "none", "at the end of each decoder step", choices=tuple(ATTENTION), group=MODEL, resume=FIXED
-    )
-    classes: str = option(
-        "binary", "pet and background, or pet, background and border", choices=tuple(TASKS), group=MODEL, resume=FIXED
-    )
-    recipe: str = option(
-        "report", "values of the flags that are not given", choices=tuple(RECIPES), group=MODEL, resume=FIXED
-    )
+    encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
+    attention: str = fixed("none", "at the end of each decoder step", choices=tuple(ATTENTION))
+    classes: str = fixed("binary", "pet and background, or pet, background and border", choices=tuple(TASKS))
+    recipe: str = fixed("report", "values of the flags that are not given", choices=tuple(RECIPES))
     epochs: int = option(
-        10,
-        "passes over the data; with --resume: N more",
-        whole_number(1, 10**5),
-        aliases=("-e",),
-        metavar="N",
-        group=MODEL,
+        10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",), metavar="N"
     )
-    learning_rate: float = option(
-        1e-4,
-        "step size of the optimizer",
-        positive_number,
-        aliases=("-lr", "--lr"),
-        metavar="LR",
-        group=MODEL,
-        resume=CHANGEABLE,
+    learning_rate: float = changeable(
+        1e-4, "step size of the optimizer", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
-    loss: str = option("bce", "what is minimised", choices=tuple(LOSSES), group=MODEL, resume=FIXED)
-    optimizer: str = option(
-        "adam", "adamw shrinks weights by --weight_decay", choices=("adam", "adamw"), group=MODEL, resume=FIXED
+    loss: str = fixed("bce", "what is minimised", choices=tuple(LOSSES))
+    optimizer: str = fixed("adam", "adamw shrinks weights by --weight_decay", choices=("adam", "adamw"))
+    weight_decay: float = fixed(0.01, "of adamw", fraction_or_zero, metavar="W")
+    ema: float = fixed(
+        0.0, "use a moving average of the weights; 0.99 without a number", fraction_or_zero, bare=0.99, metavar="DECAY"
     )
-    weight_decay: float = option(0.01, "of adamw", fraction_or_zero, metavar="W", group=MODEL, resume=FIXED)
-    ema: float = option(
-        0.0,
-        "use a moving average of the weights; 0.99 without a number",
-        fraction_or_zero,
-        bare=0.99,
-        metavar="DECAY",
-        group=MODEL,
-        resume=FIXED,
-    )
-    scheduler: str = option(
+    scheduler: str = fixed(
         "plateau",
         "plateau: x0.5 after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
         choices=("plateau", "cosine", "none"),
-        group=MODEL,
-        resume=FIXED,
     )
-    seed: int = option(42, "of everything random", whole_number(0, 2**32 - 1), metavar="N", group=MODEL, resume=FIXED)
-    resume: str | None = option(None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE", group=RUN)
-    save_every: int = option(
-        5, "keep every N-th epoch; 0 keeps none", whole_number(0), metavar="N", group=RUN, resume=CHANGEABLE
+    seed: int = fixed(42, "of everything random", whole_number(0, 2**32 - 1), metavar="N")
+
+    resume: str | None = option(
+        None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE", group="run"
     )
-    deterministic: bool = option(False, "only algorithms that always give the same bits", group=RUN, resume=CHANGEABLE)
-    checkpoint_minutes: float = option(
-        10.0, "also save this often within an epoch", positive_number, metavar="M", group=RUN, resume=CHANGEABLE
-    )
-    accumulate: int = option(
-        1, "compute each step in N pieces", whole_number(1), metavar="N", group=DEVICE, resume=CHANGEABLE
-    )
-    checkpoint_activations: bool = option(
-        False, "keep fewer features for the backward pass: less memory, slower", group=DEVICE, resume=CHANGEABLE
-    )
-    compile: bool = option(
-        False,
-        "let torch.compile fuse the network first (minutes; needs a C++ compiler)",
-        group=DEVICE,
-        resume=CHANGEABLE,
-    )
+    save_every: int = changeable(5, "keep every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
+    deterministic: bool = changeable(False, "only algorithms that always give the same bits")
+    checkpoint_minutes: float = changeable(10.0, "also save this often within an epoch", positive_number, metavar="M")
+
+    accumulate: int = changeable(1, "compute each step in N pieces", whole_number(1), metavar="N", group="device")
+    checkpoint_activations: bool = changeable(False, "keep fewer features for the backward pass: less memory, slower")
+    compile: bool = changeable(False, "let torch.compile fuse the network first (minutes; needs a C++ compiler)")
 
     @classmethod
     def from_flags(cls, overrides: dict) -> "TrainConfig":

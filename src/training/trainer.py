@@ -203,7 +203,7 @@ class Trainer:
         with bar:
             for batch in self.train_loader:
                 with context.peers_needed():
-                    self.pending.append((self._step(batch), batch["path"]))
+                    self.pending.append((self.train_batch(batch), batch["path"]))
                 progress.step += 1
                 progress.seconds = time.perf_counter() - began
                 due = time.monotonic() - state.last_save > 60 * state.config.checkpoint_minutes
@@ -227,7 +227,7 @@ class Trainer:
         loss, dice, images = progress.sums.tolist()
         return loss / images, dice / images, images / progress.seconds
 
-    def _step(self, batch: dict) -> torch.Tensor:
+    def train_batch(self, batch: dict) -> torch.Tensor:
         """Augments a batch, takes a step, updates average and learning rate; see `training_step`."""
         state, progress, config = self.state, self.state.progress, self.state.config
         task, epoch, step = state.model.task, progress.epoch, progress.step

@@ -1,6 +1,6 @@
 """Kills training runs at random moments and proves that nothing is lost.
 
-    python tests/torture.py --kills 40
+    python tools/torture.py --kills 40
 
 For each model and number of workers one run is trained without a break. Then runs with the same flags are killed, by
 SIGKILL, SIGTERM or SIGINT, many of them while a file is being written (`slow_writes.py` makes writing slow, in the test
@@ -26,8 +26,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "src"))
 
-from checkpoint import load_checkpoint  # noqa: E402  the path must be set first
-from sample_pets import draw_sample_dataset  # noqa: E402
+from models.checkpoint import load_checkpoint  # noqa: E402
+from sample_pets import draw_sample_dataset  # noqa: E402  the path must be set first
 
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MUST_DIFFER = ("run_id", "seconds", "images_per_second", "resumed")
@@ -107,27 +107,27 @@ def corrupt_files(folder: Path) -> list[str]:
     return broken
 
 
-def plain(value):
-    """A checkpoint without what must differ between two runs: id, times, folders, and where one was taken up again."""
+def plain(value, ignored=MUST_DIFFER):
+    """A checkpoint, or a row, without what must differ between two runs: id, times, where one was resumed."""
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k not in MUST_DIFFER}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: plain(v, ignored) for k, v in value.items() if k not in ignored}
+    return [plain(v, ignored) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def differences(a, b, where: str = "") -> list[str]:
-    """Where two checkpoints differ; tensors are compared bit for bit."""
+    """Where two values differ; tensors are compared bit for bit."""
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
         return [] if same else [where]
     if isinstance(a, dict):
         if not isinstance(b, dict) or a.keys() != b.keys():
-            return [where]
+            return [f"{where} (keys {sorted(map(str, a))} and {sorted(map(str, b))})"]
         return [d for key in a for d in differences(a[key], b[key], f"{where}.{key}")]
     if isinstance(a, list):
         if not isinstance(b, list) or len(a) != len(b):
-            return [where]
+            return [f"{where} (lengths)"]
         return [d for i, pair in enumerate(zip(a, b)) for d in differences(*pair, f"{where}[{i}]")]
-    return [] if a == b else [f"{where} ({a!r} and {b!r})"]
+    return [] if a == b or (a != a and b != b) else [f"{where} ({a!r} and {b!r})"]
 
 
 def compare(reference: Path, tortured: Path, model: str) -> list[str]:
