@@ -4,6 +4,7 @@ python src/train.py --data_path dataset --model_name unet --epochs 10
 python src/train.py --model_name unet --resume --epochs 2
 """
 
+import contextlib
 import difflib
 import shlex
 import sys
@@ -28,7 +29,7 @@ from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import load_checkpoint
 from models.encoder_weights import load_encoder_weights
 from models.task import TASKS
-from runtime.device import choose_precision, get_device
+from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
 from runtime.files import writable_folder
@@ -36,7 +37,7 @@ from runtime.options import options_of
 from runtime.seeding import seed_everything
 from training.config import TrainConfig, restore_config
 from training.optim import ModelEMA, build_optimizer, build_scheduler
-from training.run_state import RunState, lock_run, resume_source, start_progress
+from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.trainer import Trainer
 
 LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
@@ -115,8 +116,47 @@ def prepare(
         if content is not None and resumed_from.stat().st_mtime_ns != written:
             raise UsageError(f"another run has just written {resumed_from}; try again")
 
-    seed_everything(config.seed, config.deterministic)
+    train_set, valid_set, _ = parts
+    train_set = augmented(config, train_set)
+    sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context)
+    progress = start_progress(config, "epochs" in overrides, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
+    total_steps = progress.planned_epochs * sampler.steps
+    state = build_state(config, precision, total_steps, content, data, progress, lock, context)
+    if content is not None:
+        state.restore(content, resumed_from)
+    forward = context.wrap_model(state.model)
+    if state.ema and content is None:
+        state.ema.model.load_state_dict(state.model.state_dict())  # the others have just got the first one's
+    valid_batches = shard_batches(valid_set, config.batch_size, context)
+    stride = state.model.stride
+    trainer = Trainer(
+        state=state,
+        forward=torch.compile(forward) if config.compile else forward,
+        sampler=sampler,
+        train_loader=make_loader(train_set, device, sampler, config.num_workers),
+        valid_loader=make_loader(valid_set, device, valid_batches, config.num_workers),
+        augmentation=BatchAugmentation(config.mix, config.multi_scale, config.image_size, stride, config.seed),
+        precision=precision,
+        context=context,
+        stop=cli.StopRequest(patient=context.size > 1),
+        resume_command=resume_command(config, context),
+    )
+    return trainer, tuple(parts), resumed_from
+
+
+def build_state(
+    config: TrainConfig,
+    precision: Precision,
+    total_steps: int,
+    content: dict | None,
+    data: dict,
+    progress: Progress,
+    lock: contextlib.ExitStack | None,
+    context: DistributedContext,
+) -> RunState:
+    """Network, average, optimizer and scheduler, seeded and freshly initialised; see RunState for the arguments."""
+    seed_everything(config.seed, config.deterministic)
     channels = TASKS[config.classes].out_channels
     model = build_model(config.model_name, out_channels=channels, attention=config.attention)
     if content is not None:
@@ -128,31 +168,9 @@ def prepare(
     if config.checkpoint_activations:
         model.checkpoint_activations()
     optimizer = build_optimizer(config, model)
-    train_set = augmented(config, parts[0])
-    sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context)
-    progress = start_progress(config, "epochs" in overrides, content, resumed_from)
-    scheduler = build_scheduler(config.scheduler, optimizer, progress.planned_epochs * sampler.steps)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-    state = RunState(config, model, ema, optimizer, scheduler, scaler, data, encoder_start, progress, lock)
-    if content is not None:
-        state.restore(content, resumed_from)
-    forward = context.wrap_model(model)
-    if ema and content is None:
-        ema.model.load_state_dict(model.state_dict())  # of which the others have just got the first one's
-    valid_batches = shard_batches(parts[1], config.batch_size, context)
-    trainer = Trainer(
-        state=state,
-        forward=torch.compile(forward) if config.compile else forward,
-        sampler=sampler,
-        train_loader=make_loader(train_set, device, sampler, config.num_workers),
-        valid_loader=make_loader(parts[1], device, valid_batches, config.num_workers),
-        augmentation=BatchAugmentation(config.mix, config.multi_scale, config.image_size, model.stride, config.seed),
-        precision=precision,
-        context=context,
-        stop=cli.StopRequest(patient=context.size > 1),
-        resume_command=resume_command(config, context),
-    )
-    return trainer, tuple(parts), resumed_from
+    scheduler = build_scheduler(config.scheduler, optimizer, total_steps)
+    scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
+    return RunState(config, model, ema, optimizer, scheduler, scaler, data, encoder_start, progress, lock)
 
 
 def load_run(config: TrainConfig, overrides: dict) -> tuple[Path | None, dict | None, int]:

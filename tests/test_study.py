@@ -6,33 +6,35 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import Zygote, expect_success, run_ok
 
 import claims
 import evidence
+import experiments
 import report
-import study
-import utils
+import runner
+from conftest import Zygote, expect_success, run_ok
+from runtime.files import write_rows
 
 
 @pytest.fixture
 def small_study(monkeypatch, tmp_path, shared_dataset):
     """A study of one short experiment; returns what runs it with further flags."""
     monkeypatch.setattr(
-        study, "EXPERIMENTS", {"a": {"one": "--epochs 1 --loss dice"}, "b": {"the same": "--loss dice --epochs 1"}}
+        experiments,
+        "EXPERIMENTS",
+        {"a": {"one": "--epochs 1 --loss dice"}, "b": {"the same": "--loss dice --epochs 1"}},
     )
-    monkeypatch.setattr(study, "TABLE", tmp_path / "study.csv")
+    monkeypatch.setattr(runner, "TABLE", tmp_path / "study.csv")
 
     def run(*flags) -> list[dict]:
-        words = ["study.py", "--data_path", str(shared_dataset), "--image_size", "64", "--seeds", "5", *flags]
+        words = ["runner.py", "--data_path", str(shared_dataset), "--image_size", "64", "--seeds", "5", *flags]
         monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "runs")])
         with pytest.raises(SystemExit) as end:
-            study.main()
+            runner.main()
         assert end.value.code == 0
         with (tmp_path / "study.csv").open() as file:
             return list(csv.DictReader(file))
@@ -40,7 +42,7 @@ def small_study(monkeypatch, tmp_path, shared_dataset):
     return run
 
 
-def test_choices_see_no_test_image_and_scores_come_later(small_study, tmp_path, monkeypatch):
+def test_validation_only_scores_no_test_image_and_a_later_call_does(small_study, tmp_path, monkeypatch):
     (row,) = small_study("--validation_only")  # two experiments of the same settings are one run
     assert row["test_dataset_dice"] == row["test_pixels"] == ""
     assert row["settings"] == "epochs=1 loss=dice"
@@ -49,36 +51,36 @@ def test_choices_see_no_test_image_and_scores_come_later(small_study, tmp_path, 
     assert not list(folder.glob("*evaluation*"))
     trained = (folder / "resnet34_unet_training_log.csv").read_bytes()
 
-    def sooner(command: list, run: study.Run, threads: int) -> None:
+    def sooner(command: list, run: runner.Run, threads: int) -> None:
         script, *flags = map(str, command)
-        expect_success(Zygote.run(script, flags, study.ROOT))
+        expect_success(Zygote.run(script, flags, runner.ROOT))
 
-    monkeypatch.setattr(study, "call", sooner)
+    monkeypatch.setattr(runner, "call", sooner)
     (row,) = small_study()
     assert (folder / "resnet34_unet_training_log.csv").read_bytes() == trained
     assert not list(folder.glob("*.pth"))
     counts = [list(map(int, p.split())) for p in row["test_pixels"].split(";")]
     tp, fp, fn = np.sum(counts, axis=0)
     assert float(row["test_dataset_dice"]) == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-6)
-    monkeypatch.setattr(study, "call", None)  # nothing is left to do
+    monkeypatch.setattr(runner, "call", None)  # nothing is left to do
     assert small_study() == [row]
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(small_study, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(study, "EXPERIMENTS", {"a": {"one": "--epochs 1", "two": "--epochs 2"}})
-    monkeypatch.setattr(study, "train", lambda run, args: {}[run.experiment])
+def test_a_failed_run_is_reported_and_the_others_continue(small_study, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"a": {"one": "--epochs 1", "two": "--epochs 2"}})
+    monkeypatch.setattr(runner, "train", lambda run, args: {}[run.experiment])
     with pytest.raises(AssertionError):  # status 1
         small_study()
     said = capsys.readouterr().err
     assert "failed: a/one, seed 5: KeyError('a/one')" in said
     assert "failed: a/two, seed 5: KeyError('a/two')" in said
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert study.code_version() == "unknown"
+    assert runner.code_version() == "unknown"
 
 
-def test_runs_on_different_images_are_not_thrown_together(monkeypatch, tmp_path):
+def test_runs_on_different_images_are_not_mixed(monkeypatch, tmp_path):
     row = {"image_size": "96", "data": "partial set", "split": "official", "encoder_weights": "none"}
-    utils.write_rows(tmp_path / "study.csv", [{**row, "pictures": some} for some in ("8 1 1", "80 10 10")])
+    write_rows(tmp_path / "study.csv", [{**row, "pictures": some} for some in ("8 1 1", "80 10 10")])
     monkeypatch.setattr(evidence, "TABLE", tmp_path / "study.csv")
     with pytest.raises(SystemExit, match="different images that are all called partial set"):
         evidence.load()
@@ -87,14 +89,15 @@ def test_runs_on_different_images_are_not_thrown_together(monkeypatch, tmp_path)
 STUDY = """
 import sys
 from pathlib import Path
-import study
-study.EXPERIMENTS = {"a": {"long": "--epochs 300", "longer": "--epochs 301"}}
-study.TABLE = Path(sys.argv.pop())
-study.main()
+import experiments
+import runner
+experiments.EXPERIMENTS = {"a": {"long": "--epochs 300", "longer": "--epochs 301"}}
+runner.TABLE = Path(sys.argv.pop())
+runner.main()
 """
 
 
-def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, shared_dataset):
+def test_a_stopped_study_stops_its_runs_and_resumes_them(tmp_path, shared_dataset):
     out = tmp_path / "runs"
     flags = ["--data_path", shared_dataset, "--image_size", 64, "--seeds", 5, "--jobs", 2, "--out", out]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -113,7 +116,7 @@ def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, sha
             process.terminate()
             said, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
-        assert "the same command goes on" in said
+        assert "the same command continues" in said
         assert "failed" not in errors
         outputs = [log.read_text() for log in out.glob("*/output.txt")]
         assert sorted(output.count("To go on: ") for output in outputs) == times
@@ -121,14 +124,14 @@ def test_a_study_that_is_stopped_stops_all_its_runs_and_they_go_on(tmp_path, sha
     assert not (tmp_path / "study.csv").exists()
 
 
-def test_both_scripts_start_by_themselves(tmp_path):
-    for script in (study, report):
+def test_both_scripts_start(tmp_path):
+    for script in (runner, report):
         said = run_ok(script.__file__, "--help", cwd=tmp_path)
         assert script.__doc__.split(":")[0].split("\n")[0][:20] in said
 
 
 def made_up(name: str, shift: float, seeds: int = 3) -> evidence.Trained:
-    """Runs on 200 images with 50 pixels of pet each; `shift` of them more are found on average."""
+    """Runs on 200 images with 50 pixels of pet each; on average `shift` more of them are found."""
     rows = []
     for seed in range(seeds):
         rng = np.random.default_rng(seed + 10)
@@ -140,7 +143,7 @@ def made_up(name: str, shift: float, seeds: int = 3) -> evidence.Trained:
     return evidence.Trained(name, rows)
 
 
-def test_differences_have_honest_intervals():
+def test_differences_have_intervals():
     better, same, base = made_up("better", 2.0), made_up("same", 0.0), made_up("base", 0.0)
     found = evidence.compare(better, base)
     assert found.low < found.value < found.high
@@ -159,7 +162,7 @@ def test_runs_of_a_seed_are_compared_with_each_other():
     apart, paired = (evidence.compare(evidence.Trained("", shifted), base, paired=paired) for paired in (False, True))
     assert apart.value == pytest.approx(paired.value)
     assert apart.high - apart.low > 1e-3
-    assert paired.low == pytest.approx(paired.high)  # no seed and no image says otherwise
+    assert paired.low == pytest.approx(paired.high)  # all seeds and images agree
 
 
 def test_a_contrast_of_three_is_the_difference_of_differences():
@@ -169,13 +172,11 @@ def test_a_contrast_of_three_is_the_difference_of_differences():
     assert evidence.contrast([(2, b), (-1, None), (-1, a)]) is None
 
 
-def test_claims_are_confirmed_reversed_or_left_open():
+def test_claims_are_confirmed_reversed_or_inconclusive():
     better, base, same = made_up("better", 2.0), made_up("base", 0.0), made_up("same", 0.05)
     verdicts = [claims.judged(evidence.compare(*both))[1] for both in ((better, base), (base, better), (same, base))]
     assert verdicts == ["confirmed", "not confirmed: here it is the reverse", "inconclusive"]
-    assert (
-        claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "inconclusive: 1 seed"
-    )
+    assert claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "inconclusive: 1 seed"
     assert claims.judged(None)[1] == "inconclusive: not run yet"
 
     def curves(*valid):
@@ -192,8 +193,8 @@ def test_claims_are_confirmed_reversed_or_left_open():
     assert claims.judged_apart(claims.START, quick, curves("0.1 0.2"))[1] == "inconclusive: 1 seed"
 
 
-def test_intervals_know_the_spread_of_seeds():
-    """Images all alike, seeds apart: what is left is Welch's test."""
+def test_intervals_include_the_spread_of_seeds():
+    """All images equal, seeds different: the interval is that of Welch's test."""
 
     def alike(hits):
         rows = [{"test_pixels": ";".join([f"{tp} 0 {100 - tp}"] * 50)} for tp in hits]
@@ -209,8 +210,8 @@ def test_intervals_know_the_spread_of_seeds():
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=1e-6)
 
 
-def test_intervals_know_the_spread_of_images():
-    """Seeds all alike, images apart: what is left is the standard error over images."""
+def test_intervals_include_the_spread_of_images():
+    """All seeds equal, images different: the interval is that of the standard error over images."""
     first, second = made_up("first", 3.0, seeds=1), made_up("second", 0.0, seeds=1)
     first.rows, second.rows = first.rows * 3, second.rows * 3
     found = evidence.compare(first, second)
@@ -232,11 +233,11 @@ def test_the_report_is_written_from_the_table(monkeypatch, tmp_path):
     assert groups["recipes"]
     report.write(groups)
     text = (tmp_path / "REPORT.md").read_text()
-    kept = (Path(report.RESULTS).parents[1] / "REPORT.md").read_text()
+    kept = (runner.ROOT / "REPORT.md").read_text()
     number = re.compile(r"\d+(?:\.\d+)?")
-    assert number.sub("#", text) == number.sub("#", kept), "run `python benchmarks/report.py`"
+    assert number.sub("#", text) == number.sub("#", kept), "run `python study/report.py`"
     figures = [list(map(float, number.findall(one))) for one in (text, kept)]
-    assert figures[0] == pytest.approx(figures[1], abs=2e-4), "run `python benchmarks/report.py`"
+    assert figures[0] == pytest.approx(figures[1], abs=2e-4), "run `python study/report.py`"
     for line in text.split("(docs/")[1:]:
         name = line.split(")")[0]
         assert (tmp_path / "docs" / name).is_file() or name == "panel.png"

@@ -124,7 +124,7 @@ def schema(model_names) -> dict:
             },
         },
         "weights": WEIGHTS,
-        "average": Optional({"updates": whole(0, 1 << 62), "trained_weights": WEIGHTS}),
+        "average": Optional({"updates": whole(0, 10**12), "trained_weights": WEIGHTS}),
         "preprocessing": {"image_size": whole(16, 4096)},
         "data": {
             "split": one_of("80-10-10", "official"),
@@ -149,7 +149,7 @@ def schema(model_names) -> dict:
     }
 
 
-def find_problem(value, rule, where: str = "it") -> str | None:
+def find_problem(value, rule, where: str = "") -> str | None:
     """What is wrong with a value, in words; None where the rule holds. Nothing large is copied."""
     if isinstance(rule, Optional):
         return None if value is None else find_problem(value, rule.rule, where)
@@ -160,20 +160,20 @@ def find_problem(value, rule, where: str = "it") -> str | None:
             return f"{where} is {_show(value)}, not a list"
         return next(filter(None, (find_problem(v, rule.rule, f"{where}[{i}]") for i, v in enumerate(value))), None)
     if not isinstance(value, dict) or len(value) > MAX_COUNT:
-        return f"{where} is {_show(value)}, not a dict"
+        return f"{where or 'it'} is {_show(value)}, not a dict"
     if isinstance(rule, DictOf):
         found = (
-            find_problem(k, rule.key, f"a key of {where}") or find_problem(v, rule.value, f"{where}.{k}")
+            find_problem(k, rule.key, f"a key of {where}") or find_problem(v, rule.value, f"{where}.{k}".lstrip("."))
             for k, v in value.items()
         )
         return next(filter(None, found), None)
     unknown = [key for key in value if key not in rule]
     if unknown:
-        return f"{where} has an unknown entry {_show(unknown[0])}"
+        return f"{where or 'it'} has an unknown entry {_show(unknown[0])}"
     lacking = [key for key in rule if key not in value and not isinstance(rule[key], Optional)]
     if lacking:
-        return f"{where} lacks {', '.join(lacking)}"
-    return next(filter(None, (find_problem(v, rule[k], f"{where}.{k}") for k, v in value.items())), None)
+        return f"{where or 'it'} lacks {', '.join(lacking)}"
+    return next(filter(None, (find_problem(v, rule[k], f"{where}.{k}".lstrip(".")) for k, v in value.items())), None)
 
 
 def _show(value) -> str:

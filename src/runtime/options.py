@@ -81,7 +81,7 @@ def is_valid(config_class, name: str, value) -> bool:
         return False
     try:
         parsed = made.parse(str(value))
-    except argparse.ArgumentTypeError:
+    except (argparse.ArgumentTypeError, ValueError):  # ValueError: of str, for numbers of thousands of digits
         return False
     return type(parsed) is type(value) and parsed == value
 

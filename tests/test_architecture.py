@@ -1,0 +1,71 @@
+"""The rooms of src/: imports go downwards only, and no argparse.Namespace leaves the command line."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import SRC
+
+FLOORS = ["runtime", "models", "data", "visual", "evaluation", "training"]  # from the ground up
+SCRIPTS = {path.stem for path in SRC.glob("*.py")}
+SHARED = {"oxford_pet", "utils"}  # the names that scripts and notebooks may import
+
+
+def imported(tree: ast.Module) -> list[str]:
+    """Top-level packages and modules that a file imports, wherever the import stands."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names.append(node.module)
+    return [name.split(".")[0] for name in names]
+
+
+def faults(src: Path) -> list[str]:
+    """Imports against the order of the rooms, and namespaces below the scripts."""
+    found = []
+    for path in sorted(src.rglob("*.py")):
+        tree, where = ast.parse(path.read_text()), path.relative_to(src)
+        room = where.parts[0] if len(where.parts) > 1 else None
+        for name in imported(tree):
+            if room and name in FLOORS and FLOORS.index(name) > FLOORS.index(room):
+                found.append(f"{where} imports {name}, which is above it")
+            if room and name in SCRIPTS:
+                found.append(f"{where} imports the script {name}")
+            if not room and path.stem not in SHARED and name in SCRIPTS - SHARED:
+                found.append(f"{where} imports the script {name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr == "Namespace":
+                found.append(f"{where}:{node.lineno} uses a Namespace")
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if "args" in [argument.arg for argument in node.args.args] and room != "runtime":
+                found.append(f"{where}:{node.lineno} takes args")
+            if node.end_lineno - node.lineno >= 60:
+                found.append(f"{where}:{node.lineno} {node.name} has over 60 lines")
+    return found
+
+
+def test_rooms_import_downwards_only_and_functions_are_short():
+    assert {path.name for path in SRC.iterdir() if path.is_dir()} - {"__pycache__"} == set(FLOORS)
+    assert faults(SRC) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "expected"),
+    [
+        ("runtime/device.py", "from models import UNet", "runtime/device.py imports models, which is above it"),
+        ("data/index.py", "def f():\n    import training.config", "data/index.py imports training, which is above it"),
+        ("models/unet.py", "import utils", "models/unet.py imports the script utils"),
+        ("export.py", "from inference import report", "export.py imports the script inference"),
+        ("training/optim.py", "def f(args): return args.lr", "takes args"),
+    ],
+)
+def test_an_import_against_the_order_is_found(tmp_path, file, line, expected):
+    shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "src" / file
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    assert [fault for fault in faults(tmp_path / "src") if expected in fault]

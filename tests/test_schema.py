@@ -1,0 +1,290 @@
+"""Checkpoints that are well formed and hostile: each is refused in one line, before memory is taken."""
+
+import copy
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import SRC, assert_one_error, copy_run, run_script
+
+from models import MODELS
+from models.checkpoint import FORMAT, load_checkpoint
+from models.schema import DictOf, ListOf, Optional, find_problem, schema
+from runtime.errors import CheckpointError
+from training.config import TrainConfig, restore_config
+
+HUGE = 10**18
+DELETE = object()
+
+
+@pytest.fixture(scope="module")
+def content(trained) -> dict:
+    """A real checkpoint."""
+    return load_checkpoint(trained / "saved_models/resnet34_unet_last.pth")
+
+
+def changed(content: dict, path: tuple, value) -> dict:
+    """A copy of a checkpoint with one entry changed or, with DELETE, removed; tensors are shared."""
+    made = copy.copy(content)
+    place = made
+    for key in path[:-1]:
+        place[key] = copy.copy(place[key])
+        place = place[key]
+    if value is DELETE:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return made
+
+
+def test_a_real_checkpoint_follows_the_rules(content):
+    assert find_problem(content, schema(MODELS)) is None
+    restore_config({}, content, "last.pth")
+
+
+def required(rule, path=()) -> list[tuple]:
+    """Paths of all entries that the schema asks for."""
+    if not isinstance(rule, dict):
+        return []
+    found = []
+    for key, inner in rule.items():
+        found += [] if isinstance(inner, Optional) else [(*path, key)]
+        found += required(inner.rule if isinstance(inner, Optional) else inner, (*path, key))
+    return found
+
+
+def leaves(rule, path=()) -> list[tuple]:
+    """Paths of all entries, optional ones and those of dicts and lists as a whole included."""
+    if isinstance(rule, Optional):
+        return leaves(rule.rule, path)
+    if isinstance(rule, dict):
+        return [path, *(leaf for key, inner in rule.items() for leaf in leaves(inner, (*path, key)))][not path :]
+    return [path]
+
+
+RULES = schema(MODELS)
+WRONG = {"object": object(), "nested": [[["x"]]], "number": -1.5, "nan": float("nan"), "text": "a/../b\n", "huge": HUGE}
+
+
+@pytest.mark.parametrize("path", required(RULES), ids=".".join)
+def test_every_missing_entry_is_named(content, path):
+    if path[0] in ("average",):
+        pytest.skip("this checkpoint has none")
+    assert f"lacks {path[-1]}" in find_problem(changed(content, path, DELETE), RULES)
+
+
+@pytest.mark.parametrize("path", leaves(RULES), ids=".".join)
+@pytest.mark.parametrize("kind", WRONG)
+def test_every_entry_of_a_wrong_kind_is_refused(content, path, kind):
+    if path[0] == "average":
+        content = changed(content, ("average",), {"updates": 1, "trained_weights": content["weights"]})
+    if kind == "nan" and path[-1] in ("scaler",):
+        pytest.skip("a number")
+    problem = find_problem(changed(content, path, WRONG[kind]), RULES)
+    assert problem
+    assert path[0] in problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize("path", [p for p in leaves(RULES) if len(p) == 1 and isinstance(RULES[p[0]], dict)], ids=str)
+def test_unknown_entries_are_refused(content, path):
+    assert "unknown entry 'extra'" in find_problem(changed(content, (*path, "extra"), 1), RULES)
+
+
+def small(*shape, dtype=torch.float32) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+HOSTILE = {
+    "weights repeated from one number": (("weights", "head.bias"), small(1).expand(10**6, 10**6)),
+    "weights with a hole": (("weights", "head.bias"), torch.tensor([float("nan")])),
+    "infinite weights": (("weights", "head.bias"), torch.tensor([float("inf")])),
+    "weights that are numbers": (("weights", "head.bias"), 1.0),
+    "weights of complex numbers": (("weights", "head.bias"), small(1, dtype=torch.complex64)),
+    "sparse weights": (("weights", "head.bias"), small(1).to_sparse()),
+    "a weight without a name": (("weights", 7), small(1)),
+    "a name with a line break": (("weights", "a\nb"), small(1)),
+    "an image of 10 million pixels a side": (("preprocessing", "image_size"), 10**7),
+    "an image of no pixels": (("preprocessing", "image_size"), 0),
+    "an image size that is true": (("preprocessing", "image_size"), True),
+    "a billion channels": (("model", "config", "out_channels"), 10**9),
+    "two channels": (("model", "config", "out_channels"), 2),
+    "an unknown network": (("model", "name"), "segnet"),
+    "a network by its path": (("model", "name"), "../unet"),
+    "an unknown attention": (("model", "config", "attention"), "more"),
+    "an argument of the constructor": (("model", "config", "device"), "meta"),
+    "a run id with a slash": (("progress", "run_id"), "a/b"),
+    "a run id of two dots": (("progress", "run_id"), ".."),
+    "a hidden run id": (("progress", "run_id"), ".ssh"),
+    "a run id with a zero": (("progress", "run_id"), "a\0b"),
+    "a run id with a line break": (("progress", "run_id"), "a\nb"),
+    "an empty run id": (("progress", "run_id"), ""),
+    "a long run id": (("progress", "run_id"), "a" * 101),
+    "a run id that is a number": (("progress", "run_id"), 7),
+    "epochs below zero": (("progress", "epoch"), -1),
+    "more epochs than there are atoms": (("progress", "planned_epochs"), 10**80),
+    "half an epoch": (("progress", "epoch"), 0.5),
+    "a step of the size of a number": (("progress", "step"), HUGE),
+    "sums of another shape": (("progress", "sums"), small(4, dtype=torch.float64)),
+    "sums in single precision": (("progress", "sums"), small(3)),
+    "a best Dice above one": (("progress", "best_dice"), 1.5),
+    "a best Dice that is not a number": (("progress", "best_dice"), float("nan")),
+    "a history that is a dict": (("progress", "history"), {}),
+    "a history of words": (("progress", "history"), ["epoch 1"]),
+    "a history with a command": (("progress", "history"), [{"run_id": "=cmd|' /C calc'!A0"}]),
+    "resumed before it began": (("progress", "resumed"), [-3]),
+    "an encoder start that clears the screen": (("encoder_start",), "\x1b[2J"),
+    "an encoder start of a megabyte": (("encoder_start",), "x" * 10**6),
+    "a split that does not exist": (("data", "split"), "all"),
+    "a seed below zero": (("data", "seed"), -1),
+    "a seed above 32 bits": (("data", "seed"), 2**32),
+    "a fingerprint of another kind": (("data", "fingerprints", "train"), "abc"),
+    "a fingerprint of another part": (("data", "fingerprints", "all"), "0" * 64),
+    "names that are one word": (("data", "train_names"), "abc"),
+    "names that are numbers": (("data", "train_names"), [1, 2]),
+    "a nameless image": (("data", "train_names"), [""]),
+    "a random state that is too short": (("random_state",), small(3, dtype=torch.uint8)),
+    "a random state of floats": (("random_state",), small(5056)),
+    "an optimizer without groups": (("optimizer", "param_groups"), {}),
+    "an optimizer with groups of words": (("optimizer", "param_groups"), ["adam"]),
+    "an optimizer whose state is a list": (("optimizer", "state"), []),
+    "an optimizer that repeats one number": (("optimizer", "state", 0, "exp_avg"), small(1).expand(10**6, 10**6)),
+    "a momentum that is not a number": (("optimizer", "state", 0, "exp_avg"), torch.tensor([float("nan")])),
+    "a scheduler with a function's name": (("scheduler", "step"), [["os", "system"]]),
+    "a scaler of words": (("scaler", "scale"), "large"),
+    "a version that is a word": (("format_version",), "two"),
+    "a version below one": (("format_version",), 0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_values_are_refused_in_one_line(content, name):
+    path, value = HOSTILE[name]
+    problem = find_problem(changed(content, path, value), RULES)
+    assert problem
+    assert "\n" not in problem
+    assert "\x1b" not in problem
+    assert len(problem) < 300
+
+
+def test_rules_without_keys_check_every_value():
+    assert find_problem({"a": [1, 2]}, DictOf(RULES["encoder_start"], ListOf(RULES["data"]["seed"]))) is None
+    assert find_problem({"a": [1, -2]}, DictOf(RULES["encoder_start"], ListOf(RULES["data"]["seed"])), "x") == (
+        "x.a[1] is -2, not a whole number from 0 to 4294967295"
+    )
+
+
+# --------------------------------------------------------------------------------------------- states of another run
+
+
+STATES = {
+    "another number of parameters": (("optimizer", "param_groups"), lambda v: [{**v[0], "params": [0, 1]}]),
+    "betas that are one number": (("optimizer", "param_groups"), lambda v: [{**v[0], "betas": 0.9}]),
+    "no learning rate but a word": (("optimizer", "param_groups"), lambda v: [{**v[0], "lr": "fast"}]),
+    "an infinite learning rate": (("optimizer", "param_groups"), lambda v: [{**v[0], "lr": float("inf")}]),
+    "a momentum of another shape": (("optimizer", "state", 0), lambda v: {**v, "exp_avg": torch.zeros(3)}),
+    "a state without momentum": (("optimizer", "state", 0), lambda v: {"step": v["step"]}),
+    "a state of a parameter too many": (("optimizer", "state"), lambda v: {**v, 10**6: v[0]}),
+    "a scheduler's number that is a list": (("scheduler", "num_bad_epochs"), lambda v: [1]),
+    "a scheduler's mode that is a number": (("scheduler", "mode"), lambda v: 1),
+    "a random state of zeros": (("random_state",), torch.zeros_like),
+    "weights of another network": (("weights",), lambda v: {"a": torch.zeros(3)}),
+}
+
+
+@pytest.fixture(scope="module")
+def fresh_state(tmp_path_factory):
+    from runtime.device import Precision
+    from runtime.distributed import SINGLE_PROCESS
+    from train import build_state
+    from training.run_state import Progress
+
+    config = TrainConfig(image_size=64, encoder_weights="none", save_dir=str(tmp_path_factory.mktemp("none")))
+    precision = Precision(torch.device("cpu"))
+    return build_state(config, precision, 8, None, {}, Progress("run", 1), None, SINGLE_PROCESS)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, fresh_state, tmp_path, name):
+    path, change = STATES[name]
+    value = content
+    for key in path:
+        value = value[key]
+    hostile = changed(content, path, change(value))
+    assert find_problem(hostile, RULES) is None  # the structure is right
+    with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
+        fresh_state.restore(hostile, tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------- as real files
+
+
+def save_with(content: dict, path: tuple, value, file) -> None:
+    torch.save({**changed(content, path, value), "format": FORMAT}, file)
+
+
+def limited(*command, cwd) -> subprocess.CompletedProcess:
+    """Runs a script that may not take more than 4 GB of address space and data, of which Python's libraries are most."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30)),
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "value", "words"),
+    [
+        ("evaluate.py", ("preprocessing", "image_size"), 10**7, "preprocessing.image_size is 10000000"),
+        ("inference.py", ("weights", "head.bias"), torch.zeros(1).expand(10**6, 10**6), "weights.head.bias"),
+        ("export.py", ("model", "config", "out_channels"), 10**9, "model.config.out_channels"),
+    ],
+)
+def test_scripts_refuse_hostile_files_before_memory_is_taken(
+    content, shared_dataset, tmp_path, script, path, value, words
+):
+    save_with(content, path, value, tmp_path / "x.pth")
+    flags = ("--model_path", "x.pth", "--data_path", shared_dataset)
+    assert_one_error(limited(SRC / script, *flags, cwd=tmp_path), "x.pth is malformed", words)
+
+
+def test_a_run_id_with_a_slash_harms_nothing(trained, content, shared_dataset, tmp_path):
+    (tmp_path / "saved_models").mkdir()
+    save_with(content, ("progress", "run_id"), "../../elsewhere/x", tmp_path / "saved_models/resnet34_unet_last.pth")
+    flags = ("--data_path", shared_dataset, "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)
+    assert_one_error(run_script("train.py", *flags, "--resume", cwd=tmp_path), "progress.run_id")
+    done = run_script("train.py", *flags, cwd=tmp_path)  # a new run moves the file away under a name of its own
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in (tmp_path / "saved_models").glob("[!.]*")}
+    assert len(names) == 3
+    assert any(name.startswith("resnet34_unet_last_unknown-") for name in names)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_settings_that_would_take_all_memory_are_refused_on_resume(trained, content, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    file = folder / "saved_models/resnet34_unet_last.pth"
+    file.unlink()
+    save_with(content, ("settings", "batch_size"), 10**9, file)
+    done = limited(SRC / "train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
+    assert_one_error(done, "its setting batch_size has an impossible value")
+
+
+class TakesMemory:
+    """torch's own list of what may be unpickled has bytearray on it."""
+
+    def __reduce__(self):
+        return bytearray, (1 << 36,)
+
+
+def test_a_pickle_that_only_takes_memory_is_refused(tmp_path):
+    torch.save({"format": TakesMemory()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="is refused"):
+        load_checkpoint(tmp_path / "x.pth")
