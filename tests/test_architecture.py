@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from conftest import SRC
 
 FLOORS = ["runtime", "models", "data", "visual", "evaluation", "training"]  # from the ground up

@@ -3,9 +3,8 @@
 import dataclasses
 
 import pytest
-from conftest import SRC, assert_one_error, run_script
-from write_cli_docs import document
 
+from conftest import SRC, assert_one_error, run_script
 from evaluation.config import EvalConfig, InferConfig
 from runtime.cli import Parser
 from runtime.errors import CheckpointError, UsageError
@@ -13,6 +12,7 @@ from runtime.options import changeable, fixed, flag_table, fraction, is_valid, o
 from train import build_parser
 from training import config as training_config
 from training.config import TrainConfig, check_settings, restore_config, saved_settings
+from write_cli_docs import document
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SRC, TINY, Zygote, copy_run, expect_success, run_ok
 from PIL import Image
 
+from conftest import SRC, TINY, Zygote, copy_run, expect_success, run_ok
 from models.checkpoint import load_checkpoint
 from runtime.distributed import init_distributed
 
@@ -160,7 +160,7 @@ def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp
     done = Zygote.run(SRC / "train.py", flags, tmp_path, processes=2)
     first, *others = done.stderr.strip().splitlines()
     assert "none.pth" in first
-    assert others == ["error: another process of this run has ended; see what it said, and start again"]
+    assert others == ["error: another process of this run has ended; see its output, and start again"]
 
 
 def test_a_stray_variable_is_no_launcher(monkeypatch):

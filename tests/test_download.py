@@ -10,10 +10,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import make_dataset
 
 import data.download as download_module
 import oxford_pet
+from conftest import make_dataset
 from data.download import download
 from data.index import find_root, list_samples, split_samples
 from runtime.errors import DatasetError
@@ -115,7 +115,7 @@ def test_a_plain_layout_is_mended_where_it_is(archives, tmp_path):
 def test_own_pictures_are_left_alone(tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
-    with pytest.raises(DatasetError, match="pictures of your own"):
+    with pytest.raises(DatasetError, match="images of your own"):
         download(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_own_pictures_in_the_pets_layout_are_left_alone(archives, tmp_path, caps
     assert "is complete" in capsys.readouterr().out
     extra = root / "images/no trimap yet.jpg"
     extra.write_bytes(b"precious")
-    with pytest.raises(DatasetError, match="pictures of your own"):
+    with pytest.raises(DatasetError, match="images of your own"):
         download(root)
     assert extra.read_bytes() == b"precious"
 

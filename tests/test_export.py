@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_error, run_ok, run_script
 from PIL import Image
 
+from conftest import assert_one_error, run_ok, run_script
 from export import check
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from runtime.errors import RunError

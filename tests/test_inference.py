@@ -11,9 +11,9 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_error, run_ok, run_script
 from PIL import Image, ImageDraw
 
+from conftest import assert_one_error, run_ok, run_script
 from data.image_io import read_image
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from visual.gallery import write_gallery
@@ -227,7 +227,7 @@ def test_wrong_wishes_of_inference_end_in_one_line(tmp_path, model_flags):
     scene().save(tmp_path / "pet.png")
     for flags, words in (
         (("--save", "masks,maps"), "no result is called 'maps'; there are masks, probabilities"),
-        (("--threshold", 0), "above 0"),
+        (("--threshold", 0), "0 is not between 0 and 1"),
     ):
         assert_one_error(
             run_script("inference.py", *model_flags, "--data_path", "pet.png", *flags, cwd=tmp_path), words

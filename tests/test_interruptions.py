@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 import torture
 from conftest import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script
-
 from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_error, run_ok, run_script
 from scipy import ndimage
 from sklearn import metrics as sk
 
 import utils
+from conftest import assert_one_error, run_ok, run_script
 from data.datasets import load_dataset
 from data.loader import make_loader, shard_batches
 from evaluation.config import EvalConfig

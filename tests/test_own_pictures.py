@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
 from PIL import Image
 
+from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
 from data.image_io import read_mask, read_pair

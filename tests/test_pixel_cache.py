@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import SRC, TINY, run_ok
 from PIL import Image
 
+from conftest import SRC, TINY, run_ok
 from data import cache as pixel_cache
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset

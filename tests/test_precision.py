@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_script
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import SRC, TINY, assert_one_error, make_dataset, run_ok, run_script
 from data.augment import BatchAugmentation
 from data.loader import ResumableBatchSampler
 from models import MODELS, UNet, build_model

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_one_error, run_ok, run_script
-from test_precision import Plain, make_batch, make_run
 from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
 
+from conftest import TINY, assert_one_error, run_ok, run_script
 from data.augment import STRENGTHS, BatchAugmentation, augment_batch, draw_augmentation, mix, possible_sizes
 from data.index import stratified_subset
 from models import ATTENTION, MODELS, build_model
@@ -17,6 +16,7 @@ from models.attention import ConvBlockAttention, SqueezeExcitation
 from models.checkpoint import load_checkpoint
 from models.task import TASKS
 from runtime.options import is_valid
+from test_precision import Plain, make_batch, make_run
 from train import augmented, build_parser, open_data
 from training.config import RECIPES, TrainConfig
 from training.optim import ModelEMA, build_optimizer, build_scheduler
@@ -285,7 +285,7 @@ def test_a_checkpoint_from_before_recipes_goes_on(trained, shared_dataset, tmp_p
         ),
         (["--weight_decay", "0.1"], ["--weight_decay is of AdamW"]),
         (["--ema", "1"], ["1 is not between 0 and 1"]),
-        (["--multi_scale", "-0.1"], ["must be a number above 0"]),
+        (["--multi_scale", "-0.1"], ["-0.1 is not between 0 and 1"]),
         (["--multi_scale", "0.2"], ["no multiple of 32 lies within 0.2 of 64"]),
         (["--mix", "cutmix", "--batch_size", "1"], ["--mix needs two images"]),
         (["--train_fraction", "0.001"], ["leaves no image to train on"]),

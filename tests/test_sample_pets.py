@@ -135,7 +135,7 @@ def test_second_call_does_nothing(tmp_path, capsys, monkeypatch):
     arguments = ["--data_path", str(tmp_path / "s"), "--count", "8", "--side", "32"]
     sample_pets.main(arguments)
     first = capsys.readouterr()
-    assert first.out.count("\n") == 1 and "8 pictures drawn" in first.out and str(tmp_path / "s") in first.out
+    assert first.out.count("\n") == 1 and "8 images drawn" in first.out and str(tmp_path / "s") in first.out
     before = contents(tmp_path)
     monkeypatch.setattr(sample_pets, "draw_pet", None)  # would fail if it were called
     sample_pets.main(arguments)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import SRC, assert_one_error, copy_run, run_script
 
+from conftest import SRC, assert_one_error, copy_run, run_script
 from models import MODELS
 from models.checkpoint import FORMAT, load_checkpoint
 from models.schema import DictOf, ListOf, Optional, find_problem, schema
@@ -228,7 +228,7 @@ def save_with(content: dict, path: tuple, value, file) -> None:
 
 
 def limited(*command, cwd) -> subprocess.CompletedProcess:
-    """Runs a script that may not take more than 4 GB of address space and data, of which Python's libraries are most."""
+    """Runs a script that may not allocate more than 2 GB, most of which torch's libraries take."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,

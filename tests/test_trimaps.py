@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, assert_one_error, run_ok, run_script
 from PIL import Image
 from sklearn.metrics import f1_score
-from test_own_pictures import write_own
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import TINY, assert_one_error, run_ok, run_script
 from data.image_io import read_trimap
 from evaluation.config import EvalConfig
 from evaluation.evaluator import score_sample
@@ -21,6 +20,7 @@ from evaluation.predictor import Prediction, Predictor, label_map_at_size
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from models.task import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE, TASKS
 from runtime.device import Precision
+from test_own_pictures import write_own
 from training.losses import LOSSES, bce_loss, dice_loss
 from visual.panels import draw_panel
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
 from torture import differences
 from torture import plain as without
 
@@ -103,20 +104,19 @@ def run(command: str, source: Path, folder: Path) -> None:
         raise RuntimeError(f"{source.name}: {command} ended with {process.returncode}:\n{''.join(said)}")
 
 
-def run_version(source: Path, folder: Path, data: Path, plan: dict[str, list[str]]) -> None:
-    """Runs all commands of one version; what was run to its end by an earlier call is left alone."""
-    for name, lines in plan.items():
-        place, done = folder / name, folder / name / "done"
-        if done.is_file() and done.read_text() == "\n".join(lines):
-            continue
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(data, place / "data")
-        for line in lines:
-            run(line, source, place)
-            if line.startswith("STOP"):
-                (last,) = (place / "saved_models").glob("*_last.pth")
-                shutil.copy(last, place / "stopped")
-        done.write_text("\n".join(lines))
+def run_all(source: Path, data: Path, place: Path, lines: list[str]) -> None:
+    """Runs commands of one version in a folder; what an earlier call has run to its end is left alone."""
+    done = place / "done"
+    if done.is_file() and done.read_text() == "\n".join(lines):
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(data, place / "data")
+    for line in lines:
+        run(line, source, place)
+        if line.startswith("STOP"):
+            (last,) = (place / "saved_models").glob("*_last.pth")
+            shutil.copy(last, place / "stopped")
+    done.write_text("\n".join(lines))
 
 
 def read(path: Path):
@@ -192,12 +192,14 @@ def main() -> int:
     for amp in args.amp[: 1 if args.short else None]:
         plan, base, head = commands(amp, args.short), work / f"base_{amp}", work / f"head_{amp}"
         shutil.rmtree(head, ignore_errors=True)
-        with ThreadPoolExecutor(2) as pool:
-            both = [
-                pool.submit(run_version, *version, work / "data", plan) for version in ((worktree, base), (ROOT, head))
+        with ThreadPoolExecutor(2) as pool:  # one thread each, so two cores are enough
+            jobs = [
+                pool.submit(run_all, source, work / "data", folder / name, lines)
+                for source, folder in ((worktree, base), (ROOT, head))
+                for name, lines in plan.items()
             ]
-            for future in both:
-                future.result()
+            for job in jobs:
+                job.result()
         for name in plan:
             compared, differing = compare(base / name, head / name)
             count, found = count + compared, found + differing

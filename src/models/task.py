@@ -16,8 +16,8 @@ PET_BLUE, BACKGROUND_ORANGE, BORDER_DARK = (31, 119, 180), (255, 127, 14), (40, 
 COLORS = {PET: PET_BLUE, BACKGROUND: BACKGROUND_ORANGE, BORDER: BORDER_DARK}
 
 
-class BinaryTask:
-    """Pet, border included, against background: one logit, of pet."""
+class Task:
+    """What a network learns: here pet, border included, against background, by one logit. Others override this."""
 
     name, title, out_channels = "binary", "", 1
     target = "mask"  # the entry of a batch that is learned
@@ -66,7 +66,7 @@ class BinaryTask:
         return probabilities[:, 0]
 
 
-class TrimapTask(BinaryTask):
+class TrimapTask(Task):
     """Pet, background and border: three logits in this order."""
 
     name, title, out_channels, target = "trimap", "three classes", 3, "trimap"
@@ -104,8 +104,7 @@ class TrimapTask(BinaryTask):
         return 1 - probabilities[:, 1]
 
 
-Task = BinaryTask  # the interface
-TASKS: dict[str, Task] = {task.name: task for task in (BinaryTask(), TrimapTask())}
+TASKS: dict[str, Task] = {task.name: task for task in (Task(), TrimapTask())}
 
 
 def task_of(out_channels: int) -> Task:
