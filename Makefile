@@ -17,7 +17,7 @@ setup: .venv/.installed
 	touch $@
 
 demo: setup
-	$(RUN) src/sample_pets.py $(DEMO) --count 1000 --side 128
+	$(RUN) tools/sample_pets.py $(DEMO) --count 1000 --side 128
 	$(RUN) src/train.py $(DEMO) $(DEMO_RUN) --image_size 64 --epochs 8 --learning_rate 1.5e-3 \
 		--loss bce_dice --scheduler cosine --encoder_weights none
 	$(RUN) src/evaluate.py $(DEMO) $(DEMO_RUN)
@@ -33,10 +33,10 @@ lint: .venv/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# Half an hour on 2 cores. DATA=dataset takes the real pictures for the two that read any.
+# Half an hour on 2 cores. DATA=dataset takes the real images for the two that read any.
 DATA ?= demo/dataset
 bench: .venv/.installed-dev
-	test -d $(DATA)/images || $(RUN) src/sample_pets.py --data_path $(DATA) --count 1000 --side 128
+	test -d $(DATA)/images || $(RUN) tools/sample_pets.py --data_path $(DATA) --count 1000 --side 128
 	$(RUN) benchmarks/training_step.py --model_name resnet34_unet --compile
 	$(RUN) benchmarks/training_step.py --model_name unet
 	$(RUN) benchmarks/memory.py
@@ -46,9 +46,9 @@ bench: .venv/.installed-dev
 	$(RUN) benchmarks/training_loop.py --data_path $(DATA) --image_size 96 --rounds 3
 	$(RUN) benchmarks/plot.py
 
-# REPORT.md and its plots, from what benchmarks/study.py has measured.
+# REPORT.md and its plots, from what study/runner.py has measured.
 report: .venv/.installed-dev
-	$(RUN) benchmarks/report.py
+	$(RUN) study/report.py
 
 clean:
 	rm -rf demo inference_results output_predictions worst_panels .pytest_cache .ruff_cache

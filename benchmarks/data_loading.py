@@ -2,8 +2,8 @@
 
     python benchmarks/data_loading.py --data_path dataset
 
-All variants read the same pictures in the same DataLoader settings, in turn, several rounds in one run; what is
-compared is the ratio of medians, since machines drift. The first round of each is not counted.
+All variants read the same images with the same DataLoader settings, in turn, several rounds in one run. Compare the
+ratios of medians, because machines drift. The first round of each is dropped.
 """
 
 import tempfile
@@ -17,18 +17,18 @@ from torchvision.datasets import OxfordIIITPet
 from torchvision.transforms import v2
 
 import measure
-import utils
-from data.loader import make_loader, shard_batches
-from data.index import find_root, split_samples
-from data.datasets import load_dataset
+from data.augment import AugmentedDataset, apply_augmentations
 from data.cache import open_cache
+from data.datasets import load_dataset
+from data.index import by_name, find_root, split_samples
+from data.loader import make_loader, shard_batches
 
 
 class TorchvisionPets(Dataset):
     """torchvision's dataset with its v2 transforms; with `augment` flips, rotations and scales as ours are."""
 
     def __init__(self, root: Path, size: int, augment: bool = False):
-        self.pets = OxfordIIITPet(str(root.parent), split="trainval", target_types="segmentation", download=False)
+        self.samples = OxfordIIITPet(str(root.parent), split="trainval", target_types="segmentation", download=False)
         nearest = v2.InterpolationMode.NEAREST
         self.image = v2.Compose([v2.ToImage(), v2.Resize((size, size), antialias=True)])
         self.mask = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), interpolation=nearest)])
@@ -36,19 +36,19 @@ class TorchvisionPets(Dataset):
         self.both = v2.Compose([v2.RandomHorizontalFlip(), affine]) if augment else None
 
     def __len__(self) -> int:
-        return len(self.pets)
+        return len(self.samples)
 
     def __getitem__(self, index: int):
-        image, trimap = self.pets[index]
+        image, trimap = self.samples[index]
         image, mask = self.image(image.convert("RGB")), tv_tensors.Mask((self.mask(trimap) != 2).to(torch.uint8))
         return self.both(image, mask) if self.both else (image, mask)
 
 
 def read_all(loader, augment: bool) -> None:
-    """One pass over a loader, with what a training step does to a batch before the network sees it."""
+    """One pass over a loader, with the augmentation of a training step."""
     for batch in loader:
         if augment:
-            utils.apply_augmentations(batch["image"], batch["mask"], batch["affine"])
+            apply_augmentations(batch["image"], batch["mask"], batch["affine"])
 
 
 def main() -> None:
@@ -61,23 +61,23 @@ def main() -> None:
     args = parser.parse_args()
     root, cpu, size = find_root(args.data_path), torch.device("cpu"), args.image_size
     with tempfile.TemporaryDirectory() as scratch:
-        # torchvision wants the folder to be called oxford-iiit-pet; links keep the pictures where they are.
+        # torchvision needs the folder name oxford-iiit-pet, so links to the images are made there.
         there = Path(scratch) / "oxford-iiit-pet"
         there.mkdir()
         for part in ("images", "annotations"):
             (there / part).symlink_to((root / part).resolve())
         split = split_samples(root, "official")
-        # The same pictures for all: torchvision's trainval is our train and valid.
-        pets = split._replace(train=sorted([*split.train, *split.valid]))
-        decoded = load_dataset(root, "train", split=pets, image_size=size)
-        cached = load_dataset(root, "train", split=pets, image_size=size, records=open_cache(root, size))
+        # The same images for all: torchvision's trainval is our train and valid.
+        split = split._replace(train=sorted([*split.train, *split.valid], key=by_name))
+        decoded = load_dataset(root, "train", split=split, image_size=size)
+        cached = load_dataset(root, "train", split=split, image_size=size, cache=open_cache(root, size))
         rows = []
         for workers in args.workers:
             theirs = [TorchvisionPets(there, size, augment) for augment in (False, True)]
             options = {"batch_size": args.batch_size, "num_workers": workers, "persistent_workers": workers > 0}
             theirs = [DataLoader(dataset, **options) for dataset in theirs]
             batches = shard_batches(cached, args.batch_size)
-            varied = utils.AugmentedDataset(cached)
+            varied = AugmentedDataset(cached)
             variants = {
                 "torchvision dataset + v2 transforms": (theirs[0], False),
                 "the same + v2 flip and affine": (theirs[1], False),

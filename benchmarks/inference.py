@@ -2,32 +2,31 @@
 
     python benchmarks/inference.py
 
-Then from a folder of pictures (JPEG, 500x375) to results, beside the bare network on images in memory.
+Then from a folder of images (JPEG, 500x375) to results, beside the network alone on images in memory.
 """
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 import measure
 import peers
-import utils
 from data.index import Sample
+from evaluation.config import InferConfig
+from evaluation.predictor import Predictor
 from evaluation.segmenter import Segmenter
 from models import build_model
-from runtime.device import choose_precision
+from runtime.device import choose_precision, get_device
 from sample_pets import draw_pet
-from evaluation.predictor import Predictor
 
 COUNT = 64
 
 
-def predictor(model, device: torch.device, layout=torch.contiguous_format, bf16: bool = False) -> Callable:
-    """Logits of a batch of bytes, as a plain script computes them."""
+def plain_predict(model, device: torch.device, layout=torch.contiguous_format, bf16: bool = False) -> Callable:
+    """Images, as bytes, to logits, as a plain script computes them."""
     model = model.to(device, memory_format=layout).eval()
 
     def predict(images: torch.Tensor) -> torch.Tensor:
@@ -37,37 +36,32 @@ def predictor(model, device: torch.device, layout=torch.contiguous_format, bf16:
     return predict
 
 
-def our_predictor(name: str, device: torch.device, size: int) -> Callable:
-    """The same as inference.py does it."""
+def our_predict(name: str, device: torch.device, size: int) -> Callable:
+    """The same in inference.py."""
     precision = choose_precision("auto", device, size)
-    model = precision.place(build_model(name)).eval()
-
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), precision.autocast():
-            return model(precision.move(images)).float().cpu()
-
-    return predict
+    predictor = Predictor(precision.to_device(build_model(name)).eval(), precision)
+    return torch.inference_mode()(lambda images: predictor.predict(images).final.cpu())
 
 
 def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int) -> dict[str, Callable]:
-    """Calls that segment a folder of COUNT drawn pictures, and the bare network as often."""
-    pictures = []
+    """Calls that segment a folder of COUNT drawn images, and the network alone on as many."""
+    samples = []
     for i in range(COUNT):
         path = scratch / f"pet_{i}.jpg"
         draw_pet(np.random.default_rng(i), size=(500, 375))[0].save(path, quality=90)
-        pictures.append(Sample(path, path.stem))
+        samples.append(Sample(path.stem, path))
     precision = choose_precision("auto", device, size)
-    model = precision.place(build_model("resnet34_unet")).eval()
+    predictor = Predictor(precision.to_device(build_model("resnet34_unet")).eval(), precision)
     images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
 
+    @torch.inference_mode()
     def bare() -> None:
         for _ in range(COUNT // batch_size):
-            predict(model, images, precision, tta=False)
+            predictor.predict(images).final.cpu()
 
     def segment(kinds: list[str]) -> Callable:
-        flags = SimpleNamespace(batch_size=batch_size, num_workers=None, tta=False, threshold=0.5, save=kinds)
-        folder = scratch / "out" if kinds else None
-        return lambda: Segmenter(model, precision, size, flags, folder).run(pictures)
+        config, folder = InferConfig(batch_size=batch_size, save=kinds), scratch / "out" if kinds else None
+        return lambda: Segmenter(predictor, size, config, folder).run(samples)
 
     return {
         "bare network": bare,
@@ -83,15 +77,15 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=8)
     args = parser.parse_args()
-    device, size = utils.get_device(args.device), args.image_size
+    device, size = get_device(args.device), args.image_size
     images = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8)
     last, rows = torch.channels_last, []
     for name, other in (("resnet34_unet", "smp"), ("unet", "unet")):
         who = "smp Unet(resnet34)" if other == "smp" else "our network, plain loop"
         predictors = {
-            f"{who}, fp32": predictor(peers.build(other), device),
-            f"{who}, channels last, bf16": predictor(peers.build(other), device, last, True),
-            "inference.py": our_predictor(name, device, size),
+            f"{who}, fp32": plain_predict(peers.build(other), device),
+            f"{who}, channels last, bf16": plain_predict(peers.build(other), device, last, True),
+            "inference.py": our_predict(name, device, size),
         }
         calls = {who: lambda predict=predict: predict(images) for who, predict in predictors.items()}
         rows += measure.rates(measure.take_turns(calls, args.rounds, device), args.batch_size, "images", model=name)
@@ -99,7 +93,7 @@ def main() -> None:
     measure.report("inference", rows, device, **setting)
     with tempfile.TemporaryDirectory() as scratch:
         calls = from_folder(Path(scratch), device, size, args.batch_size)
-        rows = measure.rates(measure.take_turns(calls, args.rounds, device), COUNT, "pictures")
+        rows = measure.rates(measure.take_turns(calls, args.rounds, device), COUNT, "images")
     measure.report("inference_folder", rows, device, **setting)
 
 

@@ -1,7 +1,6 @@
-"""What all benchmarks share: taking turns, medians, tables, and what they ran on."""
+"""Shared by all benchmarks: timing in turns, medians, tables, and a description of the machine."""
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -12,15 +11,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
 import torch  # noqa: E402  the path must be set first, here and wherever this is imported
 
-import utils  # noqa: E402
+from runtime.files import write_rows  # noqa: E402
 
 
 def parser(text: str, rounds: int) -> argparse.ArgumentParser:
-    """Flags that all benchmarks have."""
+    """The flags of all benchmarks."""
     made = argparse.ArgumentParser(description=text.splitlines()[0])
     made.add_argument("--rounds", type=int, default=rounds, help="how often each variant is timed")
     made.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto")
@@ -28,7 +27,7 @@ def parser(text: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a device has done what it was asked for."""
+    """Waits until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     elif device.type == "mps":
@@ -36,7 +35,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def take_turns(variants: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every call, sorted. The variants take turns, since machines drift; the first round is not counted."""
+    """Seconds of every call, sorted. The variants take turns, because machines drift; the first round is dropped."""
     seconds = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, call in variants.items():
@@ -49,7 +48,7 @@ def take_turns(variants: dict[str, Callable[[], None]], rounds: int, device: tor
 
 
 def rates(seconds: dict[str, list[float]], count: int, unit: str, **more) -> list[dict]:
-    """Rows of a table: what is done in a second, median and range; the ratio is to the first variant."""
+    """Rows of a table: median rate and its range; the ratio is to the first variant."""
     first = statistics.median(next(iter(seconds.values())))
     return [
         {
@@ -86,7 +85,4 @@ def report(name: str, rows: list[dict], device: torch.device, **setting) -> None
     for row in [dict(zip(rows[0], rows[0])), *rows]:
         print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()))
     RESULTS.mkdir(exist_ok=True)
-    with utils.atomic_write(RESULTS / f"{name}.csv") as file:
-        writer = csv.DictWriter(file, [*rows[0], *stamp], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **stamp} for row in rows)
+    write_rows(RESULTS / f"{name}.csv", [{**row, **stamp} for row in rows])

@@ -2,33 +2,33 @@
 
     python benchmarks/memory.py --batch_size 32
 
-On a GPU the peak that torch allocates; on a CPU the process's peak resident memory, Python and its libraries included.
+On a GPU the most that torch allocates; on a CPU the process's peak resident memory, including Python and its libraries.
 """
 
 import json
 import resource
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import torch
-from training_step import our_step
 
 import measure
-import utils
+from runtime.device import get_device
+from training.config import TrainConfig
+from training_step import our_step
 
 MODES = {
-    "fp32": SimpleNamespace(amp="off", accumulate=1, checkpoint_activations=False),
-    "auto": SimpleNamespace(amp="auto", accumulate=1, checkpoint_activations=False),
-    "auto --checkpoint_activations": SimpleNamespace(amp="auto", accumulate=1, checkpoint_activations=True),
-    "auto --accumulate 4": SimpleNamespace(amp="auto", accumulate=4, checkpoint_activations=False),
+    "fp32": {"amp": "off"},
+    "auto": {},
+    "auto --checkpoint_activations": {"checkpoint_activations": True},
+    "auto --accumulate 4": {"accumulate": 4},
 }
 
 
 def peak_of_two_steps(name: str, mode: str, args) -> float:
-    """Gigabytes; two steps, because the optimizer's state comes with the first."""
-    device = utils.get_device(args.device)
-    step = our_step(name, device, args, MODES[mode])
+    """Gigabytes. Two steps, because the first one creates the optimizer's state."""
+    device = get_device(args.device)
+    step = our_step(TrainConfig(model_name=name, image_size=args.image_size, **MODES[mode]), device)
     images = torch.randint(0, 256, (args.batch_size, 3, args.image_size, args.image_size), dtype=torch.uint8)
     masks = torch.randint(0, 2, (args.batch_size, 1, args.image_size, args.image_size), dtype=torch.uint8)
     for _ in range(2):
@@ -44,7 +44,7 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=1)
     parser.add_argument("--image_size", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "MODE"), help="measure in this very process")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "MODE"), help="measure in this process")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(peak_of_two_steps(*args.one, args)))
@@ -55,7 +55,7 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--one", name, mode]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append({"model": name, "mode": mode, "peak_gigabytes": round(json.loads(done.stdout), 2)})
-    device = utils.get_device(args.device)
+    device = get_device(args.device)
     measure.report("memory", rows, device, image_size=args.image_size, batch_size=args.batch_size)
 
 

@@ -1,4 +1,4 @@
-"""Tri-panels a second: ours beside matplotlib's subplots and savefig, in one run, on drawn pictures.
+"""Tri-panels a second: ours beside matplotlib's subplots and savefig, in one run, on drawn images.
 
 python benchmarks/panels.py
 """
@@ -17,31 +17,29 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import measure
-from visual.panels import draw_panel, write_png
-from models.task import BACKGROUND
+from models.task import BACKGROUND, TASKS
 from sample_pets import draw_pet
+from visual.panels import draw_panel, write_png
 
 
-def with_matplotlib(result: Path, sample: dict, mask: np.ndarray, dice: float) -> None:
-    """A panel as in any notebook."""
+def with_matplotlib(path: Path, image: np.ndarray, truth: np.ndarray, labels: np.ndarray, title: str) -> None:
+    """A panel as in a notebook."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
-    parts = (("image", sample["original"]), ("ground truth", sample["original_mask"]), ("prediction", mask))
-    for axis, (name, array) in zip(axes, parts):
+    for axis, name, array in zip(axes, ("image", "ground truth", "prediction"), (image, truth, labels)):
         axis.imshow(array)
         axis.set_title(name)
         axis.axis("off")
-    figure.suptitle(f"{sample['path'].name}   Dice {dice:.4f}")
+    figure.suptitle(title)
     plt.tight_layout()
-    plt.savefig(result.with_suffix(".png"))
+    plt.savefig(path.with_suffix(".png"))
     plt.close()
 
 
-def as_inference_does(result: Path, sample: dict, mask: np.ndarray, dice: float) -> None:
+def as_inference_does(path: Path, image: np.ndarray, truth: np.ndarray, labels: np.ndarray, title: str) -> None:
     """A panel and a mask."""
-    title = f"{sample['path'].name}   Dice {dice:.4f}"
-    panel = draw_panel(sample["original"], mask, sample["original_mask"], title)
-    for kind, picture in (("panel", panel), ("mask", Image.fromarray(mask * 255))):
-        write_png(picture, result.with_name(f"{result.name}_{kind}.png"))
+    mask = (labels != BACKGROUND).view(np.uint8) * 255
+    for kind, result in (("panel", draw_panel(image, labels, truth, title)), ("mask", Image.fromarray(mask))):
+        write_png(result, path.with_name(f"{path.name}_{kind}.png"))
 
 
 def main() -> None:
@@ -52,14 +50,14 @@ def main() -> None:
     samples = []
     for i in range(args.count):
         image, trimap = map(np.asarray, draw_pet(np.random.default_rng(i), size=(500, 375)))
-        mask = (trimap != BACKGROUND).astype(np.uint8)
-        samples.append({"original": image, "original_mask": mask, "path": Path(f"pet_{i}.jpg")})
+        samples.append((image, TASKS["binary"].visible(trimap)))
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(cores) as pool:
 
         def draw(write, each) -> None:
             def one(i: int) -> None:
-                write(Path(scratch) / f"{write.__name__}_{i}", samples[i], samples[i]["original_mask"], 0.9)
+                image, labels = samples[i]
+                write(Path(scratch) / f"{write.__name__}_{i}", image, labels, labels, f"pet_{i}.jpg   Dice 0.9000")
 
             list(each(one, range(args.count)))
 
@@ -69,7 +67,7 @@ def main() -> None:
             f"panel and mask, {cores} threads, as inference.py": lambda: draw(as_inference_does, pool.map),
         }
         seconds = measure.take_turns(variants, args.rounds, torch.device("cpu"))
-    measure.report("panels", measure.rates(seconds, args.count, "panels"), torch.device("cpu"), pictures="500x375")
+    measure.report("panels", measure.rates(seconds, args.count, "panels"), torch.device("cpu"), images="500x375")
 
 
 if __name__ == "__main__":

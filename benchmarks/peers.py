@@ -9,10 +9,11 @@ from torch import nn
 
 from models import UNet, build_model
 from models.base import IMAGENET_MEAN, IMAGENET_STD
+from models.task import TASKS
 
 
 class JoiningUp(nn.Module):
-    """A step of a decoder as everybody writes it: joins the features, then convolves."""
+    """A decoder step as it is usually written: concatenates the features, then convolves."""
 
     def __init__(self, ours: nn.Module):
         super().__init__()
@@ -25,6 +26,8 @@ class JoiningUp(nn.Module):
 class SmpUnet(nn.Module):
     """segmentation_models.pytorch's Unet(resnet34), normalising inside as its binary example does."""
 
+    task = TASKS["binary"]
+
     def __init__(self):
         super().__init__()
         self.net = smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=1)
@@ -36,7 +39,7 @@ class SmpUnet(nn.Module):
 
 
 def build(name: str) -> nn.Module:
-    """`smp`, or one of our networks as others would write it: nothing in it to save time or memory."""
+    """`smp`, or one of our networks without what saves time or memory."""
     if name == "smp":
         return SmpUnet()
     model = build_model(name)
@@ -49,7 +52,7 @@ def build(name: str) -> nn.Module:
 def plain_step(
     model: nn.Module, device: torch.device, layout=torch.contiguous_format, bf16: bool = False, fused: bool = False
 ) -> Callable:
-    """Forward, cross-entropy, backward, Adam, and the loss fetched at every step: a loop as in any tutorial."""
+    """Forward, cross-entropy, backward, Adam, and the loss fetched at every step, as in tutorials."""
     model = model.to(device, memory_format=layout).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused or None)
 

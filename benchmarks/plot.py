@@ -1,6 +1,4 @@
-"""Draws docs/speed.png from benchmarks/results: images a second in training, by what is done for it."""
-
-import csv
+"""Draws docs/speed.png from benchmarks/results: images a second in training, by variant."""
 
 import matplotlib
 
@@ -8,12 +6,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import measure
+from runtime.files import read_rows
 
 TITLES = {"resnet34_unet": "ResNet34-UNet", "unet": "UNet"}
 OTHERS, PLAIN, OURS = "tab:gray", "lightsteelblue", "tab:blue"
 
 
-def colour(variant: str) -> str:
+def color(variant: str) -> str:
     """Gray for the code of others, light for our network in plain loops, blue for train.py."""
     if variant.startswith("train.py"):
         return OURS
@@ -21,18 +20,15 @@ def colour(variant: str) -> str:
 
 
 def main() -> None:
-    """Reads the two tables and draws them above one another."""
-    tables = {}
-    for name in TITLES:
-        with (measure.RESULTS / f"training_step_{name}.csv").open(newline="") as file:
-            tables[name] = list(csv.DictReader(file))
+    """Draws the tables of both networks, one above the other."""
+    tables = {name: read_rows(measure.RESULTS / f"training_step_{name}.csv") for name in TITLES}
     heights = [len(rows) for rows in tables.values()]
     figure, axes = plt.subplots(
         len(tables), figsize=(8, 1.6 + 0.32 * sum(heights)), gridspec_kw={"height_ratios": heights}
     )
     for axis, (name, rows) in zip(axes, tables.items()):
         rates = [float(row["images_per_second"]) for row in rows]
-        bars = axis.barh([row["variant"] for row in rows], rates, color=[colour(row["variant"]) for row in rows])
+        bars = axis.barh([row["variant"] for row in rows], rates, color=[color(row["variant"]) for row in rows])
         axis.bar_label(bars, [f"{rate:.2f}  (x{float(row['ratio']):.2f})" for rate, row in zip(rates, rows)], padding=3)
         axis.invert_yaxis()
         axis.set_xlim(0, 1.25 * max(rates))

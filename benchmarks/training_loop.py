@@ -1,10 +1,10 @@
-"""What it costs that a run can be stopped and killed: the loop of train.py against the same steps in a bare loop.
+"""The cost of being able to stop and resume a run: the loop of train.py against the same steps in a bare loop.
 
     python benchmarks/training_loop.py --data_path dataset
 
-Both train the same network on the same batches, in turn, several rounds in one run. Ours counts, checks for signals and
-the clock at every step and saves as it does after an epoch (finite, synced, renamed); the bare one does nothing between
-its steps and saves with plain torch.save.
+Both train the same network on the same batches, in turn, several rounds in one run. Ours counts, checks signals and the
+clock at every step, and saves as after an epoch (synced, renamed). The bare one does nothing between its steps and
+saves with plain torch.save.
 """
 
 import tempfile
@@ -14,19 +14,21 @@ import torch
 
 import measure
 import train
-import utils
-from training.trainer import Trainer, train_one_epoch
+from runtime.device import get_device
+from training.config import TrainConfig
+from training.losses import LOSSES
+from training.trainer import Trainer
 
 
-def bare_epoch(run: Trainer, file: Path) -> None:
-    """The steps of an epoch and a save, without anything that makes them safe."""
-    state = run.state
+def bare_epoch(trainer: Trainer, file: Path) -> None:
+    """The steps of an epoch and a save, and nothing else."""
+    state, precision = trainer.state, trainer.precision
     state.model.train()
-    run.order.start = 0
-    for batch in run.train_loader:
-        with run.precision.autocast():
-            logits = state.model(run.precision.move(batch["image"]))
-        loss = run.loss_fn(logits, batch["mask"].to(run.precision.device))
+    trainer.sampler.start = 0
+    for batch in trainer.train_loader:
+        with precision.autocast():
+            logits = state.model(precision.prepare_images(batch["image"]))
+        loss = LOSSES[state.config.loss](logits, batch["mask"].to(precision.device), state.model.task)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_norm=1.0)
@@ -34,12 +36,12 @@ def bare_epoch(run: Trainer, file: Path) -> None:
     torch.save({"weights": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, file)
 
 
-def our_epoch(run: Trainer) -> None:
-    """The same as train.py does it, without validation."""
-    train_one_epoch(run)
-    progress = run.state.progress
+def our_epoch(trainer: Trainer) -> None:
+    """The same in train.py, without validation."""
+    trainer.train_one_epoch()
+    progress = trainer.state.progress
     progress.step, progress.sums, progress.seconds = 0, None, 0.0
-    run.state.save("best")
+    trainer.state.save("best")
 
 
 def main() -> None:
@@ -47,16 +49,17 @@ def main() -> None:
     parser = train.build_parser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.set_defaults(image_size=128, encoder_weights="none", split="official")
-    args, given = parser.parse_given()
-    args.model_name = train.known_model(args.model_name)
-    device = utils.get_device(args.device)
+    overrides = parser.parse_overrides()
+    rounds = overrides.pop("rounds")
     with tempfile.TemporaryDirectory() as scratch:
-        args.save_dir = args.log_dir = scratch
-        run, _, _ = train.prepare(args, given, device)
-        variants = {"bare": lambda: bare_epoch(run, Path(scratch) / "bare.pth"), "train.py": lambda: our_epoch(run)}
-        seconds = measure.take_turns(variants, args.rounds, device)
-    setting = {"model": args.model_name, "image_size": args.image_size, "batch_size": args.batch_size}
-    rows = measure.rates(seconds, len(run.train_loader.dataset), "images", steps=run.order.steps)
+        config = TrainConfig.from_flags({**overrides, "save_dir": scratch, "log_dir": scratch})
+        device = get_device(config.device)
+        trainer, _, _ = train.prepare(config, overrides, device)
+        bare = Path(scratch) / "bare.pth"
+        variants = {"bare": lambda: bare_epoch(trainer, bare), "train.py": lambda: our_epoch(trainer)}
+        seconds = measure.take_turns(variants, rounds, device)
+    setting = {"model": config.model_name, "image_size": config.image_size, "batch_size": config.batch_size}
+    rows = measure.rates(seconds, trainer.sampler.size, "images", steps=trainer.sampler.steps)
     measure.report("training_loop", rows, device, **setting)
 
 

@@ -2,58 +2,49 @@
 
     python benchmarks/training_step.py --model_name resnet34_unet --compile
 
-All see the same bytes in memory, (N, 3, S, S) and (N, 1, S, S). The share of the peak is what the network's arithmetic
-takes of what a large matrix product reaches in the same precision, in the same run. (A 3x3 convolution can reach more.)
+All get the same bytes in memory, (N, 3, S, S) and (N, 1, S, S). The share of the peak is the network's operations a
+second, relative to a large matrix product in the same precision and run. (A 3x3 convolution can be faster.)
 """
 
 import statistics
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import measure
 import peers
-import utils
-from data.loader import ResumableBatchSampler
-from runtime.distributed import SINGLE_PROCESS
-from training.trainer import Trainer, fetch_metrics, training_step
-from training.losses import bce_loss
 from models import build_model
-from runtime.device import choose_precision
-from training.run_state import Progress, RunState
+from runtime.device import choose_precision, copy_to_device, get_device
+from training.config import TrainConfig
+from training.losses import LOSSES
+from training.optim import build_optimizer
+from training.trainer import training_step
 
-DEFAULTS = SimpleNamespace(amp="auto", accumulate=1, checkpoint_activations=False)
 
-
-def our_step(name: str, device: torch.device, args, mode=DEFAULTS, compile_it: bool = False) -> Callable:
-    """What train.py does in a step."""
-    precision = choose_precision(mode.amp, device, args.image_size)
-    model = precision.place(build_model(name))
-    if mode.checkpoint_activations:
+def our_step(config: TrainConfig, device: torch.device) -> Callable:
+    """A step of train.py. Like there, its metrics stay on the device."""
+    precision = choose_precision(config.amp, device, config.image_size)
+    model = precision.to_device(build_model(config.model_name)).train()
+    if config.checkpoint_activations:
         model.checkpoint_activations()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
-    flags = SimpleNamespace(accumulate=mode.accumulate, scheduler="none", model_name=name, save_dir=".")
-    flags.classes, flags.multi_scale, flags.mix = "binary", 0.0, "none"
+    optimizer, loss_fn = build_optimizer(config, model), LOSSES[config.loss]
     scaler = torch.amp.GradScaler(device.type, enabled=False)
-    state = RunState(flags, model, None, optimizer, None, scaler, {}, "", Progress("", 1), None)
-    forward = torch.compile(model) if compile_it else model
-    order = ResumableBatchSampler(args.batch_size, args.batch_size, 0)
-    run = Trainer(state, forward.train(), order, None, None, bce_loss, precision, SINGLE_PROCESS, None)
-    sums = torch.zeros(3, dtype=torch.float64)
+    forward = torch.compile(model) if config.compile else model
 
     def step(images: torch.Tensor, masks: torch.Tensor) -> None:
-        run.recent.append((training_step(run, {"image": images, "mask": masks}), []))
-        if device.type == "cpu":
-            fetch_metrics(run, sums)
+        masks = copy_to_device(masks, device)
+        parts = (forward, images, masks, optimizer, scaler, model.task, loss_fn, precision)
+        training_step(*parts, accumulate=config.accumulate)
 
     return step
 
 
-def variants_of(name: str, device: torch.device, args) -> dict[str, tuple[Callable, torch.dtype]]:
-    """Steps by what they are, the one to compare with first, and the precision of each."""
+def variants_of(config: TrainConfig, device: torch.device) -> dict[str, tuple[Callable, torch.dtype]]:
+    """Steps and their precision by description, the baseline first."""
     last, fp32, bf16 = torch.channels_last, torch.float32, torch.bfloat16
+    name, auto = config.model_name, choose_precision("auto", device, config.image_size).dtype
 
     def plain(**options) -> Callable:
         return peers.plain_step(peers.build(name), device, **options)
@@ -74,17 +65,17 @@ def variants_of(name: str, device: torch.device, args) -> dict[str, tuple[Callab
         "+ channels last": (plain(layout=last), fp32),
         "+ bf16": (plain(layout=last, bf16=True), bf16),
         "+ fused Adam": (plain(layout=last, bf16=True, fused=True), bf16),
-        "train.py": (our_step(name, device, args), choose_precision("auto", device, args.image_size).dtype),
+        "train.py": (our_step(replace(config, compile=False), device), auto),
     }
-    if args.compile:
-        steps["train.py --compile"] = (our_step(name, device, args, compile_it=True), steps["train.py"][1])
+    if config.compile:
+        steps["train.py --compile"] = (our_step(config, device), auto)
     return steps
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a large matrix product: by torch.mm or as a 1x1 convolution, whichever is faster.
 
-    They are different libraries on a CPU, and on some processors one of them is at half speed.
+    On a CPU these are different libraries, and on some processors one of them runs at half speed.
     """
     side = 2048 if device.type == "cpu" else 8192
     a, b = torch.rand(2, side, side, device=device).to(dtype)
@@ -103,10 +94,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    device, size = utils.get_device(args.device), args.image_size
+    device, size = get_device(args.device), args.image_size
     images = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8)
     masks = torch.randint(0, 2, (args.batch_size, 1, size, size), dtype=torch.uint8)
-    steps = variants_of(args.model_name, device, args)
+    config = TrainConfig(model_name=args.model_name, image_size=size, compile=args.compile)
+    steps = variants_of(config, device)
     calls = {name: lambda step=step: step(images, masks) for name, (step, _) in steps.items()}
     seconds = measure.take_turns(calls, args.rounds, device)
     peaks = {dtype: peak(dtype, device) for dtype in {dtype for _, dtype in steps.values()}}
@@ -114,7 +106,7 @@ def main() -> None:
     for row in rows:
         step, dtype = steps[row["variant"]]
         flops = 0.0
-        if "compile" not in row["variant"]:  # the counter can't look into fused kernels
+        if "compile" not in row["variant"]:  # the counter can't see into fused kernels
             with FlopCounterMode(display=False) as counter:
                 step(images, masks)
             flops = counter.get_total_flops()

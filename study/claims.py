@@ -1,4 +1,4 @@
-"""What both reports claim, and what the study found: confirmed, not confirmed, or can't be told from this data."""
+"""The claims of both reports, and what the study found: confirmed, not confirmed, or inconclusive."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 
 import measure
-import utils
 from evidence import UNTOLD, Difference, Trained, compare, contrast, over_seeds, too_few
-from study import LAST
+from runner import LAST
+from runtime.files import read_rows
 
 UNKNOWN = ["", f"{UNTOLD}: not run yet"]
 
 
 def judge_claims(groups: dict[str, dict[str, Trained]]) -> list[list[str]]:
-    """For each claim: the claim and the report that makes it, what was measured here, the verdict."""
+    """For each claim: the claim and its report, what was measured here, the verdict."""
     recipes, changed, networks, augmentation, scheduler = (
         groups.get(name, {}) for name in ("recipes", "ingredients", "networks", "augmentation", "scheduler")
     )
@@ -31,7 +31,7 @@ def judge_claims(groups: dict[str, dict[str, Trained]]) -> list[list[str]]:
         ["ResNet34-UNet converges faster (A; here from scratch)", *judged_apart(SPEED, resnet, unet)],
         ["ResNet34-UNet trains more smoothly (B, pre-trained; here from scratch)", *judged_apart(UNREST, resnet, unet)],
         ["ResNet34-UNet generalises better (A)", *judged_apart(GAP, resnet, unet)],
-        ["Augmentation, 3 variants a picture, improves Dice (A)", *judged(compare(three, off))],
+        ["Augmentation, 3 variants a image, improves Dice (A)", *judged(compare(three, off))],
         [
             "Variants bring less and less (A): what 3 bring, minus what 3 more bring",
             *judged(contrast([(2, three), (-1, off), (-1, six)])),
@@ -52,20 +52,16 @@ def judge_claims(groups: dict[str, dict[str, Trained]]) -> list[list[str]]:
         ["Both losses together would (B)", *judged(compare(start, bce))],
         ["Attention would (B): squeeze-and-excitation", *judged(compare(changed.get("SE"), start))],
         ["Attention would (B): CBAM", *judged(compare(changed.get("CBAM"), start))],
-        ["Colour jitter would (B)", *judged(compare(changed.get("colour jitter"), start))],
-        [
-            "Test-time augmentation would (B): `--recipe report`, interval over seeds",
-            *judged(of_tta(report)),
-        ],
-        [
-            "Test-time augmentation would (B): `--recipe strong`, interval over seeds",
-            *judged(of_tta(recipes.get("strong"))),
-        ],
+        ["Color jitter would (B)", *judged(compare(changed.get("color jitter"), start))],
+        *(
+            [f"Test-time augmentation would (B): `--recipe {name}`, interval over seeds", *judged(of_tta(one))]
+            for name, one in (("report", report), ("strong", recipes.get("strong")))
+        ),
         ["ResNet34-UNet needs half of UNet's memory (A: 7 and 14.5 GB at batch 32)", *memory()],
         [
             "Test Dice 0.9114 and 0.9710 (B)",
             "",
-            f"{UNTOLD}: other pictures, and as far as we know a split that let test pictures into the training",
+            f"{UNTOLD}: other images, and as far as we know a split that let test images into the training",
         ],
     ]
 
@@ -79,24 +75,24 @@ def judged(found: Difference | None) -> list[str]:
 
 
 def judged_apart(figure: "OfCurve", better: Trained | None, worse: Trained | None) -> list[str]:
-    """A claim that one experiment has the better figure: confirmed where every seed of it beats every other's."""
+    """A claim that one experiment has the better figure: confirmed if all its seeds are better than all the other's."""
     if not (better and worse):
         return UNKNOWN
     each = [list(map(figure.of, one.curves(), one.curves("train_curve"))) for one in (better, worse)]
-    said = " against ".join(", ".join(f"{x:.{figure.digits}f}" for x in some) for some in each)
+    measured = " against ".join(", ".join(f"{x:.{figure.digits}f}" for x in some) for some in each)
     if min(map(len, each)) < 3:
-        return [f"{figure.name}: {said}", too_few(min(map(len, each)))]
+        return [f"{figure.name}: {measured}", too_few(min(map(len, each)))]
     first, second = ([-x for x in some] if figure.less_is_better else some for some in each)
     if min(first) > max(second):
         verdict = "confirmed"
     else:
         reverse = max(first) < min(second)
         verdict = "not confirmed: here it is the reverse" if reverse else f"{UNTOLD}: the seeds overlap"
-    return [f"{figure.name}: {said}", verdict]
+    return [f"{figure.name}: {measured}", verdict]
 
 
 class OfCurve(NamedTuple):
-    """A figure of one run, made of its validation and training Dice by epoch."""
+    """A figure of one run, computed from its validation and training Dice by epoch."""
 
     name: str
     of: Callable[[np.ndarray, np.ndarray], float]
@@ -137,8 +133,8 @@ def of_tta(recipe: Trained | None) -> Difference | None:
 
 
 def memory() -> list[str]:
-    """What both networks need, as benchmarks/memory.py measured."""
-    rows = {row["model"]: row for row in utils.read_rows(measure.RESULTS / "memory.csv") if row["mode"] == "fp32"}
+    """The memory of both networks, measured by benchmarks/memory.py."""
+    rows = {row["model"]: row for row in read_rows(measure.RESULTS / "memory.csv") if row["mode"] == "fp32"}
     small, large = (float(rows[name]["peak_gigabytes"]) for name in ("resnet34_unet", "unet"))
     measured = f"{small} and {large} GB in float32 on the CPU, {small / large:.0%}"
     return [measured, "confirmed" if small <= large / 2 else "not confirmed"]

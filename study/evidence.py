@@ -1,4 +1,4 @@
-"""What the study found: its runs by experiment, and differences with their intervals."""
+"""Results of the study: runs by experiment, and differences with their intervals."""
 
 import functools
 import statistics
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-import utils
-from experiments import EXPERIMENTS
-from study import TABLE, settings_of
+import experiments
+from runner import TABLE, settings_of
+from runtime.files import read_rows
 
 RESAMPLES = 10_000
 
 
 @dataclass
 class Trained:
-    """All runs of an experiment, one a seed."""
+    """All runs of an experiment, one per seed."""
 
     name: str
     rows: list[dict]
@@ -31,22 +31,22 @@ class Trained:
 
     @property
     def scored(self) -> "Trained":
-        """The runs whose test pictures were looked at."""
+        """The runs that were scored on the test images."""
         return Trained(self.name, [row for row in self.rows if row["test_pixels"]])
 
     def pixels(self) -> np.ndarray:
-        """True positives, false positives, false negatives: (seeds, pictures, 3)."""
+        """True positives, false positives, false negatives: (seeds, images, 3)."""
         return np.array([[p.split() for p in row["test_pixels"].split(";")] for row in self.rows], dtype=np.float64)
 
 
 def load(image_size="96", data="partial set", encoder_weights="none") -> dict[str, dict[str, Trained]]:
-    """What the table has of each experiment under these conditions: group, name, runs."""
+    """The runs of each experiment under these conditions, by group and name."""
     here = {"image_size": image_size, "data": data, "split": "official", "encoder_weights": encoder_weights}
-    rows = [row for row in utils.read_rows(TABLE) if here.items() <= row.items()]
+    rows = [row for row in read_rows(TABLE) if here.items() <= row.items()]
     if len({row["pictures"] for row in rows}) > 1:
-        raise SystemExit(f"{TABLE} has runs on different pictures that are all called {data}; take one kind out")
+        raise SystemExit(f"{TABLE} has runs on different images that are all called {data}; remove all but one kind")
     groups: dict[str, dict[str, Trained]] = {}
-    for group, members in EXPERIMENTS.items():
+    for group, members in experiments.EXPERIMENTS.items():
         for name, flags in members.items():
             found = [row for row in rows if row["settings"] == settings_of(flags)]
             if found:
@@ -59,30 +59,30 @@ def load(image_size="96", data="partial set", encoder_weights="none") -> dict[st
 
 
 @functools.cache
-def resamples(pictures: int) -> np.ndarray:
-    """Weights of pictures in bootstrap samples, (RESAMPLES, pictures): the same for all that is compared."""
-    drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)
+def resamples(images: int) -> np.ndarray:
+    """Weights of images in bootstrap samples, (RESAMPLES, images): the same in all comparisons."""
+    drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     return drawn.astype(np.float64)
 
 
 def dice_of_resamples(trained: Trained) -> np.ndarray:
-    """Dataset Dice, mean over seeds, of bootstrap samples of the pictures, (RESAMPLES,)."""
+    """Dataset Dice, mean over seeds, of bootstrap samples of the images, (RESAMPLES,)."""
     pixels = trained.pixels()
     tp, fp, fn = np.moveaxis(resamples(pixels.shape[1]) @ pixels, -1, 0)  # each (seeds, RESAMPLES)
     return (2 * tp / (2 * tp + fp + fn)).mean(axis=0)
 
 
-UNTOLD = "can't be told from this data"
+UNTOLD = "inconclusive"
 
 
 def too_few(seeds: int) -> str:
-    """The verdict where there are less than three."""
+    """The verdict with fewer than three seeds."""
     return f"{UNTOLD}: {seeds} seed{'s' * (seeds > 1)}"
 
 
 @dataclass
 class Difference:
-    """Of two experiments' dataset Dice, first minus second, with its 95 % interval over seeds and pictures."""
+    """First minus second experiment's dataset Dice, with its 95 % interval over seeds and images."""
 
     value: float
     low: float
@@ -90,13 +90,13 @@ class Difference:
     seeds: int
 
     def __str__(self) -> str:
-        only = ", pictures only" if self.seeds < 2 else ""
+        only = ", images only" if self.seeds < 2 else ""
         value, low, high = (f"{round(x, 4) + 0.0:+.4f}" for x in (self.value, self.low, self.high))  # no minus zero
         return f"{value} ({low} to {high}{only})"
 
     @property
     def verdict(self) -> str:
-        """What may be said of it."""
+        """What the interval says."""
         if self.seeds < 3:
             return too_few(self.seeds)
         if self.low > 0:
@@ -105,22 +105,22 @@ class Difference:
 
 
 def compare(first: Trained | None, second: Trained | None, paired: bool = False) -> Difference | None:
-    """The difference of two experiments; see `contrast`. None where one has not been scored."""
+    """The difference of two experiments; see `contrast`. None if one has not been scored."""
     return contrast([(1, first), (-1, second)], paired)
 
 
 def contrast(terms: list[tuple[float, Trained | None]], paired: bool = False) -> Difference | None:
     """A weighted sum of experiments' dataset Dice.
 
-    There are two sources of error: which pictures the test has, of which there are many, and which seeds were drawn, of
-    which there are few. Degrees of freedom as Welch and Satterthwaite have them.
+    There are two sources of error: the choice of test images, of which there are many, and of seeds, of which there are
+    few. The degrees of freedom are those of Welch and Satterthwaite.
 
     Args:
         terms: weights and experiments; None for one that was not run.
-        paired: runs of a seed belong together, having been one and the same run for a while.
+        paired: compare within seeds, where runs of a seed begin as the same run.
 
     Returns:
-        None where an experiment has not been scored.
+        None if an experiment has not been scored.
     """
     terms = [(weight, trained and trained.scored) for weight, trained in terms]
     if not all(trained and trained.rows for _, trained in terms):
@@ -135,12 +135,12 @@ def contrast(terms: list[tuple[float, Trained | None]], paired: bool = False) ->
     value = sum(weight * statistics.mean(some) for weight, some in zip(weights, figures))
     if paired:
         weights, figures = [1], [[sum(w * x for w, x in zip(weights, seed)) for seed in zip(*figures)]]
-    of_pictures = np.var(sum(weight * dice_of_resamples(trained) for weight, trained in terms), ddof=1)
+    of_images = np.var(sum(weight * dice_of_resamples(trained) for weight, trained in terms), ddof=1)
     of_seeds = [
         weight**2 * statistics.variance(some) / len(some) if len(some) > 1 else 0.0
         for weight, some in zip(weights, figures)
     ]
-    total = of_pictures + sum(of_seeds)
+    total = of_images + sum(of_seeds)
     spread = sum(one**2 / (len(some) - 1) for one, some in zip(of_seeds, figures) if one)
     freedom = total**2 / spread if spread else np.inf
     reach = scipy.stats.t.ppf(0.975, freedom) * total**0.5

@@ -1,7 +1,7 @@
-"""Writes REPORT.md and its plots from benchmarks/results: `python benchmarks/report.py`.
+"""Writes REPORT.md and its plots from study/results and benchmarks/results: `python study/report.py`.
 
-Nothing in the report is written by hand but its sentences: figures, intervals and verdicts are computed, here and in
-claims.py, from study.csv and the tables of the other benchmarks. What has not been run is called that.
+Only the sentences are written by hand: figures, intervals and verdicts are computed, here and in claims.py, from
+study.csv and the tables of the benchmarks. Experiments without runs are listed as not run yet.
 """
 
 import argparse
@@ -19,15 +19,15 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+import experiments
 import measure
-import utils
 from claims import judge_claims
 from evidence import RESAMPLES, UNTOLD, Difference, Trained, compare, load
-from experiments import EXPERIMENTS, START
+from experiments import ROOT, START
 from plot_dice_curve import STYLES
-from study import LAST, TABLE
+from runner import LAST, TABLE
+from runtime.files import atomic_write, read_rows
 
-RESULTS, ROOT = measure.RESULTS, measure.ROOT
 VALID = f"valid_dice_last_{LAST}"
 TITLES = {
     "report": "`--recipe report`",
@@ -35,8 +35,8 @@ TITLES = {
     "strong": "`--recipe strong`",
     "smp": "segmentation_models.pytorch's recipe",
 }
-ABOUT = {  # data that the table may be of
-    "partial set": " (1,035 of its 7,349 pairs, named in benchmarks/results/partial_set.txt; six breeds are nine "
+ABOUT = {  # by name of the data
+    "partial set": " (1,035 of its 7,349 pairs, named in study/results/partial_set.txt; six breeds are nine "
     "tenths of it). **No figure here is comparable with figures on the whole dataset**"
 }
 
@@ -55,8 +55,8 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def by_seed(figures: list[float], missing: str = "not looked at") -> str:
-    """Mean, and every seed's figure."""
+def by_seed(figures: list[float], missing: str = "not scored") -> str:
+    """The mean, and each seed's figure."""
     if not figures:
         return missing
     each = f" ({', '.join(f'{x:.4f}' for x in figures)})" if len(figures) > 1 else " (one seed)"
@@ -66,9 +66,9 @@ def by_seed(figures: list[float], missing: str = "not looked at") -> str:
 def table_of(
     name: str, group: dict[str, Trained], base: str, titles=None, last: int = LAST, paired: bool = False
 ) -> str:
-    """A row an experiment: validation Dice of the `last` epochs and test Dice by seed, and the difference to `base`."""
+    """A row per experiment: validation Dice of the `last` epochs, test Dice by seed, and the difference to `base`."""
     rows = []
-    for member in EXPERIMENTS[name]:
+    for member in experiments.EXPERIMENTS[name]:
         title, trained = (titles or {}).get(member, member), group.get(member)
         if trained is None:
             rows.append([title, "", "not run yet", "", "", ""])
@@ -87,13 +87,13 @@ def table_of(
 
 
 def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: Callable | None = None) -> str:
-    """Draws validation Dice over epochs, or over pictures seen: mean of the seeds and, of a few curves, their range.
+    """Draws validation Dice over epochs, or over images seen: the mean of the seeds and, for few curves, their range.
 
     Returns:
-        The Markdown that shows it.
+        Markdown that shows the plot.
     """
     figure, axis = plt.subplots(figsize=(8, 4.5))
-    axis.set_prop_cycle(color=[*plt.colormaps["tab10"].colors, "black"])  # an eleventh curve is no second first
+    axis.set_prop_cycle(color=[*plt.colormaps["tab10"].colors, "black"])  # an eleventh curve must differ, too
     few = len(group) <= 4
     bottom = 1.0
     looks = zip(itertools.cycle(["--", "-", "-.", ":"]), "osD^vPX*<>phd")
@@ -113,18 +113,18 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
             axis.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15)
         bottom = min(bottom, mean[min(1, len(mean) - 1) :].min())
     title += ", mean and range of the seeds" if few else ", mean of the seeds"
-    pictures = next(iter(group.values())).rows[0]["pictures"].split()[1]
+    count = next(iter(group.values())).rows[0]["pictures"].split()[1]
     axis.set(
-        xlabel="passes over the training pictures" if images else "epoch",
-        ylabel=f"validation Dice, per picture ({pictures} pictures)",
+        xlabel="passes over the training images" if images else "epoch",
+        ylabel=f"validation Dice, per image ({count} images)",
         title=title,
     )
-    axis.set_ylim(bottom=bottom - 0.02)  # what a first epoch has below says little
+    axis.set_ylim(bottom=bottom - 0.02)  # lower values of the first epoch are cut off
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
     figure.tight_layout()
-    with utils.atomic_write(ROOT / "docs" / file, "wb") as stream:
+    with atomic_write(ROOT / "docs" / file, "wb") as stream:
         figure.savefig(stream, dpi=100, format="png", metadata={"Software": None})
     plt.close(figure)
     return f"![{title}](docs/{file})"
@@ -134,7 +134,7 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
 
 
 def section_short(groups: dict) -> str:
-    """What is worth knowing, in a few lines."""
+    """The main results, a line each."""
     recipes, lines = groups.get("recipes", {}), []
     strong = recipes.get("strong")
     for other in ("report", "report, augmented", "smp"):
@@ -155,7 +155,7 @@ def section_short(groups: dict) -> str:
     augmentation = groups.get("augmentation", {})
     found = compare(augmentation.get("3 variants"), augmentation.get("off"))
     if found:
-        lines.append(f"- Three variants beside each picture, no more pictures seen in all: {stressed(found)}.")
+        lines.append(f"- Three variants beside each image, no more images seen in all: {stressed(found)}.")
     group = groups.get("ingredients", {})
     verdicts: dict[str, list[str]] = {}
     for name, trained in group.items():
@@ -163,8 +163,7 @@ def section_short(groups: dict) -> str:
         if found:
             verdicts.setdefault(found.verdict, []).append(f"{name} {round(found.value, 4) + 0.0:+.4f}")
     for verdict in sorted(verdicts):
-        said = f"which {verdict}" if verdict.startswith(UNTOLD) else verdict
-        lines.append(f"- One ingredient changed, ten epochs: {', '.join(verdicts[verdict])}: {said}.")
+        lines.append(f"- One ingredient changed, ten epochs: {', '.join(verdicts[verdict])}: {verdict}.")
     claimed = judge_claims(groups)
     counts = collections.Counter(row[-1].split(":")[0] for row in claimed)
     counted = ", ".join(f"{counts[word]} {word}" for word in ("confirmed", "not confirmed", UNTOLD))
@@ -173,7 +172,7 @@ def section_short(groups: dict) -> str:
 
 
 def stressed(found: Difference) -> str:
-    """A difference in bold letters, and what keeps it from being one."""
+    """A difference in bold; if it is inconclusive, with that verdict."""
     unsure = f", {found.verdict}" if found.verdict.startswith(UNTOLD) else ""
     return f"**{found}**{unsure}"
 
@@ -184,7 +183,7 @@ def section_recipes(groups: dict) -> list[str]:
     if not group:
         return ["Not run yet."]
     otherwise = {
-        "dice": "Dice per picture",
+        "dice": "Dice per image",
         "dataset_dice_last_epoch": "dataset Dice after the last epoch",
         "dataset_dice_tta": "dataset Dice, `--tta`",
     }
@@ -193,14 +192,14 @@ def section_recipes(groups: dict) -> list[str]:
         for name, one in group.items()
     ]
     return [
-        prose("""Each starts from scratch with a ResNet34 encoder and sees the same number of pictures.
+        prose("""Each starts from scratch with a ResNet34 encoder and sees the same number of images.
         `--recipe report` is what the reports describe: Adam at 1e-4 and cross-entropy, as both have it, with B's
         batches of 8 and A's scheduler and clipping. A trains with `--augment`, which has its own row: its best epoch is
         one of 10, and the scheduler, which counts epochs, acts later.
         segmentation_models.pytorch's recipe is that of its binary example: Dice loss, Adam at 2e-4, cosine, batches of
         16 and so half the steps, no augmentation; here with its Unet and from scratch, and not tuned for either."""),
         table_of("recipes", group, "report", TITLES),
-        "The same, otherwise scored:",
+        "The same runs, scored in other ways:",
         table(["", *otherwise.values()], last),
         draw(
             group,
@@ -213,7 +212,7 @@ def section_recipes(groups: dict) -> list[str]:
 
 
 def section_choice(groups: dict) -> list[str]:
-    """What the strong recipe was chosen among, and by what."""
+    """The candidates for the strong recipe, and how it was chosen."""
     choice, longer = groups.get("choice", {}), groups.get("choice, longer", {})
     if not choice:
         return ["Not run yet."]
@@ -228,14 +227,14 @@ def section_choice(groups: dict) -> list[str]:
         figures = strong.figures(VALID)
         spread = f" The same recipe with {len(figures)} seeds differs by {max(figures) - min(figures):.4f} in that."
     return [
-        prose(f"""It grew from `{START}`, which was known from earlier trials to do well; they were of 128
-        pixels, and of some the test scores had been seen. What was added since was chosen by the validation
-        pictures, one seed each, before any test picture was looked at. The mean of the last {LAST} epochs counts, since
-        one epoch says little with so few pictures.{spread} What CutMix adds in the longer runs lies within such a
-        spread, and colour jitter was not tried against its absence there: both were taken because a longer run can bear
-        more variation, not because these tables prove them. Lighter augmentation, the best in 20 epochs, was not
-        tried in 40 for the same reason, and CBAM's run ended after the choice. Colour jitter with CutMix is the
-        recipe, and its run that of the recipe's first seed."""),
+        prose(f"""It started from `{START}`, which did well in earlier trials at 128 pixels; the test scores of some
+        of these trials had been seen. What was added since was chosen by the validation images, with one seed each,
+        before any test image was looked at. The mean of the last {LAST} epochs counts, because with so few images
+        one epoch says little.{spread} What CutMix adds in the longer runs is within this spread, and color jitter was
+        not compared with its absence there. Both were taken because a longer run can use more variation; these tables
+        do not prove them. Lighter augmentation, the best in 20 epochs, was not tried in 40 for the same reason, and
+        CBAM's run ended after the choice. Color jitter with CutMix is the recipe; its run here is the recipe's first
+        seed."""),
         first_seed(choice),
         *([first_seed(longer)] if longer else []),
     ]
@@ -244,7 +243,7 @@ def section_choice(groups: dict) -> list[str]:
 def section_group(
     groups: dict, name: str, base: str, title: str, images: Callable | None = None, last: int = LAST, paired=False
 ) -> list[str]:
-    """Any other group: table and curves."""
+    """Table and curves of any other group."""
     group = groups.get(name, {})
     if not group:
         return ["Not run yet."]
@@ -255,7 +254,7 @@ def section_group(
 def section_full() -> list[str]:
     """The command for the whole dataset, and how long it takes."""
     row = next(
-        row for row in utils.read_rows(RESULTS / "training_step_resnet34_unet.csv") if row["variant"] == "train.py"
+        row for row in read_rows(measure.RESULTS / "training_step_resnet34_unet.csv") if row["variant"] == "train.py"
     )
     rate = float(row["images_per_second"])
     return [
@@ -263,63 +262,62 @@ def section_full() -> list[str]:
 python src/train.py --download --split official --image_size 256 --recipe strong --encoder_weights imagenet
 python src/evaluate.py --tta
 ```""",
-        prose(f"""3,312 training pictures (trainval.txt without every tenth), 40 epochs: {3312 * 40 / rate / 3600:.1f}
-        hours of steps at the {rate:g} pictures a second that `benchmarks/training_step.py` measured ({row["machine"]}),
-        and some for reading, mixing and validation. It has not been run here: neither the whole dataset nor ImageNet's
-        weights nor a GPU could be had, so there is no figure for it. What it would have to beat:
+        prose(f"""3,312 training images (trainval.txt without every tenth), 40 epochs: {3312 * 40 / rate / 3600:.1f}
+        hours of steps at the {rate:g} images a second that `benchmarks/training_step.py` measured ({row["machine"]}),
+        and more for reading, mixing and validation. It has not been run here: the whole dataset, ImageNet weights and a
+        GPU were not available, so there is no figure for it. The figure to compare with:
         segmentation_models.pytorch's example (FPN with ResNet34, ImageNet start, 10 epochs) reports a dataset IoU of
         0.9144, which is a Dice of 0.9553."""),
     ]
 
 
 def section_run(groups: dict) -> list[str]:
-    """What was run on what."""
+    """Data, machine and methods."""
     rows = [row for group in groups.values() for trained in group.values() for row in trained.rows]
-    data, pictures, side, start, machine, versions = (
+    data, images, side, start, machine, versions = (
         ", ".join(sorted({word for row in rows for word in row[key].split("; ")}))
         for key in ("data", "pictures", "image_size", "encoder_weights", "machine", "versions")
     )
     runs = {(row["settings"], row["seed"]): row for row in rows}
     hours = sum(float(row["seconds_per_epoch"]) * int(row["epochs"]) for row in runs.values()) / 3600
-    train, valid, test = map(int, pictures.split(", ")[0].split())
+    train, valid, test = map(int, images.split(", ")[0].split())
     tp, _, fn = Trained("", rows).scored.pixels()[0].sum(axis=0)
     pets, pixels = tp + fn, test * int(side) ** 2
     start = "from scratch" if start == "none" else f"with encoder weights {start}"
     return [
         prose(f"""{len(runs)} trainings on the **{data}** of the Oxford-IIIT Pet dataset{ABOUT.get(data, "")}.
-        {train} pictures
-        for training, {valid} for validation, {test} for the test, by the official lists. All networks start
-        {start}; the
-        network is ResNet34-UNet unless it says otherwise; pictures have {side} pixels a side; each experiment says how
-        many epochs it had. {machine.replace("1 threads", "one for each run")}; {versions}; {hours:.0f} core-hours in
-        all. The code of each run is named in study.csv (`-dirty`: with changes that were committed later)."""),
+        {train} images for training, {valid} for validation, {test} for the test, by the official lists. All networks
+        start {start}. The network is ResNet34-UNet unless stated otherwise; images are {side} pixels wide and high;
+        the tables say how many epochs. {machine.replace("1 threads", "one for each run")}; {versions}; {hours:.0f}
+        core-hours in all. study.csv has the commit of each run (`-dirty`: with changes that were committed later)."""),
         prose(f"""Test figures are of the epoch with the best validation Dice, at threshold 0.5, without test-time
         augmentation; pet and border count as pet. Dice is twice the overlap over the sum of both areas; dataset Dice
-        takes all pictures' pixels together, and whoever called every pixel pet would have
-        {2 * pets / (pets + pixels):.3f}. Differences are in dataset Dice. Intervals are at
-        95 %: the error that the choice of test pictures brings, from {RESAMPLES:,} bootstrap samples of them, and the
-        error of few seeds, together (Welch's t). A difference counts as real where its interval excludes zero and there
-        are three seeds. One in twenty that are none would seem real by chance, and dozens are looked at here."""),
-        prose("""To do the same with your data: `python benchmarks/study.py --data_path dataset --data_name "my set"`,
-        which takes hours or days; `--list` says what there is, and `--experiments "recipes/*"` takes a part. Then
-        `python benchmarks/report.py --data "my set"`."""),
+        takes the pixels of all images together; predicting pet everywhere would score
+        {2 * pets / (pets + pixels):.3f}. Differences are in dataset Dice. Intervals are at 95 %. They combine the
+        error from the choice of test images, from {RESAMPLES:,} bootstrap samples of them, and the error from few seeds
+        (Welch's t). A difference counts as real if its interval excludes zero and there are three
+        seeds; otherwise it is inconclusive. Without any real difference, one in twenty would seem real by chance, and
+        dozens are compared here."""),
+        prose("""To do the same with your data: `python study/runner.py --data_path dataset --data_name "my set"`,
+        which takes hours or days; `--list` lists the runs, and `--experiments "recipes/*"` selects some. Then
+        `python study/report.py --data "my set"`."""),
     ]
 
 
 def write(groups: dict) -> None:
-    """Puts the report together."""
-    passes = {"1 variant": 2, "3 variants": 4, "6 variants": 7}  # of the pictures, in an epoch
+    """Writes the report."""
+    passes = {"1 variant": 2, "3 variants": 4, "6 variants": 7}  # of the images, in an epoch
     parts = [
         "# What helps, and by how much",
-        prose("""Written by `python benchmarks/report.py` from the tables in benchmarks/results; `python
-        benchmarks/study.py` fills study.csv there. Figures are computed from these tables; the few that are quoted name
+        prose("""Written by `python study/report.py` from study/results/study.csv, which `python study/runner.py` fills,
+        and from the tables in benchmarks/results. Figures are computed from these tables; the few that are quoted name
         their source."""),
         prose("""A and B are two students' reports on small programs for the same task, from which this project began.
         Both train UNet and ResNet34-UNet with Adam at 1e-4 and cross-entropy: A in batches of 32 for 30 epochs,
         augmented, with a rate that is halved on a plateau; B in batches of 8 for 10 to 14 epochs, with a fixed rate and
         a pre-trained encoder."""),
         "## In short",
-        "Differences in dataset Dice of the test pictures, with 95 % intervals; ResNet34-UNet unless told otherwise:",
+        "Differences in dataset Dice of the test images, with 95 % intervals; ResNet34-UNet unless stated otherwise:",
         section_short(groups),
         "## What was run",
         *section_run(groups),
@@ -328,43 +326,43 @@ def write(groups: dict) -> None:
         "## How the strong recipe was chosen",
         *section_choice(groups),
         "## What each ingredient brings",
-        prose(f"""One thing changed in `{START}`, in ten epochs; `as it is` has both losses, the average,
-        augmentation of
-        medium strength, and no attention."""),
+        prose(f"""One thing is changed in `{START}`, in ten epochs; `as it is` has both losses, the average,
+        augmentation of medium strength, and no attention."""),
         *section_group(groups, "ingredients", "as it is", "One ingredient changed"),
         "## The reports' own experiments",
         table(["claim (report)", "measured here", "verdict"], judge_claims(groups)),
-        prose("""A verdict is about these pictures at this size, for as long as was trained here. Figures by
-        seed confirm a claim where all of one side's seeds are beyond all of the other's; of three and three, one pair
-        in ten is that by chance. Not asked here: whether augmentation helps most in the first epochs, whether the
-        scheduler helps one network more, how much is batch norm's (A), stronger encoders (B)."""),
+        prose("""A verdict holds for these images at this size and for this length of training. Where figures are
+        listed by seed, a claim is confirmed if all seeds of one side are better than all of the other; with three
+        seeds each, that happens by chance in one pair of ten. Not tested here: whether augmentation helps most in the
+        first epochs, whether the scheduler helps one network more, the effect of batch norm (A), stronger encoders
+        (B)."""),
         "### UNet and ResNet34-UNet",
-        prose(f"""{how_much_longer(groups)} The pictures are small: at 96 pixels the deepest features of
-        ResNet34-UNet are 3x3, those of UNet 6x6. Whether UNet is ahead at 256 pixels, with ten times the pictures or
-        beside an ImageNet start has not been tried."""),
+        prose(f"""{how_much_longer(groups)} The images are small: at 96 pixels the deepest features of
+        ResNet34-UNet are 3x3, those of UNet 6x6. Whether UNet is ahead at 256 pixels, with ten times the images or
+        with an ImageNet start has not been tried."""),
         *section_group(groups, "networks", "unet", "Two networks"),
         *two_strong_networks(groups),
         "### Augmentation",
-        prose("""Each run sees the training pictures twenty times, with 6 variants 21 times: with 3 fixed variants
-        beside each picture an epoch is four passes. The best epoch is one of 20, 10, 5 or 3, and the plateau counts
-        epochs, too: with fewer it acts later."""),
+        prose("""Each run sees the training images twenty times, with 6 variants 21 times: with 3 fixed variants
+        beside each image an epoch is four passes. The best epoch is one of 20, 10, 5 or
+        3. The plateau scheduler counts epochs, too: with fewer epochs it acts later."""),
         *section_group(groups, "augmentation", "off", "Augmentation", lambda name: passes.get(name, 1), last=1),
         "### Learning rate",
-        prose("""Runs of a seed with plateau and none are one and the same until the plateau first acts, so differences
-        are taken within seeds; where the best epoch comes before that, they are none."""),
+        prose("""With the same seed, the runs with plateau and with none are identical until the plateau first acts. So
+        differences are taken within seeds; if the best epoch comes before that, the difference is zero."""),
         *section_group(groups, "scheduler", "none", "Schedulers", paired=True),
         "## How much data",
-        prose(f"`{START}`: as many epochs, and so fewer steps, with fewer pictures."),
+        prose(f"`{START}`: the same number of epochs, so fewer steps with fewer images."),
         *section_group(groups, "fraction", "100 %", "Parts of the training set"),
         "## On the whole dataset",
         *section_full(),
     ]
-    with utils.atomic_write(ROOT / "REPORT.md") as file:
+    with atomic_write(ROOT / "REPORT.md") as file:
         file.write("\n\n".join(parts) + "\n")
 
 
 def how_much_longer(groups: dict) -> str:
-    """What UNet's epochs take, from runs that were made side by side."""
+    """How long UNet's epochs take, from runs made side by side."""
     both = groups.get("networks", {})
     if len(both) < 2:
         return ""
@@ -373,7 +371,7 @@ def how_much_longer(groups: dict) -> str:
 
 
 def two_strong_networks(groups: dict) -> list[str]:
-    """Both networks with the strong recipe, where both were run."""
+    """Both networks with the strong recipe, if both were run."""
     name, title = "networks, strong recipe", "Two networks, strong recipe"
     return (
         ["With `--recipe strong`:", *section_group(groups, name, "unet", title)]
@@ -384,9 +382,9 @@ def two_strong_networks(groups: dict) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image_size", default="96", help="of the runs to report")
-    parser.add_argument("--data", default="partial set", help="what the table calls theirs")
-    parser.add_argument("--encoder_weights", default="none", help="what they started from")
+    parser.add_argument("--image_size", default="96", help="of the runs")
+    parser.add_argument("--data", default="partial set", help="of the runs, as named in study.csv")
+    parser.add_argument("--encoder_weights", default="none", help="of the runs")
     args = parser.parse_args()
     found = load(**vars(args))
     if not found:

@@ -40,7 +40,7 @@ def draw_augmentation(
     rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
     angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
     scale = rng.uniform(min_scale, max_scale) if crop else 1.0
-    shift = rng.uniform(-1, 1, size=2) * (1 - scale)  # a crop of this scale anywhere inside the picture
+    shift = rng.uniform(-1, 1, size=2) * (1 - scale)  # a crop of this scale anywhere inside the image
     mirror = -1.0 if flip else 1.0
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     return np.array([[mirror * cos, -sin, shift[0]], [mirror * sin, cos, shift[1]]], dtype=np.float32)

@@ -113,7 +113,7 @@ def read_mask(path, size: int | None = None) -> np.ndarray:
 
     Args:
         path: an image of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
-            pet; in a palette without black, index 0 is background. Alpha counts where the colours are all one.
+            pet; in a palette without black, index 0 is background. Alpha counts where the colors are all one.
         size: as for `read_trimap`.
 
     Returns:
@@ -145,9 +145,9 @@ def _read_values(path, what: str) -> np.ndarray:
         with open_image(path) as image:
             if image.mode != "P" or what == "trimap":
                 return np.asarray(image)
-            # A palette: its colours, unless none of them is black; then its indices, of which 0 is background.
-            colours, indices = np.asarray(image.convert("RGB")), np.asarray(image)
-            return colours if (colours.reshape(-1, 3).sum(1) == 0).any() else indices
+            # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
+            colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
+            return colors if (colors.reshape(-1, 3).sum(1) == 0).any() else indices
     except UNREADABLE as error:
         raise DatasetError(f"{path} can't be read as a {what} ({error}); replace the file") from None
 

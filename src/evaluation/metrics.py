@@ -68,7 +68,7 @@ def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _outline(mask: torch.Tensor) -> torch.Tensor:
     """Pixels of a mask, bool (N, 1, H, W), with a neighbour above, below or beside that is not in it."""
-    around = F.pad(mask.float(), (1, 1, 1, 1), mode="replicate") > 0  # the picture's own edge is no outline
+    around = F.pad(mask.float(), (1, 1, 1, 1), mode="replicate") > 0  # the image's own edge is no outline
     inside = around[..., :-2, 1:-1] & around[..., 2:, 1:-1] & around[..., 1:-1, :-2] & around[..., 1:-1, 2:]
     return mask & ~inside
 

@@ -1,1 +1,1 @@
-"""Pictures for people: panels, the page that shows them all, and the augmentation preview."""
+"""What people look at: panels, the page that shows them all, and the augmentation preview."""
