@@ -64,9 +64,9 @@ def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluato
     config = evaluator.config
     if [s.name for s in other.dataset.samples] != [s.name for s in evaluator.dataset.samples]:
         raise UsageError(f"{other.path} has another {config.subset} part than {evaluator.path}: nothing to compare")
-    sizes = {one.dataset.image_size for one in (evaluator, other)}
+    sizes = sorted({one.dataset.image_size for one in (evaluator, other)})
     if len(sizes) > 1 and not config.original_size:
-        raise UsageError(f"the two see images at different sizes ({sizes}); compare them with --original_size")
+        raise UsageError(f"one sees images at {sizes[0]} pixels, one at {sizes[1]}; compare them with --original_size")
 
 
 def prepare_outputs(config: EvalConfig, evaluator: CheckpointEvaluator) -> Path:

@@ -36,6 +36,7 @@ class ExportConfig:
     model_path: str | None = model_path_option()
     model_name: str | None = model_name_option()
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="model")
+    log_dir: str = option("logs", "accepted as in the other scripts; nothing is logged", metavar="DIR", group="model")
     formats: list[str] = option(
         ("pt2",), f"which ones, with commas: {', '.join(FORMATS)}", words_of(FORMATS, "format"), metavar="NAMES"
     )

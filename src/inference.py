@@ -43,7 +43,7 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     """Segments the images of a config, on one process or several, and reports."""
     model, content, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
     if "trimaps" in config.save and not model.task.class_scores:
-        raise UsageError(f"{path} knows no border, so it gives no trimaps; train one with --classes trimap")
+        raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
     output = config.output_path or ("inference_results" if config.save_results else None)
     folder = None if output is None else Path(output)
     samples, what = find_samples(config.data_path, content, config.subset, config.recursive, folder)

@@ -7,11 +7,15 @@ python src/oxford_pet.py --check --preview --data_path my_images
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime import cli
+
+with cli.explain_import_errors():
+    import torchvision  # noqa: F401
+
 from data.check import check
 from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 from data.download import download
 from data.index import MODES, SPLITS, describe_layout, find_root, list_samples, split_samples
-from runtime import cli
 from runtime.files import writable_folder
 from runtime.options import option, whole_number
 from visual.preview import preview

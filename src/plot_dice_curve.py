@@ -4,6 +4,11 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime import cli
+
+with cli.explain_import_errors():
+    import torchvision  # noqa: F401
+
 import matplotlib
 
 matplotlib.use("Agg")  # draws into a file; never needs a screen
@@ -12,7 +17,6 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageShow
 
 from models.checkpoint import resumed_after
-from runtime import cli
 from runtime.errors import UsageError
 from runtime.files import atomic_write, read_rows, writable_folder
 from runtime.options import option, words_of

@@ -119,7 +119,7 @@ def prepare(
     train_set, valid_set, _ = parts
     train_set = augmented(config, train_set)
     sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context)
-    progress = start_progress(config, "epochs" in overrides, content, resumed_from)
+    progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
     total_steps = progress.planned_epochs * sampler.steps
     state = build_state(config, precision, total_steps, content, data, progress, lock, context)
@@ -182,12 +182,12 @@ def load_run(config: TrainConfig, overrides: dict) -> tuple[Path | None, dict | 
 def check_flags(config: TrainConfig, overrides: dict, context: DistributedContext) -> None:
     """Raises UsageError where flags contradict each other, or one would do nothing."""
     if config.compile and config.checkpoint_activations:
-        raise UsageError("--compile frees activations in its own way; leave --checkpoint_activations out")
+        raise UsageError("--compile can't be combined with --checkpoint_activations; leave one of them out")
     for name in ("color_jitter", "augment_strength"):
         if overrides.get(name) and not config.augments:
-            raise UsageError(f"--{name} is about what --augment makes; give --augment bulk or online as well")
+            raise UsageError(f"--{name} needs --augment bulk or online")
     if "weight_decay" in overrides and config.optimizer != "adamw":
-        raise UsageError("--weight_decay is of AdamW; give --optimizer adamw as well")
+        raise UsageError("--weight_decay needs --optimizer adamw")
     stride = MODELS[config.model_name].stride
     if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
         share, size = config.multi_scale, config.image_size
@@ -195,7 +195,7 @@ def check_flags(config: TrainConfig, overrides: dict, context: DistributedContex
     if config.mix != "none" and config.batch_size < 2 * context.size:
         raise UsageError("--mix needs two images in a process at a time; use a larger --batch_size")
     if config.classes == "trimap" and config.augment_uncertain:
-        raise UsageError("--augment_uncertain has no border, and --classes trimap learns it; leave one of them out")
+        raise UsageError("--augment_uncertain replaces the border that --classes trimap learns; leave one of them out")
 
 
 def open_data(config: TrainConfig, content: dict | None, path: Path | None):
@@ -212,13 +212,16 @@ def open_data(config: TrainConfig, content: dict | None, path: Path | None):
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
         raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
+    prints, first_prints = (
+        {mode: fingerprint(getattr(split, mode), sizes) for mode in MODES} for sizes in (True, False)
+    )
     data = {
         "split": config.split,
         "seed": config.seed,
-        "fingerprints": {mode: fingerprint(getattr(split, mode)) for mode in MODES},
+        "fingerprints": prints,
         "train_names": [sample.name for sample in split.train],
     }
-    if content is not None and content["data"]["fingerprints"] != data["fingerprints"]:
+    if content is not None and content["data"]["fingerprints"] not in (prints, first_prints):
         raise UsageError(
             f"{path} was trained on other images ({len(content['data']['train_names'])} for training, now "
             f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"

@@ -23,7 +23,7 @@ def content(**changes):
         "preprocessing": {"image_size": 64},
         "data": {"split": "official", "seed": 1, "fingerprints": {}, "train_names": ["a"]},
         "encoder_start": "from scratch",
-        "progress": {"run_id": "run-1", "planned_epochs": 1, "history": [{"epoch": 1, "val_dice": 0.5}]},
+        "progress": {"run_id": "run-1", "planned_epochs": 1, "best_dice": 0.5, "best_epoch": 1, "history": []},
     }
     return {**base, **changes}
 

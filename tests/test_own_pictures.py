@@ -337,7 +337,7 @@ BAD = [
     (picture_is_a_folder, ["photo 0.jpg can't be read"]),
     (picture_is_a_dead_link, ["photo 0.jpg"]),
     (bomb, ["photo 0.png can't be read", "decompression bomb"]),
-    (too_few, ["5 images in all", "ten different ones are the least"]),
+    (too_few, ["5 images in all", "at least ten different ones are needed"]),
     (only_copies, ["is empty", "were moved into training as copies"]),
     (empty_folders, ["is empty", "0 images in all"]),
     (no_masks_folder, ["no images/ beside annotations/ or masks/"]),

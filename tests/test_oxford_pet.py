@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,8 @@ def test_fingerprint_knows_the_pictures_and_their_order(shared_dataset):
     pets = read_list(shared_dataset, "list")
     assert fingerprint(pets) == fingerprint(list(pets))
     assert len({fingerprint(pets), fingerprint(pets[1:]), fingerprint(pets[::-1])}) == 3
+    names = "\n".join(pet.name for pet in pets).encode()
+    assert fingerprint(pets, sizes=False) == hashlib.sha256(names).hexdigest()  # as the first versions have it
 
 
 def test_what_is_not_listed_does_not_exist(dataset):

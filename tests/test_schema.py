@@ -1,5 +1,6 @@
 """Checkpoints that are well formed and hostile: each is refused in one line, before memory is taken."""
 
+import collections
 import copy
 import os
 import resource
@@ -11,10 +12,11 @@ import torch
 
 from conftest import SRC, assert_one_error, copy_run, run_script
 from models import MODELS
-from models.checkpoint import FORMAT, load_checkpoint
-from models.schema import DictOf, ListOf, Optional, find_problem, schema
+from models.checkpoint import FORMAT, build_from_checkpoint, load_checkpoint
+from models.schema import DictOf, ListOf, Maybe, find_problem, schema
 from runtime.errors import CheckpointError
 from training.config import TrainConfig, restore_config
+from training.run_state import start_progress
 
 HUGE = 10**18
 DELETE = object()
@@ -51,14 +53,14 @@ def required(rule, path=()) -> list[tuple]:
         return []
     found = []
     for key, inner in rule.items():
-        found += [] if isinstance(inner, Optional) else [(*path, key)]
-        found += required(inner.rule if isinstance(inner, Optional) else inner, (*path, key))
+        found += [] if isinstance(inner, Maybe) else [(*path, key)]
+        found += required(inner.rule if isinstance(inner, Maybe) else inner, (*path, key))
     return found
 
 
 def leaves(rule, path=()) -> list[tuple]:
     """Paths of all entries, optional ones and those of dicts and lists as a whole included."""
-    if isinstance(rule, Optional):
+    if isinstance(rule, Maybe):
         return leaves(rule.rule, path)
     if isinstance(rule, dict):
         return [path, *(leaf for key, inner in rule.items() for leaf in leaves(inner, (*path, key)))][not path :]
@@ -66,7 +68,14 @@ def leaves(rule, path=()) -> list[tuple]:
 
 
 RULES = schema(MODELS)
-WRONG = {"object": object(), "nested": [[["x"]]], "number": -1.5, "nan": float("nan"), "text": "a/../b\n", "huge": HUGE}
+WRONG = {
+    "object": object(),
+    "nested": [[["x"]]],
+    "number": -1.5,
+    "nan": float("nan"),
+    "text": "a/../b\n" * 200,
+    "huge": HUGE,
+}
 
 
 @pytest.mark.parametrize("path", required(RULES), ids=".".join)
@@ -129,14 +138,14 @@ HOSTILE = {
     "half an epoch": (("progress", "epoch"), 0.5),
     "a step of the size of a number": (("progress", "step"), HUGE),
     "sums of another shape": (("progress", "sums"), small(4, dtype=torch.float64)),
-    "sums in single precision": (("progress", "sums"), small(3)),
+    "sums of whole numbers": (("progress", "sums"), small(3, dtype=torch.int64)),
+    "a history with a column too many": (("progress", "history"), [{"run_id": "r", "epoch": 1, "extra": 2}]),
     "a best Dice above one": (("progress", "best_dice"), 1.5),
     "a best Dice that is not a number": (("progress", "best_dice"), float("nan")),
     "a history that is a dict": (("progress", "history"), {}),
     "a history of words": (("progress", "history"), ["epoch 1"]),
     "a history with a command": (("progress", "history"), [{"run_id": "=cmd|' /C calc'!A0"}]),
     "resumed before it began": (("progress", "resumed"), [-3]),
-    "an encoder start that clears the screen": (("encoder_start",), "\x1b[2J"),
     "an encoder start of a megabyte": (("encoder_start",), "x" * 10**6),
     "a split that does not exist": (("data", "split"), "all"),
     "a seed below zero": (("data", "seed"), -1),
@@ -182,12 +191,12 @@ def test_rules_without_keys_check_every_value():
 
 STATES = {
     "another number of parameters": (("optimizer", "param_groups"), lambda v: [{**v[0], "params": [0, 1]}]),
-    "betas that are one number": (("optimizer", "param_groups"), lambda v: [{**v[0], "betas": 0.9}]),
     "no learning rate but a word": (("optimizer", "param_groups"), lambda v: [{**v[0], "lr": "fast"}]),
     "an infinite learning rate": (("optimizer", "param_groups"), lambda v: [{**v[0], "lr": float("inf")}]),
     "a momentum of another shape": (("optimizer", "state", 0), lambda v: {**v, "exp_avg": torch.zeros(3)}),
     "a state without momentum": (("optimizer", "state", 0), lambda v: {"step": v["step"]}),
     "a state of a parameter too many": (("optimizer", "state"), lambda v: {**v, 10**6: v[0]}),
+    "a scheduler's number that is too large": (("scheduler", "num_bad_epochs"), lambda v: 1 << 40),
     "a scheduler's number that is a list": (("scheduler", "num_bad_epochs"), lambda v: [1]),
     "a scheduler's mode that is a number": (("scheduler", "mode"), lambda v: 1),
     "a random state of zeros": (("random_state",), torch.zeros_like),
@@ -277,14 +286,65 @@ def test_settings_that_would_take_all_memory_are_refused_on_resume(trained, cont
     assert_one_error(done, "its setting batch_size has an impossible value")
 
 
-class TakesMemory:
-    """torch's own list of what may be unpickled has bytearray on it."""
+class Calls:
+    """Unpickling this calls a function of torch's own list with these arguments."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return bytearray, (1 << 36,)
+        return self.call
 
 
-def test_a_pickle_that_only_takes_memory_is_refused(tmp_path):
-    torch.save({"format": TakesMemory()}, tmp_path / "x.pth")
+def nested(depth: int):
+    value = ()
+    for _ in range(depth):
+        value = (value,)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Calls(bytearray, 1 << 36),
+        Calls(torch.Size, [1] * 1000),
+        Calls(collections.OrderedDict, [(1, 2)]),
+        nested(40),
+        {1, 2},
+    ],
+    ids=["bytearray", "torch.Size", "OrderedDict", "tuples", "set"],
+)
+def test_pickles_that_only_take_memory_are_refused(tmp_path, value):
+    torch.save({"format": value}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="is refused: it holds more than tensors and plain values"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_record_by_another_name_is_refused(tmp_path, content):
+    torch.save({"format": FORMAT}, tmp_path / "x.pth")
+    data = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(data.replace(b"data.pkl", b"DATA.PKL"))  # which torch would read all the same
     with pytest.raises(CheckpointError, match="is refused"):
         load_checkpoint(tmp_path / "x.pth")
+
+
+def test_attributes_of_a_dict_do_not_stand_in_for_its_methods(content):
+    weights = collections.OrderedDict(content["weights"])
+    weights.items = 5
+    assert "not a plain dict" in find_problem({**content, "weights": weights}, RULES)
+    weights = collections.OrderedDict(content["weights"])
+    weights._metadata = 5
+    model = build_from_checkpoint({**content, "weights": weights}, "x.pth")
+    assert not model.training
+
+
+@pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 1.0, 8.0]), (2, None), (2, [0.0, 0.0, 0.0])])
+def test_a_run_that_stands_where_it_can_not_is_refused(content, tmp_path, step, sums):
+    progress = {**content["progress"], "step": step, "sums": None if sums is None else torch.tensor(sums)}
+    with pytest.raises(CheckpointError, match=f"step {step} of 4"):
+        start_progress(TrainConfig(), False, 4, {**content, "progress": progress}, tmp_path / "x.pth")
+
+
+def test_the_name_of_an_encoder_file_is_shown_in_one_line(content, tmp_path):
+    save_with(content, ("encoder_start",), "from a\nb\x1b[2J.pth", tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth")["encoder_start"] == "from a?b?[2J.pth"

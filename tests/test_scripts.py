@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from conftest import SRC, TINY, assert_one_error, copy_run, run_ok, run_script
-from data.index import split_samples
+from data.index import fingerprint, split_samples
 from evaluation.config import EvalConfig, InferConfig
 from plot_dice_curve import runs_by_id
 from training.config import TrainConfig
@@ -122,6 +122,17 @@ def test_a_resume_on_other_pictures_is_refused(trained, dataset, tmp_path):
     (dataset / "annotations/list.txt").write_text("\n".join(listed[:-5]) + "\n")
     done = run_script("train.py", "--data_path", dataset, "--resume", cwd=folder)
     assert_one_error(done, "was trained on other images (32 for training, now 28)")
+
+
+def test_a_checkpoint_of_the_first_versions_resumes(trained, shared_dataset, tmp_path):
+    content = torch.load(trained / "saved_models/resnet34_unet_last.pth", weights_only=True)
+    parts = split_samples(shared_dataset)
+    content["data"]["fingerprints"] = {
+        mode: fingerprint(getattr(parts, mode), sizes=False) for mode in ("train", "valid", "test")
+    }
+    (tmp_path / "saved_models").mkdir()
+    torch.save(content, tmp_path / "saved_models/resnet34_unet_last.pth")
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
 
 
 def test_a_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):

@@ -189,7 +189,9 @@ def test_two_classes_give_no_trimaps_and_masks_teach_none(trained, tmp_path):
         "--output_path",
         "out",
     )
-    assert_one_error(run_script("inference.py", *flags, "--save", "trimaps", cwd=tmp_path), "knows no border")
+    assert_one_error(
+        run_script("inference.py", *flags, "--save", "trimaps", cwd=tmp_path), "was not trained with --classes trimap"
+    )
     own = write_own(tmp_path / "own")
     done = run_script("train.py", "--data_path", own, "--classes", "trimap", *TINY, cwd=tmp_path)
     assert_one_error(done, "--classes trimap needs trimaps", "masks without a border")

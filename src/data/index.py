@@ -211,7 +211,7 @@ def split_samples(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
             listed = sum(len(p) for p in parts.values())
             raise DatasetError(
                 f"{root}: the {mode} part of the split {split} is empty: there are {listed} images in all, of which "
-                f"{moved} were moved into training as copies; ten different ones are the least"
+                f"{moved} were moved into training as copies; at least ten different ones are needed"
             )
     return Split(**parts, moved=moved)
 
@@ -288,7 +288,15 @@ def _unite_copies(parts: dict[str, list[Sample]]) -> int:
     return len(moved)
 
 
-def fingerprint(samples: list[Sample]) -> str:
-    """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part."""
-    rows = (f"{s.name} {s.image_path.stat().st_size} {s.mask_path.stat().st_size}" for s in samples)
+def fingerprint(samples: list[Sample], sizes: bool = True) -> str:
+    """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part.
+
+    Args:
+        samples: of the part.
+        sizes: False for the fingerprints in checkpoints of the first versions, which are of names alone.
+    """
+    if sizes:
+        rows = [f"{s.name} {s.image_path.stat().st_size} {s.mask_path.stat().st_size}" for s in samples]
+    else:
+        rows = [s.name for s in samples]
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from runtime.cli import quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
 
@@ -122,12 +123,13 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
-        worker_init_fn=_survive_signals,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),  # else every pass would draw from torch's global random numbers
     )
 
 
-def _survive_signals(_worker: int) -> None:
+def _init_worker(_worker: int) -> None:
+    quiet_pillow()  # a spawned process has not inherited that
     # Ctrl-C and a cluster's SIGTERM reach every process of the run, and workers must live until the parent has saved.
     # Only for a while: SIGTERM is also how a parent that exits ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

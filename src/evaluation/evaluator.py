@@ -22,7 +22,7 @@ from runtime.device import choose_precision, copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 
 
-def _progress(items, total: int, title: str) -> tqdm:
+def _progress_bar(items, total: int, title: str) -> tqdm:
     return tqdm(items, total=total, desc=title, unit="batch", leave=False, disable=None, delay=1)
 
 
@@ -49,7 +49,7 @@ def validate(
     predictor.model.eval()
     results, task, device = [], predictor.task, predictor.precision.device
     with torch.inference_mode():
-        for batch in _progress(loader, len(loader), "validating"):
+        for batch in _progress_bar(loader, len(loader), "validating"):
             masks, targets = (copy_to_device(batch[name], device) for name in ("mask", task.target))
             logits = predictor.logits(batch["image"])
             loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, targets, task)
@@ -107,7 +107,7 @@ def score_samples(
             {"name": sample.name, **score_sample(*one, predictor.task, config, sample.binary_mask)}
             for sample, *one in some
         ]
-        for some in _progress(batches, len(loader), "evaluating")
+        for some in _progress_bar(batches, len(loader), "evaluating")
     ]
     return [row for some in context.all_gather(rows) for row in some]
 
@@ -148,7 +148,7 @@ def find_threshold(
     """
     results = []
     batches = predict_samples(predictor, dataset, loader, config.original_size)
-    for found in _progress(batches, len(loader), "threshold"):
+    for found in _progress_bar(batches, len(loader), "threshold"):
         rows = []
         for _, prediction, trimap in found:
             # A pixel of level k is foreground at thresholds below k hundredths.

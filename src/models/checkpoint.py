@@ -16,7 +16,6 @@ A checkpoint is a dict of tensors and plain values; `models.schema` says what ea
 
 import os
 import pickle
-import pickletools
 import re
 import shutil
 import zipfile
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 
 from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
+from models.pickle_check import check_archive
 from models.schema import find_problem, schema
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
@@ -33,9 +33,6 @@ from runtime.files import atomic_write, sync_folder
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 had no average
 # What zipfile and torch raise on files that are damaged, or something else altogether.
 DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
-PICKLE_BYTES = 64 << 20  # structure and names, without tensors; ours take less than 1 MB
-# What the pickle may name. torch's own list for weights_only=True is longer; bytearray in it can take any memory.
-GLOBALS = re.compile(r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|torch Size")
 
 
 # ------------------------------------------------------------------------------------------------------- save and load
@@ -95,14 +92,15 @@ def load_checkpoint(path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; {_alternatives(path)}")
     content = _read(path, verify=True)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if type(content) is not dict or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a file of another program; use a checkpoint that train.py made")
     version = content.get("format_version", 0)
     if type(version) is int and version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}; update it")
+        raise CheckpointError(f"{path} has format version {version}, not {FORMAT_VERSION} or less; update this program")
     problem = find_problem(content, schema(MODELS))
     if problem:
         raise CheckpointError(f"{path} is malformed: {problem}; use another checkpoint, or train again")
+    content["encoder_start"] = "".join(c if c.isprintable() else "?" for c in content["encoder_start"])  # a file's name
     return content
 
 
@@ -114,34 +112,22 @@ def _read(path: Path, verify: bool):
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip() if verify else None  # torch stores a CRC-32 a tensor, and does not check it
-            # torch does look at these attributes, and reads wrongly where they are damaged.
-            damaged = damaged or next(
-                (i.filename for i in archive.infolist() if i.external_attr or i.compress_type), None
-            )
+            # torch looks at these attributes, and reads wrongly where they are damaged.
+            damaged = next((i.filename for i in archive.infolist() if i.external_attr or i.compress_type), None)
+            if verify and not damaged:  # torch stores a CRC-32 with every tensor, and does not check it
+                damaged = archive.testzip()
             if damaged:
                 raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); {_alternatives(path)}")
-            _check_globals(archive)
+            check_archive(archive)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is refused: it holds Python objects that could run code on loading; use a checkpoint of train.py"
+            f"{path} is refused: it holds more than tensors and plain values; use a checkpoint of train.py"
         ) from None
     except DAMAGE as error:
         raise CheckpointError(
             f"{path} is truncated, damaged, or no checkpoint ({first_line(error)}); {_alternatives(path)}"
         ) from None
-
-
-def _check_globals(archive: zipfile.ZipFile) -> None:
-    """Raises UnpicklingError where the pickle names more than tensors and dicts."""
-    for entry in archive.infolist():
-        if entry.filename.endswith("data.pkl"):
-            if entry.file_size > PICKLE_BYTES:
-                raise pickle.UnpicklingError("it is too large")
-            for code, argument, _ in pickletools.genops(archive.read(entry)):
-                if code.name == "STACK_GLOBAL" or (code.name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
-                    raise pickle.UnpicklingError(f"it names {argument}")
 
 
 def _alternatives(path: Path) -> str:
@@ -178,7 +164,7 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
     """
     try:
         model = build_model(content["model"]["name"], **content["model"]["config"])
-        model.load_state_dict(content["weights"])
+        model.load_state_dict(dict(content["weights"]))
     except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
@@ -237,5 +223,5 @@ def _progress_of(path: Path) -> dict:
         content = _read(path, verify=False)
     except CheckpointError:
         return {}
-    progress = content.get("progress") if isinstance(content, dict) else None
+    progress = content.get("progress") if type(content) is dict else None
     return {} if progress is None or find_problem(progress, schema(MODELS)["progress"]) else progress

@@ -38,7 +38,7 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
         raise CheckpointError(f"{type(model).__name__} has no encoder that takes weights; use --encoder_weights none")
     if source not in ("auto", "imagenet"):
         _fit_encoder(encoder, source)
-        return f"from {''.join(c if c.isprintable() else '?' for c in Path(source).name)}"
+        return f"from {Path(source).name}"
     try:
         weights = _imagenet_weights()
         _fit_encoder(encoder, weights)

@@ -1,7 +1,7 @@
 """What a checkpoint may hold: structure, types, sizes and names, checked before anything is built from a value.
 
-A rule is a `Rule`, or a dict of rules by key, or one of `Optional`, `ListOf` and `DictOf`. A new entry of a checkpoint
-is a line in `SCHEMA`; settings of a run are checked by training/config.py.
+A rule is a `Rule`, or a dict of rules by key, or one of `Maybe`, `ListOf` and `DictOf`. A new entry of a checkpoint
+is a line in `schema`; settings of a run are checked by training/config.py.
 """
 
 import math
@@ -15,6 +15,10 @@ from models.attention import ATTENTION
 from models.task import TASKS
 
 MAX_COUNT = 10**7  # epochs, list entries
+LOG_NUMBERS = (  # of the columns of the training log
+    *("epoch", "train_loss", "train_dice", "val_loss", "val_dice"),
+    *("learning_rate", "seconds", "images_per_second"),
+)
 
 
 class Rule(NamedTuple):
@@ -24,7 +28,7 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-class Optional(NamedTuple):
+class Maybe(NamedTuple):
     """An entry that may be missing or None."""
 
     rule: Any
@@ -95,19 +99,18 @@ NAME = Rule("the name of an image", lambda v: type(v) is str and 0 < len(v) <= 1
 KEY = text(r"[A-Za-z0-9_.]{1,300}", "a name of letters, digits and dots")
 WEIGHTS = DictOf(KEY, tensor("a tensor", lambda t: t.is_floating_point() or t.dtype == torch.int64))
 
+HISTORY_ROW = {"run_id": RUN_ID, **dict.fromkeys(LOG_NUMBERS, NUMBER)}
 PROGRESS = {
     "run_id": RUN_ID,
     "planned_epochs": whole(1, MAX_COUNT),
-    "epoch": Optional(whole(0, MAX_COUNT)),
-    "step": Optional(whole(0, MAX_COUNT)),
-    "sums": Optional(tensor("three numbers", lambda t: t.dtype == torch.float64 and t.shape == (3,))),
-    "seconds": Optional(real(0, 1e12)),
-    "best_dice": Optional(real(-1, 1)),
-    "best_epoch": Optional(whole(0, MAX_COUNT)),
-    "history": Optional(
-        ListOf(DictOf(KEY, Rule("a number or a run id", lambda v: NUMBER.holds(v) or RUN_ID.holds(v))))
-    ),
-    "resumed": Optional(ListOf(whole(0, MAX_COUNT))),
+    "epoch": Maybe(whole(0, MAX_COUNT)),
+    "step": Maybe(whole(0, MAX_COUNT)),
+    "sums": Maybe(tensor("three numbers", lambda t: t.is_floating_point() and t.shape == (3,))),
+    "seconds": Maybe(real(0, 1e12)),
+    "best_dice": real(-1, 1),
+    "best_epoch": whole(0, MAX_COUNT),
+    "history": Maybe(ListOf(HISTORY_ROW)),
+    "resumed": Maybe(ListOf(whole(0, MAX_COUNT))),
 }
 
 
@@ -115,16 +118,16 @@ def schema(model_names) -> dict:
     """The rules of a whole checkpoint."""
     return {
         "format": LABEL,
-        "format_version": Optional(whole(1, 1000)),
+        "format_version": Maybe(whole(1, 1000)),
         "model": {
             "name": one_of(*model_names),
             "config": {
-                "out_channels": Optional(one_of(*(task.out_channels for task in TASKS.values()))),
-                "attention": Optional(one_of(*ATTENTION)),
+                "out_channels": Maybe(one_of(*(task.out_channels for task in TASKS.values()))),
+                "attention": Maybe(one_of(*ATTENTION)),
             },
         },
         "weights": WEIGHTS,
-        "average": Optional({"updates": whole(0, 10**12), "trained_weights": WEIGHTS}),
+        "average": Maybe({"updates": whole(0, 10**12), "trained_weights": WEIGHTS}),
         "preprocessing": {"image_size": whole(16, 4096)},
         "data": {
             "split": one_of("80-10-10", "official"),
@@ -132,18 +135,18 @@ def schema(model_names) -> dict:
             "fingerprints": DictOf(one_of("train", "valid", "test"), text("[0-9a-f]{64}", "a SHA-256")),
             "train_names": ListOf(NAME),
         },
-        "encoder_start": LABEL,
-        "settings": Optional(DictOf(KEY, PLAIN)),
-        "progress": Optional(PROGRESS),
-        "optimizer": Optional(
+        "encoder_start": Rule("a text of at most 500 letters", lambda v: type(v) is str and len(v) <= 500),
+        "settings": Maybe(DictOf(KEY, PLAIN)),
+        "progress": Maybe(PROGRESS),
+        "optimizer": Maybe(
             {
                 "state": DictOf(whole(0, MAX_COUNT), DictOf(KEY, tensor())),
                 "param_groups": ListOf(DictOf(KEY, Rule("a plain value", lambda v: PLAIN.holds(v) or type(v) is list))),
             }
         ),
-        "scheduler": Optional(DictOf(KEY, PLAIN)),
-        "scaler": Optional(DictOf(KEY, NUMBER)),
-        "random_state": Optional(
+        "scheduler": Maybe(DictOf(KEY, PLAIN)),
+        "scaler": Maybe(DictOf(KEY, NUMBER)),
+        "random_state": Maybe(
             tensor("bytes", lambda t: t.dtype == torch.uint8 and t.shape == torch.get_rng_state().shape)
         ),
     }
@@ -151,16 +154,18 @@ def schema(model_names) -> dict:
 
 def find_problem(value, rule, where: str = "") -> str | None:
     """What is wrong with a value, in words; None where the rule holds. Nothing large is copied."""
-    if isinstance(rule, Optional):
+    if isinstance(rule, Maybe):
         return None if value is None else find_problem(value, rule.rule, where)
     if isinstance(rule, Rule):
         return None if rule.holds(value) else f"{where} is {_show(value)}, not {rule.expected}"
     if isinstance(rule, ListOf):
         if type(value) is not list or len(value) > MAX_COUNT:
-            return f"{where} is {_show(value)}, not a list"
+            return f"{where} is {_show(value)}, not a list of at most {MAX_COUNT} values"
         return next(filter(None, (find_problem(v, rule.rule, f"{where}[{i}]") for i, v in enumerate(value))), None)
-    if not isinstance(value, dict) or len(value) > MAX_COUNT:
-        return f"{where or 'it'} is {_show(value)}, not a dict"
+    # An OrderedDict may carry attributes, which could stand in for its methods.
+    plain = type(value) is dict or (isinstance(value, dict) and vars(value).keys() <= {"_metadata"})
+    if not plain or len(value) > MAX_COUNT:
+        return f"{where or 'it'} is {_show(value)}, not a plain dict"
     if isinstance(rule, DictOf):
         found = (
             find_problem(k, rule.key, f"a key of {where}") or find_problem(v, rule.value, f"{where}.{k}".lstrip("."))
@@ -170,7 +175,7 @@ def find_problem(value, rule, where: str = "") -> str | None:
     unknown = [key for key in value if key not in rule]
     if unknown:
         return f"{where or 'it'} has an unknown entry {_show(unknown[0])}"
-    lacking = [key for key in rule if key not in value and not isinstance(rule[key], Optional)]
+    lacking = [key for key in rule if key not in value and not isinstance(rule[key], Maybe)]
     if lacking:
         return f"{where or 'it'} lacks {', '.join(lacking)}"
     return next(filter(None, (find_problem(v, rule[k], f"{where}.{k}".lstrip(".")) for k, v in value.items())), None)
@@ -196,11 +201,15 @@ def adopt_plain(saved, fresh: dict, what: str) -> dict:
     def kind(value):
         if isinstance(value, (list, tuple)):
             return "list", [kind(x) for x in value]
-        return "number" if type(value) in (int, float) else type(value)
+        return type(value)
 
     for key in fresh.keys() & saved.keys():
-        if kind(saved[key]) != kind(fresh[key]):
-            raise ValueError(f"{what}.{key} is {_show(saved[key])}")
-        if kind(saved[key]) == "number" and not math.isfinite(saved[key]) and math.isfinite(fresh[key]):
-            raise ValueError(f"{what}.{key} is {_show(saved[key])}")
+        value, before = saved[key], fresh[key]
+        sound = kind(value) == kind(before)
+        if sound and type(value) is int:
+            sound = -1 <= value < 1 << 31
+        elif sound and type(value) is float:
+            sound = math.isfinite(value) or not math.isfinite(before)
+        if not sound:
+            raise ValueError(f"{what}.{key} is {_show(value)}")
     return {key: saved.get(key, value) for key, value in fresh.items()}

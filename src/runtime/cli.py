@@ -84,6 +84,11 @@ def explain_import_errors():
         )
 
 
+def quiet_pillow() -> None:
+    """Silences Pillow's warnings of odd EXIF data and of images of 90 million pixels: it refuses twice as many."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def run(main, less_memory: str = "a smaller --batch_size") -> None:
     """Runs a script's main and exits; what it raises becomes one line on stderr and the exit status.
 
@@ -92,8 +97,7 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
         less_memory: what to use when memory runs out.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    # Pillow warns of odd EXIF data and of images of 90 million pixels; that it refuses twice as many will do.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    quiet_pillow()
     status, message = 0, ""
     try:
         try:

@@ -1,7 +1,7 @@
 """The settings of train.py: one field per flag, and the recipes.
 
 To add a flag, add a field. A setting that a run must keep on --resume is FIXED, one that may change is CHANGEABLE; both
-are saved in the checkpoint. What a checkpoint of an older version does not mention was as the default is.
+are saved in the checkpoint. Settings that an older checkpoint lacks take their defaults.
 """
 
 import dataclasses
@@ -148,7 +148,7 @@ def check_settings(settings: dict, path: Path) -> None:
     """Raises CheckpointError where a checkpoint's settings are none that train.py could have saved."""
     for name, value in settings.items():
         if name not in saved_settings():
-            raise CheckpointError(f"{path} has a setting {name!r} that this version does not know; update it")
+            raise CheckpointError(f"{path} has a setting {name!r} that this version does not know; update this program")
         if not is_valid(TrainConfig, name, value):
             raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
 

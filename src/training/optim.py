@@ -41,10 +41,11 @@ def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: in
 
 
 def _restore_group(saved: dict, fresh: dict) -> dict:
-    known = {name: value for name, value in fresh.items() if name != "params"}
+    # All else follows from the settings and, as `fused` does, from the device.
+    known = {"lr": fresh["lr"]}
     if "initial_lr" in saved:  # of a schedule, or of an earlier change of the learning rate
         known["initial_lr"] = fresh["lr"]
-    return {**adopt_plain(saved, known, "optimizer"), "params": fresh["params"]}
+    return {**fresh, **adopt_plain(saved, known, "optimizer")}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
@@ -56,9 +57,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     fresh, groups = optimizer.state_dict()["param_groups"], saved["param_groups"]
     if [len(group["params"]) for group in fresh] != [len(group.get("params", ())) for group in groups]:
         raise ValueError("its optimizer has other parameters")
-    # Fused or not is what suits this device; and it must be set before the state is loaded, since it decides where the
-    # counts of steps go.
-    groups = [{**_restore_group(there, here), "fused": here["fused"]} for here, there in zip(fresh, groups)]
+    groups = [_restore_group(there, here) for here, there in zip(fresh, groups)]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, state in saved["state"].items():
         fits = number < len(parameters) and state.keys() == {"step", *MOMENTS} and state["step"].numel() == 1

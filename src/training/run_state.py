@@ -118,13 +118,15 @@ class RunState:
         self.owns_files = same_file(resumed_from, self.path("last"))
         average, scheduler = content.get("average") or {}, content["scheduler"]
         try:
-            self.model.load_state_dict(average.get("trained_weights", content["weights"]))
+            self.model.load_state_dict(dict(average.get("trained_weights", content["weights"])))
             if self.ema:
-                self.ema.model.load_state_dict(content["weights"])
+                self.ema.model.load_state_dict(dict(content["weights"]))
                 self.ema.updates = average["updates"]
             restore_optimizer(self.optimizer, content["optimizer"])
             if content.get("scaler") and self.scaler.is_enabled():
-                self.scaler.load_state_dict(adopt_plain(content["scaler"], self.scaler.state_dict(), "scaler"))
+                fresh = self.scaler.state_dict()
+                known = {name: fresh[name] for name in ("scale", "_growth_tracker")}
+                self.scaler.load_state_dict({**fresh, **adopt_plain(content["scaler"], known, "scaler")})
             if self.scheduler:
                 self.scheduler.load_state_dict(adopt_plain(scheduler or {}, self.scheduler.state_dict(), "scheduler"))
             torch.set_rng_state(content["random_state"])
@@ -132,7 +134,7 @@ class RunState:
             raise CheckpointError(
                 f"{resumed_from} can't be resumed: {first_line(error)}; use another checkpoint, or start a new run"
             ) from None
-        if self.config.learning_rate != content["settings"]["learning_rate"]:
+        if self.config.learning_rate != content["settings"].get("learning_rate", self.config.learning_rate):
             change_learning_rate(self.optimizer, self.scheduler, self.config.learning_rate)
 
     def write_log(self) -> None:
@@ -153,7 +155,9 @@ def resume_source(overrides: dict, config: TrainConfig) -> Path | None:
     return Path(config.resume or find_checkpoint(config.save_dir, overrides.get("model_name"), "last"))
 
 
-def start_progress(config: TrainConfig, more_epochs: bool, content: dict | None, resumed_from: Path | None) -> Progress:
+def start_progress(
+    config: TrainConfig, more_epochs: bool, steps: int, content: dict | None, resumed_from: Path | None
+) -> Progress:
     """A new run's beginning, or where the resumed one stands.
 
     A best score counts only where its checkpoint lies beside the one that is resumed: else the next epoch is the best
@@ -162,12 +166,21 @@ def start_progress(config: TrainConfig, more_epochs: bool, content: dict | None,
     Args:
         config: the settings.
         more_epochs: on resume, plan `config.epochs` more; else finish what was planned.
+        steps: of an epoch.
         content: of the checkpoint that is resumed, or None.
         resumed_from: its path.
+
+    Raises:
+        CheckpointError: the run stands where it can't.
     """
     if content is None:
         return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", config.epochs)
     progress = Progress(**{name: value for name, value in content["progress"].items() if value is not None})
+    done = 0 if progress.sums is None else progress.sums[2].item()  # images
+    if progress.step > steps or (progress.step and done <= 0):
+        raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
+    if progress.sums is not None:
+        progress.sums = progress.sums.double()  # the first versions had float32 on MPS
     progress.resumed = [*progress.resumed, progress.epoch]
     if more_epochs:
         progress.planned_epochs = progress.epoch + config.epochs
