@@ -27,15 +27,11 @@ def draw_augmentation(
 ) -> np.ndarray:
     """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them.
 
-    Args:
-        rng: where the random numbers come from.
-        degrees: the largest rotation to either side.
-        min_scale: the smallest side of the crop, as a share of the image's.
-        max_scale: the largest; above 1 the image shrinks, and its mirror images surround it.
+    The rotation is of at most `degrees` to either side; the crop's side is a share of the image's, and above 1 the
+    image shrinks and its mirror images surround it.
 
     Returns:
-        float32 (2, 3): the matrix that takes output to input coordinates, both from -1 to 1 across the image. It is
-        one matrix whatever is combined, so pixels are resampled once.
+        float32 (2, 3): the matrix that takes output to input coordinates, both from -1 to 1 across the image.
     """
     rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
     angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
@@ -157,15 +153,7 @@ def _resample(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> 
 
 
 def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    """Changes brightness, contrast and saturation.
-
-    Args:
-        images: (N, 3, H, W) in 0..255.
-        colors: (N, 3) factors, from `draw_colors`; 1 leaves an image as it is.
-
-    Returns:
-        float32 (N, 3, H, W) in 0..255.
-    """
+    """Changes brightness, contrast and saturation of images (N, 3, H, W) in 0..255 by factors (N, 3); gives float32."""
     brightness, contrast, saturation = (colors[:, i, None, None, None] for i in range(3))
     images = images.float() * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

@@ -56,11 +56,7 @@ def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarr
 
 
 def image_size_of(path, upright: bool = False) -> tuple[int, int]:
-    """Width and height of an image, from the first bytes of its file.
-
-    Args:
-        path: the file.
-        upright: as its EXIF orientation says.
+    """Width and height of an image, from the first bytes of its file; `upright`, as its EXIF orientation says.
 
     Raises:
         DatasetError: the file can't be read as an image.
@@ -83,14 +79,11 @@ def _eight_bits(values: np.ndarray) -> Image.Image:
 
 
 def read_trimap(path, size: int | None = None) -> np.ndarray:
-    """Reads a trimap.
+    """Reads a trimap, uint8 (H, W) of 1 = pet, 2 = background, 3 = border.
 
     Args:
-        path: a single-channel PNG.
+        path: a single-channel image.
         size: side of a square that it is resized to, nearest neighbour; None keeps its own size.
-
-    Returns:
-        uint8 (H, W) of 1 = pet, 2 = background, 3 = border.
 
     Raises:
         DatasetError: the file can't be read, has several channels, or holds other values.
@@ -115,9 +108,6 @@ def read_mask(path, size: int | None = None) -> np.ndarray:
         path: an image of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
             pet; in a palette without black, index 0 is background. Alpha counts where the colors are all one.
         size: as for `read_trimap`.
-
-    Returns:
-        uint8 (H, W) of 1 = pet, 2 = background.
 
     Raises:
         DatasetError: the file can't be read, holds more than two values, or two of which none is background.
@@ -159,16 +149,13 @@ def _nearest(values: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def read_pair(image_path: Path, mask_path: Path, binary_mask: bool, size: int | None = None):
-    """Reads an image and its trimap, of the same size.
+    """Reads an image, uint8 (H, W, 3), and its trimap, uint8 (H, W) of 1, 2, 3.
 
     Args:
         image_path: the image.
-        mask_path: its trimap, or its mask of two values.
+        mask_path: its trimap or mask.
         binary_mask: it is a mask. Then the image is turned upright, as people saw it when they drew the mask.
         size: side of a square that both are resized to; None keeps their own size.
-
-    Returns:
-        uint8 (H, W, 3), and uint8 (H, W) of 1, 2, 3.
 
     Raises:
         DatasetError: a file can't be read or is no mask, or their own sizes differ.

@@ -89,14 +89,7 @@ def score_samples(
     config: EvalConfig,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> list[dict]:
-    """Scores a dataset image by image.
-
-    Args:
-        predictor: its model is in evaluation mode.
-        dataset: of the samples.
-        loader: batches of it, from `shard_batches`.
-        config: threshold, original_size, ignore_border, tolerance.
-        context: the processes that share the batches; all of them get all rows.
+    """Scores a dataset image by image, on all processes of `context`, which all get all rows.
 
     Returns:
         A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`.
@@ -142,10 +135,7 @@ def find_threshold(
     config: EvalConfig,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[float, float]:
-    """The threshold of probability, in hundredths, with the best mean Dice under `config`; and that Dice.
-
-    Arguments as for `score_samples`.
-    """
+    """The threshold of probability, in hundredths, with the best mean Dice under `config`; and that Dice."""
     results = []
     batches = predict_samples(predictor, dataset, loader, config.original_size)
     for found in _progress_bar(batches, len(loader), "threshold"):

@@ -19,15 +19,12 @@ class Interval(NamedTuple):
 
 
 def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
-    """Counts pixels of each image by what was predicted and what is true.
+    """True positives, false positives, false negatives and true negatives of each image, int64 (N, 4).
 
     Args:
         prediction: (N, 1, H, W) or (N, H, W), zero for background.
         mask: the same shape, zero for background.
         counted: the same shape, zero for pixels to leave out; None leaves none out.
-
-    Returns:
-        int64 (N, 4): true positives, false positives, false negatives, true negatives.
 
     Raises:
         ValueError: the shapes differ.
@@ -51,17 +48,10 @@ def dice_from_counts(counts: torch.Tensor) -> torch.Tensor:
 
 
 def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Dice of each image (Dice, 1945; Sorensen, 1948), the one that training, evaluation and inference report.
+    """Dice of each image (Dice, 1945; Sorensen, 1948), float (N,), 1 where both are empty.
 
-    Args:
-        prediction: (N, 1, H, W) or (N, H, W), zero for background: logits > 0, which is probability > 0.5.
-        mask: the same shape, zero for background.
-
-    Returns:
-        float (N,); 1 where both are empty. Average it over images, not over batches.
-
-    Raises:
-        ValueError: the shapes differ.
+    It is the one that training, evaluation and inference report. Average it over images, not over batches. Arguments
+    and errors: see `pixel_counts`.
     """
     return dice_from_counts(pixel_counts(prediction, mask))
 
@@ -76,14 +66,8 @@ def _outline(mask: torch.Tensor) -> torch.Tensor:
 def boundary_f(prediction: torch.Tensor, mask: torch.Tensor, tolerance: int) -> torch.Tensor:
     """F-score of outlines (Martin et al., 2004; Perazzi et al., 2016: https://davischallenge.org).
 
-    Args:
-        prediction: (N, 1, H, W), zero for background.
-        mask: the same shape, zero for background.
-        tolerance: how far apart, in pixels, outlines may be and still agree.
-
-    Returns:
-        float (N,): harmonic mean of the shares of either outline that lie near the other; 1 where neither mask has one,
-        0 where one has none.
+    The harmonic mean, float (N,), of the shares of either outline that lie within `tolerance` pixels of the other; 1
+    where neither mask has one, 0 where one has none. Masks are (N, 1, H, W), zero for background.
     """
     steps = torch.arange(-tolerance, tolerance + 1, device=mask.device)
     disc = (steps[:, None] ** 2 + steps**2 <= tolerance**2).float()[None, None]

@@ -23,10 +23,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class ConvBlockAttention(nn.Module):
-    """Channel attention, then spatial attention: CBAM (Woo et al., 2018: https://arxiv.org/abs/1807.06521).
-
-    Args: as for SqueezeExcitation.
-    """
+    """Channel attention, then spatial attention: CBAM (Woo et al., 2018: https://arxiv.org/abs/1807.06521)."""
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()

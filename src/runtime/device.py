@@ -75,11 +75,6 @@ def choose_precision(amp: str, device: torch.device, image_size: int) -> Precisi
 
     `auto` is bf16 where the hardware computes in it: NVIDIA from Ampere on, processors with AVX-512 BF16 or AMX;
     elsewhere float32. bf16 has the range of float32. fp16 can overflow, so it is used only on request.
-
-    Args:
-        amp: auto, off, bf16 or fp16.
-        device: where to compute.
-        image_size: side of the images, in pixels.
     """
     dtype = DTYPES.get(amp) or (torch.bfloat16 if _has_bf16(device) else torch.float32)
     # On a CPU in float32, channels last costs more than it gains on small images: 0.8 times the rate at 64 pixels, 1.1
