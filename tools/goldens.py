@@ -47,7 +47,7 @@ def commands(amp: str, short: bool) -> dict[str, list[str]]:
             f"{scores} plain.json --csv plain.csv",
             f"{scores} own.json --csv own.csv --tta --original_size --find_threshold",
             f"{images} out --save masks,probabilities,overlays,cutouts",
-            "export.py --output_path . --formats onnx,pt2 --data_path data/images",
+            f"export.py --output_path . --formats {'onnx' if short else 'onnx,pt2'} --data_path data/images",
         ],
         "trimap": [
             f"{train} --classes trimap --loss bce_dice --augment online --mix paste --epochs 1 --split official",
