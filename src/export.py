@@ -25,7 +25,7 @@ from runtime.errors import RunError, UsageError
 from runtime.files import writable_folder
 from runtime.options import model_name_option, model_path_option, option, words_of
 
-FORMATS = ("pt2", "onnx")
+EXPORT_FORMATS = ("pt2", "onnx")
 CHECKED = 16  # images, at most
 
 
@@ -38,7 +38,10 @@ class ExportConfig:
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="model")
     log_dir: str = option("logs", "accepted as in the other scripts; nothing is logged", metavar="DIR", group="model")
     formats: list[str] = option(
-        ("pt2",), f"which ones, with commas: {', '.join(FORMATS)}", words_of(FORMATS, "format"), metavar="NAMES"
+        ("pt2",),
+        f"which ones, with commas: {', '.join(EXPORT_FORMATS)}",
+        words_of(EXPORT_FORMATS, "format"),
+        metavar="NAMES",
     )
     output_path: str | None = option(
         None, "where the files go; by default beside the checkpoint", aliases=("--output_dir",), metavar="DIR"

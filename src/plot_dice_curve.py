@@ -24,7 +24,7 @@ from runtime.options import option, words_of
 # The colors of report B. For the color-blind there are markers, and dashes against lines.
 STYLES = {"resnet34_unet": ("ResNet34-UNet", "tab:red", "o"), "unet": ("UNet", "tab:blue", "s")}
 MORE = (("tab:green", "^"), ("tab:purple", "D"), ("tab:brown", "v"), ("tab:olive", "P"), ("tab:cyan", "X"))
-KINDS = {"dice": ("train_dice", "val_dice"), "loss": ("train_loss", "val_loss"), "learning_rate": ("learning_rate",)}
+CURVES = {"dice": ("train_dice", "val_dice"), "loss": ("train_loss", "val_loss"), "learning_rate": ("learning_rate",)}
 
 
 @dataclass
@@ -44,7 +44,7 @@ def read_curve(log: Path) -> list[dict]:
     Raises:
         UsageError: a row lacks a column or holds no number.
     """
-    columns = ["epoch", *itertools.chain(*KINDS.values())]
+    columns = ["epoch", *itertools.chain(*CURVES.values())]
     try:
         rows = [{"run_id": row["run_id"], **{name: float(row[name]) for name in columns}} for row in read_rows(log)]
     except (KeyError, TypeError, ValueError):
@@ -111,7 +111,7 @@ def draw_run(run: Run, kind: str, axis) -> None:
     epochs = [row["epoch"] for row in run.rows]
     best = max(run.rows, key=lambda row: row["val_dice"])
     style = {"color": run.color, "marker": run.marker, "markersize": 4}
-    for column in KINDS[kind]:
+    for column in CURVES[kind]:
         label, dash = run.title, "-"
         if column.startswith("train"):
             label, dash = f"{run.title} training", "--"
@@ -121,7 +121,7 @@ def draw_run(run: Run, kind: str, axis) -> None:
             label = f"{run.title} validation"
         fill = {"markerfacecolor": "white"} if dash == "--" else {}
         axis.plot(epochs, [row[column] for row in run.rows], dash, label=label, **style, **fill)
-    axis.plot(best["epoch"], best[KINDS[kind][-1]], "o", markersize=12, markerfacecolor="none", color=run.color)
+    axis.plot(best["epoch"], best[CURVES[kind][-1]], "o", markersize=12, markerfacecolor="none", color=run.color)
     for number, epoch in enumerate(run.resumed):
         label = {"label": f"{run.title} resumed"} if number == 0 else {}
         axis.axvline(epoch + 0.5, color=run.color, linestyle=":", linewidth=1, **label)
@@ -134,7 +134,7 @@ class PlotConfig:
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR")
     log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR")
     curves: list[str] = option(
-        ("dice",), f"which ones, with commas: {', '.join(KINDS)}", words_of(KINDS, "curve"), metavar="KINDS"
+        ("dice",), f"which ones, with commas: {', '.join(CURVES)}", words_of(CURVES, "curve"), metavar="NAMES"
     )
     runs: list[str] | None = option(
         None, "runs by their ids; by default the latest of each network", nargs="+", metavar="ID"

@@ -198,7 +198,9 @@ def check_flags(config: TrainConfig, overrides: dict, context: DistributedContex
         raise UsageError("--augment_uncertain replaces the border that --classes trimap learns; leave one of them out")
 
 
-def open_data(config: TrainConfig, content: dict | None, path: Path | None):
+def open_data(
+    config: TrainConfig, content: dict | None, path: Path | None
+) -> tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset, dict]:
     """The three parts of the dataset, and the checkpoint's record of them.
 
     Raises:

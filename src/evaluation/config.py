@@ -16,7 +16,7 @@ from runtime.options import (
     words_of,
 )
 
-KINDS = {
+RESULTS = {
     "masks": "mask",
     "probabilities": "probability",
     "overlays": "overlay",
@@ -70,5 +70,5 @@ class InferConfig(PredictConfig):
     save_results: bool = option(False, "write results, to inference_results", group="results")
     output_path: str | None = option(None, "write results, to this folder", aliases=("--output_dir",), metavar="DIR")
     save: list[str] = option(
-        ("masks", "panels"), f"which results: {','.join(KINDS)}", words_of(KINDS, "result"), metavar="KINDS"
+        ("masks", "panels"), f"which results: {','.join(RESULTS)}", words_of(RESULTS, "result"), metavar="NAMES"
     )

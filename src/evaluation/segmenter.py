@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data.datasets import open_checkpoint_part
 from data.image_io import IMAGE_SUFFIXES
 from data.index import Sample, describe_layout, find_root, has_lists
-from evaluation.config import KINDS, InferConfig
+from evaluation.config import RESULTS, InferConfig
 from evaluation.metrics import dice_score
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
 from models.task import BACKGROUND
@@ -191,7 +191,7 @@ class Segmenter:
             row["width"], row["height"] = width, height = sample.displayed_size()
             with self._room_for(width, height):
                 for kind, result in self._draw(sample, decision, width, height, row["dice"]):
-                    path = self.folder / f"{sample.name}_{KINDS[kind]}.png"
+                    path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_png(result, path)
                     del result  # before the next one is made

@@ -113,9 +113,10 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
     # Outside of the except blocks the error no longer holds the frames of main, so DataLoaders in them are freed and
     # end their workers.
     if message and os.environ.get("RANK", "0") != "0":
-        # Under torchrun the first process reports, and that ends the others, where it has the same trouble.
+        # Under torchrun the first process reports, and that ends the others, where it has the same trouble. Ending and
+        # being noticed takes it seconds on a busy machine.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(2)
+        time.sleep(10)
     sys.exit(_report(status, message))
 
 
