@@ -16,14 +16,18 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageShow
 
+from models import MODELS
 from models.checkpoint import resumed_after
 from runtime.errors import UsageError
 from runtime.files import atomic_write, read_rows, writable_folder
 from runtime.options import option, words_of
 
-# The colors of report B. For the color-blind there are markers, and dashes against lines.
-STYLES = {"resnet34_unet": ("ResNet34-UNet", "tab:red", "o"), "unet": ("UNet", "tab:blue", "s")}
-MORE = (("tab:green", "^"), ("tab:purple", "D"), ("tab:brown", "v"), ("tab:olive", "P"), ("tab:cyan", "X"))
+TITLES = {"resnet34_unet": "ResNet34-UNet", "unet": "UNet"}
+# ResNet34-UNet is red and UNet blue, as in report B. Markers and dashes are for the color-blind.
+LOOKS = (("tab:red", "o"), ("tab:blue", "s"), ("tab:green", "^"), ("tab:purple", "D"), ("tab:brown", "v"))
+LOOKS += (("tab:olive", "P"), ("tab:cyan", "X"))
+NAMES = [*TITLES, *(name for name in MODELS if name not in TITLES)]
+COLORS = {name: color for name, (color, _) in zip(NAMES, LOOKS)}
 CURVES = {"dice": ("train_dice", "val_dice"), "loss": ("train_loss", "val_loss"), "learning_rate": ("learning_rate",)}
 
 
@@ -55,10 +59,10 @@ def read_curve(log: Path) -> list[dict]:
 def latest_runs(folder: Path, saved: Path) -> list[Run]:
     """The run of each network whose log bears the plain name."""
     runs = []
-    for name, (title, color, marker) in STYLES.items():
+    for name, look in zip(NAMES, itertools.cycle(LOOKS)):
         rows = read_curve(folder / f"{name}_training_log.csv")
         if rows:
-            runs.append(Run(title, color, marker, rows, resumed_after(saved, name, rows[0]["run_id"])))
+            runs.append(Run(TITLES.get(name, name), *look, rows, resumed_after(saved, name, rows[0]["run_id"])))
     if not runs:
         raise UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
     return runs
@@ -71,20 +75,18 @@ def runs_by_id(folder: Path, saved: Path, ids: list[str]) -> list[Run]:
         UsageError: no log holds one of them.
     """
     known = {}
-    for name in STYLES:
+    for name in NAMES:
         for log in sorted(folder.glob(f"{name}_training_log*.csv")):
             for row in read_curve(log):
                 # A run that went back to an older state has left rows of the same epochs: the log in use comes first.
                 known.setdefault(row["run_id"], (name, {}))[1].setdefault(row["epoch"], row)
-    looks = itertools.cycle([*(style[1:] for style in STYLES.values()), *MORE])
     runs = []
-    for run_id in ids:
+    for run_id, look in zip(ids, itertools.cycle(LOOKS)):
         if run_id not in known:
             raise UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
         name, epochs = known[run_id]
         rows = [epochs[epoch] for epoch in sorted(epochs)]
-        color, marker = next(looks)
-        runs.append(Run(f"{STYLES[name][0]} {run_id}", color, marker, rows, resumed_after(saved, name, run_id)))
+        runs.append(Run(f"{TITLES.get(name, name)} {run_id}", *look, rows, resumed_after(saved, name, run_id)))
     return runs
 
 

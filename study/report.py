@@ -24,7 +24,7 @@ import measure
 from claims import judge_claims
 from evidence import RESAMPLES, UNTOLD, Difference, Trained, compare, load
 from experiments import ROOT, START
-from plot_dice_curve import STYLES
+from plot_dice_curve import COLORS
 from runner import LAST, TABLE
 from runtime.files import atomic_write, read_rows
 
@@ -105,7 +105,7 @@ def draw(group: dict[str, Trained], file: str, title: str, titles=None, images: 
             "linestyle": style,
             "marker": marker,
             "markersize": 4,
-            "color": STYLES.get(name, [None] * 3)[1],
+            "color": COLORS.get(name),
             "zorder": 9 - order,
         }
         line = axis.plot(x, mean, label=(titles or {}).get(name, name).strip("`"), **look)[0]

@@ -42,6 +42,7 @@ from training.config import TrainConfig
 
 TABLE = ROOT / "study/results/study.csv"
 KEY = ("settings", "seed", "image_size", "data", "pictures", "split", "encoder_weights")  # identifies a row
+PYTHON = [sys.executable]  # what runs a script
 PROCESSES: set[subprocess.Popen] = set()  # of runs
 STOP = threading.Event()  # start no more of them
 NAMES = {7349: "whole set", 1035: "partial set"}  # by number of images
@@ -111,7 +112,7 @@ def call(command: list, run: Run, threads: int) -> None:
         output.write(f"$ {shlex.join(map(str, command))}\n")
         output.flush()
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [*PYTHON, *map(str, command)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SRC
+from helpers import SRC
 
 FLOORS = ["runtime", "models", "data", "visual", "evaluation", "training"]  # from the ground up
 SCRIPTS = {path.stem for path in SRC.glob("*.py")}

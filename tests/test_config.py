@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from conftest import SRC, assert_one_error, run_script
 from evaluation.config import EvalConfig, InferConfig
+from helpers import SRC, assert_one_error, run_script
 from runtime.cli import Parser
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import changeable, fixed, flag_table, fraction, is_valid, options_of

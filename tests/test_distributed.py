@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SRC, TINY, Zygote, copy_run, expect_success, run_ok
+from helpers import PYTHON, SRC, TINY, Zygote, copy_run, expect_success, run_ok
 from models.checkpoint import load_checkpoint
 from runtime.distributed import init_distributed
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", PYTHON[1]]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -64,38 +64,38 @@ def test_two_train_as_one_and_leave_no_trace(pair):
     assert "2 processes of 1 threads" in said
     assert said.count("Run  ") == 1
     assert "32 train" in said
-    table = rows(folder / "logs/resnet34_unet_training_log.csv")
+    table = rows(folder / "logs/tiny_training_log.csv")
     assert [row["epoch"] for row in table] == ["1", "2"]
     assert float(table[1]["train_loss"]) < float(table[0]["train_loss"])
-    content = load_checkpoint(folder / "saved_models/resnet34_unet_last.pth")
+    content = load_checkpoint(folder / "saved_models/tiny_last.pth")
     assert not [key for key in content["weights"] if key.startswith("module.")]
     assert content["optimizer"]["state"][0]["step"] == 8  # two epochs of 32 images in batches of 8
 
 
 def test_scores_of_two_are_those_of_one_to_the_last_digit(pair, shared_dataset, tmp_path):
     folder, _ = pair
-    flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/resnet34_unet_last.pth")
+    flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/tiny_last.pth")
     log_dir = ("--log_dir", tmp_path / "logs")
     two_ok("evaluate.py", *flags, *log_dir, "--batch_size", 3, "--json", "two.json", cwd=tmp_path)
     run_ok("evaluate.py", *flags, *log_dir, "--batch_size", 3, "--json", "one.json", cwd=tmp_path)
     two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
     clocks = ("seconds", "images_per_second")
     assert {k: v for k, v in two.items() if k not in clocks} == {k: v for k, v in one.items() if k not in clocks}
-    assert len(rows(tmp_path / "logs/resnet34_unet_evaluation_log.csv")) == 2  # one each
+    assert len(rows(tmp_path / "logs/tiny_evaluation_log.csv")) == 2  # one each
     # And what the two measured while they trained is what one measures now.
     run_ok("evaluate.py", *flags, *log_dir, "--subset", "valid", "--json", "valid.json", cwd=tmp_path)
-    logged = float(rows(folder / "logs/resnet34_unet_training_log.csv")[-1]["val_dice"])
+    logged = float(rows(folder / "logs/tiny_training_log.csv")[-1]["val_dice"])
     assert json.loads((tmp_path / "valid.json").read_text())["dice"] == pytest.approx(logged, abs=5e-7)
 
 
 def test_pictures_of_two_are_those_of_one(pair, shared_dataset, tmp_path):
     folder, _ = pair
-    flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/resnet34_unet_best.pth")
+    flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/tiny_best.pth")
     found = []
     for name, run in (("two", two_ok), ("one", run_ok)):
         said = run("inference.py", *flags, "--output_path", name, "--log_dir", f"{name}_logs", cwd=tmp_path)
-        assert said.count("RESNET34_UNET mean Dice") == 1
-        log = rows(tmp_path / f"{name}_logs/resnet34_unet_inference_log.csv")
+        assert said.count("TINY mean Dice") == 1
+        log = rows(tmp_path / f"{name}_logs/tiny_inference_log.csv")
         masks = {p.name: Image.open(p).tobytes() for p in (tmp_path / name).glob("*.png")}
         found.append(([{**row, "time": ""} for row in log], masks))
     assert found[0] == found[1]
@@ -109,14 +109,12 @@ def test_one_goes_on_where_two_stopped_and_the_reverse(processes, request, share
     copy_run(before, tmp_path)
     said = run("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "in epoch 3 of 3 after step 0" in said
-    table = rows(tmp_path / "logs/resnet34_unet_training_log.csv")
+    table = rows(tmp_path / "logs/tiny_training_log.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
     assert float(table[2]["train_loss"]) < float(table[1]["train_loss"])
-    content = load_checkpoint(tmp_path / "saved_models/resnet34_unet_last.pth")
+    content = load_checkpoint(tmp_path / "saved_models/tiny_last.pth")
     assert content["optimizer"]["state"][0]["step"] == 12
-    assert (
-        content["weights"].keys() == load_checkpoint(before / "saved_models/resnet34_unet_last.pth")["weights"].keys()
-    )
+    assert content["weights"].keys() == load_checkpoint(before / "saved_models/tiny_last.pth")["weights"].keys()
 
 
 @pytest.mark.parametrize("how", ["terminate all", "kill one"])
@@ -139,7 +137,7 @@ def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp
     assert "torchrun --nproc_per_node=2 src/train.py" in said
     if how == "kill one":
         assert "error: another process of this run has ended" in errors
-    last = tmp_path / "saved_models/resnet34_unet_last.pth"
+    last = tmp_path / "saved_models/tiny_last.pth"
     progress = load_checkpoint(last)["progress"]
     assert (progress["epoch"] + 1, progress["step"]) == tuple(map(int, stopped.groups()))
     if how == "terminate all" and progress["step"]:
@@ -156,7 +154,16 @@ def second_of(launcher: int) -> int:
 
 
 def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp_path):
-    flags = ["--data_path", str(shared_dataset), "--image_size", "64", "--encoder_weights", "none.pth"]
+    flags = [
+        "--data_path",
+        str(shared_dataset),
+        "--image_size",
+        "64",
+        "--encoder_weights",
+        "none.pth",
+        "--model_name",
+        "resnet",
+    ]
     done = Zygote.run(SRC / "train.py", flags, tmp_path, processes=2)
     first, *others = done.stderr.strip().splitlines()
     assert "none.pth" in first

@@ -13,9 +13,9 @@ import pytest
 
 import data.download as download_module
 import oxford_pet
-from conftest import make_dataset
 from data.download import download
 from data.index import find_root, list_samples, split_samples
+from helpers import make_dataset
 from runtime.errors import DatasetError
 
 

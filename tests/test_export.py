@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import assert_one_error, run_ok, run_script
 from export import check
+from helpers import assert_one_error, run_ok, run_script
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from runtime.errors import RunError
 
@@ -52,26 +52,26 @@ def test_a_file_works_without_our_code(exported, trained, shared_dataset, tmp_pa
     folder, said = exported
     picture = shared_dataset / "images/Cat0_0.jpg"
     (tmp_path / "alone.py").write_text(ALONE[ending])
-    command = [sys.executable, "alone.py", folder / f"resnet34_unet_best.{ending}", picture, str(batch)]
+    command = [sys.executable, "alone.py", folder / f"tiny_best.{ending}", picture, str(batch)]
     subprocess.run(list(map(str, command)), cwd=tmp_path, check=True)
     found = np.load(tmp_path / "probability.npy")
-    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/resnet34_unet_best.pth"), "best")
+    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/tiny_best.pth"), "best")
     image = np.asarray(Image.open(picture).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
     with torch.inference_mode():
         ours = model(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).sigmoid().numpy()
     assert found.shape == (batch, 1, 64, 64)
     assert np.abs(found - ours).max() < 1e-4
-    assert f"resnet34_unet_best.{ending}" in said
+    assert f"tiny_best.{ending}" in said
     assert "of the pixels equal ours" in said
 
 
 def test_a_network_that_differs_is_not_passed_off(exported, trained):
     folder, _ = exported
-    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/resnet34_unet_best.pth"), "best")
+    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/tiny_best.pth"), "best")
     model.head.bias.data += 3
     images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     with pytest.raises(RunError, match="does not do what the checkpoint does"):
-        check(model, folder / "resnet34_unet_best.onnx", images)
+        check(model, folder / "tiny_best.onnx", images)
 
 
 def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_path):
@@ -85,7 +85,7 @@ def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_p
 
 def test_export_never_replaces_the_checkpoint(trained, tmp_path):
     source = tmp_path / "model.pt2"
-    os.link(trained / "saved_models/resnet34_unet_best.pth", source)
+    os.link(trained / "saved_models/tiny_best.pth", source)
     before = source.read_bytes()
     assert_one_error(run_script("export.py", "--model_path", source, cwd=tmp_path), "is the checkpoint itself")
     assert source.read_bytes() == before

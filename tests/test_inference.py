@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from conftest import assert_one_error, run_ok, run_script
 from data.image_io import read_image
+from helpers import assert_one_error, run_ok, run_script
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from visual.gallery import write_gallery
 from visual.panels import draw_outline
@@ -22,7 +22,7 @@ from visual.panels import draw_outline
 
 @pytest.fixture(scope="module")
 def model_flags(trained) -> tuple:
-    return "--model_path", trained / "saved_models/resnet34_unet_best.pth"
+    return "--model_path", trained / "saved_models/tiny_best.pth"
 
 
 def scene(width: int = 90, height: int = 60) -> Image.Image:
@@ -33,7 +33,7 @@ def scene(width: int = 90, height: int = 60) -> Image.Image:
 
 
 def log_of(folder: Path) -> list[dict]:
-    with (folder / "logs/resnet34_unet_inference_log.csv").open(newline="") as file:
+    with (folder / "logs/tiny_inference_log.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -113,7 +113,7 @@ def test_results_are_what_the_network_says(tmp_path, trained, model_flags):
     scene().save(tmp_path / "pet.png")
     flags = (*model_flags, "--data_path", "pet.png", "--output_path", "out", "--amp", "off")
     run_ok("inference.py", *flags, "--save", "masks,probabilities", cwd=tmp_path)
-    content = load_checkpoint(trained / "saved_models/resnet34_unet_best.pth")
+    content = load_checkpoint(trained / "saved_models/tiny_best.pth")
     model = build_from_checkpoint(content, "best")
     pixels = torch.from_numpy(read_image(tmp_path / "pet.png", 64).transpose(2, 0, 1).copy())[None]
     with torch.inference_mode():
@@ -159,7 +159,7 @@ def test_folders_below_and_patterns(tmp_path, model_flags):
 def test_a_log_that_can_not_be_continued_is_told_before_the_work(tmp_path, model_flags):
     scene().save(tmp_path / "one.png")
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/resnet34_unet_inference_log.csv").write_text("a,b\n1,2,3\n")
+    (tmp_path / "logs/tiny_inference_log.csv").write_text("a,b\n1,2,3\n")
     flags = ("--data_path", "one.png", "--output_path", "out")
     done = run_script("inference.py", *model_flags, *flags, cwd=tmp_path)
     assert_one_error(done, "inference_log.csv has a row with more columns than its header")

@@ -8,7 +8,6 @@ import resource
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 import torture
-from conftest import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script
+from helpers import PYTHON, SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError
@@ -27,7 +26,7 @@ from training.run_state import archive_previous_run, lock_run
 def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subprocess.Popen:
     """Starts train.py, or what runs it changed, and waits until it is about to train."""
     process = subprocess.Popen(
-        list(map(str, [sys.executable, *program, *args])),
+        list(map(str, [*PYTHON, *program, *args])),
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -41,11 +40,11 @@ def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subpro
 
 
 def weights(folder: Path, kind: str = "last") -> dict:
-    return load_checkpoint(folder / f"saved_models/resnet34_unet_{kind}.pth")["weights"]
+    return load_checkpoint(folder / f"saved_models/tiny_{kind}.pth")["weights"]
 
 
 def log_rows(folder: Path) -> list[dict]:
-    with (folder / "logs/resnet34_unet_training_log.csv").open(newline="") as file:
+    with (folder / "logs/tiny_training_log.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -67,7 +66,7 @@ def test_a_second_run_on_the_same_files_does_not_start(tmp_path, shared_dataset)
     first = start(tmp_path, *flags)
     try:
         done = run_script("train.py", *flags, cwd=tmp_path)
-        assert_one_error(done, f"another run (process {first.pid} on", "resnet34_unet", "--save_dir")
+        assert_one_error(done, f"another run (process {first.pid} on", "tiny", "--save_dir")
     finally:
         first.kill()
         first.communicate()
@@ -95,7 +94,7 @@ def test_saves_in_mid_epoch_by_the_clock(tmp_path):
     few = make_dataset(tmp_path / "few", count=20)
     flags = ("--data_path", few, "--epochs", 500, "--batch_size", 2, *TINY)
     process = start(tmp_path, *flags, "--checkpoint_minutes", "0.001")
-    last = tmp_path / "saved_models/resnet34_unet_last.pth"
+    last = tmp_path / "saved_models/tiny_last.pth"
     deadline = time.monotonic() + 60
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -111,8 +110,8 @@ def test_saves_in_mid_epoch_by_the_clock(tmp_path):
 
 def test_a_full_disk_ends_with_one_line_and_the_old_checkpoint(tmp_path, trained, shared_dataset):
     copy_run(trained, tmp_path, "[lt]*")
-    before = (tmp_path / "saved_models/resnet34_unet_last.pth").read_bytes()
-    limit = 200_000_000
+    before = (tmp_path / "saved_models/tiny_last.pth").read_bytes()
+    limit = 20_000  # bytes in a file: more than the log has, and less than a checkpoint
 
     process = start(
         tmp_path,
@@ -123,18 +122,18 @@ def test_a_full_disk_ends_with_one_line_and_the_old_checkpoint(tmp_path, trained
     assert_one_error(
         subprocess.CompletedProcess([], process.returncode, "", errors), "can't write", ".pth", "--resume", status=1
     )
-    assert (tmp_path / "saved_models/resnet34_unet_last.pth").read_bytes() == before
+    assert (tmp_path / "saved_models/tiny_last.pth").read_bytes() == before
     names = {p.name for p in (tmp_path / "saved_models").iterdir()}
-    assert names == {"resnet34_unet_last.pth", ".resnet34_unet.lock"}
+    assert names == {"tiny_last.pth", ".tiny.lock"}
 
 
 def test_leftovers_of_a_kill_are_swept(tmp_path, shared_dataset):
     saved, logs = tmp_path / "saved_models", tmp_path / "logs"
     saved.mkdir()
     logs.mkdir()
-    ours = [saved / ".resnet34_unet_last.pth.abc.tmp", saved / ".resnet34_unet_best.pth.link.tmp"]
-    ours.append(logs / ".resnet34_unet_training_log.csv.abc.tmp")
-    others = [saved / ".unet_last.pth.abc.tmp", logs / ".resnet34_unet_evaluation_log.csv.abc.tmp", saved / "mine.tmp"]
+    ours = [saved / ".tiny_last.pth.abc.tmp", saved / ".tiny_best.pth.link.tmp"]
+    ours.append(logs / ".tiny_training_log.csv.abc.tmp")
+    others = [saved / ".unet_last.pth.abc.tmp", logs / ".tiny_evaluation_log.csv.abc.tmp", saved / "mine.tmp"]
     for file in (*ours, *others):
         file.write_text("half")
     run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
@@ -145,7 +144,7 @@ def test_leftovers_of_a_kill_are_swept(tmp_path, shared_dataset):
 @pytest.mark.parametrize("missing", [True, False])
 def test_log_and_checkpoint_agree_after_a_kill_between_their_writes(tmp_path, trained, shared_dataset, missing):
     copy_run(trained, tmp_path, "[lt]*")
-    log = tmp_path / "logs/resnet34_unet_training_log.csv"
+    log = tmp_path / "logs/tiny_training_log.csv"
     lines = log.read_text().splitlines()
     log.write_text("\n".join(lines[:-1] if missing else [*lines, lines[-1].replace(",2,", ",3,", 1)]) + "\n")
     run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
@@ -155,13 +154,13 @@ def test_log_and_checkpoint_agree_after_a_kill_between_their_writes(tmp_path, tr
 
 def test_a_best_that_is_ahead_of_last_never_falls_back(tmp_path, trained, shared_dataset):
     # As after a kill between the two renames: best is from epoch 2, last from before it.
-    best = torch.load(trained / "saved_models/resnet34_unet_best.pth", weights_only=True)
+    best = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
     copy_run(trained, tmp_path, "last*")
     best["progress"]["best_dice"], best["progress"]["best_epoch"] = 0.99, 2
-    torch.save(best, tmp_path / "saved_models/resnet34_unet_best.pth")
+    torch.save(best, tmp_path / "saved_models/tiny_best.pth")
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "best valid Dice 0.9900 in epoch 2" in said
-    assert load_checkpoint(tmp_path / "saved_models/resnet34_unet_best.pth")["progress"]["best_dice"] == 0.99
+    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth")["progress"]["best_dice"] == 0.99
 
 
 def test_a_damaged_last_is_named_and_others_are_offered(tmp_path, trained, shared_dataset):
@@ -172,20 +171,20 @@ def test_a_damaged_last_is_named_and_others_are_offered(tmp_path, trained, share
             data[len(data) // 2] ^= 4
         (tmp_path / "saved_models" / file.name).write_bytes(data)
     done = run_script("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
-    assert_one_error(done, "resnet34_unet_last.pth is", "checksum", "there is resnet34_unet_best.pth")
-    best = "saved_models/resnet34_unet_best.pth"
+    assert_one_error(done, "tiny_last.pth is", "checksum", "there is tiny_best.pth")
+    best = "saved_models/tiny_best.pth"
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", best, "--epochs", 1, cwd=tmp_path)
     assert f"from {best}" in said
 
 
 def test_a_checkpoint_without_training_state_is_no_run_to_go_on_with(tmp_path, trained, shared_dataset):
-    content = torch.load(trained / "saved_models/resnet34_unet_best.pth", weights_only=True)
+    content = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
     for key in ("optimizer", "progress", "settings"):
         del content[key]
     (tmp_path / "saved_models").mkdir()
-    torch.save(content, tmp_path / "saved_models/resnet34_unet_best.pth")
+    torch.save(content, tmp_path / "saved_models/tiny_best.pth")
     flags = ("--data_path", shared_dataset)
-    done = run_script("train.py", *flags, "--resume", "saved_models/resnet34_unet_best.pth", cwd=tmp_path)
+    done = run_script("train.py", *flags, "--resume", "saved_models/tiny_best.pth", cwd=tmp_path)
     assert_one_error(done, "no training state")
     run_ok("evaluate.py", *flags, cwd=tmp_path)  # but it can be scored
 
@@ -194,24 +193,24 @@ def test_going_back_to_an_older_state_keeps_the_newer_one(tmp_path, trained, sha
     saved = copy_run(trained, tmp_path) / "saved_models"
     flags = ("train.py", "--data_path", shared_dataset)
     run_ok(*flags, "--resume", "--epochs", 1, "--save_every", 1, cwd=tmp_path)
-    newer = (saved / "resnet34_unet_last.pth").read_bytes()
-    log = (tmp_path / "logs/resnet34_unet_training_log.csv").read_bytes()
+    newer = (saved / "tiny_last.pth").read_bytes()
+    log = (tmp_path / "logs/tiny_training_log.csv").read_bytes()
     run_id = log_rows(tmp_path)[0]["run_id"]
     run_ok(*flags, "--resume", "--epochs", 1, cwd=tmp_path)  # now at 4, with epoch_003 kept
-    run_ok(*flags, "--resume", saved / "resnet34_unet_epoch_003.pth", "--epochs", 1, cwd=tmp_path)
+    run_ok(*flags, "--resume", saved / "tiny_epoch_003.pth", "--epochs", 1, cwd=tmp_path)
     assert [row["epoch"] for row in log_rows(tmp_path)] == ["1", "2", "3", "4"]
-    assert (saved / f"resnet34_unet_epoch_003_{run_id}.pth").read_bytes() == newer
-    assert load_checkpoint(saved / f"resnet34_unet_last_{run_id}.pth")["progress"]["epoch"] == 4
-    assert (saved / "resnet34_unet_best.pth").is_file()
+    assert (saved / f"tiny_epoch_003_{run_id}.pth").read_bytes() == newer
+    assert load_checkpoint(saved / f"tiny_last_{run_id}.pth")["progress"]["epoch"] == 4
+    assert (saved / "tiny_best.pth").is_file()
     run_ok(*flags, "--epochs", 1, *TINY, cwd=tmp_path)  # the names are taken, so these get another one
-    assert (saved / f"resnet34_unet_last_{run_id}-2.pth").is_file()
-    assert (tmp_path / f"logs/resnet34_unet_training_log_{run_id}.csv").read_bytes().startswith(log)
+    assert (saved / f"tiny_last_{run_id}-2.pth").is_file()
+    assert (tmp_path / f"logs/tiny_training_log_{run_id}.csv").read_bytes().startswith(log)
 
 
 def test_a_complete_run_touches_nothing(tmp_path, trained, shared_dataset):
     saved = copy_run(trained, tmp_path) / "saved_models"
-    old = saved / "resnet34_unet_last_old.pth"
-    os.link(saved / "resnet34_unet_last.pth", old)
+    old = saved / "tiny_last_old.pth"
+    os.link(saved / "tiny_last.pth", old)
     before = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (tmp_path / d).glob("[!.]*")}
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", old, cwd=tmp_path)
     assert f"--resume {old} --epochs 5" in said
@@ -222,9 +221,9 @@ def test_a_complete_run_touches_nothing(tmp_path, trained, shared_dataset):
 def test_without_a_best_the_next_epoch_becomes_it(tmp_path, trained, shared_dataset, state):
     saved = copy_run(trained, tmp_path, "[lt]*") / "saved_models"
     if state == "damaged":
-        (saved / "resnet34_unet_best.pth").write_bytes(b"damaged")
+        (saved / "tiny_best.pth").write_bytes(b"damaged")
     run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
-    assert load_checkpoint(saved / "resnet34_unet_best.pth")["progress"]["best_epoch"] == 3
+    assert load_checkpoint(saved / "tiny_best.pth")["progress"]["best_epoch"] == 3
 
 
 def test_a_run_that_fails_at_once_leaves_the_earlier_one_alone(tmp_path, trained, shared_dataset):
@@ -284,9 +283,8 @@ def test_the_line_to_resume_survives_spaces_and_keeps_the_device(tmp_path, share
 
 
 SLOW_TO_START = """
-import runpy, sys, time
+import runpy, time
 from torch.utils.data._utils import signal_handling
-sys.path.insert(0, {src!r})
 set_up = signal_handling._set_worker_signal_handlers
 
 def slow():  # in a process that reads images
@@ -309,8 +307,9 @@ def test_a_signal_to_the_whole_job_finds_workers_that_are_just_starting(tmp_path
     assert "Stopped in epoch 1" in said
 
 
-def test_torture_in_short(capsys):
-    short = "--kills 2 --models resnet34_unet --workers 2 --epochs 2 --count 20 --seed 1"
+def test_torture_in_short(capsys, monkeypatch):
+    monkeypatch.setattr(torture, "PYTHON", PYTHON)
+    short = "--kills 2 --models tiny --workers 2 --epochs 2 --count 20 --seed 1"
     status = torture.main(short.split())
     *_, table, verdict = capsys.readouterr().out.strip().splitlines()
     row = json.loads(table)
@@ -321,8 +320,6 @@ def test_torture_in_short(capsys):
 
 
 SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION = """
-import sys
-sys.path.insert(0, {src!r})
 import train
 from runtime import cli
 from runtime.errors import Interrupted
@@ -345,11 +342,11 @@ cli.run(train.main)
 
 def test_figures_of_an_epoch_survive_a_save_in_it_and_a_stop_in_validation(tmp_path, shared_dataset):
     flags = ["--data_path", str(shared_dataset), "--epochs", "1", *map(str, TINY)]
-    code = SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION.format(src=str(SRC))
+    code = SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION
     (tmp_path / "stopped").mkdir()
     (tmp_path / "whole").mkdir()
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=tmp_path / "stopped", env=env, check=False)
+    done = subprocess.run([*PYTHON, "-c", code, *flags], cwd=tmp_path / "stopped", env=env, check=False)
     assert done.returncode == 143
     run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path / "stopped")
     run_ok("train.py", *flags, cwd=tmp_path / "whole")

@@ -11,13 +11,13 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 import utils
-from conftest import assert_one_error, run_ok, run_script
 from data.datasets import load_dataset
 from data.loader import make_loader, shard_batches
 from evaluation.config import EvalConfig
 from evaluation.evaluator import find_threshold, score_sample, score_samples
 from evaluation.metrics import COUNTS, boundary_f, differences, intervals, summarize
 from evaluation.predictor import Prediction, Predictor, resize_logits
+from helpers import assert_one_error, run_ok, run_script
 from models import SegmentationModel
 from models.task import TASKS
 from runtime.device import Precision
@@ -219,7 +219,7 @@ def test_scores_at_the_own_size_are_those_of_the_resized_prediction(dataset):
 
 
 def test_evaluation_tells_everything(trained, shared_dataset, tmp_path):
-    last, best = (trained / f"saved_models/resnet34_unet_{kind}.pth" for kind in ("last", "best"))
+    last, best = (trained / f"saved_models/tiny_{kind}.pth" for kind in ("last", "best"))
     base = ("evaluate.py", "--data_path", shared_dataset, "--model_path", best)
     files = ("--json", "all.json", "--csv", "rows.csv", "--worst", 2)
     options = ("--original_size", "--tta", "--find_threshold", "--compare", last)
@@ -248,7 +248,7 @@ def test_evaluation_tells_everything(trained, shared_dataset, tmp_path):
 
 
 def test_rows_do_not_depend_on_the_batch(trained, shared_dataset, tmp_path):
-    path = trained / "saved_models/resnet34_unet_last.pth"
+    path = trained / "saved_models/tiny_last.pth"
     for size in (1, 3):
         flags = ("--model_path", path, "--batch_size", size, "--csv", f"{size}.csv", "--amp", "off")
         run_ok("evaluate.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)

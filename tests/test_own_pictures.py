@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import TINY, assert_one_error, make_dataset, run_ok, run_script
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
 from data.image_io import read_mask, read_pair
 from data.index import describe_layout, find_copies, find_root, list_samples, split_samples
+from helpers import TINY, assert_one_error, make_dataset, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime.errors import DatasetError
 
@@ -108,7 +108,7 @@ def test_own_folder_trains_evaluates_and_infers_with_nothing_but_its_path(shared
 
 
 def test_a_checkpoint_of_another_dataset_takes_own_pictures(shared_own, shared_dataset, trained, tmp_path):
-    content = load_checkpoint(trained / "saved_models/resnet34_unet_best.pth")
+    content = load_checkpoint(trained / "saved_models/tiny_best.pth")
     content["data"]["split"] = "official"
     torch.save(content, tmp_path / "official.pth")
     flags = ("--model_path", "official.pth", "--data_path")
@@ -420,5 +420,5 @@ def test_color_jitter_needs_augment_and_trains(shared_own, tmp_path):
     flags = ("train.py", "--data_path", shared_own, "--epochs", 1, *TINY, "--color_jitter")
     assert_one_error(run_script(*flags, cwd=tmp_path), "--color_jitter", "--augment")
     assert "augment online, medium, color jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
-    settings = torch.load(tmp_path / "saved_models/resnet34_unet_last.pth", weights_only=True)["settings"]
+    settings = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)["settings"]
     assert settings["color_jitter"] is True

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conftest import assert_one_error, make_dataset, run_ok, run_script, write_list
 from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 from data.image_io import read_image, read_trimap
 from data.index import find_root, fingerprint, list_samples, read_list, split_samples
+from helpers import assert_one_error, make_dataset, run_ok, run_script, write_list
 from runtime.errors import DatasetError
 
 

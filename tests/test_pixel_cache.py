@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SRC, TINY, run_ok
 from data import cache as pixel_cache
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
 from data.index import list_samples, split_samples
+from helpers import SRC, TINY, run_ok
 from runtime.errors import DatasetError
 
 
@@ -167,7 +167,7 @@ def test_training_is_the_same_with_and_without_for_any_number_of_workers(dataset
             cwd=folder,
         )
         assert ("not cached" in said) == (flags[1] == "off")
-        results.append(torch.load(folder / "saved_models/resnet34_unet_last.pth", weights_only=True)["weights"])
+        results.append(torch.load(folder / "saved_models/tiny_last.pth", weights_only=True)["weights"])
     for other in results[1:]:
         assert all(torch.equal(value, other[key]) for key, value in results[0].items())
 

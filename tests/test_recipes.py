@@ -8,9 +8,9 @@ import pytest
 import torch
 from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
 
-from conftest import TINY, assert_one_error, run_ok, run_script
 from data.augment import STRENGTHS, BatchAugmentation, augment_batch, draw_augmentation, mix, possible_sizes
 from data.index import stratified_subset
+from helpers import TINY, assert_one_error, run_ok, run_script
 from models import ATTENTION, MODELS, build_model
 from models.attention import ConvBlockAttention, SqueezeExcitation
 from models.checkpoint import load_checkpoint
@@ -242,12 +242,12 @@ def test_a_recipe_gives_way_to_every_flag_and_is_resumed_exactly(tmp_path, share
         said = run_ok("train.py", *flags, "--epochs", first, cwd=folder)
         if first == 1:
             run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
-        contents.append(load_checkpoint(folder / "saved_models/resnet34_unet_last.pth"))
+        contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
     whole, parts = contents
     assert "recipe strong: bce_dice, AdamW" in said
     assert "attention se" in said
     assert whole["settings"]["scheduler"] == "none"
-    assert whole["settings"]["learning_rate"] == 1e-3
+    assert whole["settings"]["learning_rate"] == 3e-2
     assert whole["settings"]["augment"] == "online"
     assert whole["model"]["config"] == {"out_channels": 1, "attention": "se"}
     for kind in (lambda c: c["weights"], lambda c: c["average"]["trained_weights"]):
@@ -257,22 +257,22 @@ def test_a_recipe_gives_way_to_every_flag_and_is_resumed_exactly(tmp_path, share
     assert not torch.equal(whole["weights"][key], whole["average"]["trained_weights"][key])
     # What is validated, saved as best and evaluated is the average: the figures are the same.
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "--json", "e.json", cwd=folder)
-    best = load_checkpoint(folder / "saved_models/resnet34_unet_best.pth")["progress"]["best_dice"]
+    best = load_checkpoint(folder / "saved_models/tiny_best.pth")["progress"]["best_dice"]
     assert f'"dice": {best:.6f}'.rstrip("0") in (folder / "e.json").read_text()
 
 
 def test_a_checkpoint_from_before_recipes_goes_on(trained, shared_dataset, tmp_path):
-    content = load_checkpoint(trained / "saved_models/resnet34_unet_last.pth")
+    content = load_checkpoint(trained / "saved_models/tiny_last.pth")
     newer = ("recipe", "optimizer", "weight_decay", "ema", "augment_strength", "multi_scale", "mix", "attention")
     for name in (*newer, "classes", "train_fraction"):
         del content["settings"][name]
     content["model"]["config"] = {"out_channels": 1}
     (tmp_path / "saved_models").mkdir()
-    torch.save({**content, "format_version": 1}, tmp_path / "saved_models/resnet34_unet_last.pth")
+    torch.save({**content, "format_version": 1}, tmp_path / "saved_models/tiny_last.pth")
     flags = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
     assert_one_error(run_script(*flags, "--optimizer", "adamw", cwd=tmp_path), "optimizer adam (now adamw)")
     assert_one_error(run_script(*flags, "--ema", cwd=tmp_path), "ema 0.0 (now 0.99)")
-    assert "recipe report: bce, Adam 0.001" in run_ok(*flags, cwd=tmp_path)
+    assert "recipe report: bce, Adam 0.03" in run_ok(*flags, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

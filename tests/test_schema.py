@@ -5,12 +5,11 @@ import copy
 import os
 import resource
 import subprocess
-import sys
 
 import pytest
 import torch
 
-from conftest import SRC, assert_one_error, copy_run, run_script
+from helpers import PYTHON, SRC, assert_one_error, copy_run, run_script
 from models import MODELS
 from models.checkpoint import FORMAT, build_from_checkpoint, load_checkpoint
 from models.schema import DictOf, ListOf, Maybe, find_problem, schema
@@ -25,7 +24,7 @@ DELETE = object()
 @pytest.fixture(scope="module")
 def content(trained) -> dict:
     """A real checkpoint."""
-    return load_checkpoint(trained / "saved_models/resnet34_unet_last.pth")
+    return load_checkpoint(trained / "saved_models/tiny_last.pth")
 
 
 def changed(content: dict, path: tuple, value) -> dict:
@@ -239,7 +238,7 @@ def save_with(content: dict, path: tuple, value, file) -> None:
 def limited(*command, cwd) -> subprocess.CompletedProcess:
     """Runs a script that may not allocate more than 2 GB, most of which torch's libraries take."""
     return subprocess.run(
-        [sys.executable, *map(str, command)],
+        [*PYTHON, *map(str, command)],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30)),
@@ -266,20 +265,20 @@ def test_scripts_refuse_hostile_files_before_memory_is_taken(
 
 def test_a_run_id_with_a_slash_harms_nothing(trained, content, shared_dataset, tmp_path):
     (tmp_path / "saved_models").mkdir()
-    save_with(content, ("progress", "run_id"), "../../elsewhere/x", tmp_path / "saved_models/resnet34_unet_last.pth")
+    save_with(content, ("progress", "run_id"), "../../elsewhere/x", tmp_path / "saved_models/tiny_last.pth")
     flags = ("--data_path", shared_dataset, "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)
     assert_one_error(run_script("train.py", *flags, "--resume", cwd=tmp_path), "progress.run_id")
     done = run_script("train.py", *flags, cwd=tmp_path)  # a new run moves the file away under a name of its own
     assert done.returncode == 0, done.stderr
     names = {p.name for p in (tmp_path / "saved_models").glob("[!.]*")}
     assert len(names) == 3
-    assert any(name.startswith("resnet34_unet_last_unknown-") for name in names)
+    assert any(name.startswith("tiny_last_unknown-") for name in names)
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_settings_that_would_take_all_memory_are_refused_on_resume(trained, content, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
-    file = folder / "saved_models/resnet34_unet_last.pth"
+    file = folder / "saved_models/tiny_last.pth"
     file.unlink()
     save_with(content, ("settings", "batch_size"), 10**9, file)
     done = limited(SRC / "train.py", "--data_path", shared_dataset, "--resume", cwd=folder)

@@ -16,7 +16,7 @@ import evidence
 import experiments
 import report
 import runner
-from conftest import Zygote, expect_success, run_ok
+from helpers import PYTHON, Zygote, expect_success, run_ok
 from runtime.files import write_rows
 
 
@@ -29,6 +29,7 @@ def small_study(monkeypatch, tmp_path, shared_dataset):
         {"a": {"one": "--epochs 1 --loss dice"}, "b": {"the same": "--loss dice --epochs 1"}},
     )
     monkeypatch.setattr(runner, "TABLE", tmp_path / "study.csv")
+    monkeypatch.setattr(runner, "PYTHON", PYTHON)
 
     def run(*flags) -> list[dict]:
         words = ["runner.py", "--data_path", str(shared_dataset), "--image_size", "64", "--seeds", "5", *flags]
@@ -49,7 +50,7 @@ def test_validation_only_scores_no_test_image_and_a_later_call_does(small_study,
     assert float(row["valid_dice"]) == pytest.approx(float(row["valid_curve"]), abs=1e-4)
     (folder,) = (p for p in (tmp_path / "runs").iterdir() if p.is_dir())
     assert not list(folder.glob("*evaluation*"))
-    trained = (folder / "resnet34_unet_training_log.csv").read_bytes()
+    trained = (folder / "tiny_training_log.csv").read_bytes()
 
     def sooner(command: list, run: runner.Run, threads: int) -> None:
         script, *flags = map(str, command)
@@ -57,7 +58,7 @@ def test_validation_only_scores_no_test_image_and_a_later_call_does(small_study,
 
     monkeypatch.setattr(runner, "call", sooner)
     (row,) = small_study()
-    assert (folder / "resnet34_unet_training_log.csv").read_bytes() == trained
+    assert (folder / "tiny_training_log.csv").read_bytes() == trained
     assert not list(folder.glob("*.pth"))
     counts = [list(map(int, p.split())) for p in row["test_pixels"].split(";")]
     tp, fp, fn = np.sum(counts, axis=0)
@@ -92,6 +93,7 @@ from pathlib import Path
 import experiments
 import runner
 experiments.EXPERIMENTS = {"a": {"long": "--epochs 300", "longer": "--epochs 301"}}
+runner.PYTHON = sys.argv.pop().split()
 runner.TABLE = Path(sys.argv.pop())
 runner.main()
 """
@@ -102,7 +104,16 @@ def test_a_stopped_study_stops_its_runs_and_resumes_them(tmp_path, shared_datase
     flags = ["--data_path", shared_dataset, "--image_size", 64, "--seeds", 5, "--jobs", 2, "--out", out]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for which, times in (("a/*", [1, 1]), ("a/long", [1, 2])):  # the second time, one of the two goes on
-        command = [sys.executable, "-c", STUDY, *flags, "--experiments", which, tmp_path / "study.csv"]
+        command = [
+            sys.executable,
+            "-c",
+            STUDY,
+            *flags,
+            "--experiments",
+            which,
+            tmp_path / "study.csv",
+            " ".join(PYTHON),
+        ]
         process = subprocess.Popen(
             list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )

@@ -11,12 +11,12 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import TINY, assert_one_error, run_ok, run_script
 from data.image_io import read_trimap
 from evaluation.config import EvalConfig
 from evaluation.evaluator import score_sample
 from evaluation.metrics import intervals
 from evaluation.predictor import Prediction, Predictor, label_map_at_size
+from helpers import TINY, assert_one_error, run_ok, run_script
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from models.task import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE, TASKS
 from runtime.device import Precision
@@ -139,7 +139,7 @@ def three_classes(tmp_path_factory, shared_dataset):
 
 
 def test_three_classes_from_training_to_pictures(three_classes, shared_dataset, tmp_path):
-    content = load_checkpoint(three_classes / "saved_models/resnet34_unet_best.pth")
+    content = load_checkpoint(three_classes / "saved_models/tiny_best.pth")
     assert content["model"]["config"]["out_channels"] == 3
     flags = ("--data_path", shared_dataset, "--save_dir", three_classes / "saved_models")
     said = run_ok("evaluate.py", *flags, "--csv", "rows.csv", "--json", "all.json", "--worst", 1, cwd=tmp_path)
@@ -171,7 +171,7 @@ def test_three_classes_from_training_to_pictures(three_classes, shared_dataset, 
     with torch.inference_mode():
         shares = model(pixels[None]).softmax(dim=1)
     run_ok("export.py", *flags[2:], "--output_path", ".", cwd=tmp_path)
-    exported = torch.export.load(tmp_path / "resnet34_unet_best.pt2").module()
+    exported = torch.export.load(tmp_path / "tiny_best.pt2").module()
     torch.testing.assert_close(exported(pixels[None]), shares, rtol=1e-3, atol=1e-4)
 
 
@@ -183,7 +183,7 @@ def test_three_classes_are_resumed_as_such(three_classes, shared_dataset):
 def test_two_classes_give_no_trimaps_and_masks_teach_none(trained, tmp_path):
     flags = (
         "--model_path",
-        trained / "saved_models/resnet34_unet_best.pth",
+        trained / "saved_models/tiny_best.pth",
         "--data_path",
         ".",
         "--output_path",

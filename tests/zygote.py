@@ -17,6 +17,9 @@ import matplotlib.pyplot  # noqa: F401
 import torch.utils.data  # noqa: F401
 import torchvision  # noqa: F401
 
+import tiny
+from tiny import SRC
+
 
 def run(request: dict) -> None:
     """Becomes the script, in a child; never returns."""
@@ -26,8 +29,10 @@ def run(request: dict) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = [request["script"], *request["args"]]
     sys.path[0] = os.path.dirname(request["script"])  # noqa: PTH120  as the interpreter sets it
+    sys.path.insert(1, str(SRC))
     status = 0
     try:
+        tiny.register(default=True)
         runpy.run_path(request["script"], run_name="__main__")
     except SystemExit as leave:
         if leave.code is not None and not isinstance(leave.code, int):

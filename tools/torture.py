@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE.parent / "src"))
 from models.checkpoint import load_checkpoint  # noqa: E402
 from sample_pets import draw_sample_dataset  # noqa: E402  the path must be set first
 
+PYTHON = [sys.executable]  # what runs a script
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MUST_DIFFER = ("run_id", "seconds", "images_per_second", "resumed")
 
@@ -53,7 +54,7 @@ def start(flags: tuple[list, list], folder: Path, slow: bool) -> subprocess.Pope
     resumes = (folder / f"saved_models/{any_start[3]}_last.pth").exists()
     words = [*any_start, *(["--resume"] if resumes else new)]
     return subprocess.Popen(
-        [sys.executable, str(script), *map(str, words)],
+        [*PYTHON, str(script), *map(str, words)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
