@@ -13,6 +13,7 @@ with cli.explain_import_errors():
 
 import torch
 
+from data.check import resized_masks
 from evaluation.config import EvalConfig
 from evaluation.evaluator import CheckpointEvaluator
 from evaluation.report import Report
@@ -52,7 +53,11 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     content, dataset = evaluator.content, evaluator.dataset
     encoder, precision = content["encoder_start"], evaluator.predictor.precision
     print(f"Evaluating {evaluator.name.upper()} ({evaluator.path}; encoder {encoder}) on {device}, {precision}")
-    print(f"{len(dataset)} {config.subset} images of {dataset.root}, split {content['data']['split']}", flush=True)
+    part = "labelled" if config.subset == "all" else config.subset
+    print(f"{len(dataset)} {part} images of {dataset.root}, split {content['data']['split']}", flush=True)
+    note = resized_masks(dataset.samples)
+    if note:
+        print(f"{note}.", flush=True)
     for one in filter(None, (evaluator, other)):
         one.score()
     if context.first:

@@ -15,9 +15,10 @@ with cli.explain_import_errors():
 import numpy as np
 import torch
 
+from data.inputs import find_samples
 from evaluation.config import InferConfig
 from evaluation.predictor import Predictor
-from evaluation.segmenter import Segmenter, find_samples, refuse_overwriting
+from evaluation.segmenter import Segmenter, refuse_overwriting
 from models.checkpoint import open_checkpoint
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed

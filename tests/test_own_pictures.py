@@ -1,5 +1,6 @@
 """People's own folders: images/ and masks/ in every form they come in, and every way in which they can be wrong."""
 
+import csv
 import re
 
 import numpy as np
@@ -326,7 +327,7 @@ BAD = [
     (jpeg_masks, ["photo 0.png is no mask", "save it as PNG"]),
     (photograph_as_mask, ["photo 0.png is no mask", "values"]),
     (two_values_without_background, ["photo 0.png is no mask", "which one is background"]),
-    (mask_of_another_size, ["photo 0.jpg is 60x44", "photo 0.png is 30x30", "same size"]),
+    (mask_of_another_size, ["photo 0.jpg is 60x44", "photo 0.png is 30x30", "same shape"]),
     (mask_turned, ["photo 0.jpg is 60x44", "photo 0.png is 44x60"]),
     (picture_truncated, ["photo 0.jpg can't be read", "truncated"]),
     (picture_empty, ["photo 0.jpg can't be read", "replace"]),
@@ -422,3 +423,46 @@ def test_color_jitter_needs_augment_and_trains(shared_own, tmp_path):
     assert "augment online, medium, color jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
     settings = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)["settings"]
     assert settings["color_jitter"] is True
+
+
+def test_masks_of_another_size_and_the_same_shape_are_used(own, tmp_path):
+    sizes = {}
+    for number, sample in enumerate(list_samples(own)):
+        if number % 2:
+            mask = Image.fromarray((read_mask(sample.mask_path) == 1).astype(np.uint8))
+            sizes[sample.name] = (2 * mask.width + 1, 2 * mask.height)  # 1 % wider than the image
+            mask.resize(sizes[sample.name], Image.Resampling.NEAREST).save(sample.mask_path)
+    said = run_ok("train.py", "--data_path", own, "--epochs", 2, *TINY, cwd=tmp_path)
+    assert "20 of 40 masks have another size than their images, of the same shape" in said
+    dataset = SimpleOxfordPetDataset(own, "train", image_size=64)
+    for sample in dataset:
+        light = sample["image"].float().mean(0) > 110
+        assert (light == sample["mask"][0].bool()).float().mean() > 0.93
+    flags = ("--original_size", "--subset", "all", "--allow_seen", "--csv", "rows.csv")
+    assert "20 of 40 masks have another size" in run_ok("evaluate.py", "--data_path", own, *flags, cwd=tmp_path)
+    with (tmp_path / "rows.csv").open() as file:
+        rows = {row["name"]: (int(row["width"]), int(row["height"])) for row in csv.DictReader(file)}
+    assert {name: rows[name] for name in sizes} == sizes  # scored at the sizes of the masks
+    run_ok("inference.py", "--data_path", own, "--output_path", "out", cwd=tmp_path)
+    for mask in (tmp_path / "out").glob("*_mask.png"):  # of the sizes of the images
+        (image,) = (own / "images").glob(f"{mask.name.removesuffix('_mask.png')}.*")
+        assert Image.open(mask).size == Image.open(image).size
+
+
+def test_subset_all_scores_every_labelled_image_of_any_layout(trained, dataset, own, tmp_path):
+    flags = ("--model_path", trained / "saved_models/tiny_best.pth", "--subset", "all", "--data_path")
+    for path in sorted((own / "images").iterdir())[8:]:
+        path.unlink()
+        (own / f"masks/{path.stem}.png").unlink()
+    assert "8 labelled images" in run_ok("evaluate.py", *flags, own, cwd=tmp_path)
+    assert "40 labelled images" in run_ok("evaluate.py", *flags, dataset, "--allow_seen", cwd=tmp_path)
+    for name in ("list", "trainval"):
+        (dataset / f"annotations/{name}.txt").unlink()
+    done = run_script("evaluate.py", *flags, dataset, cwd=tmp_path)
+    assert_one_error(done, "was trained on 13 of these 14 images", "--allow_seen")
+    for folder in (dataset / "images", dataset / "annotations/trimaps"):
+        for path in list(folder.iterdir()):
+            path.rename(path.with_name(f"new_{path.name}"))
+    listed = (dataset / "annotations/test.txt").read_text().splitlines()
+    (dataset / "annotations/test.txt").write_text("\n".join(f"new_{row}" for row in listed))
+    assert "14 labelled images" in run_ok("evaluate.py", *flags, dataset, cwd=tmp_path)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.image_io import UNREADABLE, open_image
+from data.image_io import UNREADABLE, image_size_of, open_image
 from data.index import MODES, Sample, describe_layout, find_copies, list_samples, split_samples
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, raise_faults
@@ -43,6 +43,20 @@ def warn_if_inverted(masks: list[np.ndarray], root: Path) -> None:
             "middle is background. In a mask black is background and the other value is pet.",
             file=sys.stderr,
         )
+
+
+def resized_masks(samples: list[Sample]) -> str:
+    """In words, how many masks have another size than their image; empty where none has. Reads headers alone."""
+
+    def differs(sample: Sample) -> bool:
+        try:
+            return sample.binary_mask and image_size_of(sample.mask_path) != sample.displayed_size()
+        except DatasetError:  # told where the file is read
+            return False
+
+    with ThreadPoolExecutor() as pool:
+        count = sum(pool.map(differs, samples))
+    return f"{count} of {len(samples)} masks have another size than their images, of the same shape" if count else ""
 
 
 def inspect(sample: Sample) -> Inspection:
@@ -79,6 +93,7 @@ def check(root: Path, split: str, seed: int) -> None:
         print(f"{len(set(sides)):,} different ones")
         print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
         print(f"{(shares == 0).sum()} masks are empty, {(shares == 1).sum()} full")
+        print(f"  resized     {resized_masks(samples) or 'no mask'}")
         print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
     raise_faults([inspection.fault for inspection in found if inspection.fault], root)
     copies = find_copies(samples)

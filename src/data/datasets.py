@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.cache import open_cache, write_record
-from data.index import MODES, SPLITS, Sample, Split, find_root, has_lists, split_samples
+from data.index import SPLITS, SUBSETS, Sample, Split, find_root, has_lists, part_samples
 from models.task import BACKGROUND, BORDER
 from runtime.errors import UsageError
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -26,7 +26,7 @@ class OxfordPetDataset(Dataset):
 
     Args:
         data_path: see `find_root`.
-        mode: `train`, `valid` or `test`.
+        mode: `train`, `valid` or `test`; or `all`, every labelled image.
         transform: called with a sample, returns it changed.
         split: see `split_samples`; the name of one, or what it returned.
         augment_uncertain: border pixels become pet or background at random, half and half, instead of pet.
@@ -46,11 +46,11 @@ class OxfordPetDataset(Dataset):
         augment_uncertain: bool = False,
         seed: int = 42,
     ):
-        if mode not in MODES:
-            raise ValueError(f"no mode is called {mode!r}; there are {', '.join(MODES)}")
+        if mode not in SUBSETS:
+            raise ValueError(f"no mode is called {mode!r}; there are {', '.join(SUBSETS)}")
         self.root = find_root(data_path)
-        parts = split if isinstance(split, Split) else split_samples(self.root, split, seed)
-        self.samples: list[Sample] = getattr(parts, mode)
+        given = isinstance(split, Split) and mode != "all"
+        self.samples: list[Sample] = getattr(split, mode) if given else part_samples(self.root, mode, split, seed)
         self.mode, self.transform, self.augment_uncertain, self.seed = mode, transform, augment_uncertain, seed
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 UNREADABLE += (Image.DecompressionBombError,)
 ORIENTATION = 0x0112  # EXIF tag
+SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
 def open_image(path) -> Image.Image:
@@ -142,9 +143,42 @@ def _read_values(path, what: str) -> np.ndarray:
         raise DatasetError(f"{path} can't be read as a {what} ({error}); replace the file") from None
 
 
-def _nearest(values: np.ndarray, size: int | None) -> np.ndarray:
-    return (
-        values if size is None else np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
+def _nearest(values: np.ndarray, width: int | None, height: int | None = None) -> np.ndarray:
+    size = (width, height or width)
+    if width is None or size == values.shape[::-1]:
+        return values
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+
+
+def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], binary_mask: bool):
+    """How an image is to be shown beside its mask.
+
+    Args:
+        image_path: the image.
+        mask_path: its trimap or mask; named in the error.
+        mask_size: width and height of the mask.
+        binary_mask: it is a mask, not a trimap. Then the image is turned upright, as people saw it when they drew the
+            mask, and the mask may be smaller or larger, if its shape is that of the image.
+
+    Returns:
+        Width, height, and whether the image is turned as its EXIF orientation says.
+
+    Raises:
+        DatasetError: the image can't be read, or the sizes don't fit.
+    """
+    try:
+        with open_image(image_path) as image:
+            size, quarter_turn = image.size, binary_mask and image.getexif().get(ORIENTATION, 1) > 4
+    except UNREADABLE as error:
+        raise DatasetError(f"{image_path} can't be read as an image ({error}); replace the file") from None
+    views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
+    ratio = mask_size[0] / mask_size[1]
+    similar = [view for view in views if binary_mask and abs(view[0][0] / view[0][1] / ratio - 1) <= SHAPE_TOLERANCE]
+    for shown, upright in [view for view in views if view[0] == mask_size] + similar:
+        return *shown, upright
+    raise DatasetError(
+        f"{image_path} is {size[0]}x{size[1]} but its mask {mask_path} is {mask_size[0]}x{mask_size[1]}; "
+        f"they must have the same {'shape' if binary_mask else 'size'}"
     )
 
 
@@ -154,27 +188,12 @@ def read_pair(image_path: Path, mask_path: Path, binary_mask: bool, size: int | 
     Args:
         image_path: the image.
         mask_path: its trimap or mask.
-        binary_mask: it is a mask. Then the image is turned upright, as people saw it when they drew the mask.
-        size: side of a square that both are resized to; None keeps their own size.
+        binary_mask: it is a mask; see `shown_size`.
+        size: side of a square that both are resized to; None takes the image's own size.
 
     Raises:
-        DatasetError: a file can't be read or is no mask, or their own sizes differ.
+        DatasetError: a file can't be read or is no mask, or their sizes don't fit.
     """
     trimap = (read_mask if binary_mask else read_trimap)(mask_path)
-    upright = False
-    try:
-        with open_image(image_path) as image:
-            width, height = image.size
-            if binary_mask and image.getexif().get(ORIENTATION, 1) > 4:  # turned by a quarter
-                upright = trimap.shape == (width, height)
-                width, height = (height, width) if upright else (width, height)
-            elif binary_mask:
-                upright = True
-    except UNREADABLE as error:
-        raise DatasetError(f"{image_path} can't be read as an image ({error}); replace the file") from None
-    if trimap.shape != (height, width):
-        raise DatasetError(
-            f"{image_path} is {width}x{height} but its mask {mask_path} is {trimap.shape[1]}x{trimap.shape[0]}; "
-            "they must have the same size"
-        )
-    return read_image(image_path, size, upright), _nearest(trimap, size)
+    *own_size, upright = shown_size(image_path, mask_path, trimap.shape[::-1], binary_mask)
+    return read_image(image_path, size, upright), _nearest(trimap, *([size] if size else own_size))

@@ -17,10 +17,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.image_io import IMAGE_SUFFIXES, image_size_of, read_image, read_mask, read_pair, read_trimap
+from data.image_io import (
+    IMAGE_SUFFIXES,
+    image_size_of,
+    read_image,
+    read_mask,
+    read_pair,
+    read_trimap,
+    shown_size,
+)
 from runtime.errors import DatasetError, raise_faults
 
 MODES = ("train", "valid", "test")
+SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")
 LISTS = ("list", "trainval", "test")
 DOWNLOAD_HINT = "download the dataset with `python src/oxford_pet.py --download --data_path {}`"
@@ -62,10 +71,10 @@ class Sample:
         return (read_mask if self.binary_mask else read_trimap)(self.mask_path)
 
     def displayed_size(self) -> tuple[int, int]:
-        """Width and height of the image as it is shown, which are those of its mask."""
+        """Width and height of the image as it is shown."""
         if self.mask_path is None:
             return image_size_of(self.image_path, upright=True)
-        return image_size_of(self.mask_path)
+        return shown_size(self.image_path, self.mask_path, image_size_of(self.mask_path), self.binary_mask)[:2]
 
 
 class Split(NamedTuple):
@@ -116,11 +125,10 @@ def list_samples(root: Path) -> list[Sample]:
     Raises:
         DatasetError: see `read_list`; images without a mask and masks without an image, where there are no lists.
     """
-    if not has_lists(root):
+    lists = [name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()]
+    if not lists:
         return _pair_up(root)
-    optional = [name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()]
-    needed = [] if "list" in optional else ["trainval", "test"]
-    return sorted({s.name: s for name in [*needed, *optional] for s in read_list(root, name)}.values(), key=by_name)
+    return sorted({s.name: s for name in lists for s in read_list(root, name)}.values(), key=by_name)
 
 
 def read_list(root: Path, name: str) -> list[Sample]:
@@ -179,7 +187,19 @@ def _pair_up(root: Path) -> list[Sample]:
 # --------------------------------------------------------------------------------------------------------------- splits
 
 
-def split_samples(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
+def part_samples(root: Path, mode: str, split: str = "80-10-10", seed: int = 42) -> list[Sample]:
+    """The samples of one part, as in `split_samples`, or with mode `all` every labelled image of any layout.
+
+    Of the official split only those lists are needed that the part is made of.
+    """
+    if mode == "all":
+        samples = list_samples(root)
+        _require_files(root, samples)
+        return samples
+    return getattr(split_samples(root, split, seed, needed=(mode,)), mode)
+
+
+def split_samples(root: Path, split: str = "80-10-10", seed: int = 42, needed: tuple[str, ...] = MODES) -> Split:
     """Divides the samples into the parts train, valid and test, disjoint in names and in content.
 
     Args:
@@ -187,6 +207,7 @@ def split_samples(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
         split: `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10`
             shuffles each breed once and gives every part the same share of it.
         seed: of the shuffle; `official` draws nothing.
+        needed: parts that must not be empty.
 
     Raises:
         DatasetError: a list is missing or malformed, listed files are missing, or a part is empty.
@@ -197,21 +218,27 @@ def split_samples(root: Path, split: str = "80-10-10", seed: int = 42) -> Split:
     if split == "official":
         if not has_lists(root):
             raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
-        trainval, test = read_list(root, "trainval"), read_list(root, "test")
+        there = {name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()}
+        there |= {"test" if mode == "test" else "trainval" for mode in needed}  # else read_list says what is missing
+        trainval, test = (read_list(root, name) if name in there else [] for name in ("trainval", "test"))
         both = {s.name for s in trainval} & {s.name for s in test}
         raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
         train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
         parts = {"train": train, "valid": trainval[9::10], "test": test}
     else:
+        if has_lists(root) and not (root / "annotations/list.txt").is_file():
+            for name in ("trainval", "test"):  # a part of the images would be divided in another way
+                read_list(root, name)
         parts = _stratified(list_samples(root), seed)
     _require_files(root, [sample for part in parts.values() for sample in part])
     moved = _unite_copies(parts)
     for mode, part in parts.items():
-        if not part:
+        if not part and mode in needed:
             listed = sum(len(p) for p in parts.values())
             raise DatasetError(
                 f"{root}: the {mode} part of the split {split} is empty: there are {listed} images in all, of which "
-                f"{moved} were moved into training as copies; at least ten different ones are needed"
+                f"{moved} were moved into training as copies; at least ten different ones are "
+                "needed (evaluate.py --subset all needs no parts)"
             )
     return Split(**parts, moved=moved)
 

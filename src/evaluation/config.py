@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from data.index import MODES
+from data.index import SUBSETS
 from runtime.options import (
     CommonConfig,
     batch_size_option,
@@ -30,7 +30,7 @@ RESULTS = {
 class PredictConfig(CommonConfig):
     """What evaluate.py and inference.py share."""
 
-    subset: str = option("test", "part of the dataset", choices=MODES, group="data")
+    subset: str = option("test", "part of the dataset; all: every labelled image", choices=SUBSETS, group="data")
     model_path: str | None = model_path_option()
     model_name: str | None = model_name_option()
     tta: bool = option(

@@ -90,7 +90,7 @@ class Report:
             "image_size": evaluator.dataset.image_size,
             "scored_at": "original" if config.original_size else evaluator.dataset.image_size,
             **settings,
-            "precision": str(evaluator.predictor.precision),
+            "compute": str(evaluator.predictor.precision),
             "images": count,
             **{name: round(score.value, 6) for name, score in self.scores.items()},
             "seconds": round(evaluator.seconds, 3),

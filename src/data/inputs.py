@@ -1,0 +1,87 @@
+"""What a path means to inference.py: one image, a folder, a pattern, or a part of a dataset."""
+
+import collections
+import contextlib
+import glob
+import os
+from pathlib import Path
+
+from data.datasets import open_checkpoint_part
+from data.image_io import IMAGE_SUFFIXES
+from data.index import Sample, describe_layout, find_root, has_lists
+from runtime.errors import DatasetError, UsageError
+
+
+def find_samples(
+    data_path: str, content: dict, subset: str = "test", recursive: bool = False, output: Path | None = None
+) -> tuple[list[Sample], str]:
+    """The images that a path means: one image, a dataset or its images/ folder, any folder of images, or a pattern.
+
+    Args:
+        data_path: the path or pattern.
+        content: of the checkpoint; it knows the dataset's split.
+        subset: part of the dataset, if it is one.
+        recursive: take the images of all folders below.
+        output: folder of results; what lies in it is left out, unless it holds all there is.
+
+    Returns:
+        The samples, and in words what they are.
+
+    Raises:
+        UsageError: there is no image.
+        DatasetError: it is a dataset, but an incomplete one.
+    """
+    path, root = Path(data_path), None
+    if path.is_file():
+        return [_with_mask(path, path.stem)], str(path)
+    if not recursive:
+        with contextlib.suppress(DatasetError):
+            root = find_root(path)  # of a folder that need not exist: images/ of a dataset that lies one deeper
+    if root is None and not path.is_dir():
+        if not any(letter in data_path for letter in "*?["):
+            raise UsageError(f"--data_path {path} does not exist; name a dataset, a folder, an image or a pattern")
+        found = [Path(p) for p in sorted(glob.glob(data_path, recursive=True))]  # noqa: PTH207  with ** anywhere
+        return _name_all(found, f"images that match {data_path}", None, output)
+    if root is None:
+        found = sorted(path.rglob("*") if recursive else path.iterdir())
+        return _name_all(found, f"images in {path}", path, output)
+    try:
+        dataset = open_checkpoint_part(path, content, subset, use_cache=False)  # they are read at their own sizes
+    except DatasetError:
+        if has_lists(root):
+            raise
+        # Own images that can't be divided, being few or without masks, are images all the same.
+        return _name_all(sorted((root / "images").iterdir()), f"images in {root / 'images'}", root / "images", output)
+    return dataset.samples, f"{subset} images of {dataset.root} ({describe_layout(dataset.root)})"
+
+
+def _name_all(found: list[Path], what: str, base: Path | None, output: Path | None) -> tuple[list[Sample], str]:
+    """The images among these files, each under a name of its own that mirrors its place below `base`."""
+    if output is not None:
+        found = [p for p in found if output.resolve() not in p.resolve().parents] or found
+    found = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    if not found:
+        raise UsageError(f"there are no {what} ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
+    base = base or Path(os.path.commonpath([p.parent for p in found]))
+    stems = collections.Counter(p.relative_to(base).with_suffix("") for p in found)
+    samples: dict[str, Sample] = {}
+    for path in found:
+        place = path.relative_to(base)
+        stem = place.with_suffix("")
+        if stems[stem] > 1:  # the suffix goes into the name where images share a stem
+            stem = place.with_name(path.name.replace(".", "_"))
+        name, number = stem.as_posix(), 1
+        while name in samples:
+            number += 1
+            name = f"{stem}_{number}"
+        samples[name] = _with_mask(path, name)
+    return list(samples.values()), what
+
+
+def _with_mask(path: Path, name: str) -> Sample:
+    if path.parent.name == "images":
+        for folder, binary in (("annotations/trimaps", False), ("masks", True)):
+            for mask in sorted((path.parent.parent / folder).glob(f"{glob.escape(path.stem)}.*")):
+                if mask.suffix.lower() in IMAGE_SUFFIXES:
+                    return Sample(name, path, mask, binary)
+    return Sample(name, path)
