@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from helpers import TINY, make_dataset, run_ok
+from helpers import TINY, make_dataset, run_ok, write_own
 
 tiny.register()
 
@@ -37,3 +37,18 @@ def trained(tmp_path_factory, shared_dataset) -> Iterator[Path]:
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*/[!.]*")}
     yield folder
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/[!.]*")} == written, "a test has changed it"
+
+
+@pytest.fixture
+def own(tmp_path):
+    return write_own(tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
+def shared_own(tmp_path_factory):
+    return write_own(tmp_path_factory.mktemp("own") / "my pictures")
+
+
+@pytest.fixture(scope="session")
+def model_flags(trained) -> tuple:
+    return "--model_path", trained / "saved_models/tiny_best.pth"

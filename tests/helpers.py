@@ -1,5 +1,6 @@
 """Datasets that the tests make for themselves, and the scripts as real processes."""
 
+import csv
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 PYTHON = [sys.executable, str(Path(__file__).with_name("tiny.py"))]  # runs a script with the tiny network
@@ -120,3 +122,79 @@ def copy_run(trained: Path, folder: Path, pattern: str = "*") -> Path:
         for file in (trained / part).glob(f"tiny_{pattern}"):
             (os.link if file.suffix == ".pth" else shutil.copy)(file, folder / part / file.name)
     return folder
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def log_rows(folder: Path, kind: str = "training") -> list[dict]:
+    """The rows of a log of the tiny network."""
+    return rows(folder / f"logs/tiny_{kind}_log.csv")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def scene(width: int = 90, height: int = 60) -> Image.Image:
+    """A light disc off the middle, on dark ground: what the trained model knows."""
+    image = Image.new("RGB", (width, height), (30, 40, 50))
+    ImageDraw.Draw(image).ellipse([width * 0.1, height * 0.2, width * 0.5, height * 0.8], fill=(210, 200, 190))
+    return image
+
+
+def disc(i: int, width: int = 60, height: int = 44):
+    """A picture of a light disc on dark noise, and its mask (H, W) of bool."""
+    rng = np.random.default_rng([3, i])
+    y, x = np.mgrid[:height, :width]
+    mask = np.hypot(x - rng.uniform(0.35, 0.65) * width, y - rng.uniform(0.4, 0.6) * height) < 0.3 * height
+    pixels = rng.integers(0, 90, (height, width, 3)) + 150 * mask[..., None]
+    return pixels.astype(np.uint8), mask
+
+
+def as_palette(mask, colours):
+    image = Image.fromarray(mask.astype(np.uint8)).convert("P")
+    image.putpalette(colours)
+    return image
+
+
+# How people save masks.
+WRITERS = {
+    "0/1": lambda m: Image.fromarray(m.astype(np.uint8)),
+    "0/255": lambda m: Image.fromarray(m.astype(np.uint8) * 255),
+    "1 bit": lambda m: Image.fromarray(m.astype(np.uint8) * 255).convert("1"),
+    "16 bits": lambda m: Image.fromarray(m.astype(np.uint16) * 65535),
+    "RGB": lambda m: Image.fromarray(m[..., None] * np.uint8([255, 0, 0])),
+    "RGBA": lambda m: Image.fromarray(np.dstack([m[..., None] * np.uint8([9, 9, 9]), np.full(m.shape, 255, np.uint8)])),
+    "alpha alone": lambda m: Image.fromarray(np.dstack([np.zeros((*m.shape, 3), np.uint8), m.astype(np.uint8) * 255])),
+    "gray and alpha": lambda m: Image.fromarray(np.dstack([m * np.uint8(200), np.full(m.shape, 255, np.uint8)])),
+    "palette": lambda m: as_palette(m, [0, 0, 0, 128, 0, 0]),
+    "palette with black at index 1": lambda m: as_palette(~m, [255, 255, 0, 0, 0, 0]),
+    "palette without black": lambda m: as_palette(m, [10, 200, 10, 128, 0, 0]),
+}
+
+
+def write_own(root, count=40):
+    """A folder as people have them: pictures of many modes and endings, masks of many kinds."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    kinds = [kind for kind in WRITERS if kind != "palette with black at index 1"]
+    for i in range(count):
+        pixels, mask = disc(i, 60 + i, 44 + i % 7)
+        image = Image.fromarray(pixels)
+        mode, ending = [("RGB", "jpg"), ("L", "png"), ("RGBA", "png"), ("RGB", "webp"), ("CMYK", "tif"), ("P", "gif")][
+            i % 6
+        ]
+        image.convert(mode).save(root / f"images/photo {i}.{ending}")
+        WRITERS[kinds[i % len(kinds)]](mask).save(root / f"masks/photo {i}.png")
+    return root
+
+
+def first(root, folder="images"):
+    return sorted((root / folder).iterdir())[0]
+
+
+def save(path, array, **options):
+    Image.fromarray(np.asarray(array)).save(path, **options)

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch  # noqa: E402  the path must be set first
 
 from runtime.distributed import init_distributed  # noqa: E402
-from test_precision import Plain, make_batch, make_run  # noqa: E402
+from stubs import Plain, make_batch, make_run  # noqa: E402
 
 
 def main(context, pieces: int) -> None:

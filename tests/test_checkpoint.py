@@ -1,16 +1,16 @@
+"""Checkpoints: saving, loading, damage, other versions."""
+
 import pickle
-import threading
-import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 
-from models import build_model, checkpoint, encoder_weights
+from data.index import fingerprint, split_samples
+from helpers import assert_one_error, copy_run, run_ok, run_script, same
+from models import build_model, checkpoint
 from models.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
-from models.encoder_weights import load_encoder_weights
 from runtime.errors import CheckpointError, RunError
 
 
@@ -28,10 +28,6 @@ def content(**changes):
     return {**base, **changes}
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "unet_last.pth"
@@ -39,7 +35,7 @@ def saved(tmp_path):
     return path
 
 
-def test_round_trip(saved):
+def test_checkpoint_round_trip(saved):
     loaded = load_checkpoint(saved)
     assert same(loaded["weights"], content()["weights"])
     assert loaded["progress"] == content()["progress"]
@@ -67,7 +63,7 @@ def test_without_links_copies_are_made(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_never_written(saved, value):
+def test_non_finite_weights_are_never_written(saved, value):
     before = saved.read_bytes()
     broken = content()
     broken["weights"]["a.bias"][3] = value
@@ -76,7 +72,7 @@ def test_weights_that_are_not_finite_are_never_written(saved, value):
     assert saved.read_bytes() == before
 
 
-def test_a_failing_write_leaves_the_old_file(saved, monkeypatch):
+def test_failed_write_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
     def disk_full(_content, file):
@@ -90,7 +86,7 @@ def test_a_failing_write_leaves_the_old_file(saved, monkeypatch):
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
-def test_every_flipped_bit_is_found_or_without_effect(saved):
+def test_flipped_bits_are_found_or_harmless(saved):
     whole = saved.read_bytes()
     found = 0
     rng = np.random.default_rng(0)
@@ -111,7 +107,7 @@ def test_every_flipped_bit_is_found_or_without_effect(saved):
     assert found > 100
 
 
-def test_every_byte_of_a_small_file_may_be_damaged(tmp_path):
+def test_any_damaged_byte_is_found_or_harmless(tmp_path):
     path, tiny = tmp_path / "x.pth", content(weights={"a": torch.arange(4.0)})
     save_checkpoint(tiny, [path])
     whole = path.read_bytes()
@@ -128,7 +124,7 @@ def test_every_byte_of_a_small_file_may_be_damaged(tmp_path):
         assert loaded["progress"] == tiny["progress"], position
 
 
-def test_a_directory_flag_on_a_tensor_is_damage(tmp_path):
+def test_directory_flag_on_a_record_is_damage(tmp_path):
     # torch would read such a record as empty and give whatever is in memory.
     path = tmp_path / "x.pth"
     save_checkpoint(content(), [path])
@@ -148,7 +144,7 @@ def test_truncation_is_found_and_another_file_offered(saved, share):
         load_checkpoint(saved)
 
 
-def test_a_missing_file_is_named_with_what_is_there(saved):
+def test_missing_file_is_named_with_alternatives(saved):
     with pytest.raises(CheckpointError, match="no checkpoint .*unet_best.pth; in .* there is unet_last.pth"):
         load_checkpoint(saved.with_name("unet_best.pth"))
     with pytest.raises(CheckpointError, match="train one with"):
@@ -165,7 +161,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, zipped):
+def test_pickle_that_runs_code_is_refused(tmp_path, zipped):
     RunsCode.flag = tmp_path / "code_ran"
     path = tmp_path / "evil.pth"
     torch.save({"weights": RunsCode()}, path, _use_new_zipfile_serialization=zipped)
@@ -181,13 +177,13 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, zip
 
 
 @pytest.mark.parametrize("other", [{"state_dict": {}}, {"conv.weight": torch.zeros(2)}, [1, 2], torch.zeros(3)])
-def test_files_of_other_programs_are_told_apart(tmp_path, other):
+def test_files_of_other_programs_are_recognised(tmp_path, other):
     torch.save(other, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="other.pth is a file of another program"):
         load_checkpoint(tmp_path / "other.pth")
 
 
-def test_versions_and_missing_parts(tmp_path):
+def test_newer_versions_and_missing_entries_are_named(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({**content(), "format": checkpoint.FORMAT, "format_version": 99}, path)
     with pytest.raises(CheckpointError, match="format version 99.*update"):
@@ -197,7 +193,7 @@ def test_versions_and_missing_parts(tmp_path):
         load_checkpoint(path)
 
 
-def test_models_are_rebuilt_and_misfits_named(tmp_path):
+def test_model_is_rebuilt_and_misfits_named(tmp_path):
     model = build_model("unet").eval()
     fitting = content(model={"name": "unet", "config": model.config}, weights=model.state_dict())
     again = build_from_checkpoint(fitting, "file.pth")
@@ -210,121 +206,42 @@ def test_models_are_rebuilt_and_misfits_named(tmp_path):
             build_from_checkpoint(broken, "file.pth")
 
 
-# ------------------------------------------------------------------------------------------------------ encoder weights
+def test_checkpoint_of_the_first_versions_resumes(trained, shared_dataset, tmp_path):
+    content = torch.load(trained / "saved_models/tiny_last.pth", weights_only=True)
+    parts = split_samples(shared_dataset)
+    content["data"]["fingerprints"] = {
+        mode: fingerprint(getattr(parts, mode), sizes=False) for mode in ("train", "valid", "test")
+    }
+    (tmp_path / "saved_models").mkdir()
+    torch.save(content, tmp_path / "saved_models/tiny_last.pth")
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
 
 
-@pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    """A state dict as torchvision publishes it, under the name it has in torch's cache."""
-    from torchvision.models import resnet34
-
-    torch.manual_seed(9)
-    home = tmp_path_factory.mktemp("torch_home")
-    (home / "hub/checkpoints").mkdir(parents=True)
-    model = resnet34(weights=None)
-    torch.save(model.state_dict(), home / "hub/checkpoints/resnet34-b627a593.pth")
-    return home, model.state_dict()
-
-
-@pytest.mark.parametrize("source", ["auto", "imagenet", "file"])
-def test_encoder_weights_from_the_cache_or_a_file(imagenet, monkeypatch, source):
-    home, state = imagenet
-    if source == "file":
-        monkeypatch.setenv("TORCH_HOME", "/nonexistent")
-        source = str(home / "hub/checkpoints/resnet34-b627a593.pth")
-    else:
-        monkeypatch.setenv("TORCH_HOME", str(home))
-    model = build_model("resnet34_unet")
-    said = load_encoder_weights(model, source)
-    assert "resnet34-b627a593.pth" in said
-    assert all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
+def test_checkpoint_from_before_recipes_resumes(trained, shared_dataset, tmp_path):
+    content = load_checkpoint(trained / "saved_models/tiny_last.pth")
+    newer = ("recipe", "optimizer", "weight_decay", "ema", "augment_strength", "multi_scale", "mix", "attention")
+    for name in (*newer, "classes", "train_fraction"):
+        del content["settings"][name]
+    content["model"]["config"] = {"out_channels": 1}
+    (tmp_path / "saved_models").mkdir()
+    torch.save({**content, "format_version": 1}, tmp_path / "saved_models/tiny_last.pth")
+    flags = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
+    assert_one_error(run_script(*flags, "--optimizer", "adamw", cwd=tmp_path), "optimizer adam (now adamw)")
+    assert_one_error(run_script(*flags, "--ema", cwd=tmp_path), "ema 0.0 (now 0.99)")
+    assert "recipe report: bce, Adam 0.03" in run_ok(*flags, cwd=tmp_path)
 
 
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """An empty cache, and a server that refuses."""
-    from torchvision.models import ResNet34_Weights
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    weights = ResNet34_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(weights, "_value_", type(weights.value)("http://127.0.0.1:9/resnet34-b627a593.pth", None, {}))
-
-
-def test_without_a_network_auto_warns_and_imagenet_is_an_error(offline, capsys):
-    model = build_model("resnet34_unet")
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert load_encoder_weights(model, "auto").startswith("from scratch")
-    assert "FROM SCRATCH" in capsys.readouterr().err
-    assert same(before, model.state_dict())
-    with pytest.raises(CheckpointError, match="ImageNet weights are not available"):
-        load_encoder_weights(model, "imagenet")
-    assert load_encoder_weights(model, "none") == "from scratch"
-    assert capsys.readouterr().err == ""
-
-
-def test_a_server_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(encoder_weights, "CONNECT_SECONDS", 0.2)
-
-    def never(*_args, **_options):
-        time.sleep(3)
-        raise OSError("too late")
-
-    monkeypatch.setattr(encoder_weights.urllib.request, "urlopen", never)
-    with pytest.raises(TimeoutError, match="within 0.2 seconds"):
-        encoder_weights._require_answer("https://example.org/weights.pth")
-
-
-def test_a_server_that_falls_silent_is_given_up(offline, monkeypatch, capsys):
-    from torchvision.models import ResNet34_Weights
-
-    class Silent(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802  its name for http.server
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"a beginning")
-            self.wfile.flush()
-            gone.wait(30)
-
-        def log_message(self, *_args):
-            pass
-
-    gone = threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    weights = ResNet34_Weights.IMAGENET1K_V1
-    address = f"http://127.0.0.1:{server.server_port}/resnet34-b627a593.pth"
-    monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
-    monkeypatch.setattr(encoder_weights, "CONNECT_SECONDS", 0.5)
-    assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
-    assert "timed out" in capsys.readouterr().err
-    gone.set()
-    server.shutdown()
-    server.server_close()
-
-
-def test_weights_that_do_not_fit_are_an_error(tmp_path):
-    for broken in ({"conv1.weight": torch.zeros(1)}, [1]):
-        torch.save(broken, tmp_path / "w.pth")
-        with pytest.raises(CheckpointError, match="w.pth can't be loaded into the encoder"):
-            load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "w.pth"))
-    with pytest.raises(CheckpointError, match="missing.pth can't be loaded"):
-        load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "missing.pth"))
-
-
-def test_a_damaged_cache_makes_auto_start_from_scratch(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    (tmp_path / "hub/checkpoints/resnet34-b627a593.pth").write_bytes(b"half a download")
-    assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
-    said = capsys.readouterr().err
-    assert "FROM SCRATCH" in said
-    assert len(said.strip().splitlines()) == 1
-    with pytest.raises(CheckpointError, match="are not available"):
-        load_encoder_weights(build_model("resnet34_unet"), "imagenet")
-
-
-def test_unet_has_no_encoder_to_load(capsys):
-    assert load_encoder_weights(build_model("unet"), "auto") == "from scratch"
-    with pytest.raises(CheckpointError, match="UNet has no encoder"):
-        load_encoder_weights(build_model("unet"), "imagenet")
+@pytest.mark.parametrize("script", ["evaluate.py", "inference.py"])
+def test_bad_checkpoints_are_one_error_line(trained, shared_dataset, tmp_path, script):
+    folder = copy_run(trained, tmp_path)
+    flags = (script, "--data_path", shared_dataset)
+    assert_one_error(run_script(*flags, "--model", "nowhere.pth", cwd=folder), "no checkpoint nowhere.pth")
+    assert_one_error(run_script(*flags, "--model_type", "unet", cwd=folder), "unet_best.pth", "tiny_best.pth")
+    best = "saved_models/tiny_best.pth"
+    contradiction = run_script(*flags, "--model_type", "unet", "--model", best, cwd=folder)
+    assert_one_error(contradiction, "holds a tiny, but --model_name says unet")
+    assert_one_error(run_script(*flags, "--model_type", "segnet", cwd=folder), "no model is called 'segnet'")
+    data = (folder / best).read_bytes()
+    (folder / best).unlink()
+    (folder / best).write_bytes(data[: len(data) // 2])
+    assert_one_error(run_script(*flags, cwd=folder), "tiny_best.pth is truncated", "tiny_last.pth")

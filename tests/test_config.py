@@ -1,61 +1,16 @@
-"""One definition per flag: a field of a config gives everything else."""
+"""Settings of a run, recipes, and what may change on resume."""
 
 import dataclasses
 
 import pytest
+import torch
 
-from evaluation.config import EvalConfig, InferConfig
-from helpers import SRC, assert_one_error, run_script
-from runtime.cli import Parser
+from helpers import TINY, run_ok
+from models.checkpoint import load_checkpoint
 from runtime.errors import CheckpointError, UsageError
-from runtime.options import changeable, fixed, flag_table, fraction, is_valid, options_of
+from runtime.options import is_valid, options_of
 from train import build_parser
-from training import config as training_config
-from training.config import TrainConfig, check_settings, restore_config, saved_settings
-from write_cli_docs import document
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Extended(TrainConfig):
-    """TrainConfig with flags added, one line each."""
-
-    sharpness: float = fixed(0.5, "how sharp", fraction, metavar="S")
-    patience: bool = changeable(False, "wait longer")
-
-
-def test_a_flag_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(training_config, "TrainConfig", Extended)
-    parser = Parser("train.py", "", Extended)
-    assert parser.parse_overrides(["--sharpness", "0.7", "--patience"]) == {"sharpness": 0.7, "patience": True}
-    assert "how sharp (default: 0.5)" in parser.format_help()
-    assert "| `--sharpness S` | how sharp | 0.5 |" in flag_table(Extended)
-    assert saved_settings()["sharpness"] == "fixed"
-    assert saved_settings()["patience"] == "changeable"
-    assert Extended().settings()["sharpness"] == 0.5
-    monkeypatch.setitem(training_config.RECIPES, "strong", {"sharpness": 0.9})
-    assert Extended.from_flags({"recipe": "strong"}).sharpness == 0.9
-    check_settings({"sharpness": 0.7}, tmp_path)
-    with pytest.raises(CheckpointError, match="sharpness has an impossible value"):
-        check_settings({"sharpness": 1.5}, tmp_path)
-
-
-def test_the_documentation_of_the_flags_is_up_to_date():
-    assert (SRC.parent / "docs/cli.md").read_text() == document(), "run `python tools/write_cli_docs.py`"
-
-
-def test_hyphens_and_aliases():
-    words = "--lr 0.1 -j 2 --batch-size=3 --no-color-jitter --data-path a-b_c"
-    assert build_parser().parse_overrides(words.split()) == {
-        "learning_rate": 0.1,
-        "num_workers": 2,
-        "batch_size": 3,
-        "color_jitter": False,
-        "data_path": "a-b_c",
-    }
-    assert build_parser().parse_overrides(["--workers", "1"]) == {"num_workers": 1}
-    for config in (EvalConfig, InferConfig):
-        parser = Parser("script.py", "", config)
-        assert parser.parse_overrides(["--output-dir", "x", "--model", "y"]) == {"output_path": "x", "model_path": "y"}
+from training.config import RECIPES, TrainConfig, check_settings, restore_config
 
 
 def test_defaults_are_valid_and_configs_are_frozen():
@@ -94,7 +49,7 @@ def test_settings_that_no_flag_could_give_are_refused(name, value, tmp_path):
         check_settings({name: value}, tmp_path / "x.pth")
 
 
-def test_a_setting_of_a_newer_version_is_refused(tmp_path):
+def test_setting_of_a_newer_version_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="a setting 'tomorrow' that this version does not know"):
         check_settings({"tomorrow": 1}, tmp_path / "x.pth")
 
@@ -113,7 +68,7 @@ def resumable(**settings) -> dict:
     }
 
 
-def test_a_resumed_run_keeps_what_is_fixed_and_takes_what_may_change(tmp_path):
+def test_resume_keeps_fixed_settings_and_takes_changeable_ones(tmp_path):
     content = resumable(batch_size=4, learning_rate=0.01, amp="bf16")
     config = restore_config({"learning_rate": 0.02, "epochs": 3, "data_path": "here"}, content, tmp_path)
     assert (config.batch_size, config.learning_rate, config.amp) == (4, 0.02, "bf16")
@@ -135,5 +90,40 @@ def test_settings_that_contradict_the_content_are_refused(name, tmp_path):
         restore_config({}, content, tmp_path)
 
 
-def test_an_unknown_flag_names_the_help(tmp_path):
-    assert_one_error(run_script("train.py", "--epoch", 3, cwd=tmp_path), "--epoch", "python src/train.py --help")
+def test_recipes_hold_valid_settings():
+    assert RECIPES["report"] == {}
+    assert TrainConfig.from_flags({}) == TrainConfig()
+    for values in RECIPES.values():
+        for name, value in values.items():
+            assert is_valid(TrainConfig, name, value), name
+            words = [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            assert build_parser().parse_overrides(words) == {name: value}
+
+
+def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--multi_scale", 0.5)
+    flags += ("--attention", "se", "--color_jitter", "--ema", 0.9, "--batch_size", 16, *TINY)
+    contents = []
+    for name, first in (("whole", 2), ("parts", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        said = run_ok("train.py", *flags, "--epochs", first, cwd=folder)
+        if first == 1:
+            run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
+        contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
+    whole, parts = contents
+    assert "recipe strong: bce_dice, AdamW" in said
+    assert "attention se" in said
+    assert whole["settings"]["scheduler"] == "none"
+    assert whole["settings"]["learning_rate"] == 3e-2
+    assert whole["settings"]["augment"] == "online"
+    assert whole["model"]["config"] == {"out_channels": 1, "attention": "se"}
+    for kind in (lambda c: c["weights"], lambda c: c["average"]["trained_weights"]):
+        assert all(torch.equal(value, kind(parts)[key]) for key, value in kind(whole).items())
+    assert whole["average"]["updates"] == parts["average"]["updates"] == 4
+    key = "head.weight"
+    assert not torch.equal(whole["weights"][key], whole["average"]["trained_weights"][key])
+    # What is validated, saved as best and evaluated is the average: the figures are the same.
+    run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "--json", "e.json", cwd=folder)
+    best = load_checkpoint(folder / "saved_models/tiny_best.pth")["progress"]["best_dice"]
+    assert f'"dice": {best:.6f}'.rstrip("0") in (folder / "e.json").read_text()

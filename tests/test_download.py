@@ -19,6 +19,15 @@ from helpers import make_dataset
 from runtime.errors import DatasetError
 
 
+def test_the_real_addresses_are_torchvisions():
+    (images, images_md5), (annotations, annotations_md5) = download_module.resources()
+    assert images.startswith("https://")
+    assert images.endswith("/images.tar.gz")
+    assert annotations.endswith("/annotations.tar.gz")
+    assert images_md5 == "5c4f3ee8e5d25df40f4fd59a7f44e54c"
+    assert annotations_md5 == "95a8c909bbe2e81eed6a22bccdf3f68f"
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_args):
         pass
@@ -53,15 +62,6 @@ def archives(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_the_real_addresses_are_torchvisions():
-    (images, images_md5), (annotations, annotations_md5) = download_module.resources()
-    assert images.startswith("https://")
-    assert images.endswith("/images.tar.gz")
-    assert annotations.endswith("/annotations.tar.gz")
-    assert images_md5 == "5c4f3ee8e5d25df40f4fd59a7f44e54c"
-    assert annotations_md5 == "95a8c909bbe2e81eed6a22bccdf3f68f"
-
-
 def test_download_is_whole_and_safe_to_repeat(archives, tmp_path, capsys):
     root = download(tmp_path / "data")
     assert root == tmp_path / "data/oxford-iiit-pet" == find_root(tmp_path / "data")
@@ -91,13 +91,6 @@ def test_a_half_unpacked_dataset_is_mended(archives, tmp_path):
     assert len(list_samples(root)) == 40
     split_samples(root)
     assert (root / "images/my own.jpg").read_bytes() == b"precious"
-
-
-def member(name, **fields):
-    info = tarfile.TarInfo(name)
-    for key, value in fields.items():
-        setattr(info, key, value)
-    return info
 
 
 def test_a_plain_layout_is_mended_where_it_is(archives, tmp_path):
@@ -130,6 +123,13 @@ def test_own_pictures_in_the_pets_layout_are_left_alone(archives, tmp_path, caps
     with pytest.raises(DatasetError, match="images of your own"):
         download(root)
     assert extra.read_bytes() == b"precious"
+
+
+def member(name, **fields):
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""Scores against other people's implementations, by hand where masks are empty, full or one pixel, and intervals."""
-
-import csv
-import json
-import math
+"""Scores against other implementations, by hand where masks are empty, full or one pixel, and intervals."""
 
 import numpy as np
 import pytest
@@ -11,18 +7,43 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 import utils
-from data.datasets import load_dataset
-from data.loader import make_loader, shard_batches
-from evaluation.config import EvalConfig
-from evaluation.evaluator import find_threshold, score_sample, score_samples
 from evaluation.metrics import COUNTS, boundary_f, differences, intervals, summarize
-from evaluation.predictor import Prediction, Predictor, resize_logits
-from helpers import assert_one_error, run_ok, run_script
-from models import SegmentationModel
-from models.task import TASKS
-from runtime.device import Precision
 
-CPU = Precision(torch.device("cpu"))
+
+def masks(*rows):
+    return torch.tensor(rows, dtype=torch.uint8)[:, None, None, :]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "dice"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1.0),  # nothing there, nothing said
+        ([0, 0, 0, 1], [0, 0, 0, 0], 0.0),
+        ([0, 0, 0, 0], [0, 0, 0, 1], 0.0),
+        ([1, 1, 1, 1], [1, 1, 1, 1], 1.0),
+        ([0, 1, 0, 0], [0, 1, 0, 0], 1.0),  # a single pixel
+        ([1, 1, 0, 0], [0, 1, 1, 0], 0.5),
+        ([1, 1, 1, 1], [1, 0, 0, 0], 0.4),
+    ],
+)
+def test_dice_by_hand(prediction, truth, dice):
+    assert utils.dice_score(masks(prediction), masks(truth)).tolist() == [pytest.approx(dice)]
+
+
+def test_dice_is_per_image():
+    scores = utils.dice_score(masks([1, 1, 0, 0], [0, 0, 0, 0]), masks([0, 1, 1, 0], [0, 0, 0, 0]))
+    assert scores.tolist() == [0.5, 1.0]
+
+
+def test_pixel_counts_add_up():
+    counts = utils.pixel_counts(masks([1, 1, 0, 0, 0]), masks([0, 1, 1, 0, 0]))
+    assert counts.tolist() == [[1, 1, 1, 2]]
+    assert counts.dtype == torch.int64
+
+
+def test_dice_refuses_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match="differ in shape"):
+        utils.dice_score(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
 
 
 def blobs(count: int, seed: int, height: int = 40, width: int = 56) -> torch.Tensor:
@@ -38,7 +59,7 @@ def rows_of(predictions: torch.Tensor, masks: torch.Tensor, tolerance: int = 2) 
     return [{**dict(zip(COUNTS, c)), "dice": d.item(), "boundary_f": b.item()} for c, d, b in scores]
 
 
-def test_every_score_is_scikit_learns():
+def test_scores_equal_scikit_learns():
     predictions, masks = blobs(6, 1), blobs(6, 2)
     ours = {name: score.value for name, score in intervals(rows_of(predictions, masks)).items()}
     pairs = [(m.flatten().numpy(), p.flatten().numpy()) for m, p in zip(masks, predictions)]
@@ -61,7 +82,7 @@ def test_every_score_is_scikit_learns():
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 5])
-def test_the_boundary_score_is_that_of_exact_distances(tolerance):
+def test_boundary_score_equals_exact_distances(tolerance):
     predictions, masks = blobs(4, 3), blobs(4, 4)
 
     def outline(mask):  # pixels of the mask with a 4-neighbour outside, the picture being mirrored at its edge
@@ -100,22 +121,7 @@ def test_empty_full_and_one_pixel_by_hand():
     assert nothing["precision"] == nothing["recall"] == nothing["dataset_dice"] == nothing["dataset_iou"] == 1
 
 
-def test_the_border_can_be_left_out():
-    trimap = torch.tensor([[1, 1, 3, 2], [1, 3, 3, 2]])[None, None]
-    logits = torch.tensor([[1.0, -1, 1, 1], [1, 1, -1, -1]])[None, None]
-    with_border = score_sample(Prediction(logits, logits), trimap, TASKS["binary"], EvalConfig())
-    without = score_sample(Prediction(logits, logits), trimap, TASKS["binary"], EvalConfig(ignore_border=True))
-    assert [with_border[name] for name in COUNTS] == [4, 1, 2, 1]
-    assert [without[name] for name in COUNTS] == [2, 1, 1, 1]
-    assert without["dice"] == pytest.approx(2 / 3)
-    assert math.isnan(without["boundary_f"])
-    assert (
-        score_sample(Prediction(logits, logits), trimap, TASKS["binary"], EvalConfig(threshold=0.75))["true_positives"]
-        == 0
-    )
-
-
-def test_intervals_are_those_of_statistics():
+def test_intervals_equal_those_of_theory():
     rng = np.random.default_rng(5)
     rows = [
         {**dict.fromkeys(COUNTS, 1), "dice": float(d), "boundary_f": 0.5} for d in rng.normal(0.8, 0.1, 400).clip(0, 1)
@@ -133,136 +139,3 @@ def test_intervals_are_those_of_statistics():
     assert 0.002 < low < value < high < 0.003
     assert intervals(better)["dice"].low < found["dice"].high
     assert differences(rows, rows)["dice"] == (0, 0, 0)
-
-
-# ---------------------------------------------------------------------------------------------------------- predictions
-
-
-class Brightness(SegmentationModel):
-    """Logits are how bright a pixel is: what it predicts is known without training."""
-
-    stride = 16
-
-    def body(self, x):
-        return x.mean(1, keepdim=True)
-
-
-class Leaning(Brightness):
-    """Brightness, but surer of pet on the left."""
-
-    def body(self, x):
-        return super().body(x) + torch.linspace(1, -1, x.shape[-1])
-
-
-def test_tta_flips_there_and_back():
-    gray = Leaning().mean.expand(2, 3, 64, 64)
-    plain, tta = Predictor(Leaning(), CPU, tta=True).predict(gray)
-    assert torch.allclose(plain, torch.linspace(1, -1, 64).expand(2, 1, 64, 64), atol=1e-5)
-    assert torch.equal(plain, Predictor(Leaning(), CPU).predict(gray).final)
-    assert torch.allclose(tta, torch.zeros(2, 1, 64, 64), atol=1e-5)  # straight and flipped, the leaning is gone
-
-
-def test_tta_scales_there_and_back():
-    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    images = (128 + 60 * torch.sin(x / 9) * torch.cos(y / 11)).expand(1, 3, 64, 64)
-    plain, tta = Predictor(Brightness(), CPU, tta=True).predict(images)
-    assert tta.shape == plain.shape
-    assert (tta - plain).abs().max() < 0.05
-    assert not torch.equal(tta, plain)
-
-
-class Watched(Brightness):
-    """Remembers the sizes that it sees."""
-
-    stride = 32
-
-    def body(self, x):
-        self.seen = [*getattr(self, "seen", []), x.shape[-1]]
-        return super().body(x)
-
-
-@pytest.mark.parametrize(("size", "scales"), [(64, (64, 32, 96)), (100, (128, 96, 160)), (256, (256, 192, 320))])
-def test_tta_has_three_scales_at_any_size_and_takes_six_passes(size, scales):
-    model = Watched()
-    Predictor(model, CPU, tta=True).predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-    assert model.seen == [scale for scale in scales for _ in range(2)]
-
-
-def test_the_best_threshold_is_found(dataset):
-    pets = load_dataset(dataset, "train", image_size=64)
-    loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 5))
-    threshold, dice = find_threshold(Predictor(Brightness(), CPU), pets, loader, EvalConfig())
-    by_hand = {}
-    for level in range(5, 96):
-        rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(threshold=level / 100))
-        by_hand[level / 100] = np.mean([row["dice"] for row in rows])
-    assert dice == pytest.approx(max(by_hand.values()), abs=1e-4)
-    assert by_hand[threshold] == pytest.approx(dice, abs=1e-4)
-    assert dice > by_hand[0.5] + 0.001
-
-
-def test_scores_at_the_own_size_are_those_of_the_resized_prediction(dataset):
-    pets = load_dataset(dataset, "test", image_size=64)
-    loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 3))
-    rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(original_size=True))
-    assert [row["name"] for row in rows] == [sample.name for sample in pets.samples]
-    from data.datasets import OxfordPetDataset
-
-    for row, own, small in zip(rows, OxfordPetDataset(dataset, "test"), pets):
-        logits = Predictor(Brightness(), CPU).predict(small["image"][None]).final[0]
-        mask = resize_logits(logits, *own["mask"].shape)[0].numpy() > 0
-        assert (row["height"], row["width"]) == own["mask"].shape == (64, 80)
-        assert row["dice"] == pytest.approx(sk.f1_score(own["mask"].ravel(), mask.ravel()), abs=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------------ as users do it
-
-
-def test_evaluation_tells_everything(trained, shared_dataset, tmp_path):
-    last, best = (trained / f"saved_models/tiny_{kind}.pth" for kind in ("last", "best"))
-    base = ("evaluate.py", "--data_path", shared_dataset, "--model_path", best)
-    files = ("--json", "all.json", "--csv", "rows.csv", "--worst", 2)
-    options = ("--original_size", "--tta", "--find_threshold", "--compare", last)
-    said = run_ok(*base, *files, *options, cwd=tmp_path)
-    for words in (
-        "Scores at the images' own sizes",
-        "95 % interval",
-        "cats",
-        "dog2",
-        "Test-time augmentation",
-        "Minus",
-    ):
-        assert words in said
-    found = json.loads((tmp_path / "all.json").read_text())
-    low, high = found["intervals"]["dice"]
-    assert low <= found["dice"] <= high
-    assert 0.05 <= found["threshold"] <= 0.95
-    assert f"Threshold {found['threshold']:.2f}" in said
-    assert found["groups"]["cats"]["images"] + found["groups"]["dogs"]["images"] == found["images"] == 4
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert np.mean([float(row["dice"]) for row in table]) == pytest.approx(found["dice"], abs=1e-6)
-    panels = sorted(p.name for p in (tmp_path / "worst_panels").iterdir())
-    worst = sorted(table, key=lambda row: float(row["dice"]))[:2]
-    assert panels == [f"{rank:03d}_{row['name']}.png" for rank, row in enumerate(worst, start=1)]
-
-
-def test_rows_do_not_depend_on_the_batch(trained, shared_dataset, tmp_path):
-    path = trained / "saved_models/tiny_last.pth"
-    for size in (1, 3):
-        flags = ("--model_path", path, "--batch_size", size, "--csv", f"{size}.csv", "--amp", "off")
-        run_ok("evaluate.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
-    assert (tmp_path / "1.csv").read_text() == (tmp_path / "3.csv").read_text()
-
-
-def test_wrong_wishes_end_in_one_line(trained, shared_dataset, tmp_path):
-    base = ("evaluate.py", "--data_path", shared_dataset, "--save_dir", trained / "saved_models")
-    for flags, words in (
-        (("--threshold", 1), "between 0 and 1"),
-        (("--threshold", 0.4, "--find_threshold"), "leave one of them out"),
-        (("--find_threshold", "--subset", "valid"), "--subset test"),
-        (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
-        (("--csv", "."), "is a folder"),
-        (("--csv", "x", "--json", "./x"), "name two"),
-    ):
-        assert_one_error(run_script(*base, *flags, cwd=tmp_path), words)

@@ -1,16 +1,18 @@
+"""Networks: shapes, architecture, gradients, memory."""
+
+import copy
+
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision.models import resnet34
 
 from models import ALIASES, MODELS, ResNet34_UNet, UNet, build_model, double_conv
 from models.base import IMAGENET_MEAN, IMAGENET_STD
 from models.resnet34_unet import ResNet34Encoder
+from models.unet import MaxPool, UpBlock
 
 every_model = pytest.mark.parametrize("name", [name for name in MODELS if name != "tiny"])
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 @every_model
@@ -32,7 +34,7 @@ def test_bytes_and_floats_give_the_same_logits(name):
 
 
 @every_model
-def test_an_image_does_not_depend_on_its_batch(name):
+def test_logits_do_not_depend_on_the_batch(name):
     model = build_model(name).eval()
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
@@ -41,7 +43,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
 
 
 @every_model
-def test_every_parameter_learns(name):
+def test_every_parameter_gets_a_gradient(name):
     model = build_model(name).train()
     for module in model.modules():  # let gradients pass the residual branches, which begin at zero
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -52,7 +54,7 @@ def test_every_parameter_learns(name):
 
 
 @every_model
-def test_learns_one_batch_by_heart(name):
+def test_network_fits_one_batch(name):
     model = build_model(name).train()
     masks = torch.zeros(2, 1, 32, 32)
     masks[:, :, 8:24, 4:20] = 1
@@ -69,7 +71,7 @@ def test_learns_one_batch_by_heart(name):
 
 
 @every_model
-def test_normalisation_travels_with_the_model(name):
+def test_normalisation_is_in_the_state_dict(name):
     state = build_model(name).state_dict()
     assert state["mean"].flatten().tolist() == pytest.approx(IMAGENET_MEAN)
     assert state["std"].flatten().tolist() == pytest.approx(IMAGENET_STD)
@@ -88,12 +90,16 @@ def test_config_rebuilds_the_model(name):
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3)])
-def test_wrong_shapes_are_named(shape):
+def test_wrong_input_shape_is_named(shape):
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
         UNet()(torch.zeros(shape))
 
 
-def test_unet_is_the_classic_one():
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_unet_has_the_original_architecture():
     model = UNet()
     assert 31.0e6 < count(model) < 31.1e6
     widths = [m.out_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -110,7 +116,7 @@ def test_skips_reach_full_resolution():
     assert sum(isinstance(m, torch.nn.ConvTranspose2d) for m in model.modules()) == 5
 
 
-def test_encoder_is_torchvisions_resnet34_key_by_key_and_output_by_output():
+def test_encoder_equals_torchvisions_resnet34():
     torch.manual_seed(1)
     theirs, ours = resnet34(weights=None).eval(), ResNet34Encoder().eval()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
@@ -148,8 +154,58 @@ def test_residual_branches_start_as_identity():
     assert all(not block.bn2.weight.any() for block in blocks)
 
 
-def test_names():
+def test_model_names_and_aliases():
     assert build_model("resnet").__class__ is ResNet34_UNet
     assert set(ALIASES.values()) <= set(MODELS)
     with pytest.raises(ValueError, match="unet, resnet34_unet"):
         build_model("segnet")
+
+
+def test_up_block_equals_convolution_of_the_concatenation():
+    block, below, skip = UpBlock(8, 5, 4).eval(), torch.rand(2, 8, 6, 7), torch.rand(2, 5, 12, 14)
+    expected = block.conv(torch.cat([skip, block.up(below)], dim=1))
+    assert torch.allclose(block(below, skip), expected, atol=1e-6)
+
+
+def test_max_pool_equals_torchs_and_keeps_no_indices():
+    x = torch.rand(2, 3, 8, 10, requires_grad=True)
+    expected = F.max_pool2d(x, 2)
+    weights = torch.rand_like(expected)
+    (grad,) = torch.autograd.grad((expected * weights).sum(), x)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        pooled = MaxPool()(x)
+        assert torch.int64 not in kept
+        F.max_pool2d(x, 2)
+        assert torch.int64 in kept  # so the hook sees what it should
+    assert torch.equal(pooled, expected)
+    assert torch.equal(torch.autograd.grad((pooled * weights).sum(), x)[0], grad)
+
+
+@pytest.mark.parametrize(("name", "amp"), [("unet", False), ("resnet34_unet", False), ("tiny", False), ("tiny", True)])
+def test_checkpointed_activations_change_no_bit(name, amp):
+    plain = build_model(name).train()
+    saving = copy.deepcopy(plain)
+    saving.checkpoint_activations()
+    images = torch.randint(0, 256, (2, 3, 64, 70), dtype=torch.uint8)
+    for model in (plain, saving):
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                logits = model(images)
+            logits.float().square().mean().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), saving.parameters()))
+    a, b = plain.state_dict(), saving.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)  # running statistics too, and how many batches they saw
+
+
+def test_checkpointing_keeps_fewer_activations():
+    def kept(model) -> int:
+        pixels = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: pixels.append(t.numel()) or t, lambda t: t):
+            model(torch.rand(1, 3, 64, 64))
+        return sum(pixels)
+
+    plain, saving = UNet(), UNet()
+    saving.checkpoint_activations()
+    assert kept(saving) < kept(plain) / 3

@@ -1,4 +1,4 @@
-"""Checkpoints that are well formed and hostile: each is refused in one line, before memory is taken."""
+"""Hostile checkpoints, well formed: each is refused in one line, before memory is taken."""
 
 import collections
 import copy
@@ -17,14 +17,19 @@ from runtime.errors import CheckpointError
 from training.config import TrainConfig, restore_config
 from training.run_state import start_progress
 
-HUGE = 10**18
-DELETE = object()
-
 
 @pytest.fixture(scope="module")
 def content(trained) -> dict:
     """A real checkpoint."""
     return load_checkpoint(trained / "saved_models/tiny_last.pth")
+
+
+def test_a_real_checkpoint_follows_the_rules(content):
+    assert find_problem(content, schema(MODELS)) is None
+    restore_config({}, content, "last.pth")
+
+
+DELETE = object()
 
 
 def changed(content: dict, path: tuple, value) -> dict:
@@ -41,11 +46,6 @@ def changed(content: dict, path: tuple, value) -> dict:
     return made
 
 
-def test_a_real_checkpoint_follows_the_rules(content):
-    assert find_problem(content, schema(MODELS)) is None
-    restore_config({}, content, "last.pth")
-
-
 def required(rule, path=()) -> list[tuple]:
     """Paths of all entries that the schema asks for."""
     if not isinstance(rule, dict):
@@ -57,6 +57,19 @@ def required(rule, path=()) -> list[tuple]:
     return found
 
 
+RULES = schema(MODELS)
+
+
+@pytest.mark.parametrize("path", required(RULES), ids=".".join)
+def test_every_missing_entry_is_named(content, path):
+    if path[0] in ("average",):
+        pytest.skip("this checkpoint has none")
+    assert f"lacks {path[-1]}" in find_problem(changed(content, path, DELETE), RULES)
+
+
+HUGE = 10**18
+
+
 def leaves(rule, path=()) -> list[tuple]:
     """Paths of all entries, optional ones and those of dicts and lists as a whole included."""
     if isinstance(rule, Maybe):
@@ -66,7 +79,6 @@ def leaves(rule, path=()) -> list[tuple]:
     return [path]
 
 
-RULES = schema(MODELS)
 WRONG = {
     "object": object(),
     "nested": [[["x"]]],
@@ -75,13 +87,6 @@ WRONG = {
     "text": "a/../b\n" * 200,
     "huge": HUGE,
 }
-
-
-@pytest.mark.parametrize("path", required(RULES), ids=".".join)
-def test_every_missing_entry_is_named(content, path):
-    if path[0] in ("average",):
-        pytest.skip("this checkpoint has none")
-    assert f"lacks {path[-1]}" in find_problem(changed(content, path, DELETE), RULES)
 
 
 @pytest.mark.parametrize("path", leaves(RULES), ids=".".join)
@@ -185,9 +190,6 @@ def test_rules_without_keys_check_every_value():
     )
 
 
-# --------------------------------------------------------------------------------------------- states of another run
-
-
 STATES = {
     "another number of parameters": (("optimizer", "param_groups"), lambda v: [{**v[0], "params": [0, 1]}]),
     "no learning rate but a word": (("optimizer", "param_groups"), lambda v: [{**v[0], "lr": "fast"}]),
@@ -226,9 +228,6 @@ def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, fresh_s
     with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
         fresh_state.restore(hostile, tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
-
-
-# ---------------------------------------------------------------------------------------------------- as real files
 
 
 def save_with(content: dict, path: tuple, value, file) -> None:

@@ -1,6 +1,5 @@
-import csv
-import os
-import stat
+"""Augmentation: what is drawn, and what is applied to batches."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,45 +7,21 @@ import pytest
 import torch
 
 import utils
-from data.augment import IDENTITY, apply_colors, draw_colors
-from runtime.errors import UsageError
-from runtime.seeding import sample_rng
-
-
-def masks(*rows):
-    return torch.tensor(rows, dtype=torch.uint8)[:, None, None, :]
-
-
-@pytest.mark.parametrize(
-    ("prediction", "truth", "dice"),
-    [
-        ([0, 0, 0, 0], [0, 0, 0, 0], 1.0),  # nothing there, nothing said
-        ([0, 0, 0, 1], [0, 0, 0, 0], 0.0),
-        ([0, 0, 0, 0], [0, 0, 0, 1], 0.0),
-        ([1, 1, 1, 1], [1, 1, 1, 1], 1.0),
-        ([0, 1, 0, 0], [0, 1, 0, 0], 1.0),  # a single pixel
-        ([1, 1, 0, 0], [0, 1, 1, 0], 0.5),
-        ([1, 1, 1, 1], [1, 0, 0, 0], 0.4),
-    ],
+from data.augment import (
+    IDENTITY,
+    STRENGTHS,
+    BatchAugmentation,
+    apply_colors,
+    augment_batch,
+    draw_augmentation,
+    draw_colors,
+    mix,
+    possible_sizes,
 )
-def test_dice_by_hand(prediction, truth, dice):
-    assert utils.dice_score(masks(prediction), masks(truth)).tolist() == [pytest.approx(dice)]
-
-
-def test_dice_is_per_image():
-    scores = utils.dice_score(masks([1, 1, 0, 0], [0, 0, 0, 0]), masks([0, 1, 1, 0], [0, 0, 0, 0]))
-    assert scores.tolist() == [0.5, 1.0]
-
-
-def test_pixel_counts_add_up():
-    counts = utils.pixel_counts(masks([1, 1, 0, 0, 0]), masks([0, 1, 1, 0, 0]))
-    assert counts.tolist() == [[1, 1, 1, 2]]
-    assert counts.dtype == torch.int64
-
-
-def test_dice_refuses_shapes_that_would_broadcast():
-    with pytest.raises(ValueError, match="differ in shape"):
-        utils.dice_score(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+from models.task import TASKS
+from stubs import Plain, make_batch, make_run
+from train import augmented, build_parser, open_data
+from training.config import TrainConfig
 
 
 def test_identity_changes_nothing():
@@ -56,7 +31,7 @@ def test_identity_changes_nothing():
     assert torch.equal(moved_mask, mask)
 
 
-def test_a_flip_is_a_flip():
+def test_flip_is_exact():
     image, mask = torch.rand(3, 12, 10) * 255, torch.randint(0, 2, (1, 12, 10), dtype=torch.uint8)
     flip = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
     moved, moved_mask = utils.apply_augmentations(image, mask, flip)
@@ -64,7 +39,7 @@ def test_a_flip_is_a_flip():
     assert torch.equal(moved_mask, mask.flip(-1))
 
 
-def test_image_and_mask_move_together_and_the_mask_stays_binary():
+def test_image_and_mask_move_together():
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     mask = ((x - 30) ** 2 + (y - 25) ** 2 < 200).to(torch.uint8)[None]
     image = (mask.float() * 255).expand(3, -1, -1)
@@ -90,7 +65,7 @@ def test_augmentations_are_rotation_flip_crop_and_all_their_combinations():
     assert len(seen) == 7  # all but doing nothing
 
 
-def test_a_batch_is_augmented_like_its_images():
+def test_batch_is_augmented_like_its_images():
     images, truth = torch.rand(4, 3, 20, 20) * 255, torch.randint(0, 2, (4, 1, 20, 20), dtype=torch.uint8)
     affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(4)]))
     together = utils.apply_augmentations(images, truth, affine)
@@ -100,7 +75,7 @@ def test_a_batch_is_augmented_like_its_images():
         assert torch.equal(together[1][i], alone[1])
 
 
-def test_the_grid_is_torchs_own():
+def test_grid_equals_torchs():
     affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(6)]))
     images, truth = torch.rand(6, 3, 24, 40) * 255, torch.randint(0, 2, (6, 1, 24, 40), dtype=torch.uint8)
     grid = torch.nn.functional.affine_grid(affine, [6, 3, 24, 40], align_corners=False)
@@ -142,7 +117,7 @@ def test_more_variants_keep_the_earlier_ones():
     assert [drawn(few, 0, i) for i in range(15)] == [drawn(many, 0, i) for i in range(15)]
 
 
-def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
+def test_online_depends_on_seed_epoch_and_name_alone():
     dataset = utils.AugmentedDataset(FakeDataset(), seed=1)
     keys = [(e, i) for e in range(8) for i in range(5)]
     once = {key: drawn(dataset, *key) for key in keys}
@@ -151,7 +126,7 @@ def test_online_is_drawn_anew_every_epoch_and_only_from_seed_epoch_and_name():
     assert IDENTITY.tobytes() in {drawn(dataset, e, 0) for e in range(60)}
 
 
-def test_a_batch_is_drawn_like_its_samples():
+def test_batch_is_drawn_like_its_samples():
     dataset = utils.augment_dataset(FakeDataset(), 2, seed=1, color_jitter=True)
     batch = dataset.read_batch([(0, 3), (5, 12), 7])
     for row, key in enumerate([(0, 3), (5, 12), (0, 7)]):
@@ -162,7 +137,7 @@ def test_a_batch_is_drawn_like_its_samples():
     assert "colors" not in utils.augment_dataset(FakeDataset(), 2, seed=1)[0]
 
 
-def test_colours_by_hand():
+def test_colors_by_hand():
     image = torch.tensor([[100.0, 200.0], [50.0, 150.0], [0.0, 100.0]]).view(1, 3, 1, 2)
     torch.testing.assert_close(apply_colors(image, torch.ones(1, 3)), image)
     brighter = apply_colors(image, torch.tensor([[1.1, 1.0, 1.0]]))
@@ -174,98 +149,110 @@ def test_colours_by_hand():
     assert apply_colors(image, torch.tensor([[9.0, 1.0, 1.0]])).max() == 255
 
 
-def test_colours_stay_within_their_strength():
+def test_colors_stay_within_their_strength():
     draws = np.stack([draw_colors(np.random.default_rng(i), 0.25) for i in range(100)])
     assert draws.min() >= 0.75
     assert draws.max() <= 1.25
     assert draws.std(0).min() > 0.1
 
 
-def test_purposes_and_names_draw_different_numbers():
-    draws = {
-        sample_rng(*key).integers(2**62)
-        for key in [(1, 0, "a", 0), (1, 0, "a", 1), (1, 0, "b", 0), (1, 1, "a", 0), (2, 0, "a", 0)]
-    }
-    assert len(draws) == 5
+def test_strengths_have_their_limits():
+    widest = {}
+    for name, (degrees, smallest, largest) in STRENGTHS.items():
+        drawn = [draw_augmentation(np.random.default_rng(i), degrees, smallest, largest) for i in range(400)]
+        scales = [float(np.hypot(a[0, 0], a[0, 1])) for a in drawn]
+        angles = [abs(float(np.degrees(np.arctan2(-a[0, 1], a[1, 1])))) for a in drawn]
+        assert smallest <= min(scales) < smallest + 0.05
+        assert largest - 0.05 < max(scales) <= largest + 1e-6
+        assert 0.9 * degrees < max(angles) <= degrees + 1e-4
+        widest[name] = max(angles)
+    assert widest["light"] < widest["medium"] < widest["strong"]
 
 
-def test_device_is_chosen_and_a_missing_one_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert utils.get_device().type == "cpu"
-    with pytest.raises(UsageError, match="cuda is not available here; there is cpu"):
-        utils.get_device("cuda")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert utils.get_device().type == "mps"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert utils.get_device().type == "cuda"
-    assert utils.get_device("cpu").type == "cpu"
+def test_augmentation_flags_reach_the_batches(shared_dataset):
+    def first_batch(*flags) -> dict:
+        words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
+        config = TrainConfig.from_flags(build_parser().parse_overrides(words))
+        return augmented(config, open_data(config, None, None)[0]).read_batch([(epoch, 1) for epoch in range(100)])
+
+    def widest(batch: dict) -> float:
+        affine = batch["affine"]
+        return torch.rad2deg(torch.atan2(-affine[:, 0, 1], affine[:, 1, 1])).abs().max().item()
+
+    plain = first_batch()
+    assert "colors" not in plain
+    assert (plain["mask"] == plain["mask"][0]).all()
+    assert 5 < widest(plain) <= 10
+    assert first_batch("--color_jitter")["colors"].unique(dim=0).shape[0] > 80
+    assert widest(first_batch("--augment_strength", "strong")) > 12
+    uncertain = first_batch("--augment_uncertain")["mask"]
+    assert (uncertain != uncertain[0]).any()
 
 
-def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
-    file = tmp_path / "log.csv"
-    file.write_text("old")
-    with pytest.raises(RuntimeError, match="no more ink"), utils.atomic_write(file) as stream:
-        stream.write("half")
-        raise RuntimeError("no more ink")
-    assert file.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
+def test_sizes_are_multiples_of_the_stride():
+    assert possible_sizes(256, 32, 0.25) == [192, 224, 256, 288, 320]
+    assert possible_sizes(100, 32, 0.3) == [96, 100, 128]
+    assert possible_sizes(64, 32, 0.9) == [64, 96]  # batch norm needs more than one pixel
 
 
-def test_atomic_write_syncs_the_file_then_renames_then_syncs_the_folder(tmp_path, monkeypatch):
-    done = []
-    kind = {True: "folder", False: "file"}
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: done.append(kind[stat.S_ISDIR(os.fstat(fd).st_mode)]) or fsync(fd))
-    monkeypatch.setattr(os, "replace", lambda *args: done.append("rename") or replace(*args))
-    with utils.atomic_write(tmp_path / "x") as file:
-        file.write("text")
-    assert done == ["file", "rename", "folder"]
+def test_multi_scale_steps_keep_masks_valid():
+    how = BatchAugmentation(multi_scale=0.5, image_size=8, stride=4, seed=1)
+    run, seen = make_run(Plain(), augmentation=how), []
+    forward = run.forward
+    run.forward = lambda images: seen.append(images.shape[-1]) or forward(images)
+    run.forward.parameters = forward.parameters
+    for step in range(12):
+        run.state.progress.step = step
+        batch = make_batch()
+        batch["mask"] = 1 + 2 * batch["mask"]  # as of pet and border: nothing between may come of them
+        _, targets = augment_batch(batch, Plain.task, how, torch.device("cpu"), 0, step)
+        assert targets.unique().tolist() == [1, 3]
+        assert targets.dtype == torch.uint8
+        assert run.train_batch(make_batch())[2] == 7
+    assert set(seen) == {8, 12}
+    images, _ = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), 0, 7)
+    assert images.shape[-1] == seen[7]  # whatever came before
 
 
-def test_atomic_write_follows_links_and_spares_devices(tmp_path):
-    (tmp_path / "target").write_text("old")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with utils.atomic_write(tmp_path / "link") as file:
-        file.write("new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_text() == "new"
-    (tmp_path / "null").symlink_to("/dev/null")
-    with utils.atomic_write(tmp_path / "null") as file:
-        file.write("nothing")
-    assert not (tmp_path / "null").resolve().is_file()
+def two_worlds(count: int = 6):
+    """Pictures whose pixels tell which one they are from, each with a pet in a place of its own."""
+    images = torch.arange(count).float().view(-1, 1, 1, 1).expand(count, 3, 12, 16).clone()
+    masks = torch.zeros(count, 1, 12, 16, dtype=torch.uint8)
+    for i in range(count):
+        masks[i, :, i : i + 4, 2 * i : 2 * i + 5] = 1
+    return images, masks
 
 
-def test_long_names_and_names_that_are_no_text_are_written(tmp_path):
-    name = tmp_path / ("\u732b" * 80 + ".png")
-    with utils.atomic_write(name, "wb") as file:
-        file.write(b"x")
-    assert name.read_bytes() == b"x"
-    utils.append_rows(tmp_path / "log.csv", [{"picture": "caf\udce9.jpg"}])
-    assert utils.read_rows(tmp_path / "log.csv") == [{"picture": "caf\udce9.jpg"}]
+@pytest.mark.parametrize("kind", ["paste", "cutmix"])
+@pytest.mark.parametrize("trimap", [False, True])
+def test_mixed_images_take_each_pixel_from_one_source(kind, trimap):
+    images, masks = two_worlds()
+    targets, task = (2 - masks, TASKS["trimap"]) if trimap else (masks, TASKS["binary"])
+    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3), task)
+    changed = 0
+    for i in range(len(images)):
+        sources = set(mixed[i].unique().tolist())
+        (other,) = (sources - {float(i)}) or {None}
+        if other is None:
+            assert torch.equal(answers[i], targets[i])
+            continue
+        changed += 1
+        taken = mixed[i, :1] == other
+        assert torch.equal(answers[i], torch.where(taken, targets[int(other)], targets[i]))
+        if kind == "paste":
+            assert torch.equal(taken, masks[int(other)] == 1)
+        else:
+            rows, columns = (taken[0].any(dim=d).nonzero().flatten() for d in (1, 0))
+            assert taken.sum() == len(rows) * len(columns)  # a rectangle
+            assert 0.05 < taken.float().mean() < 0.6
+    assert 0 < changed < len(images)
+    again = mix(images, targets, kind, 0.5, np.random.default_rng(3), task)
+    assert torch.equal(again[0], mixed)
+    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3), task)[0], images)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permission bits")
-def test_atomic_write_obeys_the_umask(tmp_path):
-    old = os.umask(0o022)
-    try:
-        with utils.atomic_write(tmp_path / "file") as stream:
-            stream.write("text")
-    finally:
-        os.umask(old)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
-
-
-def test_logs_grow_and_gain_columns(tmp_path):
-    log = tmp_path / "log.csv"
-    utils.append_rows(log, [{"a": 1, "b": 'quoted, "text"'}])
-    utils.append_rows(log, [{"a": 2, "b": "x", "c": 3}])
-    with log.open() as file:
-        assert list(csv.DictReader(file)) == [
-            {"a": "1", "b": 'quoted, "text"', "c": ""},
-            {"a": "2", "b": "x", "c": "3"},
-        ]
-    assert utils.read_rows(tmp_path / "none.csv") == []
-    log.write_text("a,b\n1,2")  # without an end, as some editors leave it
-    utils.append_rows(log, [{"a": 3, "b": 4}])
-    assert log.read_text() == "a,b\n1,2\n3,4\n"
+def test_single_image_is_not_mixed():
+    images, masks = two_worlds(1)
+    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0), TASKS["binary"])
+    assert torch.equal(mixed, images)
+    assert torch.equal(answers, masks)

@@ -1,3 +1,5 @@
+"""The pixel cache."""
+
 import os
 import shutil
 import subprocess
@@ -17,12 +19,8 @@ from helpers import SRC, TINY, run_ok
 from runtime.errors import DatasetError
 
 
-def caches(root):
-    return sorted(p.name for p in (root / ".pixel_cache").iterdir() if p.name != "lock")
-
-
 @pytest.mark.parametrize("uncertain", [False, True])
-def test_cached_samples_are_the_same_bit_for_bit(dataset, uncertain):
+def test_cached_samples_equal_decoded_ones(dataset, uncertain):
     options = {"image_size": 48, "augment_uncertain": uncertain}
     decoded = SimpleOxfordPetDataset(dataset, "train", **options)
     cached = SimpleOxfordPetDataset(dataset, "train", cache=open_cache(dataset, 48), **options)
@@ -34,14 +32,14 @@ def test_cached_samples_are_the_same_bit_for_bit(dataset, uncertain):
     assert a["path"] == b["path"] == [str(cached.samples[i].image_path) for i in (2, 7, 2)]
 
 
-def test_the_file_is_a_plain_array(dataset):
+def test_cache_is_a_plain_npy_array(dataset):
     cache = open_cache(dataset, 32)
     array = np.load(cache.file, mmap_mode="r")
     assert array.shape == (40, 4, 32, 32)
     np.testing.assert_array_equal(array[[3, 0]], cache.read([pet.name for pet in list_samples(dataset)][3::-3]))
 
 
-def test_what_is_read_belongs_to_the_reader(dataset):
+def test_records_are_copies(dataset):
     cache, name = open_cache(dataset, 32), list_samples(dataset)[0].name
     first = cache.read([name])
     before = first.copy()
@@ -49,7 +47,11 @@ def test_what_is_read_belongs_to_the_reader(dataset):
     np.testing.assert_array_equal(cache.read([name]), before)
 
 
-def test_it_is_made_once_and_anew_when_anything_changes(dataset, capsys):
+def caches(root):
+    return sorted(p.name for p in (root / ".pixel_cache").iterdir() if p.name != "lock")
+
+
+def test_cache_is_made_once_and_again_after_any_change(dataset, capsys):
     def made():
         cache = open_cache(dataset, 32)
         return "Decoding" in capsys.readouterr().out, cache
@@ -85,7 +87,7 @@ def test_split_and_seed_share_one_cache(dataset, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_no_room_or_no_right_to_write_falls_back_and_says_so(dataset, monkeypatch, capsys):
+def test_no_space_or_permission_falls_back_with_a_message(dataset, monkeypatch, capsys):
     usage = shutil.disk_usage(dataset)
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     assert open_cache(dataset, 32) is None
@@ -100,7 +102,7 @@ def test_no_room_or_no_right_to_write_falls_back_and_says_so(dataset, monkeypatc
     assert "Permission denied" in capsys.readouterr().err
 
 
-def test_a_disk_that_fills_up_while_it_is_made_falls_back(dataset, monkeypatch, capsys):
+def test_full_disk_falls_back(dataset, monkeypatch, capsys):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
@@ -110,7 +112,7 @@ def test_a_disk_that_fills_up_while_it_is_made_falls_back(dataset, monkeypatch, 
     assert caches(dataset) == []
 
 
-def test_a_cache_that_was_cut_off_is_made_anew(dataset):
+def test_truncated_cache_is_made_again(dataset):
     cache = open_cache(dataset, 32)
     names = [pet.name for pet in list_samples(dataset)]
     whole = cache.read(names)
@@ -138,7 +140,7 @@ def test_several_processes_at_once_make_one_cache(dataset):
     assert len(caches(dataset)) == 1
 
 
-def test_a_kill_while_it_is_made_leaves_nothing_that_is_used(dataset):
+def test_killed_decoding_leaves_nothing_that_is_used(dataset):
     code = (
         f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; import time; "
         "from data import cache as pixel_cache; "
@@ -156,7 +158,7 @@ def test_a_kill_while_it_is_made_leaves_nothing_that_is_used(dataset):
     assert [name.endswith(".npy") for name in caches(dataset)] == [True]
 
 
-def test_training_is_the_same_with_and_without_for_any_number_of_workers(dataset, tmp_path):
+def test_training_does_not_depend_on_cache_or_workers(dataset, tmp_path):
     results = []
     for i, flags in enumerate([("--cache", "on"), ("--cache", "off"), ("--cache", "off", "--num_workers", 2)]):
         folder = tmp_path / str(i)
@@ -173,7 +175,7 @@ def test_training_is_the_same_with_and_without_for_any_number_of_workers(dataset
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_reading_does_not_fill_the_memory(dataset):
+def test_reading_does_not_grow_the_process(dataset):
     code = (
         f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path\n"
         "import numpy as np; from data.cache import PixelCache\n"

@@ -1,0 +1,79 @@
+"""Entry points for torch.hub.
+
+    model = torch.hub.load(DIR, "resnet34_unet", source="local")                       # fresh weights; also "unet"
+    model = torch.hub.load(DIR, "from_checkpoint", path="best.pth", source="local")    # trained weights
+
+DIR is the folder of this file. Models take pixels (N, 3, H, W) in 0..255 and return logits (N, out_channels, H, W);
+normalization is inside. To store one, save its `state_dict()`: the classes can't be imported by name afterwards.
+"""
+
+import contextlib
+import pathlib
+import sys
+
+import torch
+
+dependencies = ["torch", "torchvision", "numpy"]
+
+_SRC = pathlib.Path(__file__).resolve().parent / "src"
+
+
+@contextlib.contextmanager
+def _own_modules():
+    """Makes the modules of src/ importable within the context, and leaves no trace of them.
+
+    Their names (`models`, `utils`, `data`, ...) are common. Modules of the caller with such names are set aside, or
+    `import models` would find those, and come back afterwards, or the caller would later find ours. Our code keeps
+    references to its own modules, so it works on without entries in sys.modules; but what imports lazily must be
+    called within the context.
+    """
+    names = {entry.stem for entry in _SRC.iterdir()}
+
+    def take() -> dict:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
+
+    path, others = sys.path.copy(), take()
+    sys.path.insert(0, str(_SRC))
+    try:
+        yield
+    finally:
+        take()
+        sys.modules.update(others)
+        sys.path[:] = path
+
+
+def _build(name: str, **config) -> torch.nn.Module:
+    with _own_modules():
+        from models import build_model
+
+        return build_model(name, **config)
+
+
+def unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
+    """UNet with freshly drawn weights.
+
+    Args:
+        out_channels: 1 for pet against background, 3 for pet, background and border.
+        attention: block at the end of each decoder step: none, se or cbam.
+
+    Raises:
+        ValueError: there is no such attention, or nothing has that many channels.
+    """
+    return _build("unet", out_channels=out_channels, attention=attention)
+
+
+def resnet34_unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
+    """UNet decoder on a ResNet34 encoder, with freshly drawn weights; arguments and errors as for `unet`."""
+    return _build("resnet34_unet", out_channels=out_channels, attention=attention)
+
+
+def from_checkpoint(path) -> torch.nn.Module:
+    """The network of a checkpoint of train.py, on the CPU in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no checkpoint of train.py.
+    """
+    with _own_modules():
+        from models.checkpoint import build_from_checkpoint, load_checkpoint
+
+        return build_from_checkpoint(load_checkpoint(path), path)

@@ -1,0 +1,69 @@
+"""Networks whose output is known, and the least that a trainer needs."""
+
+import torch
+from torch import nn
+
+from data.augment import BatchAugmentation
+from data.loader import ResumableBatchSampler
+from models import SegmentationModel
+from models.task import TASKS
+from runtime.device import Precision
+from runtime.distributed import SINGLE_PROCESS
+from training.config import TrainConfig
+from training.run_state import Progress, RunState
+from training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+class Brightness(SegmentationModel):
+    """Logits are how bright a pixel is: what it predicts is known without training."""
+
+    stride = 16
+
+    def body(self, x):
+        return x.mean(1, keepdim=True)
+
+
+class Plain(nn.Module):
+    """A network without batch norm, so that images don't touch each other."""
+
+    task, stride = TASKS["binary"], 4
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+    def forward(self, images):
+        return self.layers(images / 255)
+
+
+PLAIN = BatchAugmentation()
+
+
+def make_run(model, context=SINGLE_PROCESS, images=7, augmentation=PLAIN, ema=None, **flags) -> Trainer:
+    """The least that the loop's methods need."""
+    config = TrainConfig(scheduler="none", model_name="unet", save_dir="nowhere", **flags)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Trainer(
+        state=RunState(config, model, ema, optimizer, None, scaler, {}, "", Progress("run", 1), None),
+        forward=context.wrap_model(model),
+        sampler=ResumableBatchSampler(images, images, 0, context),
+        train_loader=None,
+        valid_loader=None,
+        augmentation=augmentation,
+        precision=Precision(CPU),
+        context=context,
+        stop=None,
+        totals=torch.zeros(3, dtype=torch.float64),
+    )
+
+
+def make_batch(count: int = 7) -> dict:
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return {"image": pixels, "mask": (pixels[:, :1] > 99).to(torch.uint8), "path": [f"{i}.jpg" for i in range(count)]}
+
+
+def three(*shape) -> torch.Tensor:
+    return torch.randn(*shape[:1], 3, *shape[1:], generator=torch.Generator().manual_seed(3)) * 3

@@ -1,0 +1,157 @@
+"""The command line of all scripts: spellings, errors in one line, exit statuses."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from evaluation.config import EvalConfig, InferConfig
+from helpers import PYTHON, SRC, TINY, assert_one_error, run_ok, run_script
+from runtime import cli
+from runtime.cli import Parser
+from train import build_parser
+from training.config import TrainConfig
+
+
+@pytest.mark.parametrize("words", [["oxford_pet.py", "--data_path"], ["train.py", "--help"]])
+def test_broken_pipe_exits_quietly(shared_dataset, tmp_path, words):
+    command = [
+        *PYTHON,
+        str(SRC / words[0]),
+        *words[1:],
+        *([str(shared_dataset)] if words[1] != "--help" else []),
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 1
+    assert errors == ""
+
+
+def test_long_path_is_one_error_line(tmp_path):
+    assert_one_error(run_script("evaluate.py", "--model_path", "x" * 300, cwd=tmp_path), "x" * 300)
+
+
+def test_mismatched_torchvision_is_explained(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(SRC / "evaluate.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert_one_error(done, "operator torchvision::nms does not exist", "pip install")
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["train.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py"],
+)
+def test_help_of_every_script(script, tmp_path):
+    said = run_ok(script, "--help", cwd=tmp_path)
+    assert said.startswith(f"usage: {script}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_spellings_of_both_reports_are_flags():
+    from evaluate import build_parser as evaluate_parser
+    from inference import build_parser as inference_parser
+    from train import build_parser as train_parser
+
+    report_a = "--data_path d --model_type resnet34_unet --epochs 30 --batch_size 32 --learning_rate 1e-4 --augment"
+    report_b = "--data_path d --epochs 2 --batch_size 8 --learning_rate 1e-4 --model_name unet --resume"
+    evaluation = "--data_path d --model_path m.pth --model_type unet --batch_size 4"
+    inference = "--data_path d --model m.pth --model_type unet --save_results"
+    assert train_parser().parse_overrides(report_a.split())["augment"] == "bulk"
+    assert train_parser().parse_overrides(report_b.split())["resume"] == ""
+    config = EvalConfig(**evaluate_parser().parse_overrides(evaluation.split()))
+    assert (config.model_path, config.model_name, config.batch_size) == ("m.pth", "unet", 4)
+    config = InferConfig(**inference_parser().parse_overrides(inference.split()))
+    assert (config.model_path, config.batch_size, config.save_results) == ("m.pth", 1, True)
+    config = TrainConfig.from_flags(train_parser().parse_overrides(["-e", "3", "-b", "4", "-lr", "1e-3"]))
+    assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 1e-3)
+
+
+def test_unknown_flag_names_the_help(tmp_path):
+    assert_one_error(run_script("train.py", "--epoch", 3, cwd=tmp_path), "--epoch", "python src/train.py --help")
+
+
+def test_hyphens_and_aliases_are_accepted():
+    words = "--lr 0.1 -j 2 --batch-size=3 --no-color-jitter --data-path a-b_c"
+    assert build_parser().parse_overrides(words.split()) == {
+        "learning_rate": 0.1,
+        "num_workers": 2,
+        "batch_size": 3,
+        "color_jitter": False,
+        "data_path": "a-b_c",
+    }
+    assert build_parser().parse_overrides(["--workers", "1"]) == {"num_workers": 1}
+    for config in (EvalConfig, InferConfig):
+        parser = Parser("script.py", "", config)
+        assert parser.parse_overrides(["--output-dir", "x", "--model", "y"]) == {"output_path": "x", "model_path": "y"}
+
+
+def test_failed_compile_is_one_error_line(tmp_path, shared_dataset, capsys):
+    class InductorError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def main():
+        raise InductorError("InvalidCxxCompiler: No working C++ compiler found\nand much more")
+
+    with pytest.raises(SystemExit) as left:
+        cli.run(main)
+    assert left.value.code == 1
+    said = capsys.readouterr().err
+    assert said == "error: --compile failed (InvalidCxxCompiler: No working C++ compiler found); leave the flag out\n"
+    flags = ("--data_path", shared_dataset, "--compile", "--checkpoint_activations", *TINY)
+    assert_one_error(run_script("train.py", *flags, cwd=tmp_path), "--compile", "--checkpoint_activations")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't keep to the limit")
+def test_out_of_memory_names_the_flags_that_take_less(tmp_path, shared_dataset):
+    limit = 3 * 2**30
+    done = subprocess.run(
+        [sys.executable, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--cache", "off", *map(str, TINY)]
+        + ["--image_size", "512", "--batch_size", "32"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    assert_one_error(done, "out of memory", "--batch_size", "--accumulate 2", "--checkpoint_activations", status=1)
+
+
+def test_patient_process_ignores_further_signals():
+    from runtime.cli import StopRequest
+    from runtime.errors import Interrupted
+
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop = StopRequest(patient=True)
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            stop.check()
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+
+
+def test_dead_worker_is_explained(dataset, tmp_path):
+    code = f"""
+import os, runpy
+from data import datasets
+parent, write = os.getpid(), datasets.write_record
+datasets.write_record = lambda *pair: write(*pair) if os.getpid() == parent else os._exit(9)
+runpy.run_path({str(SRC / "train.py")!r}, run_name="__main__")
+"""
+    flags = ("--data_path", str(dataset), "--num_workers", "1", "--cache", "off", *map(str, TINY))
+    done = subprocess.run([*PYTHON, "-c", code, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert_one_error(done, "--num_workers 0", status=1)

@@ -1,0 +1,59 @@
+"""Samples at their own size and as square tensors."""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
+
+
+def test_samples_at_their_own_size(shared_dataset):
+    dataset = OxfordPetDataset(shared_dataset, "train")
+    sample = dataset[0]
+    assert sample["image"].shape == (64, 80, 3)
+    assert sample["mask"].shape == sample["trimap"].shape == (64, 80)
+    assert sample["path"] == str(dataset.samples[0].image_path)
+    np.testing.assert_array_equal(sample["mask"], sample["trimap"] != 2)
+
+
+def test_transform_sees_the_sample(shared_dataset):
+    dataset = OxfordPetDataset(shared_dataset, "train", transform=lambda s: {**s, "mask": 1 - s["mask"]})
+    np.testing.assert_array_equal(dataset[0]["mask"], dataset[0]["trimap"] == 2)
+
+
+def test_torchs_own_loader_takes_the_samples(shared_dataset):
+    dataset = load_dataset(shared_dataset, "train", image_size=64, transform=lambda s: {**s, "mask": 1 - s["mask"]})
+    batch = next(iter(DataLoader(dataset, batch_size=4)))
+    assert batch["image"].shape == (4, 3, 64, 64)
+    assert len(batch["path"]) == 4
+    assert torch.equal(batch["mask"], (batch["trimap"] == 2).to(torch.uint8))
+
+
+def test_simple_samples_are_square_tensors(shared_dataset):
+    sample = load_dataset(shared_dataset, "valid")[0]
+    assert {k: (tuple(v.shape), v.dtype) for k, v in sample.items() if k != "path"} == {
+        "image": ((3, 256, 256), torch.uint8),
+        "mask": ((1, 256, 256), torch.uint8),
+        "trimap": ((1, 256, 256), torch.uint8),
+    }
+    assert set(sample["mask"].unique().tolist()) == {0, 1}
+    assert set(sample["trimap"].unique().tolist()) == {1, 2, 3}
+    assert torch.equal(sample["mask"], (sample["trimap"] != 2).to(torch.uint8))
+
+
+def test_masks_match_their_images(shared_dataset):
+    # The discs are 150 levels lighter than the noise around them.
+    for sample in SimpleOxfordPetDataset(shared_dataset, "test", image_size=96):
+        light = sample["image"].float().mean(0) > 110
+        sure = sample["trimap"][0] != 3
+        assert (light[sure] == sample["mask"][0].bool()[sure]).float().mean() > 0.98
+
+
+def test_uncertain_border_is_a_function_of_seed_epoch_and_image(shared_dataset):
+    dataset = SimpleOxfordPetDataset(shared_dataset, "train", augment_uncertain=True, seed=5)
+    sample, again, later = dataset[0, 2], dataset[0, 2], dataset[1, 2]
+    border = sample["trimap"] == 3
+    assert 0.4 < sample["mask"][border].float().mean() < 0.6
+    assert torch.equal(sample["mask"][~border], (sample["trimap"][~border] == 1).to(torch.uint8))
+    assert torch.equal(sample["mask"], again["mask"])
+    assert not torch.equal(sample["mask"], later["mask"])

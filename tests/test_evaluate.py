@@ -1,0 +1,153 @@
+"""evaluate.py as a process."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.datasets import SimpleOxfordPetDataset
+from data.image_io import read_mask
+from data.index import list_samples
+from helpers import (
+    TINY,
+    assert_one_error,
+    copy_run,
+    rows,
+    run_ok,
+    run_script,
+    write_own,
+)
+from models.checkpoint import load_checkpoint
+
+
+def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    said = run_ok("evaluate.py", "--data_path", shared_dataset, "--json", "out/scores.json", cwd=folder).splitlines()
+    report = json.loads((folder / "out/scores.json").read_text())
+    assert re.fullmatch(r"TINY test Dice score: \d\.\d{4}", said[-2])
+    assert float(said[-2].split()[-1]) == pytest.approx(report["dice"], abs=1e-4)
+    tiers = ((0.9, "Outstanding"), (0.85, "Good"), (0.8, "Passable"), (0, "Below"))
+    expected = next(verdict for least, verdict in tiers if report["dice"] >= least)
+    assert said[-1].startswith(expected)
+    assert report["images"] == 4
+    assert report["encoder_start"] == "from scratch"
+    (row,) = rows(folder / "logs/tiny_evaluation_log.csv")
+    assert float(row["dataset_iou"]) == report["dataset_iou"]
+    assert report["compute"].startswith("fp32")
+    assert 0 < report["precision"] <= 1
+    run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", cwd=folder)
+    assert [r["subset"] for r in rows(folder / "logs/tiny_evaluation_log.csv")] == ["test", "valid"]
+
+
+def test_scores_equal_those_of_training(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    scores = []
+    for batch in (1, 3):
+        run_ok(
+            "evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "-b", batch, "--json", "s", cwd=folder
+        )
+        scores.append(json.loads((folder / "s").read_text()))
+    keys = ("dice", "iou", "dataset_dice", "dataset_iou", "pixel_accuracy", "precision", "recall")
+    for key in keys:
+        assert scores[0][key] == pytest.approx(scores[1][key], abs=2e-4)
+    log = rows(folder / "logs/tiny_training_log.csv")
+    assert scores[0]["dice"] == pytest.approx(max(float(row["val_dice"]) for row in log), abs=2e-4)
+
+
+def test_training_images_are_refused(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--subset", "train")
+    assert_one_error(run_script(*flags, cwd=folder), "was trained on 32 of these 32 images", "--allow_seen")
+    assert "32 train images" in run_ok(*flags, "--allow_seen", cwd=folder)
+
+
+def test_scores_are_printed_although_the_log_is_malformed(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    log = folder / "logs/tiny_evaluation_log.csv"
+    log.write_text("a,b\n1,2,3,4\n")
+    done = run_script("evaluate.py", "--data_path", shared_dataset, cwd=folder)
+    assert "test Dice score" in done.stdout
+    assert_one_error(done, "evaluation_log.csv has a row with more columns")
+    assert_one_error(run_script("evaluate.py", "--data_path", shared_dataset, "--json", ".", cwd=folder), "is a folder")
+
+
+def test_evaluation_with_every_option(trained, shared_dataset, tmp_path):
+    last, best = (trained / f"saved_models/tiny_{kind}.pth" for kind in ("last", "best"))
+    base = ("evaluate.py", "--data_path", shared_dataset, "--model_path", best)
+    files = ("--json", "all.json", "--csv", "rows.csv", "--worst", 2)
+    options = ("--original_size", "--tta", "--find_threshold", "--compare", last)
+    said = run_ok(*base, *files, *options, cwd=tmp_path)
+    for words in (
+        "Scores at the images' own sizes",
+        "95 % interval",
+        "cats",
+        "dog2",
+        "Test-time augmentation",
+        "Minus",
+    ):
+        assert words in said
+    found = json.loads((tmp_path / "all.json").read_text())
+    low, high = found["intervals"]["dice"]
+    assert low <= found["dice"] <= high
+    assert 0.05 <= found["threshold"] <= 0.95
+    assert f"Threshold {found['threshold']:.2f}" in said
+    assert found["groups"]["cats"]["images"] + found["groups"]["dogs"]["images"] == found["images"] == 4
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert np.mean([float(row["dice"]) for row in table]) == pytest.approx(found["dice"], abs=1e-6)
+    panels = sorted(p.name for p in (tmp_path / "worst_panels").iterdir())
+    worst = sorted(table, key=lambda row: float(row["dice"]))[:2]
+    assert panels == [f"{rank:03d}_{row['name']}.png" for rank, row in enumerate(worst, start=1)]
+
+
+def test_bad_flags_of_evaluation_are_one_error_line(trained, shared_dataset, tmp_path):
+    base = ("evaluate.py", "--data_path", shared_dataset, "--save_dir", trained / "saved_models")
+    for flags, words in (
+        (("--threshold", 1), "between 0 and 1"),
+        (("--threshold", 0.4, "--find_threshold"), "leave one of them out"),
+        (("--find_threshold", "--subset", "valid"), "--subset test"),
+        (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
+        (("--csv", "."), "is a folder"),
+        (("--csv", "x", "--json", "./x"), "name two"),
+    ):
+        assert_one_error(run_script(*base, *flags, cwd=tmp_path), words)
+
+
+def test_masks_of_another_size_and_the_same_shape_are_used(own, tmp_path):
+    sizes = {}
+    for number, sample in enumerate(list_samples(own)):
+        if number % 2:
+            mask = Image.fromarray((read_mask(sample.mask_path) == 1).astype(np.uint8))
+            sizes[sample.name] = (2 * mask.width + 1, 2 * mask.height)  # 1 % wider than the image
+            mask.resize(sizes[sample.name], Image.Resampling.NEAREST).save(sample.mask_path)
+    said = run_ok("train.py", "--data_path", own, "--epochs", 2, *TINY, cwd=tmp_path)
+    assert "20 of 40 masks have another size than their images, of the same shape" in said
+    dataset = SimpleOxfordPetDataset(own, "train", image_size=64)
+    for sample in dataset:
+        light = sample["image"].float().mean(0) > 110
+        assert (light == sample["mask"][0].bool()).float().mean() > 0.93
+    flags = ("--original_size", "--subset", "all", "--allow_seen", "--csv", "rows.csv")
+    assert "20 of 40 masks have another size" in run_ok("evaluate.py", "--data_path", own, *flags, cwd=tmp_path)
+    with (tmp_path / "rows.csv").open() as file:
+        rows = {row["name"]: (int(row["width"]), int(row["height"])) for row in csv.DictReader(file)}
+    assert {name: rows[name] for name in sizes} == sizes  # scored at the sizes of the masks
+    run_ok("inference.py", "--data_path", own, "--output_path", "out", cwd=tmp_path)
+    for mask in (tmp_path / "out").glob("*_mask.png"):  # of the sizes of the images
+        (image,) = (own / "images").glob(f"{mask.name.removesuffix('_mask.png')}.*")
+        assert Image.open(mask).size == Image.open(image).size
+
+
+def test_checkpoint_of_another_dataset_takes_own_images(shared_own, shared_dataset, trained, tmp_path):
+    content = load_checkpoint(trained / "saved_models/tiny_best.pth")
+    content["data"]["split"] = "official"
+    torch.save(content, tmp_path / "official.pth")
+    flags = ("--model_path", "official.pth", "--data_path")
+    assert "4 test images" in run_ok("evaluate.py", *flags, shared_own, cwd=tmp_path)
+    few = write_own(tmp_path / "few", count=4)  # which no split can divide
+    for path in (few, few / "images"):
+        said = run_ok("inference.py", *flags, path, cwd=tmp_path)
+        assert "over 4 images with ground truth" in said

@@ -1,0 +1,78 @@
+"""Atomic writes and CSV logs."""
+
+import csv
+import os
+import stat
+
+import pytest
+
+import utils
+
+
+def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
+    file = tmp_path / "log.csv"
+    file.write_text("old")
+    with pytest.raises(RuntimeError, match="no more ink"), utils.atomic_write(file) as stream:
+        stream.write("half")
+        raise RuntimeError("no more ink")
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_atomic_write_syncs_the_file_then_renames_then_syncs_the_folder(tmp_path, monkeypatch):
+    done = []
+    kind = {True: "folder", False: "file"}
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append(kind[stat.S_ISDIR(os.fstat(fd).st_mode)]) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda *args: done.append("rename") or replace(*args))
+    with utils.atomic_write(tmp_path / "x") as file:
+        file.write("text")
+    assert done == ["file", "rename", "folder"]
+
+
+def test_atomic_write_follows_links_and_writes_to_devices(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with utils.atomic_write(tmp_path / "link") as file:
+        file.write("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    (tmp_path / "null").symlink_to("/dev/null")
+    with utils.atomic_write(tmp_path / "null") as file:
+        file.write("nothing")
+    assert not (tmp_path / "null").resolve().is_file()
+
+
+def test_long_and_undecodable_names_are_written(tmp_path):
+    name = tmp_path / ("\u732b" * 80 + ".png")
+    with utils.atomic_write(name, "wb") as file:
+        file.write(b"x")
+    assert name.read_bytes() == b"x"
+    utils.append_rows(tmp_path / "log.csv", [{"picture": "caf\udce9.jpg"}])
+    assert utils.read_rows(tmp_path / "log.csv") == [{"picture": "caf\udce9.jpg"}]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_atomic_write_obeys_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with utils.atomic_write(tmp_path / "file") as stream:
+            stream.write("text")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_logs_gain_rows_and_columns(tmp_path):
+    log = tmp_path / "log.csv"
+    utils.append_rows(log, [{"a": 1, "b": 'quoted, "text"'}])
+    utils.append_rows(log, [{"a": 2, "b": "x", "c": 3}])
+    with log.open() as file:
+        assert list(csv.DictReader(file)) == [
+            {"a": "1", "b": 'quoted, "text"', "c": ""},
+            {"a": "2", "b": "x", "c": "3"},
+        ]
+    assert utils.read_rows(tmp_path / "none.csv") == []
+    log.write_text("a,b\n1,2")  # without an end, as some editors leave it
+    utils.append_rows(log, [{"a": 3, "b": 4}])
+    assert log.read_text() == "a,b\n1,2\n3,4\n"

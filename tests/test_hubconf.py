@@ -1,0 +1,111 @@
+"""torch.hub entry points, in a process whose own modules have the same names as ours."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import build_model
+from models.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+# The caller's program. Its own models, utils and data are imported first, data.extra only after torch.hub.load.
+CALLER = """
+import json, os, sys
+import models, utils
+from data import WORD
+import torch
+import torchvision  # brings modules of its own
+import numpy
+
+names = {"models", "utils", "data", "runtime", "evaluation", "training", "visual", "train", "hubconf"}
+def state():
+    ours = {name: id(module) for name, module in sys.modules.items() if name.partition(".")[0] in names}
+    return ours, list(sys.path), {n for n, m in sys.modules.items() if src in str(getattr(m, "__file__", None))}
+
+root, path, out, attention = sys.argv[1:]
+src = os.path.join(root, "src", "")
+before = state()
+fresh = torch.hub.load(root, "resnet34_unet", source="local", attention=attention)
+trained = torch.hub.load(root, "from_checkpoint", source="local", path=path)
+try:
+    torch.hub.load(root, "from_checkpoint", source="local", path="missing.pth")
+    error = None
+except Exception as caught:
+    error = f"{type(caught).__name__}: {caught}"
+assert state() == before, (state(), before)
+assert sys.modules["models"] is models and sys.modules["utils"] is utils
+
+import data.extra
+from models import build_model
+images = torch.arange(3 * 40 * 33).view(1, 3, 40, 33) % 256  # no multiple of 32: padded inside
+with torch.inference_mode():
+    shape = list(fresh.eval()(images).shape)
+    logits = trained(images).flatten().tolist()
+said = {"shape": shape, "logits": logits, "error": error, "config": fresh.config, "training": trained.training}
+said["own"] = [WORD, build_model, utils.name, data.extra.WORD, "checkpoint" in dir(models)]
+json.dump(said, open(out, "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict:
+    """What the caller's program has found, and what this process computes."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "data").mkdir()
+    own = {"models.py": "build_model = 'mine'", "utils.py": "name = 'mine'", "runtime.py": "raise SystemExit(1)"}
+    own |= {"data/__init__.py": "WORD = 'mine'", "data/extra.py": "WORD = 'mine'"}
+    for name, text in {**own, "main.py": CALLER}.items():
+        (folder / name).write_text(text)
+    torch.manual_seed(0)
+    model = build_model("resnet34_unet").eval()
+    data = {"split": "official", "seed": 1, "fingerprints": {}, "train_names": []}
+    content = {"model": {"name": "resnet34_unet", "config": model.config}, "weights": model.state_dict(), "data": data}
+    content |= {"preprocessing": {"image_size": 64}, "encoder_start": "from scratch"}
+    save_checkpoint(content, [folder / "best.pth"])
+    command = [sys.executable, "main.py", str(ROOT), "best.pth", "out.json", "se"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    images = torch.arange(3 * 40 * 33).view(1, 3, 40, 33) % 256
+    with torch.inference_mode():
+        expected = model(images).flatten().tolist()
+    return {**json.loads((folder / "out.json").read_text()), "expected": expected}
+
+
+def test_fresh_network_has_the_arguments_and_runs(said):
+    assert (said["config"]["out_channels"], said["config"]["attention"]) == (1, "se")
+    assert said["shape"] == [1, 1, 40, 33]
+
+
+def test_checkpoint_gives_its_network_in_evaluation_mode(said):
+    assert said["logits"] == pytest.approx(said["expected"], abs=1e-4)
+    assert not said["training"]
+
+
+def test_callers_modules_of_the_same_names_are_untouched(said):
+    assert said["own"] == ["mine", "mine", "mine", "mine", False]
+
+
+def test_missing_checkpoint_is_named_and_leaves_the_modules_alone_too(said):
+    assert said["error"].startswith("CheckpointError: there is no checkpoint missing.pth")
+
+
+def test_entry_points_are_these_and_documented():
+    names = runpy.run_path(str(ROOT / "hubconf.py"))
+    entries = {name: value for name, value in names.items() if callable(value) and not name.startswith("_")}
+    assert sorted(entries) == ["from_checkpoint", "resnet34_unet", "unet"]
+    assert all(entry.__doc__ for entry in entries.values())
+
+
+def test_unet_takes_the_arguments_of_build_model():
+    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"}
+    with torch.device("meta"):  # 31 million parameters need no memory here
+        model = torch.hub.load(str(ROOT), "unet", source="local", out_channels=3)
+    assert model.config["out_channels"] == 3
+    with pytest.raises(ValueError, match="channels"):
+        torch.hub.load(str(ROOT), "unet", source="local", out_channels=2)
+    assert modules == {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"}

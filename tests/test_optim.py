@@ -1,0 +1,117 @@
+"""Optimizer, learning rate and moving average."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from stubs import Plain, make_batch, make_run
+from training.config import TrainConfig
+from training.optim import ModelEMA, build_optimizer, build_scheduler
+from training.run_state import Progress, RunState
+
+
+def test_ema_by_hand():
+    model = torch.nn.BatchNorm1d(1)
+    average = ModelEMA(model, 0.5)
+    expected, statistics = 1.0, 0.0  # as batch norm begins
+    for step, (weight, mean) in enumerate([(3.0, 8.0), (5.0, 2.0), (0.0, 4.0), (7.0, 1.0)] * 4, start=1):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+            model.running_mean.fill_(mean)
+            model.num_batches_tracked.fill_(step)
+        average.update(model)
+        decay = min(0.5, step / (step + 9))
+        expected, statistics = decay * expected + (1 - decay) * weight, decay * statistics + (1 - decay) * mean
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)
+        assert average.model.running_mean.item() == pytest.approx(statistics, rel=1e-5)
+        assert average.model.num_batches_tracked.item() == step
+    assert not average.model.training
+    assert not average.model.weight.requires_grad
+    assert model.weight.item() == 7.0
+
+
+def test_step_updates_ema_and_weights():
+    model = Plain()
+    run = make_run(model, ema=ModelEMA(model, 0.9))
+    before = run.state.model.layers[0].weight.clone()
+    run.train_batch(make_batch())
+    after, averaged = run.state.model.layers[0].weight, run.state.ema.model.layers[0].weight
+    torch.testing.assert_close(averaged, 0.1 * before + 0.9 * after, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(before, after)
+
+
+def test_adamw_decays_weights_alone():
+    config = TrainConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    torch.nn.init.ones_(model[0].bias)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(config, model).step()
+    ratios = [(now / then).item() for now, then in zip(model.parameters(), before) if then.item()]
+    assert ratios == pytest.approx([1 - 0.1 * 0.5, 1.0, 1.0])  # the convolution's weight and bias, the norm's weight
+
+
+def test_plateau_halves_the_rate_after_three_epochs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-6)
+    scheduler = build_scheduler("plateau", optimizer, 40)
+    rates = []
+    for dice in [0.5, 0.6, 0.4, 0.5, 0.6, 0.7, *[0.7] * 20]:  # three that are no better are borne, four are not
+        scheduler.step(dice)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([8e-6] * 9 + [4e-6] * 4 + [2e-6] * 4 + [1e-6] * 9)
+
+
+def test_cosine_warms_up_and_ends_at_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = build_scheduler("cosine", optimizer, 40)
+    rates = []
+    for _ in range(41):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[5:] == pytest.approx([1 + math.cos(math.pi * k / 36) for k in range(1, 37)])
+    assert rates[40] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
+    # Adam's fused kernel walks through memory: with another layout it would update the wrong weights, silently.
+    def make(layout, how):
+        model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=how)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        config = TrainConfig(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
+        return RunState(config, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
+
+    def step(state):
+        state.optimizer.zero_grad()
+        images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+        state.model(images).square().sum().backward()
+        state.optimizer.step()
+
+    first = make(torch.contiguous_format, True)
+    step(first)
+    content = {
+        "weights": first.model.state_dict(),
+        "optimizer": copy.deepcopy(first.optimizer.state_dict()),
+        "random_state": torch.get_rng_state(),
+        "settings": {"learning_rate": 0.1},
+        "scheduler": None,
+    }
+    content["weights"] = copy.deepcopy(content["weights"])
+    content["optimizer"]["param_groups"][0]["fused"] = False  # of another device
+    second = make(torch.channels_last, True)
+    load, taken = second.optimizer.load_state_dict, []
+    second.optimizer.load_state_dict = lambda state: (taken.append(state["param_groups"][0]["fused"]), load(state))
+    second.restore(content, tmp_path / "none.pth")
+    assert taken == [True]  # on a GPU it decides, in loading, where the counts of steps are put
+    assert second.optimizer.param_groups[0]["fused"]
+    for state in (first, second):
+        step(state)
+    weight = second.model.weight
+    assert second.optimizer.state[weight]["exp_avg"].stride() == weight.stride() != first.model.weight.stride()
+    assert torch.allclose(weight, first.model.weight, atol=1e-6)

@@ -1,0 +1,278 @@
+"""Runs that are stopped, killed, doubled or out of disk: nothing is lost, and a resumed run has the same bits."""
+
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import torture
+from helpers import (
+    PYTHON,
+    SRC,
+    TINY,
+    assert_one_error,
+    copy_run,
+    log_rows,
+    make_dataset,
+    rows,
+    run_ok,
+    run_script,
+)
+from models.checkpoint import load_checkpoint
+
+
+def test_resumed_run_equals_the_unbroken_one(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--augment", "online", "--augment_uncertain", *TINY)
+    finals = []
+    for name, first in (("whole", 2), ("parts", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        run_ok("train.py", *flags, "--epochs", first, cwd=folder)
+        if first == 1:
+            run_ok("train.py", *flags, "--resume", "--epochs", 1, cwd=folder)
+        finals.append(torch.load(folder / "saved_models/tiny_last.pth", weights_only=True))
+    whole, parts = finals
+    assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
+    for a, b in zip(whole["optimizer"]["state"].values(), parts["optimizer"]["state"].values()):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_saves_and_prints_how_to_resume(tmp_path, shared_dataset, signum, status):
+    command = [*PYTHON, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--epochs", "500"]
+    process = subprocess.Popen(
+        [*command, *map(str, TINY)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("Run"):
+            break
+    time.sleep(1.5)
+    process.send_signal(signum)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors == ""
+    content = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)
+    step, epoch = content["progress"]["step"], content["progress"]["epoch"]
+    assert f"Stopped in epoch {epoch + 1} after step {step}" in said
+    resume = said.strip().splitlines()[-1].removeprefix("To go on: python src/train.py ").split()
+    assert resume == ["--model_name", "tiny", "--data_path", str(shared_dataset), "--resume"]
+    # It was under way for 500 epochs: with --epochs it ends one further on.
+    said = run_ok("train.py", *resume, "--epochs", 1, cwd=tmp_path)
+    assert f"in epoch {epoch + 1} of {epoch + 1} after step {step}" in said
+    assert len(rows(tmp_path / "logs/tiny_training_log.csv")) == epoch + 1
+
+
+def weights(folder: Path, kind: str = "last") -> dict:
+    return load_checkpoint(folder / f"saved_models/tiny_{kind}.pth")["weights"]
+
+
+def test_seed_fixes_everything_for_any_number_of_workers(tmp_path, shared_dataset):
+    same = ("--data_path", shared_dataset, "--epochs", 1, "--split", "official", *TINY)
+    same += ("--augment", "online", "--augment_uncertain", "--cache", "off")  # which would start no workers
+    results = []
+    for i, flags in enumerate([("--num_workers", 3, "--deterministic"), (), ("--seed", 6)]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        run_ok("train.py", *same, *flags, cwd=folder)
+        results.append(weights(folder))
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
+    assert not torch.equal(results[0]["head.weight"], results[2]["head.weight"])
+
+
+def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subprocess.Popen:
+    """Starts train.py, or what runs it changed, and waits until it is about to train."""
+    process = subprocess.Popen(
+        list(map(str, [*PYTHON, *program, *args])),
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    while process.poll() is None and not process.stdout.readline().startswith("Run"):
+        pass
+    return process
+
+
+def test_second_run_on_the_same_files_is_refused(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, *TINY)
+    first = start(tmp_path, *flags)
+    try:
+        done = run_script("train.py", *flags, cwd=tmp_path)
+        assert_one_error(done, f"another run (process {first.pid} on", "tiny", "--save_dir")
+    finally:
+        first.kill()
+        first.communicate()
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)  # the claim died with it
+
+
+def test_second_run_on_the_same_log_folder_is_refused(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, *TINY)
+    first = start(tmp_path, *flags, "--save_dir", "a")
+    try:
+        assert_one_error(run_script("train.py", *flags, "--save_dir", "b", cwd=tmp_path), "another run", "logs")
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_second_ctrl_c_ends_at_once(tmp_path, shared_dataset):
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved_models").glob("*.pth")}
+    slow = (SRC.parent / "tools/slow_writes.py",)
+    process = start(tmp_path, "--data_path", shared_dataset, "--resume", "--epochs", 500, program=slow)
+    time.sleep(0.3)
+    for _ in range(200):  # signals that arrive within one operation of torch count as one
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    for name in before:
+        load_checkpoint(tmp_path / "saved_models" / name)
+
+
+def test_checkpoint_is_saved_within_an_epoch(tmp_path):
+    few = make_dataset(tmp_path / "few", count=20)
+    flags = ("--data_path", few, "--epochs", 500, "--batch_size", 2, *TINY)
+    process = start(tmp_path, *flags, "--checkpoint_minutes", "0.001")
+    last = tmp_path / "saved_models/tiny_last.pth"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    progress = load_checkpoint(last)["progress"]
+    assert (progress["epoch"], progress["history"]) == (0, [])
+    assert progress["step"] >= 1
+    assert progress["sums"][2] == 2 * progress["step"]  # images so far
+    said = run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert f"in epoch 1 of 1 after step {progress['step']}" in said
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path, trained, shared_dataset):
+    copy_run(trained, tmp_path, "[lt]*")
+    before = (tmp_path / "saved_models/tiny_last.pth").read_bytes()
+    limit = 20_000  # bytes in a file: more than the log has, and less than a checkpoint
+
+    process = start(
+        tmp_path,
+        *("--data_path", shared_dataset, "--resume", "--epochs", 1),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    _, errors = process.communicate(timeout=120)
+    assert_one_error(
+        subprocess.CompletedProcess([], process.returncode, "", errors), "can't write", ".pth", "--resume", status=1
+    )
+    assert (tmp_path / "saved_models/tiny_last.pth").read_bytes() == before
+    names = {p.name for p in (tmp_path / "saved_models").iterdir()}
+    assert names == {"tiny_last.pth", ".tiny.lock"}
+
+
+def test_new_rate_on_resume_scales_the_rest_of_the_cosine(tmp_path, shared_dataset):
+    flags = ("train.py", "--data_path", shared_dataset)
+    run_ok(*flags, "--epochs", 1, "--scheduler", "cosine", *TINY, cwd=tmp_path)
+    run_ok(*flags, "--resume", "--epochs", 2, "--learning_rate", "1e-6", cwd=tmp_path)
+    rates = [float(row["learning_rate"]) for row in log_rows(tmp_path)]
+    assert rates[1] <= 1e-6
+    assert rates[2] < rates[1]
+
+
+def test_resume_command_is_quoted_and_keeps_the_device(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, *TINY, "--save_dir", "my runs/$x", "--device", "cpu")
+    process = start(tmp_path, *flags, "--num_workers", 1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    words = shlex.split(said.strip().splitlines()[-1].removeprefix("To go on: python src/train.py "))
+    assert words[words.index("--save_dir") + 1] == "my runs/$x"
+    assert "--device cpu --num_workers 1 --resume" in " ".join(words)
+
+
+SLOW_TO_START = """
+import runpy, time
+from torch.utils.data._utils import signal_handling
+set_up = signal_handling._set_worker_signal_handlers
+
+def slow():  # in a process that reads images
+    set_up()
+    time.sleep(2)
+
+signal_handling._set_worker_signal_handlers = slow
+runpy.run_path({src!r} + "/train.py", run_name="__main__")
+"""
+
+
+def test_signal_to_all_processes_while_workers_start(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, "--cache", "off", "--num_workers", 2, *TINY)
+    slow = ("-c", SLOW_TO_START.format(src=str(SRC)))
+    process = start(tmp_path, *flags, program=slow, start_new_session=True)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "")
+    assert "Stopped in epoch 1" in said
+
+
+SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION = """
+import train
+from runtime import cli
+from runtime.errors import Interrupted
+from training import trainer
+
+step = trainer.Trainer.train_batch
+
+def saving(run, batch):
+    if run.state.progress.step == 1:
+        run.state.last_save = -1e9  # a save is due
+    return step(run, batch)
+
+def stopped(*args, **kwargs):
+    raise Interrupted(15)
+
+trainer.Trainer.train_batch, trainer.validate = saving, stopped
+cli.run(train.main)
+"""
+
+
+def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_dataset):
+    flags = ["--data_path", str(shared_dataset), "--epochs", "1", *map(str, TINY)]
+    code = SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "whole").mkdir()
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*PYTHON, "-c", code, *flags], cwd=tmp_path / "stopped", env=env, check=False)
+    assert done.returncode == 143
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path / "stopped")
+    run_ok("train.py", *flags, cwd=tmp_path / "whole")
+    figures = [
+        {key: row[key] for key in row if key not in ("run_id", "seconds", "images_per_second")}
+        for name in ("stopped", "whole")
+        for row in log_rows(tmp_path / name)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_torture_in_short(capsys, monkeypatch):
+    monkeypatch.setattr(torture, "PYTHON", PYTHON)
+    short = "--kills 2 --models tiny --workers 2 --epochs 2 --count 20 --seed 1"
+    status = torture.main(short.split())
+    *_, table, verdict = capsys.readouterr().out.strip().splitlines()
+    row = json.loads(table)
+    assert status == 0, row
+    assert row["kills"] == 2
+    assert verdict.startswith("2 kills survived")
+    assert verdict.endswith(" 0 corrupt files or differences")

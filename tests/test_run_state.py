@@ -1,0 +1,153 @@
+"""Files of a run: what is kept, renamed, replaced and cleaned up."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from helpers import TINY, assert_one_error, copy_run, log_rows, rows, run_ok, run_script
+from models.checkpoint import load_checkpoint
+from runtime import files
+from runtime.errors import UsageError
+from training.config import TrainConfig
+from training.run_state import archive_previous_run, lock_run
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path, shared_dataset):
+    saved, logs = tmp_path / "saved_models", tmp_path / "logs"
+    saved.mkdir()
+    logs.mkdir()
+    ours = [saved / ".tiny_last.pth.abc.tmp", saved / ".tiny_best.pth.link.tmp"]
+    ours.append(logs / ".tiny_training_log.csv.abc.tmp")
+    others = [saved / ".unet_last.pth.abc.tmp", logs / ".tiny_evaluation_log.csv.abc.tmp", saved / "mine.tmp"]
+    for file in (*ours, *others):
+        file.write_text("half")
+    run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert not any(file.exists() for file in ours)
+    assert all(file.exists() for file in others)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_log_and_checkpoint_agree_after_a_kill_between_their_writes(tmp_path, trained, shared_dataset, missing):
+    copy_run(trained, tmp_path, "[lt]*")
+    log = tmp_path / "logs/tiny_training_log.csv"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:-1] if missing else [*lines, lines[-1].replace(",2,", ",3,", 1)]) + "\n")
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert [row["epoch"] for row in log_rows(tmp_path)] == ["1", "2", "3"]
+    assert log.read_text().splitlines()[:3] == lines
+
+
+def test_best_ahead_of_last_is_kept(tmp_path, trained, shared_dataset):
+    # As after a kill between the two renames: best is from epoch 2, last from before it.
+    best = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
+    copy_run(trained, tmp_path, "last*")
+    best["progress"]["best_dice"], best["progress"]["best_epoch"] = 0.99, 2
+    torch.save(best, tmp_path / "saved_models/tiny_best.pth")
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert "best valid Dice 0.9900 in epoch 2" in said
+    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth")["progress"]["best_dice"] == 0.99
+
+
+def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_dataset):
+    (tmp_path / "saved_models").mkdir()
+    for file in (trained / "saved_models").glob("*.pth"):
+        data = bytearray(file.read_bytes())
+        if "last" in file.name:
+            data[len(data) // 2] ^= 4
+        (tmp_path / "saved_models" / file.name).write_bytes(data)
+    done = run_script("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
+    assert_one_error(done, "tiny_last.pth is", "checksum", "there is tiny_best.pth")
+    best = "saved_models/tiny_best.pth"
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", best, "--epochs", 1, cwd=tmp_path)
+    assert f"from {best}" in said
+
+
+def test_checkpoint_without_training_state_is_not_resumed(tmp_path, trained, shared_dataset):
+    content = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
+    for key in ("optimizer", "progress", "settings"):
+        del content[key]
+    (tmp_path / "saved_models").mkdir()
+    torch.save(content, tmp_path / "saved_models/tiny_best.pth")
+    flags = ("--data_path", shared_dataset)
+    done = run_script("train.py", *flags, "--resume", "saved_models/tiny_best.pth", cwd=tmp_path)
+    assert_one_error(done, "no training state")
+    run_ok("evaluate.py", *flags, cwd=tmp_path)  # but it can be scored
+
+
+def test_resuming_an_older_checkpoint_keeps_the_newer_one(tmp_path, trained, shared_dataset):
+    saved = copy_run(trained, tmp_path) / "saved_models"
+    flags = ("train.py", "--data_path", shared_dataset)
+    run_ok(*flags, "--resume", "--epochs", 1, "--save_every", 1, cwd=tmp_path)
+    newer = (saved / "tiny_last.pth").read_bytes()
+    log = (tmp_path / "logs/tiny_training_log.csv").read_bytes()
+    run_id = log_rows(tmp_path)[0]["run_id"]
+    run_ok(*flags, "--resume", "--epochs", 1, cwd=tmp_path)  # now at 4, with epoch_003 kept
+    run_ok(*flags, "--resume", saved / "tiny_epoch_003.pth", "--epochs", 1, cwd=tmp_path)
+    assert [row["epoch"] for row in log_rows(tmp_path)] == ["1", "2", "3", "4"]
+    assert (saved / f"tiny_epoch_003_{run_id}.pth").read_bytes() == newer
+    assert load_checkpoint(saved / f"tiny_last_{run_id}.pth")["progress"]["epoch"] == 4
+    assert (saved / "tiny_best.pth").is_file()
+    run_ok(*flags, "--epochs", 1, *TINY, cwd=tmp_path)  # the names are taken, so these get another one
+    assert (saved / f"tiny_last_{run_id}-2.pth").is_file()
+    assert (tmp_path / f"logs/tiny_training_log_{run_id}.csv").read_bytes().startswith(log)
+
+
+def test_complete_run_changes_nothing(tmp_path, trained, shared_dataset):
+    saved = copy_run(trained, tmp_path) / "saved_models"
+    old = saved / "tiny_last_old.pth"
+    os.link(saved / "tiny_last.pth", old)
+    before = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (tmp_path / d).glob("[!.]*")}
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", old, cwd=tmp_path)
+    assert f"--resume {old} --epochs 5" in said
+    assert {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (tmp_path / d).glob("[!.]*")} == before
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged"])
+def test_next_epoch_becomes_best_where_there_is_none(tmp_path, trained, shared_dataset, state):
+    saved = copy_run(trained, tmp_path, "[lt]*") / "saved_models"
+    if state == "damaged":
+        (saved / "tiny_best.pth").write_bytes(b"damaged")
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert load_checkpoint(saved / "tiny_best.pth")["progress"]["best_epoch"] == 3
+
+
+def test_failed_start_leaves_the_earlier_run_alone(tmp_path, trained, shared_dataset):
+    saved = copy_run(trained, tmp_path) / "saved_models"
+    before = {p.name: p.stat().st_ino for p in saved.glob("*.pth")}
+    flags = ("--image_size", 64, "--encoder_weights", "none", "--learning_rate", "1e30")
+    done = run_script("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
+    assert_one_error(done, "the loss is", "start again with a smaller --learning_rate", status=1)
+    assert {p.name: p.stat().st_ino for p in saved.glob("*.pth")} == before
+
+
+def test_malformed_log_is_archived(tmp_path):
+    log = tmp_path / "unet_training_log.csv"
+    log.write_text("run_id,epoch\nsome,1,more\n")
+    (moved,) = archive_previous_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
+    assert moved.name.startswith("unet_training_log_unknown-")
+    assert moved.is_file()
+    assert not log.exists()
+
+
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    with pytest.raises(UsageError, match=r"\.unet\.lock can't be locked \(Function not implemented\)"):
+        lock_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
+
+
+def test_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    old = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (folder / d).glob("[!.]*")}
+    run_id = rows(folder / "logs/tiny_training_log.csv")[0]["run_id"]
+    said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=folder)
+    assert said.count("An earlier file is now") == 3
+    for name, data in old.items():
+        stem, suffix = name.rsplit(".", 1)
+        where = folder / ("logs" if suffix == "csv" else "saved_models")
+        assert (where / f"{stem}_{run_id}.{suffix}").read_bytes() == data
+        assert (where / name).read_bytes() != data

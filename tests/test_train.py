@@ -1,0 +1,181 @@
+"""train.py as a process."""
+
+import re
+
+import pytest
+import torch
+
+from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script
+
+LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
+
+
+def test_training_writes_checkpoints_and_log(trained):
+    assert sorted(p.name for p in (trained / "saved_models").glob("[!.]*")) == [
+        "tiny_best.pth",
+        "tiny_last.pth",
+    ]
+    log = trained / "logs/tiny_training_log.csv"
+    assert log.read_text().splitlines()[0] == LOG_HEADER
+    table = rows(log)
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert len({row["run_id"] for row in table}) == 1
+    assert float(table[1]["train_loss"]) < float(table[0]["train_loss"])
+    content = torch.load(trained / "saved_models/tiny_last.pth", weights_only=True)
+    assert content["progress"]["history"][1]["val_dice"] == float(table[1]["val_dice"])
+    assert content["optimizer"]["state"][0]["step"] == 8  # two epochs of 32 images in batches of 8
+
+
+def test_header_and_epoch_lines(tmp_path, shared_dataset):
+    said = run_ok(
+        *("train.py", "--data_path", shared_dataset, "--epochs", 1, "--augment", "--num_augmentations", 2, *TINY),
+        *("--model_name", "resnet34_unet", "--learning_rate", "1e-3"),
+        *("--augment_uncertain", "--save_every", 1, "--split", "official"),
+        cwd=tmp_path,
+    )
+    for words in (
+        "Device  cpu",
+        "Model   resnet34_unet, 29,070,513 parameters, encoder from scratch",
+        "(Oxford-IIIT Pet layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, ",
+        "augment bulk x2 (72 samples), medium",
+        "Plan    recipe report: bce, Adam 0.001, plateau, batch 8, 9 steps an epoch, seed 42",
+        "1 epochs",
+    ):
+        assert words in said
+    assert re.search(r"epoch +1/1 +train loss \d\.\d+ dice \d\.\d+ +valid loss .* images/s +best", said)
+    assert "Best valid Dice" in said.splitlines()[-1]
+    assert (tmp_path / "saved_models/resnet34_unet_epoch_001.pth").is_file()
+
+
+def test_resume_with_epochs_trains_more(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    before = rows(folder / "logs/tiny_training_log.csv")
+    best = torch.load(folder / "saved_models/tiny_best.pth", weights_only=True)["progress"]["best_dice"]
+    done = run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
+    assert "This run is complete" in done
+    said = run_ok("train.py", "--data_path", shared_dataset, "--model_name", "tiny", "--resume", "-e", 1, cwd=folder)
+    assert "in epoch 3 of 3" in said
+    after = rows(folder / "logs/tiny_training_log.csv")
+    assert after[:2] == before
+    assert [row["epoch"] for row in after] == ["1", "2", "3"]
+    assert len({row["run_id"] for row in after}) == 1
+    content = torch.load(folder / "saved_models/tiny_last.pth", weights_only=True)
+    assert content["optimizer"]["state"][0]["step"] == 12
+    assert content["progress"]["best_dice"] >= best
+    assert content["settings"]["image_size"] == 64
+
+
+def test_resume_takes_a_learning_rate_and_refuses_fixed_flags(trained, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path)
+    flags = ("train.py", "--data_path", shared_dataset, "--resume")
+    before = (folder / "saved_models/tiny_last.pth").read_bytes()
+    done = run_script(*flags, "--batch_size", 4, "--image_size", 96, cwd=folder)
+    assert_one_error(done, "batch_size 8 (now 4)", "image_size 64 (now 96)", "without --resume")
+    assert_one_error(run_script(*flags, "--split", "official", cwd=folder), "split 80-10-10 (now official)")
+    assert_one_error(run_script(*flags, "--model_name", "unet", cwd=folder), "no checkpoint", "tiny_last.pth")
+    assert (folder / "saved_models/tiny_last.pth").read_bytes() == before
+    run_ok(*flags, "--epochs", 1, "--learning_rate", "5e-5", cwd=folder)
+    assert rows(folder / "logs/tiny_training_log.csv")[2]["learning_rate"] == "5e-05"
+
+
+def test_resume_on_other_images_is_refused(trained, dataset, tmp_path):
+    folder = copy_run(trained, tmp_path / "run")
+    for name in ("trainval", "test"):
+        (dataset / f"annotations/{name}.txt").unlink()
+    listed = (dataset / "annotations/list.txt").read_text().splitlines()
+    (dataset / "annotations/list.txt").write_text("\n".join(listed[:-5]) + "\n")
+    done = run_script("train.py", "--data_path", dataset, "--resume", cwd=folder)
+    assert_one_error(done, "was trained on other images (32 for training, now 28)")
+
+
+def test_unknown_model_warns_and_trains_the_default(tmp_path, shared_dataset):
+    done = run_script("train.py", "--data_path", shared_dataset, "--model_type", "unte", "-e", 1, *TINY, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "'unte'" in done.stderr
+    assert "'unet'" in done.stderr
+    assert (tmp_path / "saved_models/tiny_best.pth").is_file()
+
+
+def test_non_finite_loss_stops_the_run(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--image_size", 64, "--encoder_weights", "none", "--learning_rate", "1e30")
+    done = run_script("train.py", *flags, cwd=tmp_path)
+    assert_one_error(done, "the loss is", ".jpg", "smaller --learning_rate", status=1)
+    assert not list((tmp_path / "saved_models").glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epochs", "0"], ["--epochs", "between 1"]),
+        (["--epochs", "ten"], ["'ten' is no whole number"]),
+        (["--batch_size", "-3"], ["--batch_size"]),
+        (["--learning_rate", "nan"], ["--learning_rate", "above 0"]),
+        (["-lr", "0"], ["above 0"]),
+        (["--image_size", "17"], ["--image_size", "between 64"]),
+        (["--loss", "mse"], ["--loss", "bce_dice"]),
+        (["--augment", "double"], ["bulk", "online"]),
+        (["--epoch", "3"], ["--epoch"]),
+        (["--device", "cuda"], ["cuda is not available here"]),
+        (["--resume", "nowhere.pth"], ["no checkpoint nowhere.pth"]),
+        (["--resume"], ["no checkpoint", "train one with"]),
+        (["--model_name", "resnet", "--encoder_weights", "nowhere.pth"], ["nowhere.pth can't be loaded"]),
+        (["--model_name", "unet", "--encoder_weights", "imagenet"], ["UNet has no encoder"]),
+        (["--save_dir", "file"], ["file", "name another"]),
+        (["--log_dir", "file/logs"], ["file/logs", "name another"]),
+    ],
+)
+def test_bad_flags_of_training_are_one_error_line(tmp_path, shared_dataset, flags, words):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    (tmp_path / "file").write_text("no folder")
+    assert_one_error(run_script("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path), *words)
+    assert not list(tmp_path.glob("*/*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--augment_strength", "strong"], ["--augment_strength needs --augment bulk or online"]),
+        (
+            ["--recipe", "strong", "--augment", "off", "--color_jitter"],
+            ["--color_jitter needs --augment"],
+        ),
+        (["--weight_decay", "0.1"], ["--weight_decay needs --optimizer adamw"]),
+        (["--ema", "1"], ["1 is not between 0 and 1"]),
+        (["--multi_scale", "-0.1"], ["-0.1 is not between 0 and 1"]),
+        (["--multi_scale", "0.2"], ["no multiple of 32 lies within 0.2 of 64"]),
+        (["--mix", "cutmix", "--batch_size", "1"], ["--mix needs two images"]),
+        (["--train_fraction", "0.001"], ["leaves no image to train on"]),
+        (["--train_fraction", "1.5"], ["not between 0 and 1"]),
+        (["--recipe", "secret"], ["invalid choice: 'secret'"]),
+        (["--classes", "trimap", "--augment_uncertain"], ["--augment_uncertain replaces the border"]),
+    ],
+)
+def test_contradicting_flags_are_one_error_line(tmp_path, shared_dataset, flags, words):
+    done = run_script("train.py", "--data_path", shared_dataset, *TINY, *flags, cwd=tmp_path)
+    assert_one_error(done, *words)
+    assert not list(tmp_path.glob("saved_models/*"))
+
+
+def test_own_images_train_evaluate_and_infer(shared_own, tmp_path):
+    said = run_ok("train.py", "--data_path", shared_own, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert "(own images: images/ and masks/), split 80-10-10: 32 train, 4 valid, 4 test" in said
+    assert "4 test images" in run_ok("evaluate.py", "--data_path", shared_own, cwd=tmp_path)
+    said = run_ok("inference.py", "--data_path", shared_own, "--output_path", "out", cwd=tmp_path)
+    assert "over 4 images with ground truth" in said
+    assert len(list((tmp_path / "out").glob("*_panel.png"))) == 4
+
+
+def test_color_jitter_needs_augment_and_trains(shared_own, tmp_path):
+    flags = ("train.py", "--data_path", shared_own, "--epochs", 1, *TINY, "--color_jitter")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "--color_jitter", "--augment")
+    assert "augment online, medium, color jitter" in run_ok(*flags, "--augment", "online", cwd=tmp_path)
+    settings = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)["settings"]
+    assert settings["color_jitter"] is True
+
+
+def test_command_line_counts(shared_dataset, tmp_path):
+    said = run_ok("oxford_pet.py", "--data_path", shared_dataset, cwd=tmp_path)
+    assert "(Oxford-IIIT Pet layout), split 80-10-10: 32 train, 4 valid, 4 test" in said
+    said = run_ok("oxford_pet.py", "--data_path", shared_dataset, "--split", "official", cwd=tmp_path)
+    assert "official: 24 train, 2 valid, 14 test" in said
