@@ -38,7 +38,7 @@ class DatasetConfig:
     download: bool = option(False, "fetch the Oxford-IIIT Pet dataset (about 800 MB), MD5 verified")
     check: bool = option(False, "read every file and report what is wrong or odd")
     preview: str | None = option(None, "draw images and augmented ones", bare="preview.png", metavar="FILE")
-    split: str = option(SPLITS[0], "which images are which", choices=SPLITS)
+    split: str = option(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
     seed: int = option(42, "of the split", whole_number(0, 2**32 - 1), metavar="N")
 
 

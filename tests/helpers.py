@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
@@ -45,42 +47,87 @@ def write_list(root: Path, name: str, rows: list[str]) -> None:
     (root / f"annotations/{name}.txt").write_text("\n".join(rows) + "\n")
 
 
-class Zygote:
-    """The process that `run_script` has its processes forked from; started when it is first needed."""
+class Script:
+    """A script of src/, or some code, in processes of their own: forks of zygote.py, which starts on first use.
 
-    process = None
+    Args:
+        script: its path, or code where it has several lines.
+        args: its arguments.
+        cwd: where it runs.
+        processes: how many, as torchrun would start them.
+        session: whether it gets a session of its own, to which os.killpg can send signals.
+        limits: of resources by name, as in the module `resource`.
+    """
 
-    @classmethod
-    def run(cls, script: Path, args: list[str], cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
-        if cls.process is None:
-            cls.process = subprocess.Popen(
+    zygote = None
+
+    def __init__(self, script, args, cwd: Path, processes=1, session=False, limits: dict | None = None):
+        if not hasattr(os, "fork"):
+            pytest.skip("needs fork")
+        if Script.zygote is None:
+            Script.zygote = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("zygote.py"))],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        with tempfile.TemporaryDirectory() as scratch:
-            files = {name: f"{scratch}/{name}" for name in ("stdout", "stderr")}
-            request = {"script": str(script), "args": args, "cwd": str(cwd), "processes": processes, **files}
-            print(json.dumps(request), file=cls.process.stdin, flush=True)
-            status = int(cls.process.stdout.readline())
-            said, errors = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
-        return subprocess.CompletedProcess([script, *args], status, said, errors)
+        self.args, self.folder = [script, *map(str, args)], tempfile.TemporaryDirectory()
+        self.stdout, self.stderr = (Path(self.folder.name) / name for name in ("stdout", "stderr"))
+        self.stdout.touch()
+        what = {"script": None, "code": script} if "\n" in str(script) else {"script": str(script)}
+        request = {**what, "args": self.args[1:], "cwd": str(cwd), "processes": processes, "session": session}
+        self.pids = self._ask({**request, "limits": limits, "stdout": str(self.stdout), "stderr": str(self.stderr)})
+        self.pid, self.ends = self.pids[0], {}
+
+    @staticmethod
+    def _ask(request: dict):
+        print(json.dumps(request), file=Script.zygote.stdin, flush=True)
+        return json.loads(Script.zygote.stdout.readline())
+
+    def poll(self, block: bool = False) -> int | None:
+        """The status of the first process that failed, or 0; None while one is running."""
+        for pid in self.pids:
+            if self.ends.get(pid) is None:
+                self.ends[pid] = self._ask({"wait": pid, "block": block})
+        if None in self.ends.values():
+            return None
+        return next(filter(None, self.ends.values()), 0)
+
+    def wait_for(self, words: str, seconds: float = 60) -> None:
+        """Returns when these words stand on stdout, or the script has ended."""
+        self.wait_until(lambda: words in self.stdout.read_text() or self.poll() is not None, seconds)
+
+    @staticmethod
+    def wait_until(condition, seconds: float = 60) -> None:
+        """Returns when a condition is true."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "timed out"
+            time.sleep(0.01)
+
+    def send_signal(self, signum: int) -> None:
+        """To the first process, if it is still running."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def finish(self) -> subprocess.CompletedProcess:
+        """Waits for its end."""
+        status = self.poll(block=True)
+        return subprocess.CompletedProcess(self.args, status, self.stdout.read_text(), self.stderr.read_text())
 
 
-def run_script(script: str, *args, cwd: Path, env=None) -> subprocess.CompletedProcess:
+def run_script(script: str, *args, cwd: Path) -> subprocess.CompletedProcess:
     """Runs src/<script> as a user does, in a process of its own, with its files under `cwd`.
 
     One thread, because the machine may have few cores and a second test process on them.
     """
-    args = list(map(str, args))
-    if env is None and hasattr(os, "fork"):
-        return Zygote.run(SRC / script, args, cwd)
+    if hasattr(os, "fork"):
+        return Script(SRC / script, args, cwd).finish()
     return subprocess.run(
-        [*PYTHON, str(SRC / script), *args],
+        [*PYTHON, str(SRC / script), *map(str, args)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -190,10 +237,6 @@ def write_own(root, count=40):
         image.convert(mode).save(root / f"images/photo {i}.{ending}")
         WRITERS[kinds[i % len(kinds)]](mask).save(root / f"masks/photo {i}.png")
     return root
-
-
-def first(root, folder="images"):
-    return sorted((root / folder).iterdir())[0]
 
 
 def save(path, array, **options):

@@ -1,10 +1,8 @@
 """The pixel cache."""
 
-import os
 import shutil
-import subprocess
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from data import cache as pixel_cache
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
 from data.index import list_samples, split_samples
-from helpers import SRC, TINY, run_ok
+from helpers import TINY, Script, run_ok
 from runtime.errors import DatasetError
 
 
@@ -124,35 +122,36 @@ def test_truncated_cache_is_made_again(dataset):
 
 
 def test_several_processes_at_once_make_one_cache(dataset):
-    code = (
-        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; from data.cache import open_cache; "
-        f"print(open_cache(Path({str(dataset)!r}), 64).file)"
-    )
-
-    def one(_number):
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-
-    with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(one, range(3)))
+    code = f"""
+from pathlib import Path
+from data.cache import open_cache
+print(open_cache(Path({str(dataset)!r}), 64).file)
+"""
+    done = [script.finish() for script in [Script(code, (), dataset) for _ in range(3)]]
     assert len({run.stdout.splitlines()[-1] for run in done}) == 1
     assert sum("Decoding" in run.stdout for run in done) == 1
     assert len(caches(dataset)) == 1
 
 
 def test_killed_decoding_leaves_nothing_that_is_used(dataset):
-    code = (
-        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path; import time; "
-        "from data import cache as pixel_cache; "
-        "pixel_cache._fill = lambda stream, *_: (stream.write(b'half'), stream.flush(), print('writing', flush=True), "
-        f"time.sleep(60)); pixel_cache.open_cache(Path({str(dataset)!r}), 64)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert [process.stdout.readline() for _ in range(2)][1] == "writing\n"
-    process.kill()
-    process.communicate()
+    code = f"""
+import time
+from pathlib import Path
+from data import cache
+
+def fill(stream, *_):
+    stream.write(b"half")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+
+cache._fill = fill
+cache.open_cache(Path({str(dataset)!r}), 64)
+"""
+    script = Script(code, (), dataset)
+    script.wait_for("writing")
+    script.send_signal(signal.SIGKILL)
+    script.finish()
     assert [name.endswith(".tmp") for name in caches(dataset)] == [True]
     assert open_cache(dataset, 64).read([list_samples(dataset)[0].name]).shape == (1, 4, 64, 64)
     assert [name.endswith(".npy") for name in caches(dataset)] == [True]
@@ -176,15 +175,21 @@ def test_training_does_not_depend_on_cache_or_workers(dataset, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_reading_does_not_grow_the_process(dataset):
-    code = (
-        f"import sys; sys.path.insert(0, {str(SRC)!r}); from pathlib import Path\n"
-        "import numpy as np; from data.cache import PixelCache\n"
-        f"file = Path({str(dataset)!r}) / 'big.npy'\n"
-        "array = np.lib.format.open_memmap(file, 'w+', np.uint8, (1500, 4, 256, 256)); array.flush(); del array\n"
-        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
-        "cache = PixelCache(file, [str(i) for i in range(1500)]); before = resident()\n"
-        "for i in range(0, 1500, 8): cache.read([str(j) for j in range(i, min(i + 8, 1500))])\n"
-        "print(resident() - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = f"""
+import numpy as np
+from data.cache import PixelCache
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+array = np.lib.format.open_memmap("big.npy", "w+", np.uint8, (1500, 4, 256, 256))
+array.flush()
+del array
+cache = PixelCache({str(dataset / "big.npy")!r}, [str(i) for i in range(1500)])
+before = resident()
+for i in range(0, 1500, 8):
+    cache.read([str(j) for j in range(i, min(i + 8, 1500))])
+print(resident() - before)
+"""
+    done = Script(code, (), dataset).finish()
     assert int(done.stdout) < 30e6  # of the 393 MB that were read

@@ -1,7 +1,6 @@
 """The command line of all scripts: spellings, errors in one line, exit statuses."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import pytest
 
 from evaluation.config import EvalConfig, InferConfig
-from helpers import PYTHON, SRC, TINY, assert_one_error, run_ok, run_script
+from helpers import PYTHON, SRC, TINY, Script, assert_one_error, run_ok, run_script
 from runtime import cli
 from runtime.cli import Parser
 from train import build_parser
@@ -115,16 +114,9 @@ def test_failed_compile_is_one_error_line(tmp_path, shared_dataset, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems don't keep to the limit")
 def test_out_of_memory_names_the_flags_that_take_less(tmp_path, shared_dataset):
-    limit = 3 * 2**30
-    done = subprocess.run(
-        [sys.executable, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--cache", "off", *map(str, TINY)]
-        + ["--image_size", "512", "--batch_size", "32"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
-        capture_output=True,
-        text=True,
-    )
+    flags = ("--data_path", shared_dataset, "--cache", "off", *TINY, "--model_name", "resnet")
+    flags += ("--image_size", 512, "--batch_size", 32)
+    done = Script(SRC / "train.py", flags, tmp_path, limits={"RLIMIT_DATA": 3 * 2**30}).finish()
     assert_one_error(done, "out of memory", "--batch_size", "--accumulate 2", "--checkpoint_activations", status=1)
 
 
@@ -153,5 +145,5 @@ datasets.write_record = lambda *pair: write(*pair) if os.getpid() == parent else
 runpy.run_path({str(SRC / "train.py")!r}, run_name="__main__")
 """
     flags = ("--data_path", str(dataset), "--num_workers", "1", "--cache", "off", *map(str, TINY))
-    done = subprocess.run([*PYTHON, "-c", code, *flags], cwd=tmp_path, capture_output=True, text=True)
+    done = Script(code, flags, tmp_path).finish()
     assert_one_error(done, "--num_workers 0", status=1)

@@ -7,14 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from helpers import PYTHON, SRC, TINY, Zygote, copy_run, expect_success, run_ok
+from helpers import PYTHON, SRC, TINY, Script, copy_run, expect_success, run_ok
 from models.checkpoint import load_checkpoint
 from runtime.distributed import init_distributed
 
@@ -29,7 +28,7 @@ def launch(script: Path, *args, cwd: Path) -> subprocess.CompletedProcess:
 
 def two_ok(script: str, *args, cwd: Path) -> str:
     """Runs a script in two processes that must succeed; returns what they printed on stdout."""
-    return expect_success(Zygote.run(SRC / script, list(map(str, args)), cwd, processes=2))
+    return expect_success(Script(SRC / script, args, cwd, processes=2).finish())
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +122,8 @@ def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp
     process = subprocess.Popen(
         command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not process.stdout.readline().startswith("epoch"):
+    while not process.stdout.readline().startswith("epoch   3"):
         assert process.poll() is None, process.stderr.read()
-    time.sleep(0.5)
     if how == "kill one":
         os.kill(second_of(process.pid), signal.SIGKILL)
     else:
@@ -154,17 +152,8 @@ def second_of(launcher: int) -> int:
 
 
 def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp_path):
-    flags = [
-        "--data_path",
-        str(shared_dataset),
-        "--image_size",
-        "64",
-        "--encoder_weights",
-        "none.pth",
-        "--model_name",
-        "resnet",
-    ]
-    done = Zygote.run(SRC / "train.py", flags, tmp_path, processes=2)
+    flags = ("--data_path", shared_dataset, *TINY, "--model_name", "resnet", "--encoder_weights", "none.pth")
+    done = Script(SRC / "train.py", flags, tmp_path, processes=2).finish()
     first, *others = done.stderr.strip().splitlines()
     assert "none.pth" in first
     assert others == ["error: another process of this run has ended; see its output, and start again"]

@@ -12,7 +12,7 @@ from data.datasets import load_dataset
 from data.loader import make_loader, shard_batches
 from evaluation.config import EvalConfig
 from evaluation.evaluator import find_threshold, score_sample, score_samples
-from evaluation.metrics import COUNTS, intervals
+from evaluation.metrics import COUNTS, dice_score, intervals
 from evaluation.predictor import Prediction, Predictor, resize_logits
 from helpers import run_ok
 from models.task import TASKS
@@ -42,13 +42,17 @@ def test_the_best_threshold_is_found(dataset):
     pets = load_dataset(dataset, "train", image_size=64)
     loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 5))
     threshold, dice = find_threshold(Predictor(Brightness(), CPU), pets, loader, EvalConfig())
+    with torch.inference_mode():
+        pixels = [(Brightness()(one["image"][None])[0].sigmoid(), one["mask"]) for one in pets]
     by_hand = {}
     for level in range(5, 96):
-        rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(threshold=level / 100))
-        by_hand[level / 100] = np.mean([row["dice"] for row in rows])
+        dices = [dice_score(p[None] > level / 100, mask[None]).item() for p, mask in pixels]
+        by_hand[level / 100] = np.mean(dices)
     assert dice == pytest.approx(max(by_hand.values()), abs=1e-4)
     assert by_hand[threshold] == pytest.approx(dice, abs=1e-4)
     assert dice > by_hand[0.5] + 0.001
+    rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(threshold=threshold))
+    assert np.mean([row["dice"] for row in rows]) == pytest.approx(dice, abs=1e-4)
 
 
 def test_original_size_scores_the_resized_prediction(dataset):

@@ -14,7 +14,7 @@ from helpers import assert_one_error, run_ok, run_script
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from runtime.errors import RunError
 
-# As in the README: nothing but the file, and the library that its format asks for.
+# As in docs/inference.md: nothing but the file, and the library that its format asks for.
 ALONE = {
     "onnx": """
 import numpy, onnxruntime, sys

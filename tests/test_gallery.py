@@ -47,6 +47,7 @@ def test_page_shows_panels_worst_first_without_network(tmp_path):
     assert sheet.width > 4 * 100
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
 @pytest.mark.parametrize(("order", "expected"), [("worst", "acb"), ("best", "bca"), ("name", "abc")])
 def test_browser_sorts_the_page(tmp_path, order, expected):

@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from helpers import (
     PYTHON,
     SRC,
     TINY,
+    Script,
     assert_one_error,
     copy_run,
     log_rows,
@@ -46,23 +45,12 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path, shared_dataset):
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_and_prints_how_to_resume(tmp_path, shared_dataset, signum, status):
-    command = [*PYTHON, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--epochs", "500"]
-    process = subprocess.Popen(
-        [*command, *map(str, TINY)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("Run"):
-            break
-    time.sleep(1.5)
-    process.send_signal(signum)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert errors == ""
+    script = start(tmp_path, "--data_path", shared_dataset, "--epochs", 500, *TINY)
+    script.wait_for("epoch   2/500")
+    script.send_signal(signum)
+    done = script.finish()
+    said = done.stdout
+    assert (done.returncode, done.stderr) == (status, "")
     content = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)
     step, epoch = content["progress"]["step"], content["progress"]["epoch"]
     assert f"Stopped in epoch {epoch + 1} after step {step}" in said
@@ -91,19 +79,10 @@ def test_seed_fixes_everything_for_any_number_of_workers(tmp_path, shared_datase
     assert not torch.equal(results[0]["head.weight"], results[2]["head.weight"])
 
 
-def start(folder: Path, *args, program=(SRC / "train.py",), **options) -> subprocess.Popen:
+def start(folder: Path, *args, script=SRC / "train.py", **options) -> Script:
     """Starts train.py, or what runs it changed, and waits until it is about to train."""
-    process = subprocess.Popen(
-        list(map(str, [*PYTHON, *program, *args])),
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-    while process.poll() is None and not process.stdout.readline().startswith("Run"):
-        pass
+    process = Script(script, args, folder, **options)
+    process.wait_for("Run  ")
     return process
 
 
@@ -114,8 +93,8 @@ def test_second_run_on_the_same_files_is_refused(tmp_path, shared_dataset):
         done = run_script("train.py", *flags, cwd=tmp_path)
         assert_one_error(done, f"another run (process {first.pid} on", "tiny", "--save_dir")
     finally:
-        first.kill()
-        first.communicate()
+        first.send_signal(signal.SIGKILL)
+        first.finish()
     run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)  # the claim died with it
 
 
@@ -125,23 +104,19 @@ def test_second_run_on_the_same_log_folder_is_refused(tmp_path, shared_dataset):
     try:
         assert_one_error(run_script("train.py", *flags, "--save_dir", "b", cwd=tmp_path), "another run", "logs")
     finally:
-        first.kill()
-        first.communicate()
+        first.send_signal(signal.SIGKILL)
+        first.finish()
 
 
 def test_second_ctrl_c_ends_at_once(tmp_path, shared_dataset):
     run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved_models").glob("*.pth")}
-    slow = (SRC.parent / "tools/slow_writes.py",)
-    process = start(tmp_path, "--data_path", shared_dataset, "--resume", "--epochs", 500, program=slow)
-    time.sleep(0.3)
-    for _ in range(200):  # signals that arrive within one operation of torch count as one
-        if process.poll() is not None:
-            break
+    flags = ("--data_path", shared_dataset, "--resume", "--epochs", 500)
+    process = start(tmp_path, *flags, script=SRC.parent / "tools/slow_writes.py")
+    while process.poll() is None:  # signals that arrive within one operation of torch count as one
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
-    process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGINT
+    assert process.finish().returncode == -signal.SIGINT
     for name in before:
         load_checkpoint(tmp_path / "saved_models" / name)
 
@@ -151,11 +126,9 @@ def test_checkpoint_is_saved_within_an_epoch(tmp_path):
     flags = ("--data_path", few, "--epochs", 500, "--batch_size", 2, *TINY)
     process = start(tmp_path, *flags, "--checkpoint_minutes", "0.001")
     last = tmp_path / "saved_models/tiny_last.pth"
-    deadline = time.monotonic() + 60
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
+    process.wait_until(last.exists)
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     progress = load_checkpoint(last)["progress"]
     assert (progress["epoch"], progress["history"]) == (0, [])
     assert progress["step"] >= 1
@@ -167,17 +140,10 @@ def test_checkpoint_is_saved_within_an_epoch(tmp_path):
 def test_full_disk_keeps_the_old_checkpoint(tmp_path, trained, shared_dataset):
     copy_run(trained, tmp_path, "[lt]*")
     before = (tmp_path / "saved_models/tiny_last.pth").read_bytes()
-    limit = 20_000  # bytes in a file: more than the log has, and less than a checkpoint
-
-    process = start(
-        tmp_path,
-        *("--data_path", shared_dataset, "--resume", "--epochs", 1),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    _, errors = process.communicate(timeout=120)
-    assert_one_error(
-        subprocess.CompletedProcess([], process.returncode, "", errors), "can't write", ".pth", "--resume", status=1
-    )
+    limits = {"RLIMIT_FSIZE": 20_000}  # bytes in a file: more than the log has, and less than a checkpoint
+    flags = ("--data_path", shared_dataset, "--resume", "--epochs", 1)
+    done = Script(SRC / "train.py", flags, tmp_path, limits=limits).finish()
+    assert_one_error(done, "can't write", ".pth", "--resume", status=1)
     assert (tmp_path / "saved_models/tiny_last.pth").read_bytes() == before
     names = {p.name for p in (tmp_path / "saved_models").iterdir()}
     assert names == {"tiny_last.pth", ".tiny.lock"}
@@ -196,7 +162,7 @@ def test_resume_command_is_quoted_and_keeps_the_device(tmp_path, shared_dataset)
     flags = ("--data_path", shared_dataset, "--epochs", 500, *TINY, "--save_dir", "my runs/$x", "--device", "cpu")
     process = start(tmp_path, *flags, "--num_workers", 1)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said = process.finish().stdout
     words = shlex.split(said.strip().splitlines()[-1].removeprefix("To go on: python src/train.py "))
     assert words[words.index("--save_dir") + 1] == "my runs/$x"
     assert "--device cpu --num_workers 1 --resume" in " ".join(words)
@@ -209,7 +175,8 @@ set_up = signal_handling._set_worker_signal_handlers
 
 def slow():  # in a process that reads images
     set_up()
-    time.sleep(2)
+    print("worker", flush=True)
+    time.sleep(1)
 
 signal_handling._set_worker_signal_handlers = slow
 runpy.run_path({src!r} + "/train.py", run_name="__main__")
@@ -218,12 +185,12 @@ runpy.run_path({src!r} + "/train.py", run_name="__main__")
 
 def test_signal_to_all_processes_while_workers_start(tmp_path, shared_dataset):
     flags = ("--data_path", shared_dataset, "--epochs", 500, "--cache", "off", "--num_workers", 2, *TINY)
-    slow = ("-c", SLOW_TO_START.format(src=str(SRC)))
-    process = start(tmp_path, *flags, program=slow, start_new_session=True)
-    time.sleep(1)
+    process = start(tmp_path, *flags, script=SLOW_TO_START.format(src=str(SRC)), session=True)
+    process.wait_for("worker")
     os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (143, "")
+    done = process.finish()
+    said = done.stdout
+    assert (done.returncode, done.stderr) == (143, "")
     assert "Stopped in epoch 1" in said
 
 
@@ -250,11 +217,9 @@ cli.run(train.main)
 
 def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_dataset):
     flags = ["--data_path", str(shared_dataset), "--epochs", "1", *map(str, TINY)]
-    code = SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION
-    (tmp_path / "stopped").mkdir()
-    (tmp_path / "whole").mkdir()
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*PYTHON, "-c", code, *flags], cwd=tmp_path / "stopped", env=env, check=False)
+    for name in ("stopped", "whole"):
+        (tmp_path / name).mkdir()
+    done = Script(SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION, flags, tmp_path / "stopped").finish()
     assert done.returncode == 143
     run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path / "stopped")
     run_ok("train.py", *flags, cwd=tmp_path / "whole")
@@ -266,6 +231,7 @@ def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_torture_in_short(capsys, monkeypatch):
     monkeypatch.setattr(torture, "PYTHON", PYTHON)
     short = "--kills 2 --models tiny --workers 2 --epochs 2 --count 20 --seed 1"

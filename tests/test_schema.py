@@ -2,14 +2,12 @@
 
 import collections
 import copy
-import os
-import resource
 import subprocess
 
 import pytest
 import torch
 
-from helpers import PYTHON, SRC, assert_one_error, copy_run, run_script
+from helpers import SRC, Script, assert_one_error, copy_run, run_script
 from models import MODELS
 from models.checkpoint import FORMAT, build_from_checkpoint, load_checkpoint
 from models.schema import DictOf, ListOf, Maybe, find_problem, schema
@@ -234,16 +232,9 @@ def save_with(content: dict, path: tuple, value, file) -> None:
     torch.save({**changed(content, path, value), "format": FORMAT}, file)
 
 
-def limited(*command, cwd) -> subprocess.CompletedProcess:
+def limited(script, *args, cwd) -> subprocess.CompletedProcess:
     """Runs a script that may not allocate more than 2 GB, most of which torch's libraries take."""
-    return subprocess.run(
-        [*PYTHON, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30)),
-        capture_output=True,
-        text=True,
-    )
+    return Script(script, args, cwd, limits={"RLIMIT_DATA": 2 << 30}).finish()
 
 
 @pytest.mark.parametrize(

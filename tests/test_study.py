@@ -16,7 +16,7 @@ import evidence
 import experiments
 import report
 import runner
-from helpers import PYTHON, Zygote, expect_success, run_ok
+from helpers import PYTHON, Script, expect_success, run_ok
 from runtime.files import write_rows
 
 
@@ -54,7 +54,7 @@ def test_validation_only_scores_no_test_image_and_a_later_call_does(small_study,
 
     def sooner(command: list, run: runner.Run, threads: int) -> None:
         script, *flags = map(str, command)
-        expect_success(Zygote.run(script, flags, runner.ROOT))
+        expect_success(Script(script, flags, runner.ROOT).finish())
 
     monkeypatch.setattr(runner, "call", sooner)
     (row,) = small_study()
@@ -99,6 +99,7 @@ runner.main()
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_study_stops_its_runs_and_resumes_them(tmp_path, shared_dataset):
     out = tmp_path / "runs"
     flags = ["--data_path", shared_dataset, "--image_size", 64, "--seeds", 5, "--jobs", 2, "--out", out]

@@ -97,6 +97,7 @@ def test_memory_flags_are_kept_on_resume_and_can_be_changed(tmp_path):
         assert (settings["accumulate"], settings["checkpoint_activations"]) == expected
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_step_never_synchronizes(shared_dataset, tmp_path):
     model = build_model("resnet34_unet")

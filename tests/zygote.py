@@ -1,8 +1,12 @@
 """Runs scripts in forks of a process that has imported torch already: real processes, without the wait for imports.
 
-Reads requests from stdin, a JSON object a line: script, args, cwd, stdout and stderr (files), processes (how many, as
-torchrun would start them). Answers each with the status on a line of stdout: of the first process that failed, or 0.
-Nothing of the project is imported here, so every script starts afresh.
+Reads requests from stdin, a JSON object a line, and answers each with a line on stdout:
+
+    script or code, args, cwd, stdout and stderr (files), processes (how many, as torchrun would start them),
+    session (whether it gets one of its own), limits (of resources, by name)      the process ids, as a JSON list
+    wait (a process id), block (whether to wait)                                  its exit status, or null
+
+Nothing of the project is imported here but in the children, so every script starts afresh.
 """
 
 import atexit
@@ -27,13 +31,24 @@ def run(request: dict) -> None:
     for number, name in ((1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = [request["script"], *request["args"]]
-    sys.path[0] = os.path.dirname(request["script"])  # noqa: PTH120  as the interpreter sets it
+    if request["session"]:
+        os.setsid()
+    if request["limits"]:
+        import resource
+
+        for name, limit in request["limits"].items():
+            resource.setrlimit(getattr(resource, name), (limit, limit))
+    script = request["script"]
+    sys.argv = [script or "-c", *request["args"]]
+    sys.path[0] = os.path.dirname(script or "") or str(SRC)  # noqa: PTH120  as the interpreter sets it
     sys.path.insert(1, str(SRC))
     status = 0
     try:
         tiny.register(default=True)
-        runpy.run_path(request["script"], run_name="__main__")
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            exec(compile(request["code"], "code", "exec"), {"__name__": "__main__"})  # noqa: S102
     except SystemExit as leave:
         if leave.code is not None and not isinstance(leave.code, int):
             print(leave.code, file=sys.stderr)
@@ -60,14 +75,17 @@ def main() -> None:
     """Answers requests until there are no more."""
     for line in sys.stdin:
         request = json.loads(line)
+        if "wait" in request:
+            child, ended = os.waitpid(request["wait"], 0 if request["block"] else os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(ended) if child else None), flush=True)
+            continue
         children = []
         for variables in job(request["processes"]):
             children.append(os.fork())
             if children[-1] == 0:
                 os.environ.update({name: str(value) for name, value in variables.items()})
                 run(request)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(next(filter(None, ends), 0), flush=True)
+        print(json.dumps(children), flush=True)
 
 
 if __name__ == "__main__":

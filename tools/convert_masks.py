@@ -225,7 +225,7 @@ def choose(config: ConvertConfig) -> tuple[list[tuple[Annotated, list]], int]:
 
 def main(argv=None) -> None:
     """The command line: writes the dataset and says so in one line."""
-    parser = cli.Parser("convert_masks.py", __doc__.splitlines()[0], ConvertConfig)
+    parser = cli.Parser("convert_masks.py", __doc__.splitlines()[0], ConvertConfig, folder="tools")
     config = ConvertConfig(**parser.parse_overrides(argv))
     for name in ("annotations", "images", "output"):
         if getattr(config, name) is None:

@@ -400,7 +400,9 @@ class SampleConfig:
 
 def main(argv=None):
     """The command line: draws the sample and says so in one line."""
-    parser = cli.Parser("sample_pets.py", "Draw a small pet dataset to try the toolkit with.", SampleConfig)
+    parser = cli.Parser(
+        "sample_pets.py", "Draw a small pet dataset to try the toolkit with.", SampleConfig, folder="tools"
+    )
     config = SampleConfig(**parser.parse_overrides(argv))
     what = "are there already, nothing to do" if (Path(config.data_path) / MARKER).exists() else "drawn"
     try:

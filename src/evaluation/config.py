@@ -56,7 +56,7 @@ class EvalConfig(PredictConfig):
     find_threshold: bool = option(False, "take the threshold that is best for the validation images")
     compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
-    csv: str | None = option(None, "write a row an image into this file", metavar="FILE")
+    csv: str | None = option(None, "write one row per image into this file", metavar="FILE")
     worst: int | None = option(None, "draw panels of the N worst images", whole_number(1), metavar="N")
     output_path: str = option("worst_panels", "where --worst draws", aliases=("--output_dir",), metavar="DIR")
 
@@ -65,6 +65,7 @@ class EvalConfig(PredictConfig):
 class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
+    data_path: str = option("dataset", "dataset, folder, image or pattern", metavar="PATH", group="data")
     batch_size: int = batch_size_option(1)
     recursive: bool = option(False, "images in all folders below --data_path, too", group="data")
     save_results: bool = option(False, "write results, to inference_results", group="results")

@@ -23,13 +23,14 @@ BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 class Parser(argparse.ArgumentParser):
     """ArgumentParser for a config: errors in one line, no abbreviations, hyphens as good as underscores."""
 
-    def __init__(self, script: str, description: str, config_class):
+    def __init__(self, script: str, description: str, config_class, folder: str = "src"):
+        self.folder = folder  # where the script is
         super().__init__(prog=script, description=description, allow_abbrev=False)
         add_flags(self, config_class)
 
     def error(self, message: str):
         """Prints one line and exits with status 2."""
-        self.exit(2, f"error: {message}; see python src/{self.prog} --help\n")
+        self.exit(2, f"error: {message}; see python {self.folder}/{self.prog} --help\n")
 
     def parse_known_args(self, args=None, namespace=None):
         """As in argparse, with the spelling of long flags normalised."""

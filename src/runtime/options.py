@@ -168,13 +168,13 @@ def model_path_option():
 
 def model_name_option():
     """A check on the checkpoint, or a choice among those in the folder."""
-    text = "unet or resnet34_unet; by default, and at most, what the checkpoint says"
+    text = "model of the checkpoint, by default as it says; another one is an error"
     return option(None, text, aliases=("--model_type",), metavar="NAME")
 
 
 def batch_size_option(default: int):
     """Images a step."""
-    return fixed(default, "images a step", whole_number(1, 10**5), aliases=("-b",), metavar="N")
+    return fixed(default, "images per step", whole_number(1, 10**5), aliases=("-b",), metavar="N")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class CommonConfig:
     batch_size: int = batch_size_option(8)
     num_workers: int | None = option(
         None,
-        "processes that read images (inference: threads); by default one a core, 8 at most, but 0 to train or score on "
+        "processes that read images (inference: threads); by default one per core, 8 at most; 0 to train or score on "
         "the CPU",
         whole_number(0, 256),
         aliases=("--workers", "-j"),

@@ -52,7 +52,7 @@ class TrainConfig(CommonConfig):
     """The settings of a training run."""
 
     download: bool = option(False, "fetch the dataset first where it is missing", group="data")
-    split: str = fixed(SPLITS[0], "which images are which", choices=SPLITS)
+    split: str = fixed(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     augment: str | None = fixed(
         None,
@@ -60,8 +60,8 @@ class TrainConfig(CommonConfig):
         choices=("bulk", "online", "off"),
         bare="bulk",
     )
-    num_augmentations: int = fixed(3, "variants an image, in bulk", whole_number(1, 100), metavar="N")
-    augment_strength: str = fixed("medium", "how far it rotates and scales", choices=tuple(STRENGTHS))
+    num_augmentations: int = fixed(3, "variants per image, in bulk", whole_number(1, 100), metavar="N")
+    augment_strength: str = fixed("medium", "how far augmentation rotates and scales", choices=tuple(STRENGTHS))
     color_jitter: bool = fixed(False, "with --augment: vary brightness, contrast and saturation too")
     multi_scale: float = fixed(
         0.0,
@@ -71,7 +71,9 @@ class TrainConfig(CommonConfig):
         metavar="SHARE",
     )
     mix: str = fixed(
-        "none", "onto half the images put another's pet, or a rectangle of it", choices=("none", "paste", "cutmix")
+        "none",
+        "paste the pet or a rectangle of another image onto half of them",
+        choices=("none", "paste", "cutmix"),
     )
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
     augment_uncertain: bool = fixed(False, "border pixels become pet or background at random")
@@ -82,7 +84,7 @@ class TrainConfig(CommonConfig):
         "unet or resnet34_unet",
         aliases=("--model_type",),
         metavar="NAME",
-        group="model and optimisation",
+        group="model and optimization",
     )
     encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
     attention: str = fixed("none", "at the end of each decoder step", choices=tuple(ATTENTION))
@@ -94,23 +96,27 @@ class TrainConfig(CommonConfig):
     learning_rate: float = changeable(
         1e-4, "step size of the optimizer", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
-    loss: str = fixed("bce", "what is minimised", choices=tuple(LOSSES))
-    optimizer: str = fixed("adam", "adamw shrinks weights by --weight_decay", choices=("adam", "adamw"))
-    weight_decay: float = fixed(0.01, "of adamw", fraction_or_zero, metavar="W")
+    loss: str = fixed("bce", "what is minimized", choices=tuple(LOSSES))
+    optimizer: str = fixed("adam", "adamw decays weights by --weight_decay", choices=("adam", "adamw"))
+    weight_decay: float = fixed(0.01, "weight decay of AdamW", fraction_or_zero, metavar="W")
     ema: float = fixed(
-        0.0, "use a moving average of the weights; 0.99 without a number", fraction_or_zero, bare=0.99, metavar="DECAY"
+        0.0,
+        "use a moving average of the weights; the flag alone means 0.99",
+        fraction_or_zero,
+        bare=0.99,
+        metavar="DECAY",
     )
     scheduler: str = fixed(
         "plateau",
-        "plateau: x0.5 after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
+        "plateau: half the rate after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
         choices=("plateau", "cosine", "none"),
     )
-    seed: int = fixed(42, "of everything random", whole_number(0, 2**32 - 1), metavar="N")
+    seed: int = fixed(42, "seed of all random numbers", whole_number(0, 2**32 - 1), metavar="N")
 
     resume: str | None = option(
         None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE", group="run"
     )
-    save_every: int = changeable(5, "keep every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
+    save_every: int = changeable(5, "keep a checkpoint of every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
     deterministic: bool = changeable(False, "only algorithms that always give the same bits")
     checkpoint_minutes: float = changeable(10.0, "also save this often within an epoch", positive_number, metavar="M")
 

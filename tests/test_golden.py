@@ -1,0 +1,48 @@
+"""Curves and scores on record: other tests compare runs with each other, so a shift of all of them shows only here."""
+
+import json
+
+import pytest
+
+from helpers import TINY, rows, run_ok
+
+COLUMNS = ("train_loss", "train_dice", "val_loss", "val_dice")
+# Model and flags; the columns of each epoch; Dice, dataset IoU and outline F of the test images at their own size.
+GOLDEN = {
+    "tiny, strong": (
+        ("tiny", "--recipe", "strong", "--epochs", 3, "--multi_scale", 0.5, *TINY),
+        [[1.1983, 0.6306, 1.154, 0.461], [0.7707, 0.9399, 0.6705, 0.9635], [0.6854, 0.9336, 0.6079, 0.9707]],
+        [0.9712, 0.9444, 1.0],
+    ),
+    "tiny, three classes": (
+        ("tiny", "--classes", "trimap", "--epochs", 2, "--augment", *TINY),
+        [[0.4333, 0.8436, 0.1643, 0.9848], [0.1323, 0.9762, 0.086, 0.9863]],
+        [0.9891, 0.9777, 0.9966],
+    ),
+    "resnet34_unet": (
+        ("resnet34_unet", "--epochs", 2, *TINY, "--learning_rate", "1e-3"),
+        [[0.4631, 0.3367, 0.3558, 0.7895], [0.2742, 0.855, 0.2525, 0.8767]],
+        [0.8559, 0.753, 0.4762],
+    ),
+    # After two steps the running statistics of its batch norms are far off, and so would be what is validated.
+    "unet": (
+        ("unet", "--epochs", 1, "--train_fraction", 0.5, *TINY, "--learning_rate", "1e-3"),
+        [[0.6448, 0.5283]],
+        [],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GOLDEN)
+def test_curves_and_scores_are_those_on_record(name, shared_dataset, tmp_path):
+    (model, *flags), epochs, scores = GOLDEN[name]
+    run_ok("train.py", "--data_path", shared_dataset, "--model_name", model, "--amp", "off", *flags, cwd=tmp_path)
+    for row, expected in zip(rows(tmp_path / f"logs/{model}_training_log.csv"), epochs, strict=True):
+        assert [float(row[column]) for column in COLUMNS[: len(expected)]] == pytest.approx(expected, abs=5e-3)
+    if scores:
+        flags = ("--data_path", shared_dataset, "--amp", "off", "--original_size", "--json", "scores.json")
+        run_ok("evaluate.py", *flags, cwd=tmp_path)
+        report = json.loads((tmp_path / "scores.json").read_text())
+        found = [report[name] for name in ("dice", "dataset_iou", "boundary_f")]
+        assert found == pytest.approx(scores, abs=2e-2)
