@@ -1,6 +1,7 @@
 """The rooms of src/: imports go downwards only, and no argparse.Namespace leaves the command line."""
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def faults(src: Path) -> list[str]:
 def test_rooms_import_downwards_only_and_functions_are_short():
     assert {path.name for path in SRC.iterdir() if path.is_dir()} - {"__pycache__"} == set(FLOORS)
     assert faults(SRC) == []
+
+
+def test_pyproject_and_requirements_agree():
+    root = SRC.parent
+    listed = re.search(r"dependencies = \[.*?\n(.*?)\]", (root / "pyproject.toml").read_text(), re.DOTALL)[1]
+    assert re.findall(r'"(.+)"', listed) == (root / "requirements.txt").read_text().split()
 
 
 @pytest.mark.parametrize(
