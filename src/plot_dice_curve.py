@@ -1,6 +1,7 @@
 """Draws the curves of both networks from their training logs: `python src/plot_dice_curve.py`."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,15 @@ def read_curve(log: Path) -> list[dict]:
     """
     columns = ["epoch", *itertools.chain(*CURVES.values())]
     try:
-        rows = [{"run_id": row["run_id"], **{name: float(row[name]) for name in columns}} for row in read_rows(log)]
+        rows = [{"run_id": row["run_id"], **{name: _number(row, name) for name in columns}} for row in read_rows(log)]
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{log} is no training log of this program; move it away and train again") from None
     return sorted(rows, key=lambda row: row["epoch"])
+
+
+def _number(row: dict, name: str) -> float:
+    """A column of a row; NaN where the epoch was not validated."""
+    return math.nan if name.startswith("val") and row[name] == "" else float(row[name])
 
 
 def latest_runs(folder: Path, saved: Path) -> list[Run]:
@@ -110,8 +116,7 @@ def draw(runs: list[Run], kinds: list[str], file: Path) -> None:
 
 def draw_run(run: Run, kind: str, axis) -> None:
     """A run's curves of one kind."""
-    epochs = [row["epoch"] for row in run.rows]
-    best = max(run.rows, key=lambda row: row["val_dice"])
+    best = max(run.rows, key=lambda row: -1 if math.isnan(row["val_dice"]) else row["val_dice"])
     style = {"color": run.color, "marker": run.marker, "markersize": 4}
     for column in CURVES[kind]:
         label, dash = run.title, "-"
@@ -122,7 +127,8 @@ def draw_run(run: Run, kind: str, axis) -> None:
         elif kind == "loss":
             label = f"{run.title} validation"
         fill = {"markerfacecolor": "white"} if dash == "--" else {}
-        axis.plot(epochs, [row[column] for row in run.rows], dash, label=label, **style, **fill)
+        points = [(row["epoch"], row[column]) for row in run.rows if not math.isnan(row[column])]
+        axis.plot(*zip(*points), dash, label=label, **style, **fill)
     axis.plot(best["epoch"], best[CURVES[kind][-1]], "o", markersize=12, markerfacecolor="none", color=run.color)
     for number, epoch in enumerate(run.resumed):
         label = {"label": f"{run.title} resumed"} if number == 0 else {}

@@ -5,6 +5,7 @@ python src/train.py --model_name unet --resume --epochs 2
 """
 
 import contextlib
+import dataclasses
 import difflib
 import shlex
 import sys
@@ -18,7 +19,7 @@ with cli.explain_import_errors():
 import numpy as np
 import torch
 
-from data.augment import AugmentedDataset, BatchAugmentation, possible_sizes
+from data.augment import AugmentedDataset, BatchAugmentation, automatic_plan, planned_sizes, possible_sizes
 from data.cache import open_cache
 from data.check import resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
@@ -101,8 +102,7 @@ def prepare(
         The trainer, the three parts of the dataset, and the path of the checkpoint that is resumed, or None.
     """
     resumed_from, content, written = context.broadcast(load_run(config, overrides) if context.first else None)
-    if content is not None:
-        config = restore_config(overrides, content, resumed_from)
+    config = restore_config(overrides, content, resumed_from) if content else with_size_plan(config)
     check_flags(config, overrides, context)
     if config.download and context.first:
         download(writable_folder(config.data_path))
@@ -136,7 +136,14 @@ def prepare(
         sampler=sampler,
         train_loader=make_loader(train_set, device, sampler, config.num_workers),
         valid_loader=make_loader(valid_set, device, valid_batches, config.num_workers),
-        augmentation=BatchAugmentation(config.mix, config.multi_scale, config.image_size, stride, config.seed),
+        augmentation=BatchAugmentation(
+            config.mix,
+            config.multi_scale,
+            config.image_size,
+            stride,
+            config.seed,
+            tuple(planned_sizes(config.progressive)),
+        ),
         precision=precision,
         context=context,
         stop=cli.StopRequest(patient=context.size > 1),
@@ -242,6 +249,20 @@ def open_data(
     return train_set, valid_set, test_set, data
 
 
+def with_size_plan(config: TrainConfig) -> TrainConfig:
+    """The config of a new run with its plan of sizes written out: epochs that --resume adds don't change it.
+
+    Raises:
+        UsageError: the plan leaves no epoch at full size.
+    """
+    plan = config.progressive
+    if plan == "auto":
+        plan = automatic_plan(config.image_size, MODELS[config.model_name].stride, config.epochs)
+    if len(planned_sizes(plan)) >= config.epochs:
+        raise UsageError(f"--progressive {plan} leaves no epoch at full size; plan fewer, or use a larger --epochs")
+    return dataclasses.replace(config, progressive=plan)
+
+
 def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxfordPetDataset | AugmentedDataset:
     """The training set under --augment."""
     if not config.augments:
@@ -297,6 +318,8 @@ def describe_augmentation(config: TrainConfig, count: int) -> str:
         words += [config.augment_strength, *(["color jitter"] if config.color_jitter else [])]
     if config.mix != "none":
         words.append(config.mix)
+    if config.progressive:
+        words.append(f"sizes {config.progressive} first")
     if config.multi_scale:
         words.append(f"sizes within {config.multi_scale:.0%}")
     return ", ".join(words)

@@ -1,5 +1,6 @@
 """Augmentation: what is drawn, and what is applied to batches."""
 
+import argparse
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +14,13 @@ from data.augment import (
     BatchAugmentation,
     apply_colors,
     augment_batch,
+    automatic_plan,
     draw_augmentation,
     draw_colors,
     mix,
+    planned_sizes,
     possible_sizes,
+    size_plan,
 )
 from models.task import TASKS
 from stubs import Plain, make_batch, make_run
@@ -256,3 +260,26 @@ def test_single_image_is_not_mixed():
     mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0), TASKS["binary"])
     assert torch.equal(mixed, images)
     assert torch.equal(answers, masks)
+
+
+def test_plans_of_sizes():
+    assert planned_sizes("64:2,96:1") == [64, 64, 96]
+    assert planned_sizes(None) == []
+    assert automatic_plan(128, 32, 12) == "64:3,96:4"
+    assert automatic_plan(128, 32, 1) is None
+    for size, stride, epochs in ((128, 32, 12), (256, 16, 40), (96, 32, 4), (64, 32, 10)):
+        sizes = planned_sizes(automatic_plan(size, stride, epochs))
+        assert sizes == sorted(sizes)
+        assert len(sizes) <= 3 * epochs / 4
+        assert all(2 * stride <= side < size and side % stride == 0 for side in sizes)
+    for text in ("64", "64:0", "8:3", "64:2,", "a:b", "5000:1", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="no plan of sizes"):
+            size_plan(text)
+
+
+def test_epochs_train_at_their_planned_sizes():
+    how = BatchAugmentation(image_size=8, stride=4, sizes=(4, 12))
+    for epoch, side in enumerate((4, 12, 8, 8)):
+        images, targets = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), epoch, 0)
+        assert images.shape[-2:] == targets.shape[-2:] == (side, side)
+        assert set(targets.unique().tolist()) <= {0, 1}

@@ -43,6 +43,34 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path, shared_dataset):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_progressive_run_stopped_twice_equals_the_unbroken_one(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, *TINY, "--image_size", 96, "--recipe", "strong", "--progressive")
+    flags += ("--epochs", 4, "--batch_size", 2, "--validate_every", 2)
+    contents = []
+    for name in ("whole", "parts"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "parts":
+            for epoch, words in ((1, flags), (2, ("--data_path", shared_dataset, "--resume"))):
+                script = start(folder, *words)
+                script.wait_for(f"epoch   {epoch}/4")
+                script.send_signal(signal.SIGTERM)
+                assert script.finish().returncode == 143
+            flags = ("--data_path", shared_dataset, "--resume")
+        said = run_ok("train.py", *flags, cwd=folder)
+        assert "sizes 64:3 first" in said
+        contents.append(torture.plain(load_checkpoint(folder / "saved_models/tiny_last.pth")))
+    assert torture.differences(*contents) == []
+    table = log_rows(tmp_path / "parts")
+    assert [row["val_dice"] != "" for row in table] == [False, True, False, True]
+    assert "Drew tiny" in run_ok("plot_dice_curve.py", cwd=tmp_path / "parts")
+    # Epochs that are added run at full size, and the plan can't be changed.
+    run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
+    assert load_checkpoint(folder / "saved_models/tiny_last.pth")["settings"]["progressive"] == "64:3"
+    done = run_script("train.py", "--data_path", shared_dataset, "--resume", "--progressive", "64:2", cwd=folder)
+    assert_one_error(done, "progressive 64:3 (now 64:2)")
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_and_prints_how_to_resume(tmp_path, shared_dataset, signum, status):
     script = start(tmp_path, "--data_path", shared_dataset, "--epochs", 500, *TINY)

@@ -1,6 +1,9 @@
 """Augmentation: drawn per sample as pure functions of (seed, epoch, name), applied to whole batches on the device."""
 
+import argparse
+import itertools
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,14 +215,38 @@ def possible_sizes(size: int, stride: int, share: float) -> list[int]:
     return sorted({size, *(stride * k for k in range(max(2, first), last + 1))})
 
 
+def size_plan(text: str) -> str:
+    """Returns a plan of sizes, `auto` or as `planned_sizes` reads it; raises argparse.ArgumentTypeError for others."""
+    if text != "auto":
+        sizes = planned_sizes(text) if re.fullmatch(r"\d{2,4}:\d{1,5}(,\d{2,4}:\d{1,5}){0,99}", text) else []
+        if not sizes or not all(16 <= side <= 4096 for side in sizes):
+            raise argparse.ArgumentTypeError(f"{text!r} is no plan of sizes, such as 64:10,96:5")
+    return text
+
+
+def planned_sizes(text: str | None) -> list[int]:
+    """The side of the training images in each of the first epochs: `64:2,96:1` is [64, 64, 96]."""
+    runs = (map(int, run.split(":")) for run in text.split(",")) if text else ()
+    return [side for side, epochs in runs for _ in range(epochs)]
+
+
+def automatic_plan(size: int, stride: int, epochs: int) -> str | None:
+    """A plan from half the size upwards for three quarters of the epochs; None where these are too few."""
+    small = 3 * epochs // 4
+    sides = [max(2 * stride, stride * round(size * (0.5 + 0.5 * e / small) / stride)) for e in range(small)]
+    runs = [f"{side}:{len(list(group))}" for side, group in itertools.groupby(s for s in sides if s < size)]
+    return ",".join(runs) or None
+
+
 @dataclass(frozen=True)
 class BatchAugmentation:
     """What is done to a whole batch beyond the draws of its samples.
 
     Args:
         mix: `none`, `paste` or `cutmix`; see `mix`.
-        multi_scale: steps train at sizes within this share of `image_size`; 0 trains at `image_size` alone.
-        image_size: side of the images, in pixels.
+        multi_scale: steps train at sizes within this share of the epoch's size; 0 trains at that alone.
+        image_size: side of the images, in pixels, and the size of epochs that are not planned.
+        sizes: of the first epochs; see `planned_sizes`.
         stride: of the network.
         seed: of the draws.
     """
@@ -229,6 +256,7 @@ class BatchAugmentation:
     image_size: int = 256
     stride: int = 32
     seed: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 def augment_batch(
@@ -254,9 +282,11 @@ def augment_batch(
         images = apply_colors(images, copy_to_device(batch["colors"], device))
     if how.mix != "none":
         images, targets = mix(images, targets, how.mix, MIXED, step_rng(how.seed, epoch, step, MIX), task)
+    side = how.sizes[epoch] if epoch < len(how.sizes) else how.image_size
     if how.multi_scale:
-        sizes = possible_sizes(how.image_size, how.stride, how.multi_scale)
+        sizes = possible_sizes(side, how.stride, how.multi_scale)
         side = int(step_rng(how.seed, epoch, step, SIZE).choice(sizes))
+    if how.multi_scale or side != images.shape[-1]:
         images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
         targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
     return images, targets

@@ -100,6 +100,7 @@ KEY = text(r"[A-Za-z0-9_.]{1,300}", "a name of letters, digits and dots")
 WEIGHTS = DictOf(KEY, tensor("a tensor", lambda t: t.is_floating_point() or t.dtype == torch.int64))
 
 HISTORY_ROW = {"run_id": RUN_ID, **dict.fromkeys(LOG_NUMBERS, NUMBER)}
+HISTORY_ROW |= dict.fromkeys(("val_loss", "val_dice"), Maybe(NUMBER))  # of epochs without validation
 PROGRESS = {
     "run_id": RUN_ID,
     "planned_epochs": whole(1, MAX_COUNT),

@@ -7,7 +7,7 @@ are saved in the checkpoint. Settings that an older checkpoint lacks take their 
 import dataclasses
 from pathlib import Path
 
-from data.augment import STRENGTHS
+from data.augment import STRENGTHS, size_plan
 from data.index import SPLITS
 from models import ATTENTION, DEFAULT_MODEL
 from models.task import TASKS
@@ -70,6 +70,13 @@ class TrainConfig(CommonConfig):
         bare=0.34,
         metavar="SHARE",
     )
+    progressive: str | None = fixed(
+        None,
+        "train at other sizes first: SIDE:EPOCHS,...; the flag alone plans from half of --image_size upwards",
+        size_plan,
+        bare="auto",
+        metavar="PLAN",
+    )
     mix: str = fixed(
         "none",
         "paste the pet or a rectangle of another image onto half of them",
@@ -115,6 +122,9 @@ class TrainConfig(CommonConfig):
 
     resume: str | None = option(
         None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE", group="run"
+    )
+    validate_every: int = changeable(
+        1, "validate, and save, after every N-th epoch and the last", whole_number(1), metavar="N"
     )
     save_every: int = changeable(5, "keep a checkpoint of every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
     deterministic: bool = changeable(False, "only algorithms that always give the same bits")

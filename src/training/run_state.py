@@ -83,6 +83,10 @@ class RunState:
         """This run's checkpoint of a kind: best, last, or the number of an epoch."""
         return checkpoint_path(self.config.save_dir, self.config.model_name, kind)
 
+    def save_is_due(self) -> bool:
+        """Whether --checkpoint_minutes have passed since the last save."""
+        return time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
+
     def save(self, *kinds: str | int) -> None:
         """Saves under the names of these kinds, and then as last."""
         if self.lock is None:

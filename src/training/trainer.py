@@ -143,44 +143,53 @@ class Trainer:
         learning_rate = state.optimizer.param_groups[0]["lr"]
         start = time.perf_counter()
         context.average_batch_norm(state.model)
+        epoch, losses = progress.epoch + 1, (None, None)
+        validated = epoch % state.config.validate_every == 0 or epoch == progress.planned_epochs
+        if validated:
+            losses = self.validate()
+        seconds = progress.seconds + time.perf_counter() - start
+        metrics = [x if x is None else float(f"{x:.8g}") for x in (train_loss, train_dice, *losses, learning_rate)]
+        values = [progress.run_id, epoch, *metrics, round(seconds, 3), round(rate, 2)]
+        row = dict(zip(LOG_COLUMNS, values))
+        progress.history.append(row)
+        self._finish_epoch(losses[1])
+        valid = f"valid loss {row['val_loss']:.4f} dice {row['val_dice']:.4f}" if validated else "not validated"
+        print(
+            f"epoch {row['epoch']:>3}/{progress.planned_epochs}  "
+            f"train loss {row['train_loss']:.4f} dice {row['train_dice']:.4f}  {valid}  lr {row['learning_rate']:.1e}  "
+            f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
+            f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
+            flush=True,
+        )
+
+    def validate(self) -> tuple[float, float]:
+        """Loss and Dice of the validation images, with the averaged weights where there are any."""
+        state, context = self.state, self.context
         evaluated = state.model
         if state.ema:
             evaluated = state.ema.model
             context.broadcast_batch_norm(evaluated)
         # Several processes are never between the same two batches here: they finish, and stop after the epoch.
         check = self.stop.check if context.size == 1 else lambda: None
-        loss_fn, predictor = LOSSES[state.config.loss], Predictor(evaluated, self.precision)
-        counts, val_loss = validate(predictor, self.valid_loader, loss_fn, check, context)
-        val_dice = summarize(counts)["dice"]
-        seconds = progress.seconds + time.perf_counter() - start
-        metrics = [float(f"{x:.8g}") for x in (train_loss, train_dice, val_loss, val_dice, learning_rate)]
-        values = [progress.run_id, progress.epoch + 1, *metrics, round(seconds, 3), round(rate, 2)]
-        progress.history.append(dict(zip(LOG_COLUMNS, values)))
-        self._finish_epoch(val_dice)
-        row = progress.history[-1]
-        print(
-            f"epoch {row['epoch']:>3}/{progress.planned_epochs}  "
-            f"train loss {row['train_loss']:.4f} dice {row['train_dice']:.4f}  "
-            f"valid loss {row['val_loss']:.4f} dice {row['val_dice']:.4f}  lr {row['learning_rate']:.1e}  "
-            f"{row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
-            f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
-            flush=True,
-        )
+        predictor = Predictor(evaluated, self.precision)
+        counts, loss = validate(predictor, self.valid_loader, LOSSES[state.config.loss], check, context)
+        return loss, summarize(counts)["dice"]
 
-    def _finish_epoch(self, val_dice: float) -> None:
-        """Moves on to the next epoch, and saves."""
+    def _finish_epoch(self, val_dice: float | None) -> None:
+        """Moves on to the next epoch. Saves where it was validated, is to be kept, or a save is due."""
         state, progress, config = self.state, self.state.progress, self.state.config
-        if config.scheduler == "plateau":
+        if config.scheduler == "plateau" and val_dice is not None:
             state.scheduler.step(val_dice)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
         kinds: list[str | int] = []
-        if val_dice > progress.best_dice:
+        if val_dice is not None and val_dice > progress.best_dice:
             progress.best_dice, progress.best_epoch = val_dice, progress.epoch
             kinds.append("best")
         if config.save_every and progress.epoch % config.save_every == 0:
             kinds.append(progress.epoch)
-        state.save(*kinds)
-        state.write_log()
+        if val_dice is not None or kinds or state.save_is_due():
+            state.save(*kinds)
+            state.write_log()
 
     def train_one_epoch(self) -> tuple[float, float, float]:
         """Trains from the step where the run stands to the end of the epoch.
@@ -206,8 +215,8 @@ class Trainer:
                     self.pending.append((self.train_batch(batch), batch["path"]))
                 progress.step += 1
                 progress.seconds = time.perf_counter() - began
-                due = time.monotonic() - state.last_save > 60 * state.config.checkpoint_minutes
-                signum, due = context.all_reduce_max(self.stop.signum, int(due and context.first))
+                due = int(state.save_is_due() and context.first)
+                signum, due = context.all_reduce_max(self.stop.signum, due)
                 # On a GPU metrics are fetched once a second, so that it never runs out of steps to do.
                 if signum or due or self.precision.device.type == "cpu" or time.monotonic() - fetched > 1:
                     self.fetch_metrics()
