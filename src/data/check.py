@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data.copies import find_near_copies
 from data.image_io import UNREADABLE, image_size_of, open_image
 from data.index import MODES, Sample, describe_layout, find_copies, list_samples, split_samples
 from models.task import BACKGROUND
@@ -93,6 +94,9 @@ def check(root: Path, split: str, seed: int) -> None:
         print(f"{len(set(sides)):,} different ones")
         print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
         print(f"{(shares == 0).sum()} masks are empty, {(shares == 1).sum()} full")
+        empty = [s.name for s, inspection in zip(samples, found) if not (inspection.fault or inspection.pet_share)]
+        if empty:
+            print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
         print(f"  resized     {resized_masks(samples) or 'no mask'}")
         print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
     raise_faults([inspection.fault for inspection in found if inspection.fault], root)
@@ -103,4 +107,10 @@ def check(root: Path, split: str, seed: int) -> None:
     counts = ", ".join(f"{len(getattr(parts, mode)):,} {mode}" for mode in MODES)
     print(f"  split       {split}: {counts}")
     print(f"  copies      {sum(len(group) - 1 for group in copies)}; {parts.moved} moved into training by the split")
+    home = {sample: mode for mode in MODES for sample in getattr(parts, mode)}
+    near = find_near_copies(list(home))
+    apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
+    for pair in apart:
+        print(f"  near copies {' = '.join(f'{sample.name} ({home[sample]})' for sample in pair)}")
+    print(f"  near copies {len(near)} pairs by content, {len(apart)} of them in different parts")
     print("No faults.")

@@ -1,0 +1,106 @@
+"""Near copies: images that show the same photograph, saved again, resized, slightly cropped, or mirrored.
+
+Perceptual hashes find candidates: their bits say which low frequencies of an image are above the median (a discrete
+cosine transform, as in the program pHash). Then the pixels are compared at small crops of either image, all over the
+image, so that images that are merely similar, such as those of one scene or one camera, are not called copies.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.image_io import read_image
+from data.index import Sample
+
+SIDE = 64  # of the thumbnails that are compared, in pixels
+FREQUENCIES = 8  # in each direction, that are hashed
+HASH_DISTANCE = 14  # of the 63 bits, in which candidates differ at most
+BLOCK = SIDE // 8  # side of the squares in which two thumbnails are compared, in pixels
+CORRELATION = 0.9  # of two images at 8x8 pixels, at least
+TRIED = 3  # the crops that correlate best are compared in full
+DIFFERENCE = 14 / 60  # by which a block of copies differs on average, at most, in standard deviations of the image
+ODD_BLOCKS = 2  # of 64, that may differ by more: a date or a watermark
+
+
+def _boxes() -> list[tuple]:
+    """Crops that are tried, as (left, top, right, bottom): the whole, and up to 6 % less at every edge and corner."""
+    boxes = [(0, 0, SIDE, SIDE)]
+    for side in (0.985 * SIDE, 0.97 * SIDE, 0.94 * SIDE):
+        places = (0, (SIDE - side) / 2, SIDE - side)
+        boxes += [(left, top, left + side, top + side) for top in places for left in places]
+    return boxes
+
+
+BOXES = _boxes()
+
+
+def image_hash(thumbnail: np.ndarray) -> np.ndarray:
+    """The perceptual hash of a thumbnail, uint8 (SIDE, SIDE, 3): float32 (63,) of -1 and 1."""
+    k, x = np.arange(FREQUENCIES)[:, None], np.arange(SIDE)
+    cosines = np.cos(np.pi * k * (2 * x + 1) / (2 * SIDE))
+    low = (cosines @ thumbnail.mean(2) @ cosines.T).ravel()[1:]  # the first is the mean
+    return np.where(low > np.median(low), np.float32(1), np.float32(-1))
+
+
+def _standardized(images: np.ndarray) -> np.ndarray:
+    """Crops that are tried: the whole image, and up to 6 % less at every edge and corner; (left, top, right, bottom)."""
+    centered = images - images.mean((1, 2), keepdims=True)
+    return centered / np.maximum(centered.std((1, 2, 3), keepdims=True), 1e-3)
+
+
+def _crop(thumbnail: np.ndarray, box: tuple) -> np.ndarray:
+    image = Image.fromarray(thumbnail).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image, np.float32)
+
+
+class Candidate:
+    """A thumbnail, uint8 (SIDE, SIDE, 3), and what is compared first: its crops at 8x8 pixels."""
+
+    def __init__(self, thumbnail: np.ndarray):
+        self.thumbnail = np.ascontiguousarray(thumbnail)
+        small = [_crop(self.thumbnail, box).reshape(8, BLOCK, 8, BLOCK, 3).mean((1, 3)) for box in BOXES]
+        self.views = _standardized(np.stack(small)).reshape(len(BOXES), -1) / 192**0.5
+
+
+def are_copies(a: Candidate, b: Candidate) -> bool:
+    """Whether two images show one photograph, as far as their pixels tell: whole, or one whole and one cropped."""
+    for one, other in ((a, b), (b, a)):
+        alike = one.views @ other.views[0]  # correlation of each crop
+        for view in np.argsort(-alike)[:TRIED]:
+            if alike[view] < CORRELATION:
+                break
+            pair = np.stack([_crop(one.thumbnail, BOXES[view]), other.thumbnail.astype(np.float32)])
+            first, second = _standardized(pair).reshape(2, 8, BLOCK, 8, BLOCK, 3)
+            if (np.abs(first - second).mean((1, 3, 4)) > DIFFERENCE).sum() <= ODD_BLOCKS:
+                return True
+    return False
+
+
+def find_near_copies(samples: list[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them.
+
+    Raises:
+        DatasetError: an image can't be read.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = pool.map(lambda sample: read_image(sample.image_path, SIDE, sample.binary_mask), samples)
+        bar = tqdm(read, total=len(samples), desc="comparing", unit="image", disable=None, delay=1)
+        thumbnails = np.stack(list(bar)) if samples else np.empty((0, SIDE, SIDE, 3), np.uint8)
+    hashes = np.stack([image_hash(one) for one in thumbnails]) if samples else np.empty((0, 63), np.float32)
+    found, candidates = set(), {}
+    for mirrored in (False, True):
+        others = thumbnails[:, :, ::-1] if mirrored else thumbnails
+        theirs = np.stack([image_hash(one) for one in others]) if mirrored and samples else hashes
+        for i, row in enumerate(hashes):
+            distances = (len(row) - theirs[i + 1 :] @ row) / 2
+            for j in (i + 1 + np.flatnonzero(distances <= HASH_DISTANCE)).tolist():
+                for number, flipped in ((i, False), (j, mirrored)):
+                    if (number, flipped) not in candidates:
+                        source = others if flipped else thumbnails
+                        candidates[number, flipped] = Candidate(source[number])
+                if are_copies(candidates[i, False], candidates[j, mirrored]):
+                    found.add((i, j))
+    return [(samples[i], samples[j]) for i, j in sorted(found)]
