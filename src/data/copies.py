@@ -46,7 +46,7 @@ def image_hash(thumbnail: np.ndarray) -> np.ndarray:
 
 
 def _standardized(images: np.ndarray) -> np.ndarray:
-    """Crops that are tried: the whole image, and up to 6 % less at every edge and corner; (left, top, right, bottom)."""
+    """Images (V, H, W, 3) with a mean of 0 in each channel and a standard deviation of 1."""
     centered = images - images.mean((1, 2), keepdims=True)
     return centered / np.maximum(centered.std((1, 2, 3), keepdims=True), 1e-3)
 
