@@ -137,12 +137,7 @@ def prepare(
         train_loader=make_loader(train_set, device, sampler, config.num_workers),
         valid_loader=make_loader(valid_set, device, valid_batches, config.num_workers),
         augmentation=BatchAugmentation(
-            config.mix,
-            config.multi_scale,
-            config.image_size,
-            stride,
-            config.seed,
-            tuple(planned_sizes(config.progressive)),
+            config.mix, config.multi_scale, stride, config.seed, tuple(planned_sizes(config.progressive))
         ),
         precision=precision,
         context=context,

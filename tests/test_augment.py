@@ -200,7 +200,7 @@ def test_sizes_are_multiples_of_the_stride():
 
 
 def test_multi_scale_steps_keep_masks_valid():
-    how = BatchAugmentation(multi_scale=0.5, image_size=8, stride=4, seed=1)
+    how = BatchAugmentation(multi_scale=0.5, stride=4, seed=1)
     run, seen = make_run(Plain(), augmentation=how), []
     forward = run.forward
     run.forward = lambda images: seen.append(images.shape[-1]) or forward(images)
@@ -278,7 +278,7 @@ def test_plans_of_sizes():
 
 
 def test_epochs_train_at_their_planned_sizes():
-    how = BatchAugmentation(image_size=8, stride=4, sizes=(4, 12))
+    how = BatchAugmentation(stride=4, sizes=(4, 12))
     for epoch, side in enumerate((4, 12, 8, 8)):
         images, targets = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), epoch, 0)
         assert images.shape[-2:] == targets.shape[-2:] == (side, side)

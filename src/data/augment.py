@@ -245,15 +245,13 @@ class BatchAugmentation:
     Args:
         mix: `none`, `paste` or `cutmix`; see `mix`.
         multi_scale: steps train at sizes within this share of the epoch's size; 0 trains at that alone.
-        image_size: side of the images, in pixels, and the size of epochs that are not planned.
-        sizes: of the first epochs; see `planned_sizes`.
         stride: of the network.
         seed: of the draws.
+        sizes: of the first epochs; see `planned_sizes`.
     """
 
     mix: str = "none"
     multi_scale: float = 0.0
-    image_size: int = 256
     stride: int = 32
     seed: int = 0
     sizes: tuple[int, ...] = ()
@@ -282,7 +280,7 @@ def augment_batch(
         images = apply_colors(images, copy_to_device(batch["colors"], device))
     if how.mix != "none":
         images, targets = mix(images, targets, how.mix, MIXED, step_rng(how.seed, epoch, step, MIX), task)
-    side = how.sizes[epoch] if epoch < len(how.sizes) else how.image_size
+    side = how.sizes[epoch] if epoch < len(how.sizes) else images.shape[-1]
     if how.multi_scale:
         sizes = possible_sizes(side, how.stride, how.multi_scale)
         side = int(step_rng(how.seed, epoch, step, SIZE).choice(sizes))
