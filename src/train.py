@@ -5,7 +5,6 @@ python src/train.py --model_name unet --resume --epochs 2
 """
 
 import contextlib
-import dataclasses
 import difflib
 import shlex
 import sys
@@ -19,7 +18,7 @@ with cli.explain_import_errors():
 import numpy as np
 import torch
 
-from data.augment import AugmentedDataset, BatchAugmentation, automatic_plan, planned_sizes, possible_sizes
+from data.augment import AugmentedDataset, BatchAugmentation, planned_sizes, possible_sizes
 from data.cache import open_cache
 from data.check import resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
@@ -36,7 +35,7 @@ from runtime.errors import UsageError
 from runtime.files import writable_folder
 from runtime.options import options_of
 from runtime.seeding import seed_everything
-from training.config import TrainConfig, restore_config
+from training.config import TrainConfig, restore_config, with_size_plan
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.trainer import Trainer
@@ -242,20 +241,6 @@ def open_data(
     inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
     warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
     return train_set, valid_set, test_set, data
-
-
-def with_size_plan(config: TrainConfig) -> TrainConfig:
-    """The config of a new run with its plan of sizes written out: epochs that --resume adds don't change it.
-
-    Raises:
-        UsageError: the plan leaves no epoch at full size.
-    """
-    plan = config.progressive
-    if plan == "auto":
-        plan = automatic_plan(config.image_size, MODELS[config.model_name].stride, config.epochs)
-    if len(planned_sizes(plan)) >= config.epochs:
-        raise UsageError(f"--progressive {plan} leaves no epoch at full size; plan fewer, or use a larger --epochs")
-    return dataclasses.replace(config, progressive=plan)
 
 
 def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxfordPetDataset | AugmentedDataset:

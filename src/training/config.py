@@ -7,9 +7,9 @@ are saved in the checkpoint. Settings that an older checkpoint lacks take their 
 import dataclasses
 from pathlib import Path
 
-from data.augment import STRENGTHS, size_plan
+from data.augment import STRENGTHS, automatic_plan, planned_sizes, size_plan
 from data.index import SPLITS
-from models import ATTENTION, DEFAULT_MODEL
+from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.task import TASKS
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import (
@@ -218,3 +218,17 @@ def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
     config = TrainConfig(**{**overrides, **kept})
     _check_agreement(config, content, path)
     return config
+
+
+def with_size_plan(config: TrainConfig) -> TrainConfig:
+    """The config of a new run with its plan of sizes written out: epochs that --resume adds don't change it.
+
+    Raises:
+        UsageError: the plan leaves no epoch at full size.
+    """
+    plan = config.progressive
+    if plan == "auto":
+        plan = automatic_plan(config.image_size, MODELS[config.model_name].stride, config.epochs)
+    if len(planned_sizes(plan)) >= config.epochs:
+        raise UsageError(f"--progressive {plan} leaves no epoch at full size; plan fewer, or use a larger --epochs")
+    return dataclasses.replace(config, progressive=plan)
