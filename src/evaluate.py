@@ -13,7 +13,7 @@ with cli.explain_import_errors():
 
 import torch
 
-from data.check import resized_masks
+from data.check import print_resized_masks
 from evaluation.config import EvalConfig
 from evaluation.evaluator import CheckpointEvaluator
 from evaluation.report import Report
@@ -55,9 +55,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     print(f"Evaluating {evaluator.name.upper()} ({evaluator.path}; encoder {encoder}) on {device}, {precision}")
     part = "labelled" if config.subset == "all" else config.subset
     print(f"{len(dataset)} {part} images of {dataset.root}, split {content['data']['split']}", flush=True)
-    note = resized_masks(dataset.samples)
-    if note:
-        print(f"{note}.", flush=True)
+    print_resized_masks(dataset.samples)
     for one in filter(None, (evaluator, other)):
         one.score()
     if context.first:

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.inputs import find_samples
-from evaluation.segmenter import read_input
+from data.inputs import find_samples, read_input
 from models import SegmentationModel
 from models.checkpoint import open_checkpoint
 from runtime.errors import RunError, UsageError

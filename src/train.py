@@ -20,7 +20,7 @@ import torch
 
 from data.augment import AugmentedDataset, BatchAugmentation, planned_sizes, possible_sizes
 from data.cache import open_cache
-from data.check import resized_masks, warn_if_inverted
+from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
 from data.download import download
 from data.index import MODES, describe_layout, find_root, fingerprint, split_samples, stratified_subset
@@ -231,9 +231,7 @@ def open_data(
         )
     if split.moved:
         print(f"{split.moved} copies of images in other parts were moved into training.")
-    note = resized_masks([sample for part in split[:3] for sample in part])
-    if note:
-        print(f"{note}.")
+    print_resized_masks([sample for part in split[:3] for sample in part])
     cache = open_cache(root, config.image_size) if config.cache == "on" else None
     options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}
     train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)

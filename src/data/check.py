@@ -46,8 +46,8 @@ def warn_if_inverted(masks: list[np.ndarray], root: Path) -> None:
         )
 
 
-def resized_masks(samples: list[Sample]) -> str:
-    """In words, how many masks have another size than their image; empty where none has. Reads headers alone."""
+def print_resized_masks(samples: list[Sample]) -> None:
+    """Prints how many masks have another size than their image, if any has. Reads headers alone."""
 
     def differs(sample: Sample) -> bool:
         try:
@@ -57,7 +57,8 @@ def resized_masks(samples: list[Sample]) -> str:
 
     with ThreadPoolExecutor() as pool:
         count = sum(pool.map(differs, samples))
-    return f"{count} of {len(samples)} masks have another size than their images, of the same shape" if count else ""
+    if count:
+        print(f"{count} of {len(samples)} masks have another size than their images, of the same shape.", flush=True)
 
 
 def inspect(sample: Sample) -> Inspection:
@@ -97,8 +98,8 @@ def check(root: Path, split: str, seed: int) -> None:
         empty = [s.name for s, inspection in zip(samples, found) if not (inspection.fault or inspection.pet_share)]
         if empty:
             print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
-        print(f"  resized     {resized_masks(samples) or 'no mask'}")
         print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
+    print_resized_masks(samples)
     raise_faults([inspection.fault for inspection in found if inspection.fault], root)
     copies = find_copies(samples)
     for group in copies[:10]:

@@ -85,15 +85,17 @@ def find_near_copies(samples: list[Sample]) -> list[tuple[Sample, Sample]]:
     Raises:
         DatasetError: an image can't be read.
     """
+    if not samples:
+        return []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         read = pool.map(lambda sample: read_image(sample.image_path, SIDE, sample.binary_mask), samples)
         bar = tqdm(read, total=len(samples), desc="comparing", unit="image", disable=None, delay=1)
-        thumbnails = np.stack(list(bar)) if samples else np.empty((0, SIDE, SIDE, 3), np.uint8)
-    hashes = np.stack([image_hash(one) for one in thumbnails]) if samples else np.empty((0, 63), np.float32)
+        thumbnails = np.stack(list(bar))
+    hashes = np.stack([image_hash(one) for one in thumbnails])
     found, candidates = set(), {}
     for mirrored in (False, True):
         others = thumbnails[:, :, ::-1] if mirrored else thumbnails
-        theirs = np.stack([image_hash(one) for one in others]) if mirrored and samples else hashes
+        theirs = np.stack([image_hash(one) for one in others]) if mirrored else hashes
         for i, row in enumerate(hashes):
             distances = (len(row) - theirs[i + 1 :] @ row) / 2
             for j in (i + 1 + np.flatnonzero(distances <= HASH_DISTANCE)).tolist():

@@ -1,4 +1,4 @@
-"""What a path means to inference.py: one image, a folder, a pattern, or a part of a dataset."""
+"""The images that a path means to inference.py and export.py, and what the network sees of each."""
 
 import collections
 import contextlib
@@ -6,9 +6,13 @@ import glob
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from data.datasets import open_checkpoint_part
 from data.image_io import IMAGE_SUFFIXES
 from data.index import Sample, describe_layout, find_root, has_lists
+from models.task import BACKGROUND
 from runtime.errors import DatasetError, UsageError
 
 
@@ -85,3 +89,14 @@ def _with_mask(path: Path, name: str) -> Sample:
                 if mask.suffix.lower() in IMAGE_SUFFIXES:
                     return Sample(name, path, mask, binary)
     return Sample(name, path)
+
+
+def read_input(sample: Sample, size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the network sees of an image, uint8 (3, S, S), and its mask, uint8 (1, S, S), or None.
+
+    Raises:
+        DatasetError: see `Sample.read`.
+    """
+    image, trimap = sample.read(size)
+    mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), mask

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.index import Sample
+from data.inputs import read_input
 from evaluation.config import RESULTS, InferConfig
 from evaluation.metrics import dice_score
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
@@ -147,14 +148,3 @@ class Segmenter:
         if "panels" in self.kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title)
-
-
-def read_input(sample: Sample, size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the network sees of an image, uint8 (3, S, S), and its mask, uint8 (1, S, S), or None.
-
-    Raises:
-        DatasetError: see `Sample.read`.
-    """
-    image, trimap = sample.read(size)
-    mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
-    return torch.from_numpy(image.transpose(2, 0, 1).copy()), mask
