@@ -20,8 +20,9 @@ import measure
 from data.augment import AugmentedDataset, apply_augmentations
 from data.cache import open_cache
 from data.datasets import load_dataset
-from data.index import by_name, find_root, split_samples
+from data.index import by_name, find_root
 from data.loader import make_loader, shard_batches
+from data.splits import split_samples
 
 
 class TorchvisionPets(Dataset):

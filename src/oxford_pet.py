@@ -15,7 +15,8 @@ with cli.explain_import_errors():
 from data.check import check
 from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 from data.download import download
-from data.index import MODES, SPLITS, describe_layout, find_root, list_samples, split_samples
+from data.index import describe_layout, find_root, list_samples
+from data.splits import MODES, SPLITS, split_samples
 from runtime.files import writable_folder
 from runtime.options import option, whole_number
 from visual.preview import preview

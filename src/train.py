@@ -23,8 +23,9 @@ from data.cache import open_cache
 from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
 from data.download import download
-from data.index import MODES, describe_layout, find_root, fingerprint, split_samples, stratified_subset
+from data.index import describe_layout, find_root, fingerprint
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
+from data.splits import MODES, split_samples, stratified_subset
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import load_checkpoint
 from models.encoder_weights import load_encoder_weights
@@ -208,7 +209,8 @@ def open_data(
         UsageError: the run that is resumed had other images.
     """
     root = find_root(config.data_path)
-    split = split_samples(root, config.split, config.seed)
+    copies = "near" if content is None else content["data"].get("copies")
+    split = split_samples(root, config.split, config.seed, copies=copies)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
         if not split.train:
@@ -221,6 +223,7 @@ def open_data(
     data = {
         "split": config.split,
         "seed": config.seed,
+        "copies": copies,
         "fingerprints": prints,
         "train_names": [sample.name for sample in split.train],
     }

@@ -32,7 +32,8 @@ import torch
 
 import experiments
 import measure
-from data.index import MODES, find_root, split_samples
+from data.index import find_root
+from data.splits import MODES, split_samples
 from evaluation.metrics import COUNTS, summarize
 from experiments import ROOT, SMP
 from runtime.device import get_device

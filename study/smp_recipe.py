@@ -18,8 +18,9 @@ import torch
 import experiments  # noqa: F401  makes the others importable
 from data.cache import open_cache
 from data.datasets import load_dataset
-from data.index import MODES, SPLITS, find_root, split_samples
+from data.index import find_root
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
+from data.splits import MODES, SPLITS, split_samples
 from evaluation.evaluator import validate
 from evaluation.metrics import summarize
 from evaluation.predictor import Predictor

@@ -1,6 +1,9 @@
-"""Networks whose output is known, and the least that a trainer needs."""
+"""Networks whose output is known, the least that a trainer needs, and images with detail."""
 
+import numpy as np
 import torch
+from PIL import Image
+from scipy import ndimage
 from torch import nn
 
 from data.augment import BatchAugmentation
@@ -67,3 +70,10 @@ def make_batch(count: int = 7) -> dict:
 
 def three(*shape) -> torch.Tensor:
     return torch.randn(*shape[:1], 3, *shape[1:], generator=torch.Generator().manual_seed(3)) * 3
+
+
+def photograph(number: int) -> Image.Image:
+    """A smooth random image in colors, with some detail."""
+    rng = np.random.default_rng([5, number])
+    layers = [ndimage.zoom(rng.uniform(0, 255, (n, n, 3)), (150 / n, 200 / n, 1), order=1) for n in (3, 7, 25)]
+    return Image.fromarray(np.average(layers, axis=0, weights=(3, 2, 1)).astype(np.uint8))

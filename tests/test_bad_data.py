@@ -6,7 +6,8 @@ from PIL import Image
 
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
-from data.index import find_root, read_list, split_samples
+from data.index import find_root, read_list
+from data.splits import split_samples
 from helpers import TINY, assert_one_error, disc, run_script, save, write_list
 from runtime.errors import DatasetError
 

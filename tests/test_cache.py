@@ -12,7 +12,8 @@ from PIL import Image
 from data import cache as pixel_cache
 from data.cache import open_cache
 from data.datasets import SimpleOxfordPetDataset
-from data.index import list_samples, split_samples
+from data.index import list_samples
+from data.splits import split_samples
 from helpers import TINY, Script, run_ok
 from runtime.errors import DatasetError
 

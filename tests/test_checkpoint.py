@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.index import fingerprint, split_samples
+from data.index import fingerprint
+from data.splits import split_samples
 from helpers import assert_one_error, copy_run, run_ok, run_script, same
 from models import build_model, checkpoint
 from models.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint

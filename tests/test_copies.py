@@ -1,21 +1,12 @@
 """Near copies: found whatever was done to a photograph, and not confused with images that are alike."""
 
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
-from scipy import ndimage
 
 from data.copies import find_near_copies
 from data.index import Sample
 from helpers import run_ok
-
-
-def photograph(number: int) -> Image.Image:
-    """A smooth random image in colors, with some detail."""
-    rng = np.random.default_rng([5, number])
-    layers = [ndimage.zoom(rng.uniform(0, 255, (n, n, 3)), (150 / n, 200 / n, 1), order=1) for n in (3, 7, 25)]
-    return Image.fromarray(np.average(layers, axis=0, weights=(3, 2, 1)).astype(np.uint8))
-
+from stubs import photograph
 
 CHANGES = {
     "saved at quality 60": lambda image: image,

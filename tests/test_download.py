@@ -14,7 +14,8 @@ import pytest
 import data.download as download_module
 import oxford_pet
 from data.download import download
-from data.index import find_root, list_samples, split_samples
+from data.index import find_root, list_samples
+from data.splits import split_samples
 from helpers import make_dataset
 from runtime.errors import DatasetError
 

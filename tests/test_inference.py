@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.index import split_samples
+from data.splits import split_samples
 from helpers import assert_one_error, copy_run, rows, run_ok, run_script, scene
 
 

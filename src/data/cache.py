@@ -21,6 +21,7 @@ from data.index import Sample, list_samples
 from runtime.errors import DatasetError, raise_faults
 from runtime.files import lock_file, sync_folder
 
+CACHE_FOLDER = ".pixel_cache"  # in the dataset's
 FORMAT_VERSION = 1  # changes when the same files give other records
 SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
@@ -84,8 +85,8 @@ def open_cache(root: Path, size: int) -> PixelCache | None:
         DatasetError: images or masks can't be used; the first ten are named, all are counted.
     """
     samples = list_samples(root)
-    names, folder = [sample.name for sample in samples], root / ".pixel_cache"
-    file = folder / f"{size}_{_digest(samples, size)}.npy"
+    names, folder = [sample.name for sample in samples], root / CACHE_FOLDER
+    file = folder / f"{size}_{files_digest(samples, FORMAT_VERSION, size)}.npy"
     try:
         if not _is_whole(file, len(samples), size):
             folder.mkdir(exist_ok=True)
@@ -105,8 +106,8 @@ def _is_whole(file: Path, count: int, size: int) -> bool:
     return file.is_file() and file.stat().st_size > count * 4 * size * size
 
 
-def _digest(samples: list[Sample], size: int) -> str:
-    """Changes whenever a file, the list of files or the size does."""
+def files_digest(samples: list[Sample], *about) -> str:
+    """Changes whenever a file, the list of files, or what is said `about` them does."""
 
     def stamp(path: Path) -> tuple[str, int, int]:
         status = path.stat()
@@ -114,7 +115,7 @@ def _digest(samples: list[Sample], size: int) -> str:
 
     with ThreadPoolExecutor() as pool:
         stamps = list(pool.map(lambda sample: (stamp(sample.image_path), stamp(sample.mask_path)), samples))
-    return hashlib.sha256(json.dumps([FORMAT_VERSION, size, stamps]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*about, stamps]).encode()).hexdigest()[:16]
 
 
 def _make(file: Path, samples: list[Sample], size: int) -> None:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.copies import find_near_copies
+from data.copies import find_copies, near_copies
 from data.image_io import UNREADABLE, image_size_of, open_image
-from data.index import MODES, Sample, describe_layout, find_copies, list_samples, split_samples
+from data.index import Sample, describe_layout, list_samples
+from data.splits import MODES, split_samples
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, raise_faults
 
@@ -109,7 +110,7 @@ def check(root: Path, split: str, seed: int) -> None:
     print(f"  split       {split}: {counts}")
     print(f"  copies      {sum(len(group) - 1 for group in copies)}; {parts.moved} moved into training by the split")
     home = {sample: mode for mode in MODES for sample in getattr(parts, mode)}
-    near = find_near_copies(list(home))
+    near = [pair for pair in near_copies(root) if home.keys() >= set(pair)]
     apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
     for pair in apart:
         print(f"  near copies {' = '.join(f'{sample.name} ({home[sample]})' for sample in pair)}")

@@ -1,20 +1,31 @@
-"""Near copies: images that show the same photograph, saved again, resized, slightly cropped, or mirrored.
+"""Copies: files that are equal byte for byte, and near copies.
 
-Perceptual hashes find candidates: their bits say which low frequencies of an image are above the median (a discrete
-cosine transform, as in the program pHash). Then the pixels are compared at small crops of either image, all over the
-image, so that images that are merely similar, such as those of one scene or one camera, are not called copies.
+Near copies show the same photograph, saved again, resized, slightly cropped, or mirrored. Perceptual hashes find
+candidates: their bits say which low frequencies of an image are above the median (a discrete cosine transform, as in
+the program pHash). Then the pixels are compared at small crops of either image, all over the image, so that images that
+are merely similar, such as those of one scene or one camera, are not called copies.
 """
 
+import collections
+import hashlib
+import json
 import os
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.cache import CACHE_FOLDER, files_digest
 from data.image_io import read_image
-from data.index import Sample
+from data.index import Sample, list_samples
+from runtime.errors import DatasetError
+from runtime.files import atomic_write, lock_file
 
+VERSION = 1  # changes when the same images give other pairs
 SIDE = 64  # of the thumbnails that are compared, in pixels
 FREQUENCIES = 8  # in each direction, that are hashed
 HASH_DISTANCE = 14  # of the 63 bits, in which candidates differ at most
@@ -35,6 +46,31 @@ def _boxes() -> list[tuple]:
 
 
 BOXES = _boxes()
+
+
+def find_copies(samples: list[Sample]) -> list[list[Sample]]:
+    """Groups of images whose files are equal, byte for byte. Only files of equal size are read."""
+    try:
+        with ThreadPoolExecutor() as pool:
+            sizes = list(pool.map(lambda sample: sample.image_path.stat().st_size, samples))
+            count = collections.Counter(sizes)
+            suspects = [sample for size, sample in zip(sizes, samples) if count[size] > 1]
+            digests = list(pool.map(lambda sample: hashlib.sha256(sample.image_path.read_bytes()).digest(), suspects))
+    except OSError as error:
+        raise DatasetError(f"{error.filename} can't be read ({error.strerror}); replace the file") from None
+    groups: dict[bytes, list[Sample]] = {}
+    for digest, sample in zip(digests, suspects):
+        groups.setdefault(digest, []).append(sample)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def connected(groups: Iterable) -> list[set[Sample]]:
+    """Groups of samples, where those that share one are united."""
+    member_of: dict[Sample, set[Sample]] = {}
+    for group in groups:
+        united = set().union(*(member_of.get(sample, {sample}) for sample in group))
+        member_of.update(dict.fromkeys(united, united))
+    return list({id(group): group for group in member_of.values()}.values())
 
 
 def image_hash(thumbnail: np.ndarray) -> np.ndarray:
@@ -79,18 +115,53 @@ def are_copies(a: Candidate, b: Candidate) -> bool:
     return False
 
 
-def find_near_copies(samples: list[Sample]) -> list[tuple[Sample, Sample]]:
-    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them.
+def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
+    """The near copies of a dataset. They are looked for once and kept in its cache folder, if that can be written.
 
     Raises:
-        DatasetError: an image can't be read.
+        DatasetError: see `list_samples`.
     """
-    if not samples:
-        return []
+    samples = list_samples(root)
+    names, folder = {sample.name: sample for sample in samples}, root / CACHE_FOLDER
+    file = folder / f"near_copies_{files_digest(samples, VERSION)}.json"
+    try:
+        folder.mkdir(exist_ok=True)
+        with lock_file(folder / "copies_lock", wait=True):
+            if not file.is_file():
+                if len(samples) > 1000:
+                    print(f"Comparing {len(samples):,} images once, to find near copies.", flush=True)
+                pairs = find_near_copies(samples)
+                with atomic_write(file) as stream:
+                    json.dump([[a.name, b.name] for a, b in pairs], stream)
+                for other in folder.glob("near_copies_*.json"):  # of files that have changed since
+                    if other != file:
+                        other.unlink()
+        return [(names[a], names[b]) for a, b in json.loads(file.read_text())]
+    except OSError as error:
+        print(f"Near copies are not kept in {folder} ({error.strerror or error}).", file=sys.stderr)
+        return find_near_copies(samples)
+    except (ValueError, KeyError, TypeError):
+        raise DatasetError(f"{file} is damaged; delete it and start again") from None
+
+
+def _thumbnail(sample: Sample) -> np.ndarray | None:
+    """The image, uint8 (SIDE, SIDE, 3); None where it can't be read, which is told elsewhere, or has one color."""
+    try:
+        thumbnail = read_image(sample.image_path, SIDE, sample.binary_mask)
+    except DatasetError:
+        return None
+    return thumbnail if thumbnail.std() > 1 else None
+
+
+def find_near_copies(samples: list[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read = pool.map(lambda sample: read_image(sample.image_path, SIDE, sample.binary_mask), samples)
-        bar = tqdm(read, total=len(samples), desc="comparing", unit="image", disable=None, delay=1)
-        thumbnails = np.stack(list(bar))
+        found = pool.map(_thumbnail, samples)
+        bar = tqdm(found, total=len(samples), desc="comparing", unit="image", disable=None, delay=1)
+        read = [(sample, thumbnail) for sample, thumbnail in zip(samples, bar) if thumbnail is not None]
+    if not read:
+        return []
+    samples, thumbnails = [sample for sample, _ in read], np.stack([thumbnail for _, thumbnail in read])
     hashes = np.stack([image_hash(one) for one in thumbnails])
     found, candidates = set(), {}
     for mirrored in (False, True):

@@ -7,7 +7,9 @@ import torch
 from torch.utils.data import Dataset
 
 from data.cache import open_cache, write_record
-from data.index import SPLITS, SUBSETS, Sample, Split, find_root, has_lists, part_samples
+from data.copies import near_copies
+from data.index import Sample, find_root, has_lists, list_samples
+from data.splits import SPLITS, SUBSETS, Split, part_samples, split_samples
 from models.task import BACKGROUND, BORDER
 from runtime.errors import UsageError
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -137,7 +139,19 @@ def open_checkpoint_part(data_path, content: dict, mode: str, use_cache: bool) -
     data, size, root = content["data"], content["preprocessing"]["image_size"], find_root(data_path)
     cache = open_cache(root, size) if use_cache else None
     split = data["split"] if has_lists(root) else SPLITS[0]
+    if mode != "all":
+        split = split_samples(root, split, data["seed"], needed=(mode,), copies=data.get("copies"))
     return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, cache=cache)
+
+
+def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[str]:
+    """Names of those samples that a checkpoint was not trained on, but on a near copy of."""
+    seen = set(content["data"]["train_names"])
+    if not any(sample.name in seen for sample in list_samples(root)):
+        return set()
+    pairs = [(a.name, b.name) for a, b in near_copies(root)]
+    copied = {a for a, b in pairs if b in seen} | {b for a, b in pairs if a in seen}
+    return (copied - seen) & {sample.name for sample in samples}
 
 
 def refuse_seen(content: dict, samples: list[Sample], path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.index import find_root, has_lists, split_samples
+from data.index import find_root, has_lists
+from data.splits import split_samples
 from runtime.errors import DatasetError
 
 FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.10.12 has none
@@ -43,7 +44,7 @@ def download(data_path) -> Path:
     else:
         if (root / "annotations").is_dir():
             with contextlib.suppress(DatasetError):  # what is not whole is fetched anew, where it is
-                split_samples(root)
+                split_samples(root, copies=None)
                 print(f"The dataset in {root} is complete.")
                 return root
         if not has_lists(root):
@@ -63,7 +64,7 @@ def download(data_path) -> Path:
             _unpack(archive, root)
         except (OSError, RuntimeError, tarfile.TarError) as error:
             raise DatasetError(f"{url} can't be downloaded into {root} ({error}); try again later") from None
-    split_samples(root)
+    split_samples(root, copies=None)
     for url, _ in resources():
         (root / url.rsplit("/", 1)[1]).unlink()
     return root

@@ -1,4 +1,4 @@
-"""Which images there are and which part of a dataset they belong to.
+"""Which images there are.
 
 A dataset is a folder in one of three layouts:
 
@@ -10,10 +10,8 @@ A dataset is a folder in one of three layouts:
 import collections
 import hashlib
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,9 +26,6 @@ from data.image_io import (
 )
 from runtime.errors import DatasetError, raise_faults
 
-MODES = ("train", "valid", "test")
-SUBSETS = (*MODES, "all")
-SPLITS = ("80-10-10", "official")
 LISTS = ("list", "trainval", "test")
 DOWNLOAD_HINT = "download the dataset with `python src/oxford_pet.py --download --data_path {}`"
 
@@ -75,15 +70,6 @@ class Sample:
         if self.mask_path is None:
             return image_size_of(self.image_path, upright=True)
         return shown_size(self.image_path, self.mask_path, image_size_of(self.mask_path), self.binary_mask)[:2]
-
-
-class Split(NamedTuple):
-    """The parts of a dataset, disjoint in names and in content."""
-
-    train: list[Sample]
-    valid: list[Sample]
-    test: list[Sample]
-    moved: int  # images moved into training because a copy is in another part
 
 
 # -------------------------------------------------------------------------------------------------------------- layouts
@@ -184,99 +170,12 @@ def _pair_up(root: Path) -> list[Sample]:
     ]
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
-
-
-def part_samples(root: Path, mode: str, split: str = "80-10-10", seed: int = 42) -> list[Sample]:
-    """The samples of one part, as in `split_samples`, or with mode `all` every labelled image of any layout.
-
-    Of the official split only those lists are needed that the part is made of.
-    """
-    if mode == "all":
-        samples = list_samples(root)
-        _require_files(root, samples)
-        return samples
-    return getattr(split_samples(root, split, seed, needed=(mode,)), mode)
-
-
-def split_samples(root: Path, split: str = "80-10-10", seed: int = 42, needed: tuple[str, ...] = MODES) -> Split:
-    """Divides the samples into the parts train, valid and test, disjoint in names and in content.
-
-    Args:
-        root: folder of a dataset.
-        split: `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10`
-            shuffles each breed once and gives every part the same share of it.
-        seed: of the shuffle; `official` draws nothing.
-        needed: parts that must not be empty.
-
-    Raises:
-        DatasetError: a list is missing or malformed, listed files are missing, or a part is empty.
-        ValueError: there is no such split.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
-    if split == "official":
-        if not has_lists(root):
-            raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
-        there = {name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()}
-        there |= {"test" if mode == "test" else "trainval" for mode in needed}  # else read_list says what is missing
-        trainval, test = (read_list(root, name) if name in there else [] for name in ("trainval", "test"))
-        both = {s.name for s in trainval} & {s.name for s in test}
-        raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
-        train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
-        parts = {"train": train, "valid": trainval[9::10], "test": test}
-    else:
-        if has_lists(root) and not (root / "annotations/list.txt").is_file():
-            for name in ("trainval", "test"):  # a part of the images would be divided in another way
-                read_list(root, name)
-        parts = _stratified(list_samples(root), seed)
-    _require_files(root, [sample for part in parts.values() for sample in part])
-    moved = _unite_copies(parts)
-    for mode, part in parts.items():
-        if not part and mode in needed:
-            listed = sum(len(p) for p in parts.values())
-            raise DatasetError(
-                f"{root}: the {mode} part of the split {split} is empty: there are {listed} images in all, of which "
-                f"{moved} were moved into training as copies; at least ten different ones are "
-                "needed (evaluate.py --subset all needs no parts)"
-            )
-    return Split(**parts, moved=moved)
-
-
 def by_name(sample: Sample) -> str:
     """Key to sort samples by."""
     return sample.name
 
 
-def _stratified(samples: list[Sample], seed: int) -> dict[str, list[Sample]]:
-    by_breed: dict[int, list[Sample]] = {}
-    for sample in sorted(samples, key=by_name):
-        by_breed.setdefault(sample.breed, []).append(sample)
-    order = [
-        sample
-        for breed, members in by_breed.items()
-        for sample in (members[i] for i in np.random.default_rng([seed, breed]).permutation(len(members)))
-    ]
-    # Breed follows breed, and every run of ten in this order gives eight, one and one: so each part gets its share of
-    # every breed, to within one image, and of the whole.
-    parts: dict[str, list[Sample]] = {mode: [] for mode in MODES}
-    for i, sample in enumerate(order):
-        parts[{4: "valid", 9: "test"}.get(i % 10, "train")].append(sample)
-    return parts
-
-
-def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
-    """A random part of the samples, the same of every breed; a smaller part lies within a larger one."""
-    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
-    size, seen, place = collections.Counter(sample.breed for sample in samples), collections.Counter(), {}
-    for i in order:  # each sample's place in its breed, from 0 to 1
-        seen[samples[i].breed] += 1
-        place[i] = (seen[samples[i].breed] - 0.5) / size[samples[i].breed]
-    kept = sorted(order, key=place.get)[: round(len(samples) * fraction)]
-    return [samples[i] for i in sorted(kept)]
-
-
-def _require_files(root: Path, samples: list[Sample]) -> None:
+def require_files(root: Path, samples: list[Sample]) -> None:
     # Two listings instead of two questions an image: 15,000 stats over a network drive take a minute.
     files = [path for sample in samples for path in (sample.image_path, sample.mask_path)]
     present = {path for folder in {file.parent for file in files} for path in folder.glob("*")}
@@ -286,33 +185,6 @@ def _require_files(root: Path, samples: list[Sample]) -> None:
             f"{len(missing)} of the {len(files)} listed files are missing in {root}: "
             f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''}; {DOWNLOAD_HINT.format(root)}"
         )
-
-
-def find_copies(samples: list[Sample]) -> list[list[Sample]]:
-    """Groups of images whose files are equal, byte for byte. Only files of equal size are read."""
-    try:
-        with ThreadPoolExecutor() as pool:
-            sizes = list(pool.map(lambda sample: sample.image_path.stat().st_size, samples))
-            count = collections.Counter(sizes)
-            suspects = [sample for size, sample in zip(sizes, samples) if count[size] > 1]
-            digests = list(pool.map(lambda sample: hashlib.sha256(sample.image_path.read_bytes()).digest(), suspects))
-    except OSError as error:
-        raise DatasetError(f"{error.filename} can't be read ({error.strerror}); replace the file") from None
-    groups: dict[bytes, list[Sample]] = {}
-    for digest, sample in zip(digests, suspects):
-        groups.setdefault(digest, []).append(sample)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _unite_copies(parts: dict[str, list[Sample]]) -> int:
-    """Moves copies of one image that are in several parts into training; returns how many were moved."""
-    home = {sample: mode for mode, part in parts.items() for sample in part}
-    mixed = [group for group in find_copies(list(home)) if len({home[sample] for sample in group}) > 1]
-    moved = [sample for group in mixed for sample in group if home[sample] != "train"]
-    for sample in moved:
-        parts[home[sample]].remove(sample)
-        parts["train"].append(sample)
-    return len(moved)
 
 
 def fingerprint(samples: list[Sample], sizes: bool = True) -> str:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from data.index import SUBSETS
+from data.splits import SUBSETS
 from runtime.options import (
     CommonConfig,
     batch_size_option,

@@ -126,8 +126,7 @@ def summarize(counts: torch.Tensor) -> dict[str, float]:
     """Scores from `pixel_counts` (n, 4): Dice and IoU averaged over images, the rest over all pixels."""
     dice = dice_from_counts(counts).tolist()
     rows = [{**dict(zip(COUNTS, row)), "dice": d, "boundary_f": 0.0} for row, d in zip(counts.tolist(), dice)]
-    scores = scores_of(score_terms(rows).mean(0))
-    return {name: float(value) for name, value in scores.items() if name != "boundary_f"}
+    return {name: value for name, value in mean_scores(rows).items() if name != "boundary_f"}
 
 
 def _resamples(count: int):
@@ -142,6 +141,11 @@ def _resamples(count: int):
 def _between(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean_scores(rows: list[dict]) -> dict[str, float]:
+    """Every score of these images together."""
+    return {name: float(value) for name, value in scores_of(score_terms(rows).mean(0), class_scores_of(rows)).items()}
 
 
 def intervals(rows: list[dict]) -> dict[str, Interval]:

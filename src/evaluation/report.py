@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.datasets import copies_of_training
 from data.index import describe_layout
 from evaluation.evaluator import CheckpointEvaluator, mean_dice
-from evaluation.metrics import Interval, differences, intervals
+from evaluation.metrics import Interval, differences, intervals, mean_scores
 from evaluation.predictor import label_map_at_size
 from runtime.files import append_rows, atomic_write, write_rows
 from visual.panels import draw_panel, write_png
@@ -39,6 +40,9 @@ class Report:
         pets = describe_layout(self.evaluator.dataset.root) == "Oxford-IIIT Pet layout"
         self.groups = group_rows(rows) if pets else {}
         self.plain_dice = float(np.mean([row["plain_dice"] for row in rows])) if config.tta else None
+        dataset = self.evaluator.dataset
+        copies = copies_of_training(dataset.root, self.evaluator.content, dataset.samples)
+        self.others = [row for row in rows if row["name"] not in copies]  # than near copies of training images
 
     def write(self, log_dir: Path) -> None:
         """Prints the scores, draws the worst images, and writes the files and a row of the log."""
@@ -70,6 +74,12 @@ class Report:
             draw_worst(evaluator, config.worst, Path(config.output_path))
             count = min(config.worst, len(evaluator.dataset))
             print(f"Panels of the {count} worst images are in {config.output_path}")
+        without = self._without_copies()
+        if without:
+            print(
+                f"Without {without['near_copies']} near copies of training images: Dice {without['dice']:.4f}, "
+                f"dataset Dice {without['dataset_dice']:.4f}"
+            )
         dice = self.scores["dice"].value
         verdict = next(words for least, words in VERDICTS if dice >= least)
         print(f"{evaluator.name.upper()} {config.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
@@ -104,6 +114,7 @@ class Report:
             "groups": {
                 name: {"images": len(rows), "dice": round(mean_dice(rows), 6)} for name, rows in self.groups.items()
             },
+            "without_near_copies": self._without_copies(),
             "dice_without_tta": self.plain_dice and round(self.plain_dice, 6),
             "differences": {name: _rounded(score) for name, score in self.differences.items()},
         }
@@ -115,6 +126,14 @@ class Report:
                 file.write("\n")
         stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
         append_rows(log_dir / f"{evaluator.name}_evaluation_log.csv", [{**stamp, **facts}])
+
+    def _without_copies(self) -> dict:
+        """The scores without near copies of training images, and how many these are; empty where there are none."""
+        count = len(self.evaluator.rows) - len(self.others)
+        if not (count and self.others):
+            return {}
+        scores = mean_scores(self.others)
+        return {"near_copies": count, **{name: round(scores[name], 6) for name in ("dice", "dataset_dice")}}
 
 
 def _known(scores: dict[str, Interval]) -> dict[str, Interval]:

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from data.augment import STRENGTHS, automatic_plan, planned_sizes, size_plan
-from data.index import SPLITS
+from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.task import TASKS
 from runtime.errors import CheckpointError, UsageError

@@ -1,0 +1,182 @@
+"""Parts of a dataset, and copies that never stand in two of them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import ImageOps
+
+from data.copies import connected, find_copies, near_copies
+from data.datasets import OxfordPetDataset
+from data.index import Sample, fingerprint, list_samples, read_list
+from data.splits import split_samples, stratified_subset
+from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
+from runtime.errors import DatasetError
+from stubs import photograph
+
+
+def names(pets):
+    return [pet.name for pet in pets]
+
+
+def test_80_10_10_is_disjoint_complete_and_stratified(tmp_path):
+    root = make_dataset(tmp_path / "data", count=120, breeds=4)
+    parts = split_samples(root, "80-10-10", seed=3)
+    assert [len(part) for part in parts[:3]] == [96, 12, 12]
+    everything = names(parts.train + parts.valid + parts.test)
+    assert sorted(everything) == sorted(names(read_list(root, "list")))
+    assert len(set(everything)) == 120
+    for mode, share in (("train", 24), ("valid", 3), ("test", 3)):
+        assert [sum(p.breed == b for p in getattr(parts, mode)) for b in (1, 2, 3, 4)] == [share] * 4
+
+
+def test_80_10_10_depends_on_the_seed_alone(shared_dataset, tmp_path):
+    first, again, other = (split_samples(shared_dataset, "80-10-10", seed) for seed in (3, 3, 4))
+    assert first == again
+    assert names(first.test) != names(other.test)
+    root = make_dataset(tmp_path / "data")
+    rows = (root / "annotations/list.txt").read_text().splitlines()
+    write_list(root, "list", rows[::-1])
+    assert names(split_samples(root, "80-10-10", 3).test) == names(first.test)
+
+
+def test_official_split_takes_the_lists(shared_dataset):
+    parts = split_samples(shared_dataset, "official")
+    trainval = names(read_list(shared_dataset, "trainval"))
+    assert names(parts.valid) == trainval[9::10]
+    assert names(parts.train) == [n for i, n in enumerate(trainval, 1) if i % 10]
+    assert names(parts.test) == names(read_list(shared_dataset, "test"))
+
+
+def test_unknown_split_and_mode_are_named(shared_dataset):
+    with pytest.raises(ValueError, match="80-10-10, official"):
+        split_samples(shared_dataset, "70-30")
+    with pytest.raises(ValueError, match="train, valid, test"):
+        OxfordPetDataset(shared_dataset, "validation")
+
+
+def test_copies_are_never_in_two_parts(own):
+    parts = split_samples(own)
+    source, copies = parts.test[0], [parts.valid[0], parts.train[0]]
+    for pet in copies:
+        pet.image_path.unlink()
+        image = own / "images" / f"{pet.name}{source.image_path.suffix}"
+        image.write_bytes(source.image_path.read_bytes())
+        pet.mask_path.write_bytes(source.mask_path.read_bytes())
+    again = split_samples(own)
+    assert again.moved == 2
+    assert {source.name, *(pet.name for pet in copies)} <= {pet.name for pet in again.train}
+    assert sum(map(len, again[:3])) == 40
+    ((first, *others),) = find_copies(list_samples(own))
+    assert len(others) == 2
+    assert first.image_path.read_bytes() == others[0].image_path.read_bytes()
+
+
+def test_training_fractions_are_stratified_and_nested():
+    pets = [SimpleNamespace(breed=i % 4, name=str(i)) for i in range(83)]
+    parts = [{p.name for p in stratified_subset(pets, percent / 100, 3)} for percent in range(1, 100)]
+    assert [len(part) for part in parts] == [round(83 * percent / 100) for percent in range(1, 100)]
+    assert all(small <= large for small, large in zip(parts, parts[1:]))
+    for part in parts:
+        breeds = [sum(int(name) % 4 == breed for name in part) for breed in range(4)]
+        assert max(breeds) - min(breeds) <= 2
+    assert parts[49] != {p.name for p in stratified_subset(pets, 0.5, 4)}
+    assert stratified_subset(pets, 0.001, 3) == []
+
+
+def test_subset_all_scores_every_labelled_image_of_any_layout(trained, dataset, own, tmp_path):
+    flags = ("--model_path", trained / "saved_models/tiny_best.pth", "--subset", "all", "--data_path")
+    for path in sorted((own / "images").iterdir())[8:]:
+        path.unlink()
+        (own / f"masks/{path.stem}.png").unlink()
+    assert "8 labelled images" in run_ok("evaluate.py", *flags, own, cwd=tmp_path)
+    assert "40 labelled images" in run_ok("evaluate.py", *flags, dataset, "--allow_seen", cwd=tmp_path)
+    for name in ("list", "trainval"):
+        (dataset / f"annotations/{name}.txt").unlink()
+    done = run_script("evaluate.py", *flags, dataset, cwd=tmp_path)
+    assert_one_error(done, "was trained on 13 of these 14 images", "--allow_seen")
+    for folder in (dataset / "images", dataset / "annotations/trimaps"):
+        for path in list(folder.iterdir()):
+            path.rename(path.with_name(f"new_{path.name}"))
+    listed = (dataset / "annotations/test.txt").read_text().splitlines()
+    (dataset / "annotations/test.txt").write_text("\n".join(f"new_{row}" for row in listed))
+    assert "14 labelled images" in run_ok("evaluate.py", *flags, dataset, cwd=tmp_path)
+
+
+def make_near_copies(samples, photo=3):
+    """Makes the first of these samples a photograph and the others near copies of it."""
+    image = photograph(photo).resize((80, 64))
+    for number, sample in enumerate(samples):
+        (ImageOps.mirror(image) if number else image).save(sample.image_path, quality=95 - number)
+
+
+def test_near_copies_stay_together_in_80_10_10_alone(dataset):
+    parts = split_samples(dataset)
+    copies = [parts.test[0], parts.valid[0], parts.valid[1]]
+    make_near_copies(copies)
+    together, apart = split_samples(dataset), split_samples(dataset, copies=None)
+    assert together.moved == 3
+    assert set(copies) <= set(together.train)
+    assert apart == parts
+    official = split_samples(dataset, "official")
+    make_near_copies([official.test[0], official.train[0]], photo=4)
+    assert split_samples(dataset, "official") == official
+
+
+def test_near_copies_are_looked_for_once(dataset, monkeypatch):
+    make_near_copies(list_samples(dataset)[:2])
+    first = near_copies(dataset)
+    assert first == [tuple(list_samples(dataset)[:2])]
+    monkeypatch.setattr("data.copies.find_near_copies", lambda samples: [])
+    assert near_copies(dataset) == first
+    (file,) = (dataset / ".pixel_cache").glob("near_copies_*.json")
+    for damaged in ("[[", '[["Cat0_0", "nobody"]]', "7"):
+        file.write_text(damaged)
+        with pytest.raises(DatasetError, match="is damaged; delete it"):
+            near_copies(dataset)
+    photograph(5).save(list_samples(dataset)[1].image_path)
+    assert near_copies(dataset) == []
+    assert len(list((dataset / ".pixel_cache").glob("near_copies_*.json"))) == 1
+
+
+def test_near_copies_are_found_where_nothing_can_be_written(dataset, capsys):
+    make_near_copies(list_samples(dataset)[:2])
+    (dataset / ".pixel_cache").write_text("a file, not a folder")
+    assert near_copies(dataset) == [tuple(list_samples(dataset)[:2])]
+    assert "Near copies are not kept in" in capsys.readouterr().err
+
+
+def test_copies_of_copies_are_united():
+    a, b, c, d, e = (Sample(name, Path(name)) for name in "abcde")
+    assert connected([(a, b), (d, e), (c, b)]) == [{a, b, c}, {d, e}]
+    assert connected([]) == []
+
+
+def test_older_runs_resume_with_near_copies_apart(dataset, tmp_path):
+    parts = split_samples(dataset)
+    make_near_copies([parts.train[0], parts.test[0]])
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    newer.mkdir()
+    flags = ("--data_path", dataset, *TINY)
+    said = run_ok("train.py", *flags, "--epochs", 1, cwd=newer)
+    assert "1 copies of images in other parts were moved into training." in said
+    content = torch.load(newer / "saved_models/tiny_last.pth", weights_only=True)
+    assert content["data"].pop("copies") == "near"
+    for name, part in zip(("train", "valid", "test"), parts):
+        content["data"]["fingerprints"][name] = fingerprint(part)
+    content["data"]["train_names"] = [sample.name for sample in parts.train]
+    (older / "saved_models").mkdir(parents=True)
+    torch.save(content, older / "saved_models/tiny_last.pth")
+    run_ok("train.py", "--data_path", dataset, "--resume", "--epochs", 1, cwd=older)
+    assert torch.load(older / "saved_models/tiny_last.pth")["data"]["copies"] is None
+    said = run_ok("evaluate.py", "--data_path", dataset, "--json", "scores.json", "--csv", "rows.csv", cwd=older)
+    dice = {row["name"]: float(row["dice"]) for row in rows(older / "rows.csv")}
+    del dice[parts.test[0].name]
+    without = sum(dice.values()) / len(dice)
+    assert f"Without 1 near copies of training images: Dice {without:.4f}" in said
+    report = json.loads((older / "scores.json").read_text())
+    assert report["without_near_copies"]["near_copies"] == 1
+    assert report["without_near_copies"]["dice"] == pytest.approx(without, abs=1e-6)
+    assert "near copies" not in run_ok("evaluate.py", "--data_path", dataset, cwd=newer)
