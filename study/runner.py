@@ -1,30 +1,25 @@
 """Trains and scores the experiments: the data behind REPORT.md.
 
     python study/runner.py --data_path dataset --list
-    python study/runner.py --data_path dataset --image_size 96 --seeds 1 2 3 --experiments "recipes/*"
+    python study/runner.py --data_path dataset --seeds 1 2 3 --experiments "recipes/*"
 
 Every run is a process of train.py in a folder of its own below --out, with its output, its log and, until it is scored,
-its checkpoints. Stop the study at any time and start it again: interrupted runs are resumed (those of smp_recipe.py
-start again), finished ones are left alone. Each has a row in study/results/study.csv, from which study/report.py makes
-REPORT.md.
-
-With --validation_only nothing is scored on the test images: use it to choose between settings. (It skips smp_recipe.py,
-where there is nothing to choose.) A later call without it scores what was trained. A row is identified by its settings,
-those of the recipe and of the flags together, so a run that several experiments share is trained once.
+its checkpoints. Stop the study at any time; the same command resumes it. Two of them may share one --out, with other
+seeds or experiments. The test images are scored only at the end, with the best validation epoch and with the last. A
+row is identified by its settings, those of the recipe and of the flags together, so a run that several experiments
+share is trained once.
 """
 
 import argparse
+import contextlib
 import fnmatch
 import hashlib
 import json
-import os
 import platform
 import shlex
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,12 +37,8 @@ from train import build_parser
 from training.config import TrainConfig
 
 TABLE = ROOT / "study/results/study.csv"
-KEY = ("settings", "seed", "image_size", "data", "pictures", "split", "encoder_weights")  # identifies a row
 PYTHON = [sys.executable]  # what runs a script
-PROCESSES: set[subprocess.Popen] = set()  # of runs
-STOP = threading.Event()  # start no more of them
-NAMES = {7349: "whole set", 1035: "partial set"}  # by number of images
-LAST = 5  # epochs at the end that are averaged: with few validation images a single one says little
+FIXED = "--split official --encoder_weights none --save_every 0"
 
 
 class Run(NamedTuple):
@@ -64,6 +55,11 @@ class Run(NamedTuple):
         words = self.flags.split()
         return int(words[words.index("--epochs") + 1])
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the table has it."""
+        return any((row["settings"], row["seed"]) == (self.settings, str(self.seed)) for row in read_rows(TABLE))
+
 
 def settings_of(flags: str) -> str:
     """The settings of these flags and their recipe that are not train.py's defaults."""
@@ -74,57 +70,40 @@ def settings_of(flags: str) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(vars(config).items()) if value != unset[name])
 
 
-def list_runs(args) -> list[Run]:
-    """The runs that were asked for, each once; all experiments of a seed come before the next seed."""
-    named: dict[str, list[str]] = {}  # experiments by their settings
+def list_runs(patterns: list[str], seeds: list[int], out: Path) -> list[Run]:
+    """The runs of these experiments, each once; all experiments of a seed come before the next seed."""
+    names: dict[str, list[str]] = {}  # of experiments, by their settings
     flags: dict[str, str] = {}
     for group, members in experiments.EXPERIMENTS.items():
         for name, words in members.items():
-            settings = settings_of(words)
-            named.setdefault(settings, []).append(f"{group}/{name}")
-            flags.setdefault(settings, words)
-    wanted = [
-        settings
-        for settings, names in named.items()
-        if any(fnmatch.fnmatch(name, pattern) for name in names for pattern in args.experiments)
-    ]
-    if args.encoder_weights != "none" or args.validation_only:  # it starts from scratch and scores, always
-        wanted = [settings for settings in wanted if not settings.startswith(SMP)]
+            names.setdefault(settings_of(words), []).append(f"{group}/{name}")
+            flags.setdefault(settings_of(words), words)
     runs = []
-    for seed in args.seeds:
-        for settings in wanted:
-            made_of = (settings, args.image_size, args.data_name, args.pictures, args.split, args.encoder_weights)
-            digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
-            folder = args.out / f"{digest}-s{seed}"  # independent of the experiment's name
-            runs.append(Run(named[settings][0], flags[settings], settings, seed, folder))
+    for seed in seeds:
+        for settings, users in names.items():
+            if any(fnmatch.fnmatch(user, pattern) for user in users for pattern in patterns):
+                folder = out / f"{hashlib.sha256(settings.encode()).hexdigest()[:8]}-s{seed}"  # whatever its name
+                runs.append(Run(users[0], flags[settings], settings, seed, folder))
     return runs
 
 
-def call(command: list, run: Run, threads: int) -> None:
-    """Runs a script of this project and appends its output to the run's.
+def call(run: Run, *command) -> None:
+    """Runs a script of this project and appends its output to the run's. A signal is passed on and waited for.
 
     Raises:
-        RuntimeError: it failed, or the study is being stopped.
+        RuntimeError: it failed.
     """
-    if STOP.is_set():
-        raise RuntimeError("stopped")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (run.folder / "output.txt").open("a") as output:
         output.write(f"$ {shlex.join(map(str, command))}\n")
         output.flush()
-        process = subprocess.Popen(
-            [*PYTHON, *map(str, command)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=ROOT,
-            start_new_session=True,  # so that a terminal's Ctrl-C comes only from `do_all`
-        )
-        PROCESSES.add(process)
-        if STOP.is_set():  # `do_all` may not have seen this process
+        words = [*PYTHON, *map(str, command)]
+        process = subprocess.Popen(words, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
             process.send_signal(signal.SIGTERM)
-        status = process.wait()
-        PROCESSES.discard(process)
+            process.wait()
+            raise
     if status:
         raise RuntimeError(f"status {status}, see {run.folder / 'output.txt'}")
 
@@ -134,8 +113,7 @@ def read_history(run: Run) -> list[dict]:
     if run.flags.startswith(SMP):
         record = run.folder / "result.json"
         return json.loads(record.read_text())["history"] if record.is_file() else []
-    logs = list(run.folder.glob("*_training_log.csv"))
-    return read_rows(logs[0]) if logs else []
+    return [row for log in run.folder.glob("*_training_log.csv") for row in read_rows(log)]
 
 
 def code_version() -> str:
@@ -151,206 +129,122 @@ def code_version() -> str:
     return (ask("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
-def train(run: Run, args) -> None:
+def train(run: Run, common: list) -> None:
     """Trains from the start, or resumes an interrupted run."""
     if len(read_history(run)) >= run.epochs:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    common = ["--data_path", args.data_path, "--device", args.device]
-    new = ["--split", args.split, "--image_size", args.image_size, "--seed", run.seed, *shlex.split(run.flags)]
     commits = run.folder / "commits.txt"  # all versions that trained it
     with commits.open("a+") as file:
         file.seek(0)
         if (version := code_version()) not in file.read().split():
             file.write(f"{version}\n")
-    if run.flags.startswith(SMP):
-        new.remove(SMP)
-        call([ROOT / "study" / SMP, *common, *new, "--out", run.folder], run, args.threads)
+    script, *flags = shlex.split(run.flags if run.flags.startswith(SMP) else f"train.py {run.flags} {FIXED}")
+    flags += ["--seed", run.seed]
+    if script == SMP:
+        call(run, ROOT / "study" / SMP, *common, *flags, "--out", run.folder)
         return
-    folders = ["--save_dir", run.folder, "--log_dir", run.folder]
     last = list(run.folder.glob("*_last.pth"))
-    if last:
-        call([ROOT / "src/train.py", *common, *folders, "--resume", last[0]], run, args.threads)
-    else:
-        start = ["--encoder_weights", args.encoder_weights, "--save_every", 0]
-        call([ROOT / "src/train.py", *common, *folders, *start, *new], run, args.threads)
+    start = ["--resume", last[0]] if last else flags
+    call(run, ROOT / "src/train.py", *common, "--save_dir", run.folder, "--log_dir", run.folder, *start)
 
 
-def score(run: Run, args) -> dict[str, list[list[int]]]:
+def score(run: Run, common: list) -> dict[str, list[list[int]]]:
     """Pixels of every test image, counted as in `metrics.COUNTS`: best epoch, last, best with TTA."""
     if run.flags.startswith(SMP):
         return json.loads((run.folder / "result.json").read_text())["counts"]
     found = {}
-    kinds = {"best": "best", "last": "last", **({"tta": "best"} if run.experiment.startswith("recipes/") else {})}
-    for kind, checkpoint in kinds.items():
-        file, checkpoints = run.folder / f"{kind}.csv", list(run.folder.glob(f"*_{checkpoint}.pth"))
+    for kind, checkpoint in {"best": "best", "last": "last", "tta": "best"}.items():
+        if kind == "tta" and not run.experiment.startswith("recipes/"):
+            continue
+        file = run.folder / f"{kind}.csv"
         if not file.is_file():
-            if not checkpoints:
-                raise RuntimeError(f"the checkpoints of {run.folder} are gone; delete the folder to train again")
-            common = ["--data_path", args.data_path, "--device", args.device, "--log_dir", run.folder]
-            flags = ["--model_path", checkpoints[0], "--csv", file, *(["--tta"] if kind == "tta" else [])]
-            call([ROOT / "src/evaluate.py", *common, *flags], run, args.threads)
+            (path,) = run.folder.glob(f"*_{checkpoint}.pth")
+            flags = ["--model_path", path, "--log_dir", run.folder, "--csv", file]
+            call(run, ROOT / "src/evaluate.py", *common, *flags, *(["--tta"] if kind == "tta" else []))
         found[kind] = [[int(row[name]) for name in COUNTS] for row in read_rows(file)]
     return found
 
 
-def row_of(run: Run, args, counts: dict) -> dict:
+def row_of(run: Run, images: str, machine: str, counts: dict) -> dict:
     """A run's row of the table."""
     history = read_history(run)
     valid = [float(row["val_dice"]) for row in history]
-    best = max(range(len(valid)), key=lambda epoch: valid[epoch])
-    trained = [float(row.get("train_dice", "nan")) for row in history]
-    row = {
+    scores = {kind: summarize(torch.tensor(rows)) for kind, rows in counts.items()}
+
+    def scored(kind: str, name: str):
+        return round(scores[kind][name], 6) if kind in scores else ""
+
+    return {
         "experiment": run.experiment,
         "settings": run.settings,
         "seed": run.seed,
-        "data": args.data_name,
-        "split": args.split,
-        "pictures": args.pictures,
-        "image_size": args.image_size,
-        "encoder_weights": args.encoder_weights,
+        "images": images,
         "epochs": len(history),
-        "best_epoch": best + 1,
-        "valid_dice": round(valid[best], 6),
-        f"valid_dice_last_{LAST}": round(sum(valid[-LAST:]) / len(valid[-LAST:]), 6),
-        "test_dataset_dice": "",
-        "test_dice": "",
-        "test_dataset_dice_last_epoch": "",
-        "test_dataset_dice_tta": "",
+        "best_epoch": max(range(len(valid)), key=valid.__getitem__) + 1,
+        "test_dice": scored("best", "dice"),
+        "test_dataset_dice": scored("best", "dataset_dice"),
+        "test_dataset_dice_last_epoch": scored("last", "dataset_dice"),
+        "test_dataset_dice_tta": scored("tta", "dataset_dice"),
         "seconds_per_epoch": round(sorted(float(row["seconds"]) for row in history)[len(history) // 2], 2),
-        "device": args.device,
-        "machine": args.machine,
+        "machine": machine,
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "commit": " ".join((run.folder / "commits.txt").read_text().split()),
         "valid_curve": " ".join(f"{x:.4f}" for x in valid),
-        "train_curve": " ".join(f"{x:.4f}" for x in trained),
-        "test_pixels": "",
+        "train_curve": " ".join(f"{float(row.get('train_dice', 'nan')):.4f}" for row in history),
+        "test_pixels": ";".join(" ".join(map(str, image[:3])) for image in counts.get("best", [])),
     }
-    if counts:
-        scores = {kind: summarize(torch.tensor(rows)) for kind, rows in counts.items()}
-        row["test_dataset_dice"] = round(scores["best"]["dataset_dice"], 6)
-        row["test_dice"] = round(scores["best"]["dice"], 6)
-        row["test_dataset_dice_last_epoch"] = round(scores["last"]["dataset_dice"], 6)
-        row["test_dataset_dice_tta"] = round(scores["tta"]["dataset_dice"], 6) if "tta" in scores else ""
-        row["test_pixels"] = ";".join(" ".join(map(str, image[:3])) for image in counts["best"])
-    return row
 
 
-def do(run: Run, args, lock: threading.Lock) -> None:
-    """Trains and scores a run, and adds its row.
-
-    Raises:
-        RuntimeError: a script failed.
-    """
-    train(run, args)
-    row = row_of(run, args, {} if args.validation_only else score(run, args))
-    with lock, lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
-        if is_done(run, args):  # by another process meanwhile
-            return
-        others = [other for other in read_rows(TABLE) if key_of(other) != key_of(row)]
-        write_rows(TABLE, [*others, row], list(row))
-        test = row["test_dataset_dice"] or "not scored"
-        print(f"{run.experiment}, seed {run.seed}: valid Dice {row['valid_dice']}, test {test}", flush=True)
-    for checkpoint in run.folder.glob("*.pth") if not (args.keep or args.validation_only) else ():
+def do(run: Run, args, images: str, machine: str) -> None:
+    """Trains and scores a run, and adds its row."""
+    common = ["--data_path", args.data_path, "--device", args.device]
+    train(run, common)
+    validation_only = run.experiment.startswith("choice")
+    row = row_of(run, images, machine, {} if validation_only else score(run, common))
+    with lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
+        if not run.is_done:  # by another process meanwhile
+            write_rows(TABLE, [*read_rows(TABLE), row], list(row))
+    valid, test = max(row["valid_curve"].split()), row["test_dataset_dice"] or "not scored"
+    print(f"{run.experiment}, seed {run.seed}: best valid Dice {valid}, test {test}", flush=True)
+    for checkpoint in () if args.keep else run.folder.glob("*.pth"):
         checkpoint.unlink()
 
 
-def attempt(run: Run, args, lock: threading.Lock) -> bool:
-    """Does a run and returns whether it succeeded. An error is printed, and the other runs continue."""
-    try:
-        do(run, args, lock)
-    except Exception as error:  # noqa: BLE001  in a thread it would be lost
-        if not STOP.is_set():
-            print(f"failed: {run.experiment}, seed {run.seed}: {error!r}", file=sys.stderr, flush=True)
-        return False
-    return True
-
-
-def key_of(row: dict) -> tuple:
-    """Identifies a row of the table."""
-    return tuple(str(row[name]) for name in KEY)
-
-
-def is_done(run: Run, args) -> bool:
-    """Whether the table has everything that was asked for."""
-    here = {"image_size": args.image_size, "data": args.data_name, "pictures": args.pictures, "split": args.split}
-    wanted = key_of({"settings": run.settings, "seed": run.seed, "encoder_weights": args.encoder_weights, **here})
-    rows = [row for row in read_rows(TABLE) if key_of(row) == wanted]
-    return bool(rows) and bool(args.validation_only or rows[0]["test_dataset_dice"])
-
-
 def main() -> None:
-    """Does the runs that are not done yet."""
-    args = read_flags()
-    runs = [run for run in list_runs(args) if not is_done(run, args)]
+    """Does the runs that are not done yet. One that fails is reported, and the others continue."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "recipes/*"')
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=ROOT / "study/runs", help="folder of the runs")
+    parser.add_argument("--keep", action="store_true", help="keep checkpoints after scoring")
+    parser.add_argument("--list", action="store_true", help="print what would be done")
+    args = parser.parse_args()
+    args.data_path = args.data_path.resolve()
+    runs = [run for run in list_runs(args.experiments, args.seeds, args.out.resolve()) if not run.is_done]
     if args.list:
         for run in runs:
             print(f"{run.experiment:<40} seed {run.seed}: {run.flags}")
         return
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock_file(args.out / "lock", wait=False):
-            sys.exit(do_all(runs, args))
-    except BlockingIOError:
-        sys.exit(f"another study is using {args.out}; wait for it, or name another folder with --out")
-
-
-def do_all(runs: list[Run], args) -> int:
-    """Does these runs, --jobs at a time. Returns the exit status."""
-
-    def stop(*_) -> None:
-        raise KeyboardInterrupt
-
-    for name in ("SIGTERM", "SIGHUP"):
-        signum = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
-        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup has it ignored
-            signal.signal(signum, stop)
-    lock = threading.Lock()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(attempt, run, args, lock) for run in runs]
-        try:
-            succeeded = [future.result() for future in futures]
-        except KeyboardInterrupt:
-            STOP.set()
-            for future in futures:
-                future.cancel()
-            for process in list(PROCESSES):
-                process.send_signal(signal.SIGTERM)  # they save, and the pool waits for that
-            print("Stopped; the same command continues from here.", flush=True)
-            return 130
-    return 0 if all(succeeded) else 1
-
-
-def read_flags() -> argparse.Namespace:
-    """The flags, and values derived from them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    flag = parser.add_argument
-    flag("--data_path", default="dataset")
-    flag("--data_name", help="name of the data in the table; by default its folder's")
-    flag("--split", default="official")
-    flag("--encoder_weights", default="none")
-    flag("--image_size", type=int, default=96)
-    flag("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    flag("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "recipes/*"')
-    flag("--device", default="auto")
-    flag("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    flag("--out", type=Path, default=Path("study/runs"), help="folder of the runs")
-    flag("--validation_only", action="store_true", help="don't score on the test images")
-    flag("--keep", action="store_true", help="keep checkpoints after scoring")
-    flag("--list", action="store_true", help="print what would be done")
-    args = parser.parse_args()
-    args.out = args.out.resolve()
-    args.data_path = Path(args.data_path).resolve()
-    if args.jobs < 1:
-        parser.error("--jobs must be 1 at least")
-    args.threads = max(1, torch.get_num_threads() // args.jobs)
-    torch.set_num_threads(args.threads)
-    parts = split_samples(find_root(args.data_path), args.split)
-    counts = [len(getattr(parts, mode)) for mode in MODES]
-    args.pictures = " ".join(map(str, counts))
-    args.data_name = args.data_name or NAMES.get(sum(counts), args.data_path.name)
-    args.machine = measure.machine(get_device(args.device))
-    return args
+    parts = split_samples(find_root(args.data_path), "official")
+    images = " ".join(str(len(getattr(parts, mode))) for mode in MODES)
+    machine = measure.machine(get_device(args.device))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    failed = False
+    for run in runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(BlockingIOError), lock_file(run.folder / "lock", wait=False):  # else another does it
+            try:
+                do(run, args, images, machine)
+            except KeyboardInterrupt:
+                print("Stopped; the same command continues from here.", flush=True)
+                sys.exit(130)
+            except Exception as error:  # noqa: BLE001
+                failed = True
+                print(f"failed: {run.experiment}, seed {run.seed}: {error!r}", file=sys.stderr, flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

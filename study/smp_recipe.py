@@ -1,13 +1,14 @@
 """segmentation_models.pytorch's binary example on the same images, split and size as train.py, for runner.py.
 
-    python study/smp_recipe.py --data_path dataset --split official --image_size 96 --epochs 40 --out folder
+    python study/smp_recipe.py --data_path dataset --image_size 128 --epochs 20 --out folder
 
 The recipe is theirs (examples/binary_segmentation_intro.ipynb): Unet with a ResNet34 encoder, their DiceLoss, Adam at
-2e-4, cosine down to 1e-5 over all steps, 16 images a step, no augmentation. Reading, precision and scoring are ours, so
-only network and recipe differ.
+2e-4, cosine down to 1e-5 over all steps, 16 images a step, no augmentation. Reading and scoring are ours. `--amp off`
+computes in float32, as they do. The same command resumes a run after its last whole epoch.
 """
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from data.cache import open_cache
 from data.datasets import load_dataset
 from data.index import find_root
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
-from data.splits import MODES, SPLITS, split_samples
+from data.splits import MODES, split_samples
 from evaluation.evaluator import validate
 from evaluation.metrics import summarize
 from evaluation.predictor import Predictor
@@ -48,29 +49,29 @@ def train_one_epoch(model, loader, optimizer, scheduler, loss_fn, precision) -> 
     return sum(losses) / len(losses)
 
 
+def load_parts(data_path: str, size: int) -> dict:
+    """The three parts of the official split."""
+    root = find_root(data_path)
+    options = {"split": split_samples(root, "official"), "image_size": size, "cache": open_cache(root, size)}
+    return {mode: load_dataset(root, mode, **options) for mode in MODES}
+
+
 def main() -> None:
     """Trains, validates after every epoch, scores the best epoch and the last on the test images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", default="dataset")
-    parser.add_argument("--split", choices=SPLITS, default="official")
     parser.add_argument("--image_size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=["auto", "off"], default="auto")
     parser.add_argument("--out", type=Path, required=True, help="folder for result.json")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = get_device(args.device)
-    precision = choose_precision("auto", device, args.image_size)
+    precision = choose_precision(args.amp, device, args.image_size)
     seed_everything(args.seed)
-
-    root = find_root(args.data_path)
-    options = {
-        "split": split_samples(root, args.split, args.seed),
-        "image_size": args.image_size,
-        "cache": open_cache(root, args.image_size),
-    }
-    parts = {mode: load_dataset(root, mode, **options) for mode in MODES}
+    parts = load_parts(args.data_path, args.image_size)
     sampler = ResumableBatchSampler(len(parts["train"]), BATCH_SIZE, args.seed)
     train_loader = make_loader(parts["train"], device, sampler)
     valid_loader, test_loader = (
@@ -82,25 +83,32 @@ def main() -> None:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * sampler.steps, LOWEST_RATE)
     loss_fn = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
 
-    history, best, counts = [], -1.0, {}
-    for sampler.epoch in range(args.epochs):
+    record = {"history": [], "counts": {}, "parameters": sum(p.numel() for p in model.parameters())}
+    stateful, state, best = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, args.out / "state.pth", {}
+    if state.is_file():
+        saved = torch.load(state, weights_only=True)
+        record, best = json.loads(saved["record"]), saved["best"]
+        for name, one in stateful.items():
+            one.load_state_dict(saved[name])
+    for sampler.epoch in range(len(record["history"]), args.epochs):
         start = time.perf_counter()
         loss = train_one_epoch(model, train_loader, optimizer, scheduler, loss_fn, precision)
-        scores = summarize(validate(predictor, valid_loader)[0])
-        row = {"epoch": sampler.epoch + 1, "train_loss": loss, "val_dice": scores["dice"]}
-        history.append({**row, "seconds": time.perf_counter() - start})
-        print(history[-1], flush=True)
-        last = sampler.epoch + 1 == args.epochs
-        better = scores["dice"] > best
-        if better or last:
-            found = validate(predictor, test_loader)[0].tolist()
-        if better:
-            counts["best"], best = found, scores["dice"]
-        if last:
-            counts["last"] = found
-    parameters = sum(p.numel() for p in model.parameters())
+        trained = time.perf_counter() - start
+        dice = summarize(validate(predictor, valid_loader)[0])["dice"]
+        if dice > max((row["val_dice"] for row in record["history"]), default=-1.0):
+            best = copy.deepcopy(model.state_dict())
+        seconds = {"seconds": time.perf_counter() - start, "training_seconds": trained}
+        record["history"].append({"epoch": sampler.epoch + 1, "train_loss": loss, "val_dice": dice, **seconds})
+        print(record["history"][-1], flush=True)
+        with atomic_write(state, "wb") as file:
+            saved = {name: one.state_dict() for name, one in stateful.items()}
+            torch.save({**saved, "best": best, "record": json.dumps(record)}, file)
+    for kind, weights in {"last": model.state_dict(), "best": best}.items():
+        model.load_state_dict(weights)
+        record["counts"][kind] = validate(predictor, test_loader)[0].tolist()
     with atomic_write(args.out / "result.json") as file:
-        json.dump({"history": history, "counts": counts, "parameters": parameters}, file)
+        json.dump(record, file)
+    state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
