@@ -62,9 +62,12 @@ def unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
     return _build("unet", out_channels=out_channels, attention=attention)
 
 
-def resnet34_unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
-    """UNet decoder on a ResNet34 encoder, with freshly drawn weights; arguments and errors as for `unet`."""
-    return _build("resnet34_unet", out_channels=out_channels, attention=attention)
+def resnet34_unet(out_channels: int = 1, attention: str = "none", decoder: str = "plain") -> torch.nn.Module:
+    """UNet decoder on a ResNet34 encoder, with freshly drawn weights.
+
+    Arguments and errors are those of `unet`, and `decoder`: plain, or stem with features at full resolution.
+    """
+    return _build("resnet34_unet", out_channels=out_channels, attention=attention, decoder=decoder)
 
 
 def from_checkpoint(path) -> torch.nn.Module:

@@ -29,7 +29,6 @@ from data.splits import MODES, split_samples, stratified_subset
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import load_checkpoint
 from models.encoder_weights import load_encoder_weights
-from models.task import TASKS
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
@@ -159,8 +158,7 @@ def build_state(
 ) -> RunState:
     """Network, average, optimizer and scheduler, seeded and freshly initialised; see RunState for the arguments."""
     seed_everything(config.seed, config.deterministic)
-    channels = TASKS[config.classes].out_channels
-    model = build_model(config.model_name, out_channels=channels, attention=config.attention)
+    model = build_model(config.model_name, **config.network)
     if content is not None:
         encoder_start = content["encoder_start"]
     else:  # the others get the first one's weights
@@ -190,7 +188,9 @@ def check_flags(config: TrainConfig, overrides: dict, context: DistributedContex
             raise UsageError(f"--{name} needs --augment bulk or online")
     if "weight_decay" in overrides and config.optimizer != "adamw":
         raise UsageError("--weight_decay needs --optimizer adamw")
-    stride = MODELS[config.model_name].stride
+    decoders, stride = MODELS[config.model_name].decoders, MODELS[config.model_name].stride
+    if config.decoder not in decoders:
+        raise UsageError(f"{config.model_name} has no decoder {config.decoder}; it has {', '.join(decoders)}")
     if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
         share, size = config.multi_scale, config.image_size
         raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
@@ -270,8 +270,9 @@ def print_header(trainer: Trainer, parts: Parts, resumed_from: Path | None) -> N
     print(f"{precision}{compiled}, torch {torch.__version__}")
     count = sum(p.numel() for p in state.model.parameters())
     attention = "" if config.attention == "none" else f", attention {config.attention}"
+    decoder = "" if config.decoder == "plain" else f", decoder {config.decoder}"
     task = f", {state.model.task.title}" if state.model.task.title else ""
-    print(f"Model   {config.model_name}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
+    print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
     print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {config.split}: {sizes}; ", end="")

@@ -10,7 +10,7 @@ from models.checkpoint import load_checkpoint
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import is_valid, options_of
 from train import build_parser
-from training.config import RECIPES, TrainConfig, check_settings, restore_config
+from training.config import NETWORK_RECIPES, RECIPES, TrainConfig, check_settings, restore_config
 
 
 def test_defaults_are_valid_and_configs_are_frozen():
@@ -81,11 +81,13 @@ def test_resume_keeps_fixed_settings_and_takes_changeable_ones(tmp_path):
         restore_config({"mix": "paste"}, content, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["model_name", "classes", "attention", "image_size", "split", "seed", "ema"])
+@pytest.mark.parametrize(
+    "name", ["model_name", "classes", "attention", "decoder", "image_size", "split", "seed", "ema"]
+)
 def test_settings_that_contradict_the_content_are_refused(name, tmp_path):
-    other = {"model_name": "unet", "classes": "trimap", "attention": "se", "image_size": 64, "split": "official"}
+    other = {"model_name": "unet", "classes": "trimap", "attention": "se", "decoder": "stem", "split": "official"}
     content = resumable()
-    content["settings"][name] = {**other, "seed": 7, "ema": 0.5}[name]
+    content["settings"][name] = {**other, "image_size": 64, "seed": 7, "ema": 0.5}[name]
     with pytest.raises(CheckpointError, match=f"its setting {name} contradicts its content"):
         restore_config({}, content, tmp_path)
 
@@ -93,7 +95,7 @@ def test_settings_that_contradict_the_content_are_refused(name, tmp_path):
 def test_recipes_hold_valid_settings():
     assert RECIPES["report"] == {}
     assert TrainConfig.from_flags({}) == TrainConfig()
-    for values in RECIPES.values():
+    for values in (*RECIPES.values(), *NETWORK_RECIPES.values()):
         for name, value in values.items():
             assert is_valid(TrainConfig, name, value), name
             words = [f"--{name}"] if value is True else [f"--{name}", str(value)]

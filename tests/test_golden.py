@@ -7,10 +7,12 @@ import pytest
 from helpers import TINY, rows, run_ok
 
 COLUMNS = ("train_loss", "train_dice", "val_loss", "val_dice")
+OPTIONS = ("--loss", "bce_dice", "--optimizer", "adamw", "--scheduler", "cosine", "--ema", 0.99, "--multi_scale", 0.5)
+OPTIONS += ("--augment", "online", "--color_jitter", "--mix", "cutmix")
 # Model and flags; the columns of each epoch; Dice, dataset IoU and outline F of the test images at their own size.
 GOLDEN = {
-    "tiny, strong": (
-        ("tiny", "--recipe", "strong", "--epochs", 3, "--multi_scale", 0.5, *TINY),
+    "tiny, all options": (
+        ("tiny", *OPTIONS, "--epochs", 3, *TINY),
         [[1.1983, 0.6306, 1.154, 0.461], [0.7707, 0.9399, 0.6705, 0.9635], [0.6854, 0.9336, 0.6079, 0.9707]],
         [0.9712, 0.9444, 1.0],
     ),

@@ -12,13 +12,20 @@ from models.base import IMAGENET_MEAN, IMAGENET_STD
 from models.resnet34_unet import ResNet34Encoder
 from models.unet import MaxPool, UpBlock
 
-every_model = pytest.mark.parametrize("name", [name for name in MODELS if name != "tiny"])
+NETWORKS = [f"{name} {decoder}" for name in MODELS if name != "tiny" for decoder in MODELS[name].decoders]
+every_model = pytest.mark.parametrize("network", NETWORKS)
+
+
+def build(network: str):
+    """A network with one of its decoders."""
+    name, decoder = network.split()
+    return build_model(name, decoder=decoder)
 
 
 @every_model
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 64, 64), (1, 97, 61), (3, 33, 130), (1, 1, 1), (1, 5, 200)])
-def test_any_size_gives_logits_of_that_size(name, batch, height, width):
-    model = build_model(name).eval()
+def test_any_size_gives_logits_of_that_size(network, batch, height, width):
+    model = build(network).eval()
     with torch.inference_mode():
         logits = model(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8))
     assert logits.shape == (batch, 1, height, width)
@@ -26,16 +33,16 @@ def test_any_size_gives_logits_of_that_size(name, batch, height, width):
 
 
 @every_model
-def test_bytes_and_floats_give_the_same_logits(name):
-    model = build_model(name).eval()
+def test_bytes_and_floats_give_the_same_logits(network):
+    model = build(network).eval()
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(model(images), model(images.float()))
 
 
 @every_model
-def test_logits_do_not_depend_on_the_batch(name):
-    model = build_model(name).eval()
+def test_logits_do_not_depend_on_the_batch(network):
+    model = build(network).eval()
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         together, alone = model(images), torch.cat([model(image[None]) for image in images])
@@ -43,8 +50,8 @@ def test_logits_do_not_depend_on_the_batch(name):
 
 
 @every_model
-def test_every_parameter_gets_a_gradient(name):
-    model = build_model(name).train()
+def test_every_parameter_gets_a_gradient(network):
+    model = build(network).train()
     for module in model.modules():  # let gradients pass the residual branches, which begin at zero
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)
@@ -54,8 +61,8 @@ def test_every_parameter_gets_a_gradient(name):
 
 
 @every_model
-def test_network_fits_one_batch(name):
-    model = build_model(name).train()
+def test_network_fits_one_batch(network):
+    model = build(network).train()
     masks = torch.zeros(2, 1, 32, 32)
     masks[:, :, 8:24, 4:20] = 1
     images = torch.rand(2, 3, 32, 32) * 100 + 155 * masks
@@ -71,19 +78,20 @@ def test_network_fits_one_batch(name):
 
 
 @every_model
-def test_normalisation_is_in_the_state_dict(name):
-    state = build_model(name).state_dict()
+def test_normalisation_is_in_the_state_dict(network):
+    state = build(network).state_dict()
     assert state["mean"].flatten().tolist() == pytest.approx(IMAGENET_MEAN)
     assert state["std"].flatten().tolist() == pytest.approx(IMAGENET_STD)
-    model = build_model(name).eval()
+    model = build(network).eval()
     images = torch.rand(1, 3, 32, 32) * 255
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.body((images - state["mean"]) / state["std"]))
 
 
 @every_model
-def test_config_rebuilds_the_model(name):
-    model = MODELS[name](out_channels=3)
+def test_config_rebuilds_the_model(network):
+    name, decoder = network.split()
+    model = MODELS[name](out_channels=3, decoder=decoder)
     again = build_model(name, **model.config)
     again.load_state_dict(model.state_dict())
     assert again.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)

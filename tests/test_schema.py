@@ -126,6 +126,7 @@ HOSTILE = {
     "an unknown network": (("model", "name"), "segnet"),
     "a network by its path": (("model", "name"), "../unet"),
     "an unknown attention": (("model", "config", "attention"), "more"),
+    "an unknown decoder": (("model", "config", "decoder"), "more"),
     "an argument of the constructor": (("model", "config", "device"), "meta"),
     "a run id with a slash": (("progress", "run_id"), "a/b"),
     "a run id of two dots": (("progress", "run_id"), ".."),

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = "8cc16f8"
 # Columns and keys that must differ, or that hold words. `precision` was written twice at BASE.
 IGNORED = {"run_id", "seconds", "images_per_second", "resumed", "time", "precision", "compute"}
-IGNORED |= {"progressive", "validate_every"}  # settings that BASE did not have
+IGNORED |= {"progressive", "validate_every", "decoder"}  # settings that BASE did not have
 TINY = "--data_path data --image_size 64 --encoder_weights none --batch_size 8 --learning_rate 1e-3"
 
 
@@ -38,7 +38,8 @@ def commands(amp: str, short: bool) -> dict[str, list[str]]:
     """Commands by the folder in which they run; `STOP` in front of one ends it with SIGTERM in its second epoch."""
     where = f"--amp {amp}"
     train = f"train.py {TINY} {where}"
-    strong = f"{train} --recipe strong --epochs 2 --ema 0.9 --learning_rate 1e-3"
+    strong = f"{train} --epochs 2 --loss bce_dice --optimizer adamw --scheduler cosine --ema 0.9"  # BASE's recipe
+    strong += " --augment online --color_jitter --mix cutmix"
     scores = f"evaluate.py --data_path data {where} --json"
     images = f"inference.py --data_path data {where} --batch_size 3 --output_path"
     found = {

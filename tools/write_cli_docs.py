@@ -11,7 +11,7 @@ from export import ExportConfig  # noqa: E402
 from oxford_pet import DatasetConfig  # noqa: E402
 from plot_dice_curve import PlotConfig  # noqa: E402
 from runtime.options import flag_table  # noqa: E402
-from training.config import RECIPES, TrainConfig  # noqa: E402
+from training.config import NETWORK_RECIPES, RECIPES, TrainConfig  # noqa: E402
 
 SCRIPTS = {
     "train.py": TrainConfig,
@@ -32,8 +32,10 @@ def document() -> str:
     ]
     for script, config in SCRIPTS.items():
         parts += [f"## {script}", flag_table(config)]
-    strong = ", ".join(f"`{name}` {value}" for name, value in RECIPES["strong"].items())
-    parts += ["## Recipes", f"`--recipe report`: the defaults of train.py. `--recipe strong`: {strong}."]
+    parts += ["## Recipes", "`--recipe report`: the defaults of train.py."]
+    for (recipe, network), values in {("strong", ""): RECIPES["strong"], **NETWORK_RECIPES}.items():
+        title = f"`--recipe {recipe}`" + (f", for {network} also" if network else "")
+        parts += [f"{title}: {', '.join(f'`--{name} {value}`' for name, value in values.items())}."]
     return "\n\n".join(parts) + "\n"
 
 

@@ -29,15 +29,24 @@ class SegmentationModel(nn.Module):
     Args:
         out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap.
         attention: block at the end of each decoder step; a key of `attention.ATTENTION`.
+        decoder: one of the network's `decoders`.
+
+    Raises:
+        ValueError: the network has no such decoder, or nothing has that many channels.
     """
 
     stride: int
+    decoders: tuple[str, ...] = ("plain",)
 
-    def __init__(self, out_channels: int = 1, attention: str = "none"):
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
         super().__init__()
+        if decoder not in self.decoders:
+            raise ValueError(f"its decoder can't be {decoder!r}; it can be {', '.join(self.decoders)}")
         self.task = task_of(out_channels)
         # Plain values: they go into the checkpoint and rebuild the model.
         self.config = {"out_channels": out_channels, "attention": attention}
+        if decoder != "plain":  # absent in checkpoints of the first versions
+            self.config["decoder"] = decoder
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 

@@ -34,16 +34,20 @@ class ResNet34Encoder(ResNet):
 class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both reports use
     """ResNet34 encoder, bottleneck block, decoder with transposed convolutions and skips back to full resolution.
 
-    The skip at full resolution is the normalised image itself: the encoder has no features there, and fur and whiskers
-    are in the pixels. Arguments: see SegmentationModel.
+    The encoder has no features at full resolution. With the decoder `plain` the skip there is the normalised image
+    itself: fur and whiskers are in the pixels. With `stem` it is 32 features of its own, as UNet has them, and the last
+    step of the decoder has 32 channels instead of 16. Arguments: see SegmentationModel.
     """
 
     stride = 32
+    decoders = ("plain", "stem")
 
-    def __init__(self, out_channels: int = 1, attention: str = "none"):
-        super().__init__(out_channels, attention)
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
+        super().__init__(out_channels, attention, decoder)
         self.encoder = ResNet34Encoder()
         s2, s4, s8, s16, s32 = self.encoder.widths
+        skip, last = (3, 16) if decoder == "plain" else (32, 32)
+        self.stem = nn.Identity() if decoder == "plain" else double_conv(3, skip)
         self.bottleneck = double_conv(s32, s32)
         self.ups = nn.ModuleList(
             [
@@ -51,21 +55,21 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
                 UpBlock(256, s8, 128, attention),
                 UpBlock(128, s4, 64, attention),
                 UpBlock(64, s2, 32, attention),
-                UpBlock(32, 3, 16, attention),
+                UpBlock(32, skip, last, attention),
             ]
         )
-        self.head = nn.Conv2d(16, out_channels, 1)
-        for part in (self.bottleneck, self.ups, self.head):
+        self.head = nn.Conv2d(last, out_channels, 1)
+        for part in (self.stem, self.bottleneck, self.ups, self.head):
             init_weights(part)
 
     def blocks(self) -> list[nn.Module]:
         """See SegmentationModel.blocks."""
         encoder = self.encoder
-        return [encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4, self.bottleneck, *self.ups]
+        return [self.stem, encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4, self.bottleneck, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""
-        skips = [x, *self.encoder(x)]
+        skips = [self.stem(x), *self.encoder(x)]
         x = self.bottleneck(skips.pop())
         for up in self.ups:
             x = up(x, skips.pop())

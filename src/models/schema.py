@@ -125,6 +125,7 @@ def schema(model_names) -> dict:
             "config": {
                 "out_channels": Maybe(one_of(*(task.out_channels for task in TASKS.values()))),
                 "attention": Maybe(one_of(*ATTENTION)),
+                "decoder": Maybe(one_of("plain", "stem")),
             },
         },
         "weights": WEIGHTS,

@@ -68,8 +68,8 @@ class UNet(SegmentationModel):
 
     stride = 16
 
-    def __init__(self, out_channels: int = 1, attention: str = "none"):
-        super().__init__(out_channels, attention)
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
+        super().__init__(out_channels, attention, decoder)
         widths = (64, 128, 256, 512, 1024)
         self.stem = double_conv(3, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))

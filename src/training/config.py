@@ -47,6 +47,10 @@ RECIPES: dict[str, dict] = {
 }
 
 
+# What a recipe sets besides for one network.
+NETWORK_RECIPES: dict[tuple[str, str], dict] = {("strong", "resnet34_unet"): {"decoder": "stem"}}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommonConfig):
     """The settings of a training run."""
@@ -95,6 +99,7 @@ class TrainConfig(CommonConfig):
     )
     encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
     attention: str = fixed("none", "at the end of each decoder step", choices=tuple(ATTENTION))
+    decoder: str = fixed("plain", "stem: resnet34_unet gets features at full resolution", choices=("plain", "stem"))
     classes: str = fixed("binary", "pet and background, or pet, background and border", choices=tuple(TASKS))
     recipe: str = fixed("report", "values of the flags that are not given", choices=tuple(RECIPES))
     epochs: int = option(
@@ -137,13 +142,19 @@ class TrainConfig(CommonConfig):
     @classmethod
     def from_flags(cls, overrides: dict) -> "TrainConfig":
         """The config of a new run: flags, then the recipe, then the defaults."""
-        recipe = RECIPES[overrides.get("recipe", "report")]
-        return cls(**{**recipe, **overrides})
+        name, model = overrides.get("recipe", "report"), overrides.get("model_name", DEFAULT_MODEL)
+        return cls(**{**RECIPES[name], **NETWORK_RECIPES.get((name, model), {}), **overrides})
 
     @property
     def augments(self) -> bool:
         """Whether samples are augmented."""
         return self.augment in ("bulk", "online")
+
+    @property
+    def network(self) -> dict:
+        """Arguments of the network's constructor."""
+        decoder = {} if self.decoder == "plain" else {"decoder": self.decoder}
+        return {"out_channels": TASKS[self.classes].out_channels, "attention": self.attention, **decoder}
 
     @property
     def variants(self) -> int:
@@ -176,6 +187,7 @@ def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
         "model_name": (config.model_name, model["name"]),
         "classes": (TASKS[config.classes].out_channels, model["config"].get("out_channels", 1)),
         "attention": (config.attention, model["config"].get("attention", "none")),
+        "decoder": (config.decoder, model["config"].get("decoder", "plain")),
         "image_size": (config.image_size, content["preprocessing"]["image_size"]),
         "split": (config.split, content["data"]["split"]),
         "seed": (config.seed, content["data"]["seed"]),
