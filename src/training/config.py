@@ -35,18 +35,17 @@ RECIPES: dict[str, dict] = {
     # The best on validation images of what the study tried; see REPORT.md.
     "strong": {
         "epochs": 40,
-        "learning_rate": 8e-4,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
         "loss": "bce_dice",
         "optimizer": "adamw",
         "scheduler": "cosine",
         "ema": 0.99,
         "augment": "online",
-        "color_jitter": True,
-        "mix": "cutmix",
+        "augment_strength": "light",
+        "progressive": "auto",
     },
 }
-
-
 # What a recipe sets besides for one network.
 NETWORK_RECIPES: dict[tuple[str, str], dict] = {("strong", "resnet34_unet"): {"decoder": "stem"}}
 
