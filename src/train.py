@@ -52,8 +52,7 @@ def build_parser() -> cli.Parser:
 def main(argv=None) -> None:
     """Reads the flags and trains."""
     overrides = build_parser().parse_overrides(argv)
-    if overrides.get("augment") == "off":
-        overrides["augment"] = None
+    overrides.update({name: None for name in ("augment", "progressive") if overrides.get(name) == "off"})
     if "model_name" in overrides:
         overrides["model_name"] = known_model(overrides["model_name"])
     config = TrainConfig.from_flags(overrides)

@@ -6,11 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 import measure
-from evidence import UNTOLD, Difference, Trained, compare, contrast, over_seeds, too_few
-from runner import LAST
+from evidence import LAST, UNTOLD, Difference, Trained, compare, contrast, over_seeds, too_few
 from runtime.files import read_rows
 
-UNKNOWN = ["", f"{UNTOLD}: not run yet"]
+UNKNOWN = ["", "not run"]
 
 
 def judge_claims(groups: dict[str, dict[str, Trained]]) -> list[list[str]]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-import experiments
-from runner import TABLE, settings_of
+from runner import TABLE
 from runtime.files import read_rows
 
 RESAMPLES = 10_000
+LAST = 5  # epochs at the end that are averaged: a single one says little
 
 
 @dataclass
@@ -39,19 +39,15 @@ class Trained:
         return np.array([[p.split() for p in row["test_pixels"].split(";")] for row in self.rows], dtype=np.float64)
 
 
-def load(image_size="96", data="partial set", encoder_weights="none") -> dict[str, dict[str, Trained]]:
-    """The runs of each experiment under these conditions, by group and name."""
-    here = {"image_size": image_size, "data": data, "split": "official", "encoder_weights": encoder_weights}
-    rows = [row for row in read_rows(TABLE) if here.items() <= row.items()]
-    if len({row["pictures"] for row in rows}) > 1:
+def load(data: str) -> dict[str, dict[str, Trained]]:
+    """The runs on these images, by group and name of the experiment."""
+    rows = [row for row in read_rows(TABLE) if row["data"] == data]
+    if len({row["images"] for row in rows}) > 1:
         raise SystemExit(f"{TABLE} has runs on different images that are all called {data}; remove all but one kind")
     groups: dict[str, dict[str, Trained]] = {}
-    for group, members in experiments.EXPERIMENTS.items():
-        for name, flags in members.items():
-            found = [row for row in rows if row["settings"] == settings_of(flags)]
-            if found:
-                found.sort(key=lambda row: int(row["seed"]))
-                groups.setdefault(group, {})[name] = Trained(name, found)
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        group, _, name = row["experiment"].partition("/")
+        groups.setdefault(group, {}).setdefault(name, Trained(name, [])).rows.append(row)
     return groups
 
 

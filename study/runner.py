@@ -4,10 +4,9 @@
     python study/runner.py --data_path dataset --seeds 1 2 3 --experiments "recipes/*"
 
 Every run is a process of train.py in a folder of its own below --out, with its output, its log and, until it is scored,
-its checkpoints. Stop the study at any time; the same command resumes it. Two of them may share one --out, with other
-seeds or experiments. The test images are scored only at the end, with the best validation epoch and with the last. A
-row is identified by its settings, those of the recipe and of the flags together, so a run that several experiments
-share is trained once.
+its checkpoints. Stop the study at any time; the same command resumes it. Two of them may share one --out: they don't
+do the same run. Test images are scored at the end, with the epoch that is best for the validation images and with the
+last. A run whose flags or recipe have changed since it was done is done again.
 """
 
 import argparse
@@ -37,6 +36,7 @@ from train import build_parser
 from training.config import TrainConfig
 
 TABLE = ROOT / "study/results/study.csv"
+DATA = "whole set"  # what the table calls the images
 PYTHON = [sys.executable]  # what runs a script
 FIXED = "--split official --encoder_weights none --save_every 0"
 
@@ -44,46 +44,46 @@ FIXED = "--split official --encoder_weights none --save_every 0"
 class Run(NamedTuple):
     """One training."""
 
-    experiment: str  # group/name of the first that uses it
+    experiment: str  # group/name
     flags: str
-    settings: str
     seed: int
     folder: Path
 
     @property
+    def settings(self) -> str:
+        """The settings of the flags and their recipe that are not train.py's defaults."""
+        if self.flags.startswith(SMP):
+            return self.flags
+        config = TrainConfig.from_flags(build_parser().parse_overrides(shlex.split(self.flags)))
+        unset = {**vars(TrainConfig()), "recipe": config.recipe, "epochs": None}
+        return " ".join(f"{name}={value}" for name, value in sorted(vars(config).items()) if value != unset[name])
+
+    @property
     def epochs(self) -> int:
+        """The planned ones."""
         words = self.flags.split()
         return int(words[words.index("--epochs") + 1])
 
     @property
     def is_done(self) -> bool:
         """Whether the table has it."""
-        return any((row["settings"], row["seed"]) == (self.settings, str(self.seed)) for row in read_rows(TABLE))
+        return any(row["settings"] == self.settings for row in read_rows(TABLE) if self.matches(row))
 
-
-def settings_of(flags: str) -> str:
-    """The settings of these flags and their recipe that are not train.py's defaults."""
-    if flags.startswith(SMP):
-        return flags
-    config = TrainConfig.from_flags(build_parser().parse_overrides(shlex.split(flags)))
-    unset = {**vars(TrainConfig()), "recipe": config.recipe, "epochs": None}
-    return " ".join(f"{name}={value}" for name, value in sorted(vars(config).items()) if value != unset[name])
+    def matches(self, row: dict) -> bool:
+        """Whether a row of the table is of this experiment and seed, whatever its settings."""
+        return (row["data"], row["experiment"], row["seed"]) == (DATA, self.experiment, str(self.seed))
 
 
 def list_runs(patterns: list[str], seeds: list[int], out: Path) -> list[Run]:
-    """The runs of these experiments, each once; all experiments of a seed come before the next seed."""
-    names: dict[str, list[str]] = {}  # of experiments, by their settings
-    flags: dict[str, str] = {}
-    for group, members in experiments.EXPERIMENTS.items():
-        for name, words in members.items():
-            names.setdefault(settings_of(words), []).append(f"{group}/{name}")
-            flags.setdefault(settings_of(words), words)
+    """The runs of these experiments; all experiments of a seed come before the next seed."""
     runs = []
     for seed in seeds:
-        for settings, users in names.items():
-            if any(fnmatch.fnmatch(user, pattern) for user in users for pattern in patterns):
-                folder = out / f"{hashlib.sha256(settings.encode()).hexdigest()[:8]}-s{seed}"  # whatever its name
-                runs.append(Run(users[0], flags[settings], settings, seed, folder))
+        for group, members in experiments.EXPERIMENTS.items():
+            for name, flags in members.items():
+                run = Run(f"{group}/{name}", flags, seed, Path())
+                if any(fnmatch.fnmatch(run.experiment, pattern) for pattern in patterns):
+                    digest = hashlib.sha256(f"{run.experiment} {run.settings}".encode()).hexdigest()[:8]
+                    runs.append(run._replace(folder=out / f"{digest}-s{seed}"))
     return runs
 
 
@@ -179,6 +179,7 @@ def row_of(run: Run, images: str, machine: str, counts: dict) -> dict:
         "experiment": run.experiment,
         "settings": run.settings,
         "seed": run.seed,
+        "data": DATA,
         "images": images,
         "epochs": len(history),
         "best_epoch": max(range(len(valid)), key=valid.__getitem__) + 1,
@@ -204,7 +205,7 @@ def do(run: Run, args, images: str, machine: str) -> None:
     row = row_of(run, images, machine, {} if validation_only else score(run, common))
     with lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
         if not run.is_done:  # by another process meanwhile
-            write_rows(TABLE, [*read_rows(TABLE), row], list(row))
+            write_rows(TABLE, [*(row for row in read_rows(TABLE) if not run.matches(row)), row], list(row))
     valid, test = max(row["valid_curve"].split()), row["test_dataset_dice"] or "not scored"
     print(f"{run.experiment}, seed {run.seed}: best valid Dice {valid}, test {test}", flush=True)
     for checkpoint in () if args.keep else run.folder.glob("*.pth"):

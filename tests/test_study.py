@@ -1,8 +1,9 @@
 """The study trains, resumes and scores; the report computes what it says."""
 
-import csv
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,61 +18,61 @@ import experiments
 import report
 import runner
 from helpers import PYTHON, Script, expect_success, run_ok
-from runtime.files import write_rows
+from runtime.files import read_rows, write_rows
 
 
 @pytest.fixture
 def small_study(monkeypatch, tmp_path, shared_dataset):
     """A study of one short experiment; returns what runs it with further flags."""
-    monkeypatch.setattr(
-        experiments,
-        "EXPERIMENTS",
-        {"a": {"one": "--epochs 1 --loss dice"}, "b": {"the same": "--loss dice --epochs 1"}},
-    )
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"a": {"one": "--epochs 1 --loss dice --image_size 64"}})
     monkeypatch.setattr(runner, "TABLE", tmp_path / "study.csv")
     monkeypatch.setattr(runner, "PYTHON", PYTHON)
 
-    def run(*flags) -> list[dict]:
-        words = ["runner.py", "--data_path", str(shared_dataset), "--image_size", "64", "--seeds", "5", *flags]
-        monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "runs")])
-        with pytest.raises(SystemExit) as end:
-            runner.main()
-        assert end.value.code == 0
-        with (tmp_path / "study.csv").open() as file:
-            return list(csv.DictReader(file))
-
-    return run
-
-
-def test_validation_only_scores_no_test_image_and_a_later_call_does(small_study, tmp_path, monkeypatch):
-    (row,) = small_study("--validation_only")  # two experiments of the same settings are one run
-    assert row["test_dataset_dice"] == row["test_pixels"] == ""
-    assert row["settings"] == "epochs=1 loss=dice"
-    assert float(row["valid_dice"]) == pytest.approx(float(row["valid_curve"]), abs=1e-4)
-    (folder,) = (p for p in (tmp_path / "runs").iterdir() if p.is_dir())
-    assert not list(folder.glob("*evaluation*"))
-    trained = (folder / "tiny_training_log.csv").read_bytes()
-
-    def sooner(command: list, run: runner.Run, threads: int) -> None:
+    def sooner(run: runner.Run, *command) -> None:
         script, *flags = map(str, command)
         expect_success(Script(script, flags, runner.ROOT).finish())
 
     monkeypatch.setattr(runner, "call", sooner)
+
+    def run(*flags, status=0) -> list[dict]:
+        words = ["runner.py", "--data_path", str(shared_dataset), "--seeds", "5", *flags]
+        monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "runs")])
+        with pytest.raises(SystemExit) as end:
+            runner.main()
+        assert end.value.code == status
+        return read_rows(tmp_path / "study.csv")
+
+    return run
+
+
+def test_a_run_is_trained_and_scored_once(small_study, tmp_path, monkeypatch):
     (row,) = small_study()
-    assert (folder / "tiny_training_log.csv").read_bytes() == trained
-    assert not list(folder.glob("*.pth"))
+    assert row["settings"] == "epochs=1 image_size=64 loss=dice"
+    assert (row["experiment"], row["seed"], row["epochs"]) == ("a/one", "5", "1")
     counts = [list(map(int, p.split())) for p in row["test_pixels"].split(";")]
     tp, fp, fn = np.sum(counts, axis=0)
     assert float(row["test_dataset_dice"]) == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-6)
+    assert not list((tmp_path / "runs").rglob("*.pth"))
+    call = runner.call
     monkeypatch.setattr(runner, "call", None)  # nothing is left to do
     assert small_study() == [row]
+    monkeypatch.setattr(runner, "call", call)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"a": {"one": "--epochs 1 --image_size 64"}})  # it has changed
+    (row,) = small_study()
+    assert row["settings"] == "epochs=1 image_size=64"
+
+
+def test_choices_are_not_scored_on_test_images(small_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"choice": {"one": "--epochs 1 --image_size 64"}})
+    (row,) = small_study()
+    assert row["test_dataset_dice"] == row["test_pixels"] == ""
+    assert not list((tmp_path / "runs").rglob("*evaluation*"))
 
 
 def test_a_failed_run_is_reported_and_the_others_continue(small_study, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"a": {"one": "--epochs 1", "two": "--epochs 2"}})
-    monkeypatch.setattr(runner, "train", lambda run, args: {}[run.experiment])
-    with pytest.raises(AssertionError):  # status 1
-        small_study()
+    monkeypatch.setattr(runner, "train", lambda run, common: {}[run.experiment])
+    assert small_study(status=1) == []
     said = capsys.readouterr().err
     assert "failed: a/one, seed 5: KeyError('a/one')" in said
     assert "failed: a/two, seed 5: KeyError('a/two')" in said
@@ -80,11 +81,29 @@ def test_a_failed_run_is_reported_and_the_others_continue(small_study, monkeypat
 
 
 def test_runs_on_different_images_are_not_mixed(monkeypatch, tmp_path):
-    row = {"image_size": "96", "data": "partial set", "split": "official", "encoder_weights": "none"}
-    write_rows(tmp_path / "study.csv", [{**row, "pictures": some} for some in ("8 1 1", "80 10 10")])
+    row = {"data": "whole set", "experiment": "a/one", "seed": "1"}
+    write_rows(tmp_path / "study.csv", [{**row, "images": some} for some in ("8 1 1", "80 10 10")])
     monkeypatch.setattr(evidence, "TABLE", tmp_path / "study.csv")
-    with pytest.raises(SystemExit, match="different images that are all called partial set"):
-        evidence.load()
+    with pytest.raises(SystemExit, match="different images that are all called whole set"):
+        evidence.load("whole set")
+
+
+@pytest.mark.slow
+def test_the_others_recipe_resumes_after_its_last_epoch(tmp_path, shared_dataset):
+    def start(name: str) -> Script:
+        flags = ["--data_path", shared_dataset, "--image_size", 64, "--epochs", 2, "--seed", 1, "--out", name]
+        return Script(str(runner.ROOT / "study" / experiments.SMP), flags, tmp_path)
+
+    expect_success(start("whole").finish())
+    script, state = start("parts"), tmp_path / "parts/state.pth"
+    script.wait_until(lambda: state.is_file() or script.poll() is not None)
+    script.send_signal(signal.SIGKILL)
+    script.finish()
+    expect_success(start("parts").finish())
+    whole, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
+    assert parts["counts"] == whole["counts"]
+    assert [row["val_dice"] for row in parts["history"]] == [row["val_dice"] for row in whole["history"]]
+    assert not state.exists()
 
 
 STUDY = """
@@ -92,7 +111,7 @@ import sys
 from pathlib import Path
 import experiments
 import runner
-experiments.EXPERIMENTS = {"a": {"long": "--epochs 300", "longer": "--epochs 301"}}
+experiments.EXPERIMENTS = {"a": {"long": "--epochs 300 --image_size 64"}}
 runner.PYTHON = sys.argv.pop().split()
 runner.TABLE = Path(sys.argv.pop())
 runner.main()
@@ -100,27 +119,16 @@ runner.main()
 
 
 @pytest.mark.slow
-def test_a_stopped_study_stops_its_runs_and_resumes_them(tmp_path, shared_dataset):
+def test_a_stopped_study_stops_its_run_and_resumes_it(tmp_path, shared_dataset):
     out = tmp_path / "runs"
-    flags = ["--data_path", shared_dataset, "--image_size", 64, "--seeds", 5, "--jobs", 2, "--out", out]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for which, times in (("a/*", [1, 1]), ("a/long", [1, 2])):  # the second time, one of the two goes on
-        command = [
-            sys.executable,
-            "-c",
-            STUDY,
-            *flags,
-            "--experiments",
-            which,
-            tmp_path / "study.csv",
-            " ".join(PYTHON),
-        ]
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+    for started in (1, 2):
+        flags = ["--data_path", shared_dataset, "--seeds", 5, "--out", out, tmp_path / "study.csv", " ".join(PYTHON)]
+        command = list(map(str, [sys.executable, "-c", STUDY, *flags]))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         began = time.monotonic()
         try:
-            while sorted(log.read_text().count("Run  ") for log in out.glob("*/output.txt")) != times:
+            while [log.read_text().count("Run  ") for log in out.glob("*/output.txt")] != [started]:
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() - began < 120
                 time.sleep(0.05)
@@ -130,16 +138,14 @@ def test_a_stopped_study_stops_its_runs_and_resumes_them(tmp_path, shared_datase
         assert process.returncode == 130, errors
         assert "the same command continues" in said
         assert "failed" not in errors
-        outputs = [log.read_text() for log in out.glob("*/output.txt")]
-        assert sorted(output.count("To go on: ") for output in outputs) == times
-        assert sum(output.count("--resume ") for output in outputs) == sum(times) - 2
+        (output,) = [log.read_text() for log in out.glob("*/output.txt")]
+        assert output.count("To go on: ") == started
+        assert output.count("--resume ") == started - 1
     assert not (tmp_path / "study.csv").exists()
 
 
-def test_both_scripts_start(tmp_path):
-    for script in (runner, report):
-        said = run_ok(script.__file__, "--help", cwd=tmp_path)
-        assert script.__doc__.split(":")[0].split("\n")[0][:20] in said
+def test_the_runner_starts(tmp_path):
+    assert "recipes/strong" in run_ok(runner.__file__, "--list", cwd=tmp_path)
 
 
 def made_up(name: str, shift: float, seeds: int = 3) -> evidence.Trained:
@@ -189,7 +195,7 @@ def test_claims_are_confirmed_reversed_or_inconclusive():
     verdicts = [claims.judged(evidence.compare(*both))[1] for both in ((better, base), (base, better), (same, base))]
     assert verdicts == ["confirmed", "not confirmed: here it is the reverse", "inconclusive"]
     assert claims.judged(evidence.compare(made_up("few", 2.0, seeds=1), base))[1] == "inconclusive: 1 seed"
-    assert claims.judged(None)[1] == "inconclusive: not run yet"
+    assert claims.judged(None)[1] == "not run"
 
     def curves(*valid):
         rows = [{"valid_curve": one, "train_curve": "0.5 0.9 0.99"} for one in valid]
@@ -238,18 +244,23 @@ def test_intervals_include_the_spread_of_images():
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.06)
 
 
+def test_the_moment_is_interpolated_between_epochs():
+    curve, minutes = np.array([0.5, 0.7, 0.9]), np.array([1.0, 2.0, 4.0])
+    assert report.minutes_until(0.8, curve, minutes) == pytest.approx(3.0)
+    assert report.minutes_until(0.4, curve, minutes) == 1.0
+    assert report.minutes_until(0.95, curve, minutes) is None
+
+
 def test_the_report_is_written_from_the_table(monkeypatch, tmp_path):
     (tmp_path / "docs").mkdir()
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    groups = evidence.load()
-    assert groups["recipes"]
-    report.write(groups)
-    text = (tmp_path / "REPORT.md").read_text()
-    kept = (runner.ROOT / "REPORT.md").read_text()
-    number = re.compile(r"\d+(?:\.\d+)?")
-    assert number.sub("#", text) == number.sub("#", kept), "run `python study/report.py`"
-    figures = [list(map(float, number.findall(one))) for one in (text, kept)]
-    assert figures[0] == pytest.approx(figures[1], abs=2e-4), "run `python study/report.py`"
-    for line in text.split("(docs/")[1:]:
-        name = line.split(")")[0]
-        assert (tmp_path / "docs" / name).is_file() or name == "panel.png"
+    report.write()
+    for file in ("REPORT.md", "docs/study.md"):
+        text, kept = (tmp_path / file).read_text(), (runner.ROOT / file).read_text()
+        number = re.compile(r"\d+(?:\.\d+)?")
+        assert number.sub("#", text) == number.sub("#", kept), "run `make report`"
+        figures = [list(map(float, number.findall(one))) for one in (text, kept)]
+        assert figures[0] == pytest.approx(figures[1], abs=2e-4), "run `make report`"
+        for line in text.split("(docs/")[1:]:
+            assert (runner.ROOT / "docs" / line.split(")")[0]).is_file()
+    assert len((runner.ROOT / "REPORT.md").read_text().splitlines()) <= 200

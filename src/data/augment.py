@@ -216,8 +216,12 @@ def possible_sizes(size: int, stride: int, share: float) -> list[int]:
 
 
 def size_plan(text: str) -> str:
-    """Returns a plan of sizes, `auto` or as `planned_sizes` reads it; raises argparse.ArgumentTypeError for others."""
-    if text != "auto":
+    """Returns a plan of sizes: `auto`, `off` or as `planned_sizes` reads it.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    if text not in ("auto", "off"):
         sizes = planned_sizes(text) if re.fullmatch(r"\d{2,4}:\d{1,5}(,\d{2,4}:\d{1,5}){0,99}", text) else []
         if not sizes or not all(16 <= side <= 4096 for side in sizes):
             raise argparse.ArgumentTypeError(f"{text!r} is no plan of sizes, such as 64:10,96:5")
@@ -226,7 +230,7 @@ def size_plan(text: str) -> str:
 
 def planned_sizes(text: str | None) -> list[int]:
     """The side of the training images in each of the first epochs: `64:2,96:1` is [64, 64, 96]."""
-    runs = (map(int, run.split(":")) for run in text.split(",")) if text else ()
+    runs = (map(int, run.split(":")) for run in text.split(",")) if text and ":" in text else ()
     return [side for side, epochs in runs for _ in range(epochs)]
 
 

@@ -75,7 +75,7 @@ class TrainConfig(CommonConfig):
     )
     progressive: str | None = fixed(
         None,
-        "train at other sizes first: SIDE:EPOCHS,...; the flag alone plans from half of --image_size upwards",
+        "train at other sizes first: SIDE:EPOCHS,... or off; the flag alone plans from half of --image_size upwards",
         size_plan,
         bare="auto",
         metavar="PLAN",

@@ -1,0 +1,67 @@
+"""Seconds of an epoch of 3,312 images: train.py's strong recipe by size, and segmentation_models.pytorch's example.
+
+    python benchmarks/epoch.py --rounds 5
+
+All get the same bytes in memory and compute one after the other, in turns, in one run; REPORT.md's time to Dice is
+computed from it. Steps of train.py are whole: augmentation, resizing, the step and the average of the weights.
+"""
+
+import torch
+
+import measure
+import peers
+from data.augment import BatchAugmentation, augment_batch, draw_augmentation
+from models import build_model
+from runtime.device import choose_precision, get_device
+from runtime.seeding import sample_rng
+from training.config import TrainConfig
+from training.losses import LOSSES
+from training.optim import ModelEMA, build_optimizer
+from training.trainer import training_step
+
+IMAGES, SIDE, BATCH = 3312, 128, 16
+
+
+def our_step(batch: dict, side: int, device: torch.device):
+    """A step of the strong recipe at a size."""
+    config = TrainConfig.from_flags({"recipe": "strong"})
+    precision = choose_precision(config.amp, device, SIDE)
+    model = precision.to_device(build_model(config.model_name, **config.network)).train()
+    optimizer, ema = build_optimizer(config, model), ModelEMA(model, config.ema)
+    scaler, loss_fn = torch.amp.GradScaler(device.type, enabled=False), LOSSES[config.loss]
+    how = BatchAugmentation(sizes=(side,))
+
+    def step() -> None:
+        images, targets = augment_batch(batch, model.task, how, device, 0, 0)
+        training_step(model, images, targets, optimizer, scaler, model.task, loss_fn, precision)
+        ema.update(model)
+
+    return step
+
+
+def main() -> None:
+    """Prints a table and writes it into benchmarks/results/epoch.csv."""
+    args = measure.parser(__doc__, rounds=5).parse_args()
+    device = get_device(args.device)
+    affines = [draw_augmentation(sample_rng(0, 0, str(i), 0)) for i in range(BATCH)]
+    batch = {
+        "image": torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8),
+        "mask": torch.randint(0, 2, (BATCH, 1, SIDE, SIDE), dtype=torch.uint8),
+        "affine": torch.stack([torch.from_numpy(one) for one in affines]),
+    }
+    theirs = peers.smp_step(peers.build("smp"), device)
+    bf16 = peers.smp_step(peers.build("smp"), device, torch.channels_last, True)
+    steps = {
+        ("smp", SIDE): lambda: theirs(batch["image"], batch["mask"]),
+        ("smp, channels last, bf16", SIDE): lambda: bf16(batch["image"], batch["mask"]),
+        **{("strong", side): our_step(batch, side, device) for side in (64, 96, 128)},
+    }
+    rows = measure.rates(measure.take_turns(steps, args.rounds, device), BATCH, "images")
+    for row in rows:
+        row["variant"], row["image_size"] = row["variant"]
+        row["seconds_per_epoch"] = round(IMAGES / row["images_per_second"], 1)
+    measure.report("epoch", rows, device, batch_size=BATCH)
+
+
+if __name__ == "__main__":
+    main()
