@@ -9,6 +9,7 @@ import difflib
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from runtime import cli
 
@@ -23,25 +24,37 @@ from data.cache import open_cache
 from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
 from data.download import download
-from data.index import describe_layout, find_root, fingerprint
+from data.index import find_root, fingerprint
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
 from data.splits import MODES, split_samples, stratified_subset
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
-from models.checkpoint import load_checkpoint
+from models.checkpoint import build_from_checkpoint, load_checkpoint
 from models.encoder_weights import load_encoder_weights
+from models.task import TASKS
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
 from runtime.files import writable_folder
 from runtime.options import options_of
 from runtime.seeding import seed_everything
-from training.config import TrainConfig, restore_config, with_size_plan
+from training.config import TrainConfig, restore_config, with_network_of, with_size_plan
+from training.header import print_header
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
+from training.teacher import Teacher, load_teacher
 from training.trainer import Trainer
 
 LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
 Parts = tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset]
+
+
+class Source(NamedTuple):
+    """What a run begins with: the checkpoint that it resumes, or the one whose weights it takes, or nothing."""
+
+    path: Path | None = None
+    content: dict | None = None
+    written: int = 0  # when, in nanoseconds
+    initial: dict | None = None
 
 
 def build_parser() -> cli.Parser:
@@ -94,24 +107,26 @@ def run(config: TrainConfig, overrides: dict, device: torch.device, context: Dis
 def prepare(
     config: TrainConfig, overrides: dict, device: torch.device, context: DistributedContext = SINGLE_PROCESS
 ) -> tuple[Trainer, Parts, Path | None]:
-    """Everything before the first step, of a new run or a resumed one.
-
-    Returns:
-        The trainer, the three parts of the dataset, and the path of the checkpoint that is resumed, or None.
-    """
-    resumed_from, content, written = context.broadcast(load_run(config, overrides) if context.first else None)
-    config = restore_config(overrides, content, resumed_from) if content else with_size_plan(config)
+    """Prepares a run: gives the trainer, the parts of the dataset, and the path of the resumed checkpoint or None."""
+    source = context.broadcast(load_source(config, overrides) if context.first else None)
+    resumed_from, content = source.path, source.content
+    if content is not None:
+        config = restore_config(overrides, content, resumed_from)
+    else:
+        config = with_network_of(config, overrides, source.initial) if source.initial else config
+        config = with_size_plan(config)
     check_flags(config, overrides, context)
     if config.download and context.first:
         download(writable_folder(config.data_path))
     context.barrier()  # the others wait for the download here
     *parts, data = open_data(config, content, resumed_from)
+    teacher = open_teacher(config, device, source, data)
     lock = None
     if context.first:
         for folder in (config.save_dir, config.log_dir):
             writable_folder(folder)
         lock = lock_run(config)
-        if content is not None and resumed_from.stat().st_mtime_ns != written:
+        if content is not None and resumed_from.stat().st_mtime_ns != source.written:
             raise UsageError(f"another run has just written {resumed_from}; try again")
 
     train_set, valid_set, _ = parts
@@ -120,7 +135,7 @@ def prepare(
     progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
     total_steps = progress.planned_epochs * sampler.steps
-    state = build_state(config, precision, total_steps, content, data, progress, lock, context)
+    state = build_state(config, precision, total_steps, source, data, progress, lock, context)
     if content is not None:
         state.restore(content, resumed_from)
     forward = context.wrap_model(state.model)
@@ -140,6 +155,7 @@ def prepare(
         precision=precision,
         context=context,
         stop=cli.StopRequest(patient=context.size > 1),
+        teacher=teacher,
         resume_command=resume_command(config, context),
     )
     return trainer, tuple(parts), resumed_from
@@ -149,7 +165,7 @@ def build_state(
     config: TrainConfig,
     precision: Precision,
     total_steps: int,
-    content: dict | None,
+    source: Source,
     data: dict,
     progress: Progress,
     lock: contextlib.ExitStack | None,
@@ -157,11 +173,14 @@ def build_state(
 ) -> RunState:
     """Network, average, optimizer and scheduler, seeded and freshly initialised; see RunState for the arguments."""
     seed_everything(config.seed, config.deterministic)
-    model = build_model(config.model_name, **config.network)
-    if content is not None:
-        encoder_start = content["encoder_start"]
-    else:  # the others get the first one's weights
-        encoder_start = load_encoder_weights(model, config.encoder_weights) if context.first else ""
+    if source.initial is not None:
+        model = build_from_checkpoint(source.initial, config.init)
+        encoder_start = f"from {Path(config.init).name}, like the rest"
+    else:
+        model = build_model(config.model_name, **config.network)
+        encoder_start = source.content["encoder_start"] if source.content else ""
+        if source.content is None and context.first:  # the others get the first one's weights
+            encoder_start = load_encoder_weights(model, config.encoder_weights)
     precision.to_device(model)
     ema = ModelEMA(model, config.ema) if config.ema else None
     if config.checkpoint_activations:
@@ -172,10 +191,29 @@ def build_state(
     return RunState(config, model, ema, optimizer, scheduler, scaler, data, encoder_start, progress, lock)
 
 
-def load_run(config: TrainConfig, overrides: dict) -> tuple[Path | None, dict | None, int]:
-    """The checkpoint that the run resumes from: path, content, when it was written; nothing for a new run."""
+def load_source(config: TrainConfig, overrides: dict) -> Source:
+    """What a run begins with."""
     path = resume_source(overrides, config)
-    return (None, None, 0) if path is None else (path, load_checkpoint(path), path.stat().st_mtime_ns)
+    if path is not None:
+        return Source(path, load_checkpoint(path), path.stat().st_mtime_ns)
+    return Source(initial=None if config.init is None else load_checkpoint(config.init))
+
+
+def open_teacher(config: TrainConfig, device: torch.device, source: Source, data: dict) -> Teacher | None:
+    """The teacher of a run, if it has one. Its fingerprint, and what images it and initial weights saw, go into `data`.
+
+    Raises:
+        UsageError: see `load_teacher`; or a run is resumed without its teacher, or with one that it did not have.
+    """
+    before = source.content["data"] if source.content else {}
+    teacher = load_teacher(config, device, TASKS[config.classes], before.get("teacher"))
+    if source.content and (teacher is None) != (before.get("teacher") is None):
+        raise UsageError(f"{source.path} was trained {'without' if teacher else 'with'} a teacher; resume it likewise")
+    seen = {*(before.get("seen_names") or ()), *(teacher.train_names if teacher else ())}
+    if source.initial:
+        seen |= {*source.initial["data"]["train_names"], *(source.initial["data"].get("seen_names") or ())}
+    data.update(seen_names=sorted(seen), teacher=teacher and teacher.fingerprint)
+    return teacher
 
 
 def check_flags(config: TrainConfig, overrides: dict, context: DistributedContext) -> None:
@@ -257,53 +295,6 @@ def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PRO
         if getattr(config, name) != options_of(TrainConfig)[name][1]:
             words.append(f"--{name} {shlex.quote(str(getattr(config, name)))}")
     return " ".join([*words, "--resume"])
-
-
-def print_header(trainer: Trainer, parts: Parts, resumed_from: Path | None) -> None:
-    """Device, model, data and plan: what a reader of the output wants to know later."""
-    state, config, progress = trainer.state, trainer.state.config, trainer.state.progress
-    precision, size = trainer.precision, config.image_size
-    processes = f"{trainer.context.size} processes of " if trainer.context.size > 1 else ""
-    compiled = ", compiled" if config.compile else ""
-    print(f"Device  {precision.device} ({processes}{torch.get_num_threads()} threads), ", end="")
-    print(f"{precision}{compiled}, torch {torch.__version__}")
-    count = sum(p.numel() for p in state.model.parameters())
-    attention = "" if config.attention == "none" else f", attention {config.attention}"
-    decoder = "" if config.decoder == "plain" else f", decoder {config.decoder}"
-    task = f", {state.model.task.title}" if state.model.task.title else ""
-    print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
-    sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
-    cached = "not cached" if parts[0].decodes else "cached"
-    print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {config.split}: {sizes}; ", end="")
-    print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")
-    optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {config.weight_decay:g})"
-    average = f", average {config.ema:g}" if config.ema else ""
-    print(f"Plan    recipe {config.recipe}: {config.loss}, {optimizer} {config.learning_rate:g}, ", end="")
-    print(f"{config.scheduler}{average}, batch {config.batch_size}, {trainer.sampler.steps} steps an epoch, ", end="")
-    print(f"seed {config.seed}")
-    plan = f"{progress.planned_epochs} epochs"
-    if resumed_from is not None:
-        plan = (
-            f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
-            f"{progress.step}; best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}"
-        )
-    print(f"Run     {progress.run_id}: {plan}", flush=True)
-
-
-def describe_augmentation(config: TrainConfig, count: int) -> str:
-    """Augmentation in words, of so many training images."""
-    words = [config.augment or "off"]
-    if config.variants:
-        words = [f"bulk x{config.variants} ({count * (1 + config.variants):,} samples)"]
-    if config.augments:
-        words += [config.augment_strength, *(["color jitter"] if config.color_jitter else [])]
-    if config.mix != "none":
-        words.append(config.mix)
-    if config.progressive:
-        words.append(f"sizes {config.progressive} first")
-    if config.multi_scale:
-        words.append(f"sizes within {config.multi_scale:.0%}")
-    return ", ".join(words)
 
 
 if __name__ == "__main__":

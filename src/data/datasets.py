@@ -156,7 +156,7 @@ def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[
 
 def refuse_seen(content: dict, samples: list[Sample], path: Path) -> None:
     """Raises UsageError where a checkpoint was trained on some of these samples."""
-    seen = set(content["data"]["train_names"])
+    seen = {*content["data"]["train_names"], *(content["data"].get("seen_names") or ())}
     hits = [sample.name for sample in samples if sample.name in seen]
     if hits:
         raise UsageError(

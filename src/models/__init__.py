@@ -3,9 +3,9 @@
 from models.attention import ATTENTION
 from models.base import SegmentationModel
 from models.resnet34_unet import ResNet34_UNet
-from models.unet import UNet, double_conv
+from models.unet import UNet, UNetSmall, double_conv
 
-MODELS = {"unet": UNet, "resnet34_unet": ResNet34_UNet}
+MODELS = {"unet": UNet, "unet_small": UNetSmall, "resnet34_unet": ResNet34_UNet}
 ALIASES = {"resnet": "resnet34_unet"}  # report B's short name
 DEFAULT_MODEL = "resnet34_unet"
 
@@ -17,6 +17,7 @@ __all__ = [
     "ResNet34_UNet",
     "SegmentationModel",
     "UNet",
+    "UNetSmall",
     "build_model",
     "double_conv",
 ]

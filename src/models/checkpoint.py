@@ -7,13 +7,15 @@ A checkpoint is a dict of tensors and plain values; `models.schema` says what ea
     weights                  the state dict to use; mean and standard deviation of the normalisation are in it
     average                  where weights are a moving average (--ema): the trained ones, and the number of updates
     preprocessing            image_size, the side of the square that images are resized to
-    data                     split, seed, fingerprint of each part, names of the training images
+    data                     split, seed, fingerprint of each part, names of the training images, and of those that
+                             initial weights or a teacher were trained on (seen_names); the teacher's fingerprint
     encoder_start            what the encoder's weights were before training
     settings                 the flags that define the run
     progress                 run id, epoch, step, running sums, history, best score
     optimizer, scheduler, scaler, random_state
 """
 
+import hashlib
 import os
 import pickle
 import re
@@ -170,6 +172,15 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
             f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
         ) from None
     return model.eval()
+
+
+def weights_fingerprint(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and values: tells whether two files hold the same network."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def open_checkpoint(

@@ -93,6 +93,7 @@ PLAIN = Rule(
         or (type(v) in (list, tuple) and len(v) <= 100 and all(x is None or NUMBER.holds(x) for x in v))
     ),
 )
+SHA256 = text("[0-9a-f]{64}", "a SHA-256")
 RUN_ID = text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "a run id of letters, digits, dots and dashes")
 LABEL = Rule("a line of text", lambda v: type(v) is str and v.isprintable() and len(v) <= 500)
 NAME = Rule("the name of an image", lambda v: type(v) is str and 0 < len(v) <= 1000)
@@ -135,8 +136,10 @@ def schema(model_names) -> dict:
             "split": one_of("80-10-10", "official"),
             "seed": whole(0, 2**32 - 1),
             "copies": Maybe(one_of("near")),  # which copies `80-10-10` keeps in one part; of old: byte for byte equal
-            "fingerprints": DictOf(one_of("train", "valid", "test"), text("[0-9a-f]{64}", "a SHA-256")),
+            "fingerprints": DictOf(one_of("train", "valid", "test"), SHA256),
             "train_names": ListOf(NAME),
+            "seen_names": Maybe(ListOf(NAME)),
+            "teacher": Maybe(SHA256),
         },
         "encoder_start": Rule("a text of at most 500 letters", lambda v: type(v) is str and len(v) <= 500),
         "settings": Maybe(DictOf(KEY, PLAIN)),

@@ -35,9 +35,9 @@ class Task:
         """Target (N, 1, H, W) to float32 of the logits' shape."""
         return target.float()
 
-    def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean over pixels and images."""
-        return F.binary_cross_entropy_with_logits(logits, self.one_hot(target))
+    def cross_entropy(self, logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        """Of logits against probabilities of the same shape, mean over pixels and images."""
+        return F.binary_cross_entropy_with_logits(logits, probabilities)
 
     def foreground(self, target: torch.Tensor) -> torch.Tensor:
         """Where a target is pet or border, bool."""
@@ -81,9 +81,9 @@ class TrimapTask(Task):
     def one_hot(self, target: torch.Tensor) -> torch.Tensor:
         return (target == torch.arange(1, 4, device=target.device).view(1, 3, 1, 1)).float()
 
-    def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        # Of probabilities, not of class indices: torch has no deterministic kernel for those on CUDA.
-        return F.cross_entropy(logits, self.one_hot(target))
+    def cross_entropy(self, logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        # Not of class indices: torch has no deterministic kernel for those on CUDA.
+        return F.cross_entropy(logits, probabilities)
 
     def foreground(self, target: torch.Tensor) -> torch.Tensor:
         return target != BACKGROUND

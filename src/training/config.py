@@ -10,7 +10,7 @@ from pathlib import Path
 from data.augment import STRENGTHS, automatic_plan, planned_sizes, size_plan
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
-from models.task import TASKS
+from models.task import TASKS, task_of
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import (
     FIXED,
@@ -91,12 +91,14 @@ class TrainConfig(CommonConfig):
 
     model_name: str = fixed(
         DEFAULT_MODEL,
-        "unet or resnet34_unet",
+        ", ".join(MODELS),
         aliases=("--model_type",),
         metavar="NAME",
         group="model and optimization",
     )
     encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
+    init: str | None = fixed(None, "start from the weights of this checkpoint, with its network", metavar="FILE")
+    teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
     attention: str = fixed("none", "at the end of each decoder step", choices=tuple(ATTENTION))
     decoder: str = fixed("plain", "stem: resnet34_unet gets features at full resolution", choices=("plain", "stem"))
     classes: str = fixed("binary", "pet and background, or pet, background and border", choices=tuple(TASKS))
@@ -229,6 +231,26 @@ def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
     config = TrainConfig(**{**overrides, **kept})
     _check_agreement(config, content, path)
     return config
+
+
+def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> TrainConfig:
+    """The config of a run that starts from a checkpoint's weights: with its network and, unless given, its size.
+
+    Raises:
+        UsageError: a flag contradicts the checkpoint.
+    """
+    network = content["model"]["config"]
+    found = {
+        "model_name": content["model"]["name"],
+        "classes": task_of(network.get("out_channels", 1)).name,
+        "attention": network.get("attention", "none"),
+        "decoder": network.get("decoder", "plain"),
+    }
+    differing = [f"{name} {value}" for name, value in found.items() if overrides.get(name, value) != value]
+    if differing:
+        raise UsageError(f"{config.init} has {', '.join(differing)}; leave these flags out, or use another file")
+    size = overrides.get("image_size", content["preprocessing"]["image_size"])
+    return dataclasses.replace(config, **found, image_size=size)
 
 
 def with_size_plan(config: TrainConfig) -> TrainConfig:

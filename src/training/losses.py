@@ -10,7 +10,7 @@ from models.task import Task
 
 def bce_loss(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
     """Cross-entropy, averaged over pixels and images: binary for one channel, of a softmax for several."""
-    return task.cross_entropy(logits.float(), target)
+    return task.cross_entropy(logits.float(), task.one_hot(target))
 
 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:

@@ -23,6 +23,7 @@ from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import Interrupted, PeerLostError, RunError
 from training.losses import LOSSES
 from training.run_state import LOG_COLUMNS, RunState
+from training.teacher import Teacher
 
 
 def training_step(
@@ -37,6 +38,7 @@ def training_step(
     context: DistributedContext = SINGLE_PROCESS,
     batch_length: int | None = None,
     accumulate: int = 1,
+    teacher: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One step of the optimizer. Nothing in here waits for the device.
 
@@ -52,6 +54,7 @@ def training_step(
         context: the processes that share the batch.
         batch_length: images in the whole batch; None for those given.
         accumulate: compute the step in so many pieces.
+        teacher: probabilities (N, C, H, W) that are learned too.
 
     Returns:
         float (3,) on the device: the shard's sums of loss and Dice, and its size.
@@ -63,13 +66,16 @@ def training_step(
     pieces = min(accumulate, length // context.size)
     # Losses are means: each piece counts by its share of the whole batch, and the mean over processes is undone.
     per_image = context.size / length
-    rows = []
-    for number, (some, truth) in enumerate(zip(images.tensor_split(pieces), targets.tensor_split(pieces)), start=1):
+    rows, parts = [], [images.tensor_split(pieces), targets.tensor_split(pieces)]
+    parts.append([None] * pieces if teacher is None else teacher.tensor_split(pieces))
+    for number, (some, truth, taught) in enumerate(zip(*parts), start=1):
         unsynced = context.size > 1 and number < pieces  # gradients are exchanged once, with the last piece
         with model.no_sync() if unsynced else contextlib.nullcontext():
             with precision.autocast():
                 logits = model(some)
             loss = loss_fn(logits, truth, task)
+            if taught is not None:
+                loss = loss + task.cross_entropy(logits.float(), taught)
             scaler.scale(loss * (len(some) * per_image)).backward()
         with torch.no_grad():
             dice = dice_score(task.decision_logits(logits)[:, :1] > 0, task.foreground(truth)).sum()
@@ -95,6 +101,7 @@ class Trainer:
         precision: where and how to compute.
         context: the processes of the run.
         stop: asked between steps.
+        teacher: whose probabilities are learned too, or None.
         resume_command: printed when the run stops.
     """
 
@@ -107,6 +114,7 @@ class Trainer:
     precision: Precision
     context: DistributedContext
     stop: StopRequest
+    teacher: Teacher | None = None
     resume_command: str = ""
     totals: torch.Tensor | None = None  # loss, Dice and images of this process's shards of the epoch, float64 (3,)
     pending: list = field(default_factory=list)  # metrics of steps still on the device, and their image files
@@ -253,6 +261,7 @@ class Trainer:
             self.context,
             self.sampler.batch_length(step),
             config.accumulate,
+            None if self.teacher is None else self.teacher.probabilities(images),
         )
         if state.ema:
             state.ema.update(state.model)

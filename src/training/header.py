@@ -1,0 +1,56 @@
+"""What a training run prints before its first step."""
+
+from pathlib import Path
+
+import torch
+
+from data.index import describe_layout
+from training.config import TrainConfig
+from training.trainer import Trainer
+
+
+def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> None:
+    """Device, model, data and plan: what a reader of the output wants to know later."""
+    state, config, progress = trainer.state, trainer.state.config, trainer.state.progress
+    precision, size = trainer.precision, config.image_size
+    processes = f"{trainer.context.size} processes of " if trainer.context.size > 1 else ""
+    compiled = ", compiled" if config.compile else ""
+    print(f"Device  {precision.device} ({processes}{torch.get_num_threads()} threads), ", end="")
+    print(f"{precision}{compiled}, torch {torch.__version__}")
+    count = sum(p.numel() for p in state.model.parameters())
+    attention = "" if config.attention == "none" else f", attention {config.attention}"
+    decoder = "" if config.decoder == "plain" else f", decoder {config.decoder}"
+    task = f", {state.model.task.title}" if state.model.task.title else ""
+    print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
+    sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
+    cached = "not cached" if parts[0].decodes else "cached"
+    print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {config.split}: {sizes}; ", end="")
+    print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")
+    optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {config.weight_decay:g})"
+    average = f", average {config.ema:g}" if config.ema else ""
+    print(f"Plan    recipe {config.recipe}: {config.loss}, {optimizer} {config.learning_rate:g}, ", end="")
+    print(f"{config.scheduler}{average}, batch {config.batch_size}, {trainer.sampler.steps} steps an epoch, ", end="")
+    print(f"seed {config.seed}")
+    plan = f"{progress.planned_epochs} epochs"
+    if resumed_from is not None:
+        plan = (
+            f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
+            f"{progress.step}; best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}"
+        )
+    print(f"Run     {progress.run_id}: {plan}", flush=True)
+
+
+def describe_augmentation(config: TrainConfig, count: int) -> str:
+    """Augmentation in words, of so many training images."""
+    words = [config.augment or "off"]
+    if config.variants:
+        words = [f"bulk x{config.variants} ({count * (1 + config.variants):,} samples)"]
+    if config.augments:
+        words += [config.augment_strength, *(["color jitter"] if config.color_jitter else [])]
+    if config.mix != "none":
+        words.append(config.mix)
+    if config.progressive:
+        words.append(f"sizes {config.progressive} first")
+    if config.multi_scale:
+        words.append(f"sizes within {config.multi_scale:.0%}")
+    return ", ".join(words)

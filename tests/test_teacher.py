@@ -1,0 +1,109 @@
+"""Distillation and starting from a trained network."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evaluation.predictor import Predictor
+from helpers import TINY, assert_one_error, log_rows, run_ok, run_script
+from models.checkpoint import load_checkpoint, save_checkpoint, weights_fingerprint
+from models.task import TASKS
+from runtime.device import Precision
+from stubs import CPU, Brightness, Plain
+from training.config import TrainConfig
+from training.losses import bce_loss
+from training.optim import build_optimizer
+from training.teacher import Teacher
+from training.trainer import training_step
+
+
+def teacher_of(model, size: int) -> Teacher:
+    return Teacher(Predictor(model, Precision(CPU)), size, "", [])
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_probabilities_have_the_size_of_the_images(size):
+    model = Brightness().eval()
+    images = F.interpolate(torch.rand(2, 3, 4, 4) * 255, (64, 64), mode="bilinear")
+    found = teacher_of(model, size).probabilities(images)
+    assert found.shape == (2, 1, 64, 64)
+    assert not found.requires_grad
+    assert (found - model(images).sigmoid()).abs().mean() < 0.02
+
+
+def gradients(taught: torch.Tensor | None, targets: torch.Tensor, accumulate: int = 1) -> list[torch.Tensor]:
+    """Of one step, without clipping: gradients of few pixels are small."""
+    torch.manual_seed(0)
+    model, images = Plain().train(), torch.rand(4, 3, 16, 16) * 255
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    parts = (model, images, targets, build_optimizer(TrainConfig(), model), scaler, TASKS["binary"], bce_loss)
+    training_step(*parts, Precision(CPU), accumulate=accumulate, teacher=taught)
+    return [p.grad for p in model.parameters()]
+
+
+def test_masks_and_probabilities_are_learned_alike():
+    targets = torch.randint(0, 2, (4, 1, 16, 16), dtype=torch.uint8)
+    alone, twice = gradients(None, targets), gradients(targets.float(), targets)
+    for one, two in zip(alone, twice):
+        torch.testing.assert_close(2 * one, two)
+    taught = torch.rand(4, 1, 16, 16)
+    for one, two in zip(gradients(taught, targets), gradients(taught, targets, accumulate=2)):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_dataset, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    teacher.write_bytes((trained / "saved_models/tiny_best.pth").read_bytes())
+    flags = ("--data_path", shared_dataset, *TINY, "--image_size", 96, "--seed", 1)
+    contents = []
+    for name, first in (("whole", 2), ("parts", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        run_ok("train.py", *flags, "--teacher", teacher, "--epochs", first, cwd=folder)
+        if first == 1:
+            other = tmp_path / "other.pth"
+            content = load_checkpoint(teacher)
+            content["weights"]["head.bias"] += 1
+            save_checkpoint(content, [other])
+            resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
+            assert_one_error(run_script(*resumed, "--teacher", other, cwd=folder), "is not the teacher that this run")
+            teacher = teacher.rename(tmp_path / "moved.pth")
+            run_ok(*resumed, "--teacher", teacher, cwd=folder)
+        contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
+    whole, parts = contents
+    assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
+    assert whole["data"]["teacher"] == weights_fingerprint(load_checkpoint(teacher)["weights"])
+    assert whole["data"]["seen_names"] == sorted(load_checkpoint(teacher)["data"]["train_names"])
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    run_ok("train.py", *flags, "--epochs", 1, cwd=plain)
+    assert log_rows(plain)[0]["train_loss"] != log_rows(folder)[0]["train_loss"] or (
+        log_rows(plain)[0]["val_loss"] != log_rows(folder)[0]["val_loss"]
+    )
+    resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, "--teacher", teacher)
+    assert_one_error(run_script(*resumed, cwd=plain), "was trained without a teacher")
+
+
+def test_a_teacher_of_another_task_is_refused(trained, shared_dataset, tmp_path):
+    teacher = trained / "saved_models/tiny_best.pth"
+    flags = ("train.py", "--data_path", shared_dataset, *TINY, "--classes", "trimap", "--teacher", teacher)
+    assert_one_error(run_script(*flags, cwd=tmp_path), "has learned binary classes, this run learns trimap")
+
+
+def test_init_takes_network_weights_and_size(trained, shared_dataset, shared_own, tmp_path):
+    file = trained / "saved_models/tiny_best.pth"
+    before = load_checkpoint(file)
+    flags = ("train.py", "--data_path", shared_own, "--init", file, "--epochs", 1, "--learning_rate", 1e-30)
+    assert_one_error(run_script(*flags, "--attention", "se", cwd=tmp_path), "has attention none; leave these flags out")
+    said = run_ok(*flags, cwd=tmp_path)
+    assert "encoder from tiny_best.pth, like the rest" in said
+    after = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
+    assert after["preprocessing"]["image_size"] == before["preprocessing"]["image_size"] == 64
+    for name, value in before["weights"].items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(after["weights"][name], value), name
+    assert after["data"]["seen_names"] == sorted(before["data"]["train_names"])
+    evaluate = ("evaluate.py", "--data_path", shared_dataset, "--subset", "all")
+    assert_one_error(run_script(*evaluate, cwd=tmp_path), "was trained on 32 of these 40 images")
+    run_ok("train.py", "--data_path", shared_own, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth")["data"]["seen_names"] == after["data"]["seen_names"]
