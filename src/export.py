@@ -1,6 +1,6 @@
-"""Writes a trained network into one file that needs none of this code.
+"""Writes a trained network into one file: for other programs, or as a small checkpoint to publish.
 
-python src/export.py --model_path saved_models/unet_best.pth --formats pt2,onnx --data_path dataset/images
+python src/export.py --model_path saved_models/unet_best.pth --formats pt2,onnx,weights --data_path dataset/images
 """
 
 import importlib.util
@@ -20,12 +20,13 @@ import torch.nn.functional as F
 
 from data.inputs import find_samples, read_input
 from models import SegmentationModel
-from models.checkpoint import open_checkpoint
+from models.checkpoint import build_from_checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
 from runtime.errors import RunError, UsageError
 from runtime.files import writable_folder
 from runtime.options import model_name_option, model_path_option, option, words_of
 
-EXPORT_FORMATS = ("pt2", "onnx")
+# What a format's file is called after the checkpoint's stem.
+EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "weights": "_weights.pth"}
 CHECKED = 16  # images, at most
 
 
@@ -63,14 +64,18 @@ class Exported(torch.nn.Module):
         return self.model.task.probabilities(self.model(images.float()))
 
 
-def export(model: SegmentationModel, size: int, path: Path) -> None:
-    """Writes a network as torch.export's .pt2 or as ONNX, by the ending of the path.
+def export(model: SegmentationModel, content: dict, path: Path) -> None:
+    """Writes a network as torch.export's .pt2, as ONNX, or as a checkpoint of weights, by the ending of the path.
 
     Args:
         model: on the CPU; normalisation is in it.
-        size: side of the images, in pixels; how many there are at a time stays open.
+        content: of its checkpoint. How many images there are at a time stays open, their size does not.
         path: the file.
     """
+    if path.suffix == ".pth":
+        save_checkpoint(publishable(content), [path])
+        return
+    size = content["preprocessing"]["image_size"]
     # Two images, because a dimension of one would be taken for a constant.
     example = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
     shapes = {"images": {0: torch.export.Dim("batch")}}
@@ -85,6 +90,19 @@ def export(model: SegmentationModel, size: int, path: Path) -> None:
             torch.export.save(program, file)
 
 
+def publishable(content: dict) -> dict:
+    """A checkpoint without what only training needs, its kernels in half precision: a sixth of the size or less."""
+    kept = {name: content[name] for name in ("model", "preprocessing", "data", "encoder_start")}
+    whole = ("mean", "std")  # of the normalisation
+    weights = {
+        name: value.half() if value.ndim > 1 and name not in whole else value
+        for name, value in content["weights"].items()
+    }
+    progress = content.get("progress") or {}
+    known = {name: progress[name] for name in ("run_id", "planned_epochs", "best_dice", "best_epoch") if progress}
+    return {**kept, "weights": weights, "progress": known or None}
+
+
 def load_exported(path: Path):
     """The exported network as a function from bytes (N, 3, S, S) to probabilities (N, C, S, S), both NumPy arrays."""
     if path.suffix == ".onnx":
@@ -92,6 +110,9 @@ def load_exported(path: Path):
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {"images": images})[0]
+    if path.suffix == ".pth":
+        rebuilt = Exported(build_from_checkpoint(load_checkpoint(path), path))
+        return lambda images: rebuilt(torch.from_numpy(images)).numpy()
     module = torch.export.load(path).module()
     return lambda images: module(torch.from_numpy(images)).numpy()
 
@@ -146,12 +167,12 @@ def main(argv=None) -> None:
     images = sample_images(config.data_path, content, size)
     print(f"Exporting {content['model']['name'].upper()} ({path}): bytes (N, 3, {size}, {size}) to probabilities")
     for ending in config.formats:
-        file = folder / f"{path.stem}.{ending}"
+        file = folder / f"{path.stem}{EXPORT_FORMATS[ending]}"
         if file.resolve() == path.resolve():
             raise UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # an older file stays until this one is checked
             fresh = Path(scratch) / file.name
-            export(model, size, fresh)
+            export(model, content, fresh)
             print(f"{file}: {check(model, fresh, images)}")
             fresh.replace(file)
 

@@ -212,7 +212,7 @@ def open_teacher(config: TrainConfig, device: torch.device, source: Source, data
     seen = {*(before.get("seen_names") or ()), *(teacher.train_names if teacher else ())}
     if source.initial:
         seen |= {*source.initial["data"]["train_names"], *(source.initial["data"].get("seen_names") or ())}
-    data.update(seen_names=sorted(seen), teacher=teacher and teacher.fingerprint)
+    data.update(seen_names=sorted(seen - {*data["train_names"]}), teacher=teacher and teacher.fingerprint)
     return teacher
 
 

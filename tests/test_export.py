@@ -1,5 +1,6 @@
 """Exported networks do what the checkpoint does, without our code."""
 
+import json
 import os
 import subprocess
 import sys
@@ -63,6 +64,30 @@ def test_a_file_works_without_our_code(exported, trained, shared_dataset, tmp_pa
     assert np.abs(found - ours).max() < 1e-4
     assert f"tiny_best.{ending}" in said
     assert "of the pixels equal ours" in said
+
+
+def test_published_weights_are_a_small_checkpoint(trained, shared_dataset, tmp_path):
+    source = trained / "saved_models/tiny_best.pth"
+    flags = ("--formats", "weights", "--data_path", shared_dataset / "images", "--output_path", tmp_path)
+    run_ok("export.py", "--model_path", source, *flags, cwd=tmp_path)
+    file = tmp_path / "tiny_best_weights.pth"
+    before, after = load_checkpoint(source), load_checkpoint(file)
+    assert file.stat().st_size < source.stat().st_size / 3
+    assert after["weights"]["head.weight"].dtype == torch.float16
+    assert after["data"] == before["data"]
+    assert after["progress"]["run_id"] == before["progress"]["run_id"]
+    scores = [tmp_path / "before.json", tmp_path / "after.json"]
+    for path, out in zip((source, file), scores):
+        run_ok("evaluate.py", "--data_path", shared_dataset, "--model_path", path, "--json", out, cwd=tmp_path)
+    dice = [json.loads(out.read_text())["dice"] for out in scores]
+    assert dice[0] == pytest.approx(dice[1], abs=1e-3)
+    said = run_script(
+        "evaluate.py", "--data_path", shared_dataset, "--model_path", file, "--subset", "train", cwd=tmp_path
+    )
+    assert_one_error(said, "was trained on 32 of these 32 images")
+    said = run_script("train.py", "--data_path", shared_dataset, "--resume", file, cwd=tmp_path)
+    assert_one_error(said, "holds a model but no training state")
+    run_ok("train.py", "--data_path", shared_dataset, "--init", file, "--epochs", 1, cwd=tmp_path)
 
 
 def test_a_network_that_differs_is_not_passed_off(exported, trained):
