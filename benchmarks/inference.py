@@ -14,6 +14,7 @@ import torch
 
 import measure
 import peers
+from data.image_io import Preprocessing
 from data.index import Sample
 from evaluation.config import InferConfig
 from evaluation.predictor import Predictor
@@ -61,7 +62,7 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
 
     def segment(kinds: list[str]) -> Callable:
         config, folder = InferConfig(batch_size=batch_size, save=kinds), scratch / "out" if kinds else None
-        return lambda: Segmenter(predictor, size, config, folder).run(samples)
+        return lambda: Segmenter(predictor, Preprocessing(size), config, folder).run(samples)
 
     return {
         "bare network": bare,

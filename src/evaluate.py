@@ -35,6 +35,10 @@ def main(argv=None) -> None:
     config = EvalConfig(**overrides)
     if config.find_threshold and "threshold" in overrides:
         raise UsageError("--find_threshold looks for what --threshold says; leave one of them out")
+    if config.tile:
+        config = dataclasses.replace(config, original_size=True)
+    if config.tile and config.tta:
+        raise UsageError("--tile can't be combined with --tta here; leave one of them out")
     if config.find_threshold and config.subset != "test":
         raise UsageError("--find_threshold chooses on the validation images, so score others: --subset test")
     device = get_device(config.device)
@@ -67,9 +71,12 @@ def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluato
     config = evaluator.config
     if [s.name for s in other.dataset.samples] != [s.name for s in evaluator.dataset.samples]:
         raise UsageError(f"{other.path} has another {config.subset} part than {evaluator.path}: nothing to compare")
-    sizes = sorted({one.dataset.image_size for one in (evaluator, other)})
-    if len(sizes) > 1 and not config.original_size:
-        raise UsageError(f"one sees images at {sizes[0]} pixels, one at {sizes[1]}; compare them with --original_size")
+    first, second = (one.dataset.preprocessing for one in (evaluator, other))
+    if first != second and not config.original_size:
+        raise UsageError(
+            f"one sees images at {first.image_size} pixels ({first.resize}), one at {second.image_size} "
+            f"({second.resize}); compare them with --original_size"
+        )
 
 
 def prepare_outputs(config: EvalConfig, evaluator: CheckpointEvaluator) -> Path:

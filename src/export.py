@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data.image_io import Preprocessing
 from data.inputs import find_samples, read_input
 from models import SegmentationModel
 from models.checkpoint import build_from_checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
@@ -147,7 +148,7 @@ def sample_images(data_path: str | None, content: dict, size: int) -> list[torch
         noise = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         return list((F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8))
     samples, _ = find_samples(data_path, content)
-    return [read_input(sample, size)[0] for sample in samples[:CHECKED]]
+    return [read_input(sample, Preprocessing(size))[0] for sample in samples[:CHECKED]]
 
 
 def build_parser() -> cli.Parser:

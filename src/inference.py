@@ -15,6 +15,7 @@ with cli.explain_import_errors():
 import numpy as np
 import torch
 
+from data.datasets import preprocessing_of
 from data.inputs import find_samples
 from evaluation.config import InferConfig
 from evaluation.predictor import Predictor
@@ -50,12 +51,13 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     samples, what = find_samples(config.data_path, content, config.subset, config.recursive, folder)
     if folder is not None:
         refuse_overwriting(writable_folder(folder), samples)
-    name, size = content["model"]["name"], content["preprocessing"]["image_size"]
+    name, preprocessing = content["model"]["name"], preprocessing_of(content, config.image_size, config.resize)
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
     read_rows(log)  # raises before the work is done where rows can't be added
-    precision = choose_precision(config.amp, device, size)
+    precision = choose_precision(config.amp, device, preprocessing.image_size)
     print(f"Segmenting {len(samples)} {what} with {name.upper()} ({path}) on {device}, {precision}", flush=True)
-    segmenter = Segmenter(Predictor(precision.to_device(model), precision, config.tta), size, config, folder)
+    predictor = Predictor(precision.to_device(model), precision, config.tta)
+    segmenter = Segmenter(predictor, preprocessing, config, folder)
     start = time.perf_counter()
     rows = context.all_gather(segmenter.run(context.shard(samples)))
     if not context.first:

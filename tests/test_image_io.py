@@ -17,7 +17,7 @@ def test_any_image_mode_is_read(tmp_path):
         file = tmp_path / f"{i}.jpg"  # four files of the real dataset are PNGs under that ending
         image.save(file, "PNG")
         assert read_image(file).shape == (20, 30, 3), image.mode
-        assert read_image(file, 16).shape == (16, 16, 3), image.mode
+        assert read_image(file, (16, 16)).shape == (16, 16, 3), image.mode
     np.testing.assert_array_equal(read_image(tmp_path / "0.jpg"), np.asarray(rgb))
     np.testing.assert_array_equal(read_image(tmp_path / "2.jpg"), np.asarray(rgb))
     np.testing.assert_array_equal(read_image(tmp_path / "5.jpg")[..., 0], np.asarray(gray))
@@ -47,12 +47,12 @@ def test_reduced_decode_looks_like_a_full_one(tmp_path):
     pixels[200:400, 300:500] = (250, 10, 10)
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
     full = Image.open(tmp_path / "a.jpg").resize((64, 64), Image.Resampling.BILINEAR)
-    assert np.abs(read_image(tmp_path / "a.jpg", 64).astype(int) - np.asarray(full)).mean() < 3
+    assert np.abs(read_image(tmp_path / "a.jpg", (64, 64)).astype(int) - np.asarray(full)).mean() < 3
 
 
 def test_trimaps_keep_their_values_when_resized(shared_dataset):
     path = read_list(shared_dataset, "list")[0].mask_path
-    assert set(np.unique(read_trimap(path, 40))) == {1, 2, 3}
+    assert set(np.unique(read_trimap(path, (40, 40)))) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -60,7 +60,7 @@ def test_every_kind_of_mask_is_read(tmp_path, kind):
     _, mask = disc(0)
     WRITERS[kind](mask).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), np.where(mask, 1, 2))
-    assert set(np.unique(read_mask(tmp_path / "m.png", 20))) == {1, 2}
+    assert set(np.unique(read_mask(tmp_path / "m.png", (20, 20)))) == {1, 2}
 
 
 @pytest.mark.parametrize(("value", "code"), [(0, 2), (1, 1), (255, 1)])

@@ -53,7 +53,7 @@ def test_all_images_are_segmented_and_the_rest_listed(tmp_path, model_flags):
     (tmp_path / "odd/cut off.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "odd/notes.txt").write_text("not even by its name")
     kinds = "masks,probabilities,overlays,cutouts,panels"
-    flags = (*model_flags, "--data_path", "odd", "--output_path", "out", "--save", kinds)
+    flags = (*model_flags, "--data_path", "odd", "--output_path", "out", "--save", kinds, "--hard_edges")
     done = run_script("inference.py", *flags, "--batch_size", 3, cwd=tmp_path)
     assert_one_error(done, f"2 of {len(sizes) + 2} images", "text.jpg", "cut off.jpg", status=1)
     for name, (width, height) in sizes.items():
@@ -83,7 +83,7 @@ def test_results_equal_the_networks_output(tmp_path, trained, model_flags):
     run_ok("inference.py", *flags, "--save", "masks,probabilities", cwd=tmp_path)
     content = load_checkpoint(trained / "saved_models/tiny_best.pth")
     model = build_from_checkpoint(content, "best")
-    pixels = torch.from_numpy(read_image(tmp_path / "pet.png", 64).transpose(2, 0, 1).copy())[None]
+    pixels = torch.from_numpy(read_image(tmp_path / "pet.png", (64, 64)).transpose(2, 0, 1).copy())[None]
     with torch.inference_mode():
         logits = torch.nn.functional.interpolate(model(pixels), (60, 90), mode="bilinear")[0, 0]
     mask = np.asarray(Image.open(tmp_path / "out/pet_mask.png")) == 255

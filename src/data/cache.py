@@ -27,8 +27,8 @@ SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
 
 def write_record(record: np.ndarray, sample: Sample) -> None:
-    """Fills a record, uint8 (4, S, S), with an image's three channels and its trimap."""
-    image, record[3] = sample.read(record.shape[-1])
+    """Fills a record, uint8 (4, H, W), with an image's three channels and its trimap."""
+    image, record[3] = sample.read(record.shape[:0:-1])
     record[:3] = image.transpose(2, 0, 1)
 
 

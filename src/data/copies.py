@@ -147,7 +147,7 @@ def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
 def _thumbnail(sample: Sample) -> np.ndarray | None:
     """The image, uint8 (SIDE, SIDE, 3); None where it can't be read, which is told elsewhere, or has one color."""
     try:
-        thumbnail = read_image(sample.image_path, SIDE, sample.binary_mask)
+        thumbnail = read_image(sample.image_path, (SIDE, SIDE), sample.binary_mask)
     except DatasetError:
         return None
     return thumbnail if thumbnail.std() > 1 else None

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from data.cache import open_cache, write_record
 from data.copies import near_copies
+from data.image_io import Preprocessing
 from data.index import Sample, find_root, has_lists, list_samples
 from data.splits import SPLITS, SUBSETS, Split, part_samples, split_samples
 from models.task import BACKGROUND, BORDER
@@ -88,13 +89,20 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
     Args:
         *args: as for OxfordPetDataset.
         image_size: S, in pixels.
+        resize: `keep` keeps shapes, (H, W) instead of (S, S) with the longer side S; images of different shapes can't
+            be in one batch, and there is no cache.
         cache: decoded images, see `data.cache.open_cache`; None decodes them at every access.
         **kwargs: as for OxfordPetDataset.
     """
 
-    def __init__(self, *args, image_size: int = 256, cache=None, **kwargs):
+    def __init__(self, *args, image_size: int = 256, resize: str = "square", cache=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.image_size, self.cache = image_size, cache
+        self.preprocessing, self.cache = Preprocessing(image_size, resize), cache
+
+    @property
+    def image_size(self) -> int:
+        """See the arguments."""
+        return self.preprocessing.image_size
 
     @property
     def decodes(self) -> bool:
@@ -105,6 +113,11 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
         item = {name: values[0] for name, values in self.read_batch([key]).items()}
         return item if self.transform is None else self.transform(item)
 
+    def _record(self, sample: Sample) -> np.ndarray:
+        record = np.empty((4, *self.preprocessing.size_of(sample)[::-1]), np.uint8)
+        write_record(record, sample)
+        return record
+
     def read_batch(self, keys: list) -> dict:
         """Many samples at once, before `transform`: the sample's entries with N in front, paths as a list."""
         keys = as_keys(keys)
@@ -112,9 +125,7 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
         if self.cache is not None:
             records = self.cache.read([sample.name for sample in samples])
         else:
-            records = np.empty((len(samples), 4, self.image_size, self.image_size), np.uint8)
-            for record, sample in zip(records, samples):
-                write_record(record, sample)
+            records = np.stack([self._record(sample) for sample in samples])
         masks = np.empty_like(records[:, 3:])
         for mask, sample, (epoch, _), record in zip(masks, samples, keys, records):
             mask[0] = self._preprocess_mask(record[3], self._mask_rng(epoch, sample))
@@ -131,17 +142,26 @@ def load_dataset(data_path, mode: str = "train", **options) -> SimpleOxfordPetDa
     return SimpleOxfordPetDataset(data_path, mode, **options)
 
 
-def open_checkpoint_part(data_path, content: dict, mode: str, use_cache: bool) -> SimpleOxfordPetDataset:
-    """A part of a dataset under the split and preprocessing of a checkpoint.
+def preprocessing_of(content: dict, image_size: int | None = None, resize: str | None = None) -> Preprocessing:
+    """How large the network of a checkpoint is to see images: as the checkpoint says, or as given."""
+    saved = content["preprocessing"]
+    return Preprocessing(image_size or saved["image_size"], resize or saved.get("resize") or "square")
+
+
+def open_checkpoint_part(
+    data_path, content: dict, mode: str, use_cache: bool, preprocessing: Preprocessing | None = None
+) -> SimpleOxfordPetDataset:
+    """A part of a dataset under the split and the preprocessing, unless given, of a checkpoint.
 
     A dataset without lists, for which there is no official split, is divided like own images.
     """
-    data, size, root = content["data"], content["preprocessing"]["image_size"], find_root(data_path)
-    cache = open_cache(root, size) if use_cache else None
+    data, root = content["data"], find_root(data_path)
+    size, resize = preprocessing or preprocessing_of(content)
+    cache = open_cache(root, size) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
         split = split_samples(root, split, data["seed"], needed=(mode,), copies=data.get("copies"))
-    return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, cache=cache)
+    return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, resize=resize, cache=cache)
 
 
 def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,12 +24,31 @@ def open_image(path) -> Image.Image:
     return Image.open(path, formats=FORMATS)
 
 
-def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarray:
+class Preprocessing(NamedTuple):
+    """How large the network sees images.
+
+    Args:
+        image_size: side of a square, in pixels.
+        resize: `square` squashes images into it; `keep` keeps their shape, and the longer side gets that length.
+    """
+
+    image_size: int
+    resize: str = "square"
+
+    def size_of(self, sample) -> tuple[int, int]:
+        """Width and height at which the network sees a Sample. Raises DatasetError: see `shown_size`."""
+        if self.resize == "square":
+            return self.image_size, self.image_size
+        sides = sample.displayed_size()
+        return tuple(max(1, round(side * self.image_size / max(sides))) for side in sides)
+
+
+def read_image(path, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
     """Reads an image of any mode as RGB.
 
     Args:
         path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
-        size: side of a square that the image is resized to, bilinear with antialiasing; None keeps its own size.
+        size: width and height that the image is resized to, bilinear with antialiasing; None keeps its own size.
         upright: turn it as its EXIF orientation says.
 
     Returns:
@@ -40,7 +60,8 @@ def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarr
     try:
         with open_image(path) as image:
             if size is not None:
-                image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that the resize would average away
+                stored = size[::-1] if _turned(image, upright) else size
+                image.draft("RGB", stored)  # lets the JPEG decoder skip detail that the resize would average away
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
             if image.mode[0] in "IF":
@@ -50,7 +71,7 @@ def read_image(path, size: int | None = None, upright: bool = False) -> np.ndarr
             if image.mode != "RGB":  # else it would be a copy, and images can be large
                 image = image.convert("RGB")
             if size is not None:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
+                image = image.resize(size, Image.Resampling.BILINEAR)
             return np.asarray(image)
     except UNREADABLE as error:
         raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
@@ -64,10 +85,14 @@ def image_size_of(path, upright: bool = False) -> tuple[int, int]:
     """
     try:
         with open_image(path) as image:
-            turned = upright and image.getexif().get(ORIENTATION, 1) > 4  # by a quarter
-            return image.size[::-1] if turned else image.size
+            return image.size[::-1] if _turned(image, upright) else image.size
     except UNREADABLE as error:
         raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+
+
+def _turned(image: Image.Image, upright: bool) -> bool:
+    """Whether an image is to be turned by a quarter."""
+    return upright and image.getexif().get(ORIENTATION, 1) > 4
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
@@ -79,12 +104,12 @@ def _eight_bits(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
 
 
-def read_trimap(path, size: int | None = None) -> np.ndarray:
+def read_trimap(path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Reads a trimap, uint8 (H, W) of 1 = pet, 2 = background, 3 = border.
 
     Args:
         path: a single-channel image.
-        size: side of a square that it is resized to, nearest neighbour; None keeps its own size.
+        size: width and height that it is resized to, nearest neighbour; None keeps its own size.
 
     Raises:
         DatasetError: the file can't be read, has several channels, or holds other values.
@@ -102,7 +127,7 @@ def read_trimap(path, size: int | None = None) -> np.ndarray:
     return _nearest(full, size)
 
 
-def read_mask(path, size: int | None = None) -> np.ndarray:
+def read_mask(path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Reads a mask of two values, in whatever way they are stored, as a trimap without border.
 
     Args:
@@ -143,9 +168,8 @@ def _read_values(path, what: str) -> np.ndarray:
         raise DatasetError(f"{path} can't be read as a {what} ({error}); replace the file") from None
 
 
-def _nearest(values: np.ndarray, width: int | None, height: int | None = None) -> np.ndarray:
-    size = (width, height or width)
-    if width is None or size == values.shape[::-1]:
+def _nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    if size is None or size == values.shape[::-1]:
         return values
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
 
@@ -168,7 +192,7 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
     """
     try:
         with open_image(image_path) as image:
-            size, quarter_turn = image.size, binary_mask and image.getexif().get(ORIENTATION, 1) > 4
+            size, quarter_turn = image.size, _turned(image, binary_mask)
     except UNREADABLE as error:
         raise DatasetError(f"{image_path} can't be read as an image ({error}); replace the file") from None
     views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
@@ -182,18 +206,18 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
     )
 
 
-def read_pair(image_path: Path, mask_path: Path, binary_mask: bool, size: int | None = None):
+def read_pair(image_path: Path, mask_path: Path, binary_mask: bool, size: tuple[int, int] | None = None):
     """Reads an image, uint8 (H, W, 3), and its trimap, uint8 (H, W) of 1, 2, 3.
 
     Args:
         image_path: the image.
         mask_path: its trimap or mask.
         binary_mask: it is a mask; see `shown_size`.
-        size: side of a square that both are resized to; None takes the image's own size.
+        size: width and height that both are resized to; None takes the image's own size.
 
     Raises:
         DatasetError: a file can't be read or is no mask, or their sizes don't fit.
     """
     trimap = (read_mask if binary_mask else read_trimap)(mask_path)
     *own_size, upright = shown_size(image_path, mask_path, trimap.shape[::-1], binary_mask)
-    return read_image(image_path, size, upright), _nearest(trimap, *([size] if size else own_size))
+    return read_image(image_path, size, upright), _nearest(trimap, size or tuple(own_size))

@@ -48,11 +48,11 @@ class Sample:
     binary_mask: bool = True
     breed: int = 0
 
-    def read(self, size: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """The image, uint8 (H, W, 3), and its trimap, uint8 (H, W) of 1, 2, 3, or None.
 
         Args:
-            size: side of a square that both are resized to; None keeps their own size.
+            size: width and height that both are resized to; None keeps their own size.
 
         Raises:
             DatasetError: see `read_image` and `read_pair`.

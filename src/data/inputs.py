@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.datasets import open_checkpoint_part
-from data.image_io import IMAGE_SUFFIXES
+from data.image_io import IMAGE_SUFFIXES, Preprocessing
 from data.index import Sample, describe_layout, find_root, has_lists
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, UsageError
@@ -91,12 +91,12 @@ def _with_mask(path: Path, name: str) -> Sample:
     return Sample(name, path)
 
 
-def read_input(sample: Sample, size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the network sees of an image, uint8 (3, S, S), and its mask, uint8 (1, S, S), or None.
+def read_input(sample: Sample, preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the network sees of an image, uint8 (3, H, W), and its mask, uint8 (1, H, W), or None.
 
     Raises:
         DatasetError: see `Sample.read`.
     """
-    image, trimap = sample.read(size)
+    image, trimap = sample.read(preprocessing.size_of(sample))
     mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
     return torch.from_numpy(image.transpose(2, 0, 1).copy()), mask

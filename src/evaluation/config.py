@@ -33,6 +33,13 @@ class PredictConfig(CommonConfig):
     subset: str = option("test", "part of the dataset; all: every labelled image", choices=SUBSETS, group="data")
     model_path: str | None = model_path_option()
     model_name: str | None = model_name_option()
+    image_size: int | None = option(
+        None, "side at which the network sees images; by default as trained", whole_number(16, 4096), metavar="PX"
+    )
+    resize: str | None = option(
+        None, "square: squash images; keep: their shape, the longer side as --image_size", choices=("square", "keep")
+    )
+    tile: bool = option(False, "slide over images larger than --image_size, at their own size")
     tta: bool = option(
         False, "average probabilities over three scales, each straight and flipped; six times the work", group="scoring"
     )
@@ -73,3 +80,4 @@ class InferConfig(PredictConfig):
     save: list[str] = option(
         ("masks", "panels"), f"which results: {','.join(RESULTS)}", words_of(RESULTS, "result"), metavar="NAMES"
     )
+    hard_edges: bool = option(False, "cut out along the mask, without half-transparent pixels at its outline")

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.datasets import SimpleOxfordPetDataset, open_checkpoint_part, refuse_seen
+from data.datasets import SimpleOxfordPetDataset, open_checkpoint_part, preprocessing_of, refuse_seen
 from data.loader import make_loader, shard_batches
 from evaluation.config import EvalConfig
 from evaluation.metrics import COUNTS, boundary_f, dice_from_counts, pixel_counts
 from evaluation.predictor import Prediction, Predictor
+from evaluation.tiles import predict_tiles
 from models.checkpoint import open_checkpoint
 from models.task import BACKGROUND, BORDER, Task
 from runtime.device import choose_precision, copy_to_device
@@ -61,21 +62,27 @@ def validate(
     return counts, sum(loss for _, loss in results) / len(counts)
 
 
-def predict_samples(predictor: Predictor, dataset: SimpleOxfordPetDataset, loader: DataLoader, original_size: bool):
-    """Runs a network over a dataset.
+def predict_samples(predictor: Predictor, dataset: SimpleOxfordPetDataset, loader: DataLoader, config: EvalConfig):
+    """Runs a network over a dataset, in tiles where `config.tile` says so and an image is larger than one.
 
     Yields:
         For each batch a list: of each image its Sample, its Prediction (1, D, H, W) and its trimap (1, 1, H, W), on the
         device and at the size to score at.
     """
     samples = {str(sample.image_path): sample for sample in dataset.samples}
+    size = dataset.image_size
     with torch.inference_mode():
         for batch in loader:
-            prediction, found = predictor.predict(batch["image"]), []
-            for i, path in enumerate(batch["path"]):
-                sample, trimap = samples[path], batch["trimap"][i : i + 1]
+            found, some = [], [samples[path] for path in batch["path"]]
+            if config.tile and max(some[0].displayed_size()) > size:  # batches are of one image
+                decision = predict_tiles(predictor, some[0].read()[0], size, config.batch_size)[None]
+                prediction = Prediction(decision, decision)
+            else:
+                prediction = predictor.predict(batch["image"])
+            for i, sample in enumerate(some):
+                trimap = batch["trimap"][i : i + 1]
                 views = Prediction(*(view[i : i + 1] for view in prediction))
-                if original_size:
+                if config.original_size:
                     trimap = torch.from_numpy(sample.read_trimap().copy())[None, None]
                     views = Prediction(*(F.interpolate(view, trimap.shape[-2:], mode="bilinear") for view in views))
                 found.append((sample, views, trimap.to(predictor.precision.device)))
@@ -94,7 +101,7 @@ def score_samples(
     Returns:
         A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`.
     """
-    batches = predict_samples(predictor, dataset, loader, config.original_size)
+    batches = predict_samples(predictor, dataset, loader, config)
     rows = [
         [
             {"name": sample.name, **score_sample(*one, predictor.task, config, sample.binary_mask)}
@@ -137,7 +144,7 @@ def find_threshold(
 ) -> tuple[float, float]:
     """The threshold of probability, in hundredths, with the best mean Dice under `config`; and that Dice."""
     results = []
-    batches = predict_samples(predictor, dataset, loader, config.original_size)
+    batches = predict_samples(predictor, dataset, loader, config)
     for found in _progress_bar(batches, len(loader), "threshold"):
         rows = []
         for _, prediction, trimap in found:
@@ -184,22 +191,28 @@ class CheckpointEvaluator:
         self.seconds = 0.0
 
     def _part(self, mode: str) -> SimpleOxfordPetDataset:
-        dataset = open_checkpoint_part(self.config.data_path, self.content, mode, self.config.cache == "on")
+        config = self.config
+        preprocessing = preprocessing_of(self.content, config.image_size, config.resize)
+        dataset = open_checkpoint_part(config.data_path, self.content, mode, config.cache == "on", preprocessing)
         if mode != self.config.subset or not self.config.allow_seen:
             refuse_seen(self.content, dataset.samples, self.path)
         return dataset
 
-    def _loader(self, dataset: SimpleOxfordPetDataset) -> DataLoader:
-        batches = shard_batches(dataset, self.config.batch_size, self.context)
+    def loader(self, dataset: SimpleOxfordPetDataset, alone: bool = False) -> DataLoader:
+        """Batches of a dataset, sharded among the processes unless this one is to do it `alone`."""
+        alike = dataset.preprocessing.resize == "square" and not self.config.tile
+        batches = shard_batches(
+            dataset, self.config.batch_size if alike else 1, SINGLE_PROCESS if alone else self.context
+        )
         return make_loader(dataset, self.predictor.precision.device, batches, self.config.num_workers)
 
     def score(self) -> None:
         """Finds the threshold, if asked to, and scores the images at it."""
         if self.config.find_threshold:
             valid = self._part("valid")
-            found, dice = find_threshold(self.predictor, valid, self._loader(valid), self.config, self.context)
+            found, dice = find_threshold(self.predictor, valid, self.loader(valid), self.config, self.context)
             self.config = dataclasses.replace(self.config, threshold=found)
             print(f"Threshold {found:.2f}: Dice {dice:.4f} on the {len(valid)} validation images")
-        start, loader = time.perf_counter(), self._loader(self.dataset)
+        start, loader = time.perf_counter(), self.loader(self.dataset)
         self.rows = score_samples(self.predictor, self.dataset, loader, self.config, self.context)
         self.seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ from runtime.device import Precision
 
 
 class Prediction(NamedTuple):
-    """Decision logits (N, D, S, S) of a batch; see models/task.py."""
+    """Decision logits (N, D, H, W) of a batch; see models/task.py."""
 
     plain: torch.Tensor
     final: torch.Tensor  # with test-time augmentation, if there is any
@@ -43,28 +43,28 @@ class Predictor:
             return self.model(self.precision.prepare_images(images)).float()
 
     def predict(self, images: torch.Tensor) -> Prediction:
-        """Images (N, 3, S, S) to decision logits on the device."""
+        """Images (N, 3, H, W) to decision logits on the device."""
         views = [self.logits(images)]
         plain = self.task.decision_logits(views[0])
         if not self.tta:
             return Prediction(plain, plain)
-        size, stride = images.shape[-1], self.model.stride
+        size, stride = images.shape[-2:], self.model.stride
         views += [self.logits(images.flip(-1)).flip(-1)]
         for step in (-1, 1):  # a quarter smaller and larger, but at least one stride
-            side = size + step * stride * max(1, round(size / 4 / stride))
-            if side > 0:
-                pixels = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+            sides = [side + step * stride * max(1, round(side / 4 / stride)) for side in size]
+            if min(sides) > 0:
+                pixels = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
                 scaled = [self.logits(pixels), self.logits(pixels.flip(-1)).flip(-1)]
-                views += [F.interpolate(view, (size, size), mode="bilinear") for view in scaled]
+                views += [F.interpolate(view, size, mode="bilinear") for view in scaled]
         return Prediction(plain, self.task.decision_logits(self.task.average(torch.stack(views))))
 
 
 def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Logits (1, S, S) on the CPU to float32 (1, height, width). Resized before thresholding, outlines stay smooth."""
+    """Logits (1, h, w) on the CPU to float32 (1, height, width). Resized before thresholding, outlines stay smooth."""
     return F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
 
 def label_map_at_size(task: Task, decision: torch.Tensor, threshold: float, height: int, width: int) -> np.ndarray:
-    """Decision logits (D, S, S) on the CPU to a label map at this size, uint8 (height, width); see Task.label_map."""
+    """Decision logits (D, h, w) on the CPU to a label map at this size, uint8 (height, width); see Task.label_map."""
     resized = [resize_logits(channel, height, width) for channel in decision.split(1)]
     return task.label_map(torch.cat(resized) if len(resized) > 1 else resized[0], threshold)[0].numpy()

@@ -1,5 +1,6 @@
 """What evaluate.py says and writes about the scores of a checkpoint."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -7,11 +8,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.datasets import copies_of_training
 from data.index import describe_layout
-from evaluation.evaluator import CheckpointEvaluator, mean_dice
+from evaluation.evaluator import CheckpointEvaluator, mean_dice, predict_samples
 from evaluation.metrics import Interval, differences, intervals, mean_scores
 from evaluation.predictor import label_map_at_size
 from runtime.files import append_rows, atomic_write, write_rows
@@ -54,8 +54,14 @@ class Report:
     def print(self) -> None:
         """Prints the scores and the verdict, and draws the worst images."""
         evaluator, config = self.evaluator, self.evaluator.config
-        side = evaluator.dataset.image_size
-        size = "the images' own sizes" if config.original_size else f"{side}x{side}"
+        side, resize = evaluator.dataset.preprocessing
+        size = (
+            "the images' own sizes"
+            if config.original_size
+            else f"{side}x{side}"
+            if resize == "square"
+            else (f"{side} pixels of the longer side")
+        )
         border = ", border left out" if config.ignore_border else f", outlines within {config.tolerance} pixels"
         print_scores(self.scores, f"Scores at {size}{border}, threshold {config.threshold:g}")
         for number, (name, rows) in enumerate(self.groups.items()):
@@ -97,7 +103,8 @@ class Report:
             "data_path": str(evaluator.dataset.root),
             "split": content["data"]["split"],
             "subset": config.subset,
-            "image_size": evaluator.dataset.image_size,
+            **evaluator.dataset.preprocessing._asdict(),
+            "tile": config.tile,
             "scored_at": "original" if config.original_size else evaluator.dataset.image_size,
             **settings,
             "compute": str(evaluator.predictor.precision),
@@ -168,14 +175,12 @@ def draw_worst(evaluator: CheckpointEvaluator, count: int, folder: Path) -> None
     dataset, config, task = evaluator.dataset, evaluator.config, evaluator.predictor.task
     worst = sorted(evaluator.rows, key=lambda row: row["dice"])[:count]
     index = {sample.name: number for number, sample in enumerate(dataset.samples)}
-    for start in range(0, len(worst), config.batch_size):
-        rows = worst[start : start + config.batch_size]
-        numbers = [index[row["name"]] for row in rows]
-        with torch.inference_mode():
-            decisions = evaluator.predictor.predict(dataset.read_batch(numbers)["image"]).final.cpu()
-        for rank, (row, number, decision) in enumerate(zip(rows, numbers, decisions), start=start + 1):
-            sample = dataset.samples[number]
-            image, trimap = sample.read()
-            found = label_map_at_size(task, decision, config.logit_threshold, *trimap.shape)
-            panel = draw_panel(image, found, task.visible(trimap), f"{sample.name}   Dice {row['dice']:.4f}")
-            write_png(panel, folder / f"{rank:03d}_{sample.name}.png")
+    some = copy.copy(dataset)
+    some.samples = [dataset.samples[index[row["name"]]] for row in worst]
+    batches = predict_samples(evaluator.predictor, some, evaluator.loader(some, alone=True), config)
+    predictions = (one for found in batches for one in found)
+    for rank, (row, (sample, prediction, _)) in enumerate(zip(worst, predictions), start=1):
+        image, trimap = sample.read()
+        found = label_map_at_size(task, prediction.final[0].cpu(), config.logit_threshold, *trimap.shape)
+        panel = draw_panel(image, found, task.visible(trimap), f"{sample.name}   Dice {row['dice']:.4f}")
+        write_png(panel, folder / f"{rank:03d}_{sample.name}.png")

@@ -5,7 +5,9 @@ import contextlib
 import itertools
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.image_io import Preprocessing
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.config import RESULTS, InferConfig
 from evaluation.metrics import dice_score
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
+from evaluation.tiles import tiled_decisions
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, UsageError
 from runtime.files import DISK_FULL
-from visual.panels import draw_outline, draw_panel, write_png
+from visual.panels import draw_outline, draw_panel, soft_edges, write_png
 
 LARGE = 12_000_000  # pixels; of images above that, one is worked on at a time
 
@@ -37,18 +41,35 @@ def refuse_overwriting(folder: Path, samples: list[Sample]) -> None:
 # --------------------------------------------------------------------------------------------------------- segmenting
 
 
+@dataclass
+class Segmented:
+    """What is known of an image before its results are written.
+
+    Args:
+        decision: decision logits (D, h, w), as large as the network saw the image; None where it was tiled.
+        mask: of the ground truth, (1, h, w) or at the image's own size if it was tiled; None where there is none.
+        labels: label map at the image's own size, of one that was tiled.
+        probabilities: likewise, uint16 (H, W) of 0 to 65535.
+    """
+
+    decision: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    labels: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
 class Segmenter:
     """Reads, segments and writes images.
 
     Args:
         predictor: its model is in evaluation mode.
-        size: side of the network's input.
-        config: batch_size, num_workers (threads here), threshold and save.
+        preprocessing: how large the network sees images.
+        config: batch_size, num_workers (threads here), threshold, tile, save and hard_edges.
         folder: where results go, those that `config.save` names; None writes none.
     """
 
-    def __init__(self, predictor: Predictor, size: int, config: InferConfig, folder: Path | None):
-        self.predictor, self.size, self.config, self.folder = predictor, size, config, folder
+    def __init__(self, predictor: Predictor, preprocessing: Preprocessing, config: InferConfig, folder: Path | None):
+        self.predictor, self.preprocessing, self.config, self.folder = predictor, preprocessing, config, folder
         self.kinds = config.save if folder is not None else ()
         self.threads = config.num_workers or min(8, os.cpu_count() or 1)
         self.one_large = threading.Lock()
@@ -78,38 +99,72 @@ class Segmenter:
         """Context in which an image may be held in memory."""
         return self.one_large if width * height > LARGE else contextlib.nullcontext()
 
+    def _tiled(self, sample: Sample) -> bool:
+        return self.config.tile and max(sample.displayed_size()) > self.preprocessing.image_size
+
     def _read(self, sample: Sample):
-        """What `read_input` gives; an error is the result, because it must not stop the rest."""
+        """What `read_input` gives, nothing of an image to be tiled; an error is the result: it must not stop others."""
         try:
+            if self._tiled(sample):
+                return None
             with self._room_for(*sample.displayed_size()):
-                return read_input(sample, self.size)
+                return read_input(sample, self.preprocessing)
         except DatasetError as error:
             return error
 
-    def _predict(self, batch: list) -> list[tuple]:
-        """(sample, what was read) to (sample, decision logits (D, S, S), mask); errors are passed on."""
-        good = [read[0] for _, read in batch if not isinstance(read, DatasetError)]
-        if not good:
-            return [(sample, read, None) for sample, read in batch]
-        decisions = iter(self.predictor.predict(torch.stack(good)).final.cpu())
-        return [
-            (sample, read, None) if isinstance(read, DatasetError) else (sample, next(decisions), read[1])
-            for sample, read in batch
-        ]
+    def _predict(self, batch: list) -> Iterator[tuple[Sample, Segmented | DatasetError]]:
+        """Segments what was read, images of one shape together. Errors are passed on."""
+        found: dict[int, Segmented | DatasetError] = {}
+        alike: dict[tuple, list[int]] = {}
+        for i, (sample, read) in enumerate(batch):
+            if read is None:
+                found[i] = self._predict_tiles(sample)
+            elif isinstance(read, DatasetError):
+                found[i] = read
+            else:
+                alike.setdefault(read[0].shape, []).append(i)
+        for members in alike.values():
+            images = torch.stack([batch[i][1][0] for i in members])
+            for i, decision in zip(members, self.predictor.predict(images).final.cpu()):
+                found[i] = Segmented(decision, batch[i][1][1])
+        for i, (sample, _) in enumerate(batch):
+            yield sample, found[i]
 
-    def _finish(self, sample: Sample, decision, mask: torch.Tensor | None) -> dict:
+    def _predict_tiles(self, sample: Sample) -> Segmented | DatasetError:
+        """Segments an image that is larger than a tile, stripe by stripe."""
+        task, threshold, size = self.predictor.task, self.config.logit_threshold, self.preprocessing.image_size
+        wanted = {"probabilities", "cutouts"} & set(self.kinds)
+        try:
+            with self._room_for(*sample.displayed_size()):
+                image, trimap = sample.read()
+                labels = np.empty(image.shape[:2], np.uint8)
+                probabilities = np.empty(image.shape[:2], np.uint16) if wanted else None
+                for top, stripe in tiled_decisions(self.predictor, image, size, self.config.batch_size):
+                    rows = slice(top, top + stripe.shape[1])
+                    labels[rows] = task.label_map(stripe, threshold)[0].numpy()
+                    if wanted:
+                        probabilities[rows] = _sixteen_bits(stripe[0])
+        except DatasetError as error:
+            return error
+        mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND)[None])
+        return Segmented(None, mask, labels, probabilities)
+
+    def _finish(self, sample: Sample, found: Segmented | DatasetError) -> dict:
         """Writes the files of an image; returns its row."""
         row = {"picture": str(sample.image_path), "width": "", "height": "", "pet_share": "", "dice": "", "error": ""}
-        if isinstance(decision, DatasetError):
-            return {**row, "error": str(decision)}
-        foreground = decision[:1] > self.config.logit_threshold
+        if isinstance(found, DatasetError):
+            return {**row, "error": str(found)}
+        if found.labels is None:
+            foreground = found.decision[:1] > self.config.logit_threshold
+        else:
+            foreground = torch.from_numpy(found.labels != BACKGROUND)[None]
         row["pet_share"] = round(foreground.float().mean().item(), 6)
-        if mask is not None:
-            row["dice"] = round(dice_score(foreground[None], mask[None]).item(), 6)
+        if found.mask is not None:
+            row["dice"] = round(dice_score(foreground[None], found.mask[None]).item(), 6)
         try:
             row["width"], row["height"] = width, height = sample.displayed_size()
             with self._room_for(width, height):
-                for kind, result in self._draw(sample, decision, width, height, row["dice"]):
+                for kind, result in self._draw(sample, found, width, height, row["dice"]):
                     path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_png(result, path)
@@ -122,29 +177,36 @@ class Segmenter:
             row["error"] = f"the results of {sample.image_path} can't be written ({error.strerror or error})"
         return row
 
-    def _draw(self, sample: Sample, decision: torch.Tensor, width: int, height: int, dice):
+    def _draw(self, sample: Sample, found: Segmented, width: int, height: int, dice):
         """Makes the wanted results, one after the other, at the image's own size."""
-        if not self.kinds:
+        kinds, task, labels, probabilities = set(self.kinds), self.predictor.task, found.labels, found.probabilities
+        if not kinds:
             return
-        if "probabilities" in self.kinds:
-            full = resize_logits(decision[:1], height, width)[0]
-            full = full.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
-            yield "probabilities", Image.fromarray(full)
-            del full  # of a large image that is half a gigabyte
-        task = self.predictor.task
-        labels = label_map_at_size(task, decision, self.config.logit_threshold, height, width)
+        if probabilities is None and {"probabilities", "cutouts"} & kinds:
+            probabilities = _sixteen_bits(resize_logits(found.decision[:1], height, width)[0])
+        if "probabilities" in kinds:
+            yield "probabilities", Image.fromarray(probabilities)
+        if labels is None:
+            labels = label_map_at_size(task, found.decision, self.config.logit_threshold, height, width)
         mask = (labels != BACKGROUND).view(np.uint8)
-        if "trimaps" in self.kinds:
+        if "trimaps" in kinds:
             yield "trimaps", Image.fromarray(labels)
-        if "masks" in self.kinds:
+        if "masks" in kinds:
             yield "masks", Image.fromarray(mask * 255)
-        if not {"overlays", "cutouts", "panels"} & set(self.kinds):
+        if not {"overlays", "cutouts", "panels"} & kinds:
             return
         image, trimap = sample.read()
-        if "overlays" in self.kinds:
+        if "overlays" in kinds:
             yield "overlays", Image.fromarray(draw_outline(image, mask))
-        if "cutouts" in self.kinds:
-            yield "cutouts", Image.fromarray(np.dstack([image, mask * 255]))
-        if "panels" in self.kinds:
+        if "cutouts" in kinds:
+            pixel = 1 if found.decision is None else max(1, round(max(width, height) / max(found.decision.shape[1:])))
+            alpha = mask * np.uint8(255) if self.config.hard_edges else soft_edges(mask, probabilities, pixel)
+            yield "cutouts", Image.fromarray(np.dstack([image, alpha]))
+        if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title)
+
+
+def _sixteen_bits(logits: torch.Tensor) -> np.ndarray:
+    """Decision logits (H, W), overwritten, to probabilities as uint16."""
+    return logits.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)

@@ -131,7 +131,7 @@ def schema(model_names) -> dict:
         },
         "weights": WEIGHTS,
         "average": Maybe({"updates": whole(0, 10**12), "trained_weights": WEIGHTS}),
-        "preprocessing": {"image_size": whole(16, 4096)},
+        "preprocessing": {"image_size": whole(16, 4096), "resize": Maybe(one_of("square", "keep"))},
         "data": {
             "split": one_of("80-10-10", "official"),
             "seed": whole(0, 2**32 - 1),

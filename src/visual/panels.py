@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from models.task import COLORS
 from runtime.files import atomic_write
@@ -69,6 +69,20 @@ def _fit(title: str, width: int) -> str:
     while half > 1 and _font(17).getlength(f"{title[:half]}…{title[-half:]}") > width:
         half -= 1
     return f"{title[:half]}…{title[-half:]}"
+
+
+def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int) -> np.ndarray:
+    """Alpha, uint8 (H, W): the probability near the outline, where fur is half transparent; else 0 or 255.
+
+    Args:
+        mask: (H, W), zero for background.
+        probabilities: uint16 (H, W).
+        pixel: how large a pixel that the network saw is in this image, in its pixels.
+    """
+    solid = Image.fromarray((mask != 0).astype(np.uint8) * 255)
+    blurred = np.asarray(solid.filter(ImageFilter.BoxBlur(2 * pixel)))
+    alpha = np.where((blurred > 0) & (blurred < 255), probabilities >> 8, np.asarray(solid))
+    return alpha.astype(np.uint8)
 
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np.ndarray:

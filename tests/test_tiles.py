@@ -1,0 +1,112 @@
+"""Images at their own shape: tiles, kept shapes, soft edges."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.image_io import Preprocessing, read_image
+from data.index import Sample
+from evaluation.predictor import Predictor
+from evaluation.tiles import predict_tiles, tile_starts, tile_weights, tiled_decisions
+from helpers import assert_one_error, log_rows, rows, run_ok, run_script, scene
+from runtime.device import Precision
+from stubs import CPU, Brightness, photograph
+from visual.panels import soft_edges
+
+PREDICTOR = Predictor(Brightness().eval(), Precision(CPU))
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 96, 97, 128, 1000])
+def test_tiles_cover_a_length_and_overlap_by_half(length):
+    starts = tile_starts(length, 64)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - 64)
+    assert all(0 < b - a <= 32 for a, b in zip(starts, starts[1:]))
+
+
+def test_the_middle_of_a_tile_counts_most():
+    weights = tile_weights(64)
+    assert weights.shape == (64, 64)
+    assert weights.max() == weights[31:33, 31:33].min() <= 1
+    assert weights.min() > 0
+    assert torch.equal(weights, weights.T.flip(0))
+
+
+@pytest.mark.parametrize("size", [(200, 150), (64, 300), (300, 40), (65, 65)])
+def test_tiles_of_a_pixelwise_network_give_the_whole(size):
+    image = np.asarray(photograph(1).resize(size))
+    whole = PREDICTOR.predict(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).final[0]
+    stripes = list(tiled_decisions(PREDICTOR, image, 64, 3))
+    assert [top for top, _ in stripes] == np.cumsum([0, *(s.shape[1] for _, s in stripes[:-1])]).tolist()
+    torch.testing.assert_close(predict_tiles(PREDICTOR, image, 64, 3), whole, atol=1e-4, rtol=1e-5)
+
+
+def test_kept_shapes(tmp_path):
+    scene(300, 150).save(tmp_path / "wide.png")
+    scene(9, 700).save(tmp_path / "tall.png")
+    wide, tall = (Sample(name, tmp_path / f"{name}.png") for name in ("wide", "tall"))
+    assert [Preprocessing(64).size_of(one) for one in (wide, tall)] == [(64, 64), (64, 64)]
+    assert [Preprocessing(64, "keep").size_of(one) for one in (wide, tall)] == [(64, 32), (1, 64)]
+
+
+def test_alpha_is_soft_near_the_outline_alone():
+    mask = np.zeros((60, 60), np.uint8)
+    mask[:, 30:] = 1
+    probabilities = np.full((60, 60), 0.4 * 65535, np.uint16)
+    alpha = soft_edges(mask, probabilities, 2)
+    assert (alpha[:, :25] == 0).all()
+    assert (alpha[:, 35:] == 255).all()
+    assert (alpha[:, 28:32] == round(0.4 * 255)).all()
+    assert (soft_edges(np.ones((5, 5)), probabilities[:5, :5], 2) == 255).all()
+
+
+def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dataset):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    scene(50, 40).save(folder / "small.png")
+    scene(260, 170).save(folder / "large.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    flags = (*model_flags, "--data_path", folder, "--amp", "off", "--batch_size", 4, "--save")
+    kinds = "masks,probabilities,cutouts,overlays,panels"
+    for name, more in (("whole", ()), ("tiled", ("--tile",)), ("kept", ("--resize", "keep"))):
+        done = run_script("inference.py", *flags, kinds, "--output_path", name, *more, cwd=tmp_path)
+        assert_one_error(done, "1 of 3 images", "broken.png", status=1)
+        for kind in ("mask", "probability", "cutout", "overlay"):
+            assert Image.open(tmp_path / f"{name}/large_{kind}.png").size == (260, 170)
+
+    def file(folder: str, name: str) -> bytes:
+        return (tmp_path / folder / name).read_bytes()
+
+    assert file("tiled", "small_mask.png") == file("whole", "small_mask.png")  # one tile suffices
+    assert file("tiled", "large_mask.png") != file("whole", "large_mask.png") != file("kept", "large_mask.png")
+    log = log_rows(tmp_path, "inference")
+    assert {row["pet_share"] != "" for row in log if "broken" not in row["picture"]} == {True}
+    alpha = np.asarray(Image.open(tmp_path / "whole/large_cutout.png"))[..., 3]
+    assert len(np.unique(alpha)) > 2
+    mask = np.asarray(Image.open(tmp_path / "whole/large_mask.png"))
+    assert (np.abs(alpha.astype(int) - mask) < 128).mean() > 0.99
+
+
+def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_dataset):
+    flags = (*model_flags, "--data_path", shared_dataset, "--amp", "off")
+    for more in (("--resize", "keep"), ("--tile", "--image_size", 32)):
+        run_ok("evaluate.py", *flags, *more, "--csv", "rows.csv", "--worst", 1, cwd=tmp_path)
+        run_ok("inference.py", *flags, *more, cwd=tmp_path)
+        scored = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "rows.csv")}
+        found = {row["picture"].split("/")[-1][:-4]: float(row["dice"]) for row in log_rows(tmp_path, "inference")[-4:]}
+        assert found == pytest.approx(scored, abs=1e-4)
+        assert len(scored) == 4
+    row = log_rows(tmp_path, "evaluation")[-1]
+    assert (row["image_size"], row["resize"], row["tile"], row["scored_at"]) == ("32", "square", "True", "original")
+    assert_one_error(run_script("evaluate.py", *flags, "--tile", "--tta", cwd=tmp_path), "can't be combined with --tta")
+
+
+def test_other_sizes_than_that_of_training(tmp_path, model_flags, shared_dataset):
+    image = next((shared_dataset / "images").iterdir())
+    flags = (*model_flags, "--data_path", image, "--save", "masks", "--output_path")
+    run_ok("inference.py", *flags, "a", "--image_size", 96, cwd=tmp_path)
+    run_ok("inference.py", *flags, "b", cwd=tmp_path)
+    first, second = (np.asarray(Image.open(tmp_path / name / f"{image.stem}_mask.png")) for name in "ab")
+    assert first.shape == second.shape == read_image(image).shape[:2]
+    assert 0 < (first != second).mean() < 0.2
