@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
-from export import check
+from data.datasets import load_dataset
+from export import check, load_exported
 from helpers import assert_one_error, run_ok, run_script
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from runtime.errors import RunError
@@ -88,6 +90,24 @@ def test_published_weights_are_a_small_checkpoint(trained, shared_dataset, tmp_p
     said = run_script("train.py", "--data_path", shared_dataset, "--resume", file, cwd=tmp_path)
     assert_one_error(said, "holds a model but no training state")
     run_ok("train.py", "--data_path", shared_dataset, "--init", file, "--epochs", 1, cwd=tmp_path)
+
+
+def test_int8_is_smaller_and_nearly_equal(trained, shared_dataset, tmp_path):
+    source = ("--model_path", trained / "saved_models/tiny_best.pth", "--formats", "onnx,onnx-int8")
+    assert_one_error(run_script("export.py", *source, cwd=tmp_path), "name a dataset with --data_path")
+    said = run_ok("export.py", *source, "--data_path", shared_dataset, "--output_path", tmp_path, cwd=tmp_path)
+    assert "tiny_best_int8.onnx" in said
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["tiny_best.onnx", "tiny_best_int8.onnx"]
+    whole, small = (load_exported(tmp_path / f"tiny_best{ending}.onnx") for ending in ("", "_int8"))
+    batch = load_dataset(shared_dataset, "test", image_size=64).read_batch([0, 1, 2, 3])
+    masks = batch["mask"].numpy()
+    dice = [
+        2 * (found * masks).sum() / (found.sum() + masks.sum())
+        for found in ((run(batch["image"].numpy()) > 0.5) for run in (whole, small))
+    ]
+    assert dice[0] == pytest.approx(dice[1], abs=0.02)
+    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "tiny_best_int8.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
 
 
 def test_a_network_that_differs_is_not_passed_off(exported, trained):
