@@ -12,7 +12,7 @@ setup: .venv/.installed
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt
+.venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt requirements-demo.txt
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 

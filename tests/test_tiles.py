@@ -55,9 +55,10 @@ def test_alpha_is_soft_near_the_outline_alone():
     mask[:, 30:] = 1
     probabilities = np.full((60, 60), 0.4 * 65535, np.uint16)
     alpha = soft_edges(mask, probabilities, 2)
-    assert (alpha[:, :25] == 0).all()
-    assert (alpha[:, 35:] == 255).all()
-    assert (alpha[:, 28:32] == round(0.4 * 255)).all()
+    assert (alpha[:, :20] == 0).all()
+    assert (alpha[:, 40:] == 255).all()
+    assert np.abs(alpha[:, 29:31].astype(int) - round(0.4 * 255)).max() < 12
+    assert (np.diff(alpha.astype(int), axis=1) >= -25).all()
     assert (soft_edges(np.ones((5, 5)), probabilities[:5, :5], 2) == 255).all()
 
 

@@ -25,7 +25,7 @@ from evaluation.tiles import tiled_decisions
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, UsageError
 from runtime.files import DISK_FULL
-from visual.panels import draw_outline, draw_panel, soft_edges, write_png
+from visual.panels import draw_outline, draw_panel, sixteen_bits, soft_edges, write_png
 
 LARGE = 12_000_000  # pixels; of images above that, one is worked on at a time
 
@@ -143,7 +143,7 @@ class Segmenter:
                     rows = slice(top, top + stripe.shape[1])
                     labels[rows] = task.label_map(stripe, threshold)[0].numpy()
                     if wanted:
-                        probabilities[rows] = _sixteen_bits(stripe[0])
+                        probabilities[rows] = sixteen_bits(stripe[0])
         except DatasetError as error:
             return error
         mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND)[None])
@@ -183,7 +183,7 @@ class Segmenter:
         if not kinds:
             return
         if probabilities is None and {"probabilities", "cutouts"} & kinds:
-            probabilities = _sixteen_bits(resize_logits(found.decision[:1], height, width)[0])
+            probabilities = sixteen_bits(resize_logits(found.decision[:1], height, width)[0])
         if "probabilities" in kinds:
             yield "probabilities", Image.fromarray(probabilities)
         if labels is None:
@@ -205,8 +205,3 @@ class Segmenter:
         if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title)
-
-
-def _sixteen_bits(logits: torch.Tensor) -> np.ndarray:
-    """Decision logits (H, W), overwritten, to probabilities as uint16."""
-    return logits.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)

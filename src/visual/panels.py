@@ -6,12 +6,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from models.task import COLORS
 from runtime.files import atomic_write
 
 HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
+ROWS = 512  # of a large image, at a time
 
 
 @lru_cache
@@ -71,8 +73,13 @@ def _fit(title: str, width: int) -> str:
     return f"{title[:half]}…{title[-half:]}"
 
 
+def sixteen_bits(logits: torch.Tensor) -> np.ndarray:
+    """Logits (H, W), which are overwritten, to probabilities as uint16 of 0 to 65535."""
+    return logits.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
+
+
 def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int) -> np.ndarray:
-    """Alpha, uint8 (H, W): the probability near the outline, where fur is half transparent; else 0 or 255.
+    """Alpha, uint8 (H, W): the probability at the outline, where fur is half transparent; 0 or 255 far from it.
 
     Args:
         mask: (H, W), zero for background.
@@ -80,9 +87,13 @@ def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int) -> np.nd
         pixel: how large a pixel that the network saw is in this image, in its pixels.
     """
     solid = Image.fromarray((mask != 0).astype(np.uint8) * 255)
-    blurred = np.asarray(solid.filter(ImageFilter.BoxBlur(2 * pixel)))
-    alpha = np.where((blurred > 0) & (blurred < 255), probabilities >> 8, np.asarray(solid))
-    return alpha.astype(np.uint8)
+    alpha, blurred = np.array(solid), np.asarray(solid.filter(ImageFilter.GaussianBlur(1.5 * pixel)))
+    for top in range(0, len(alpha), ROWS):
+        rows = slice(top, top + ROWS)
+        share = blurred[rows].astype(np.float32) / 255
+        share *= 4 * (1 - share)  # of the probability: 1 on the outline, 0 far from it
+        alpha[rows] = np.round(alpha[rows] * (1 - share) + probabilities[rows] * (share / 257))
+    return alpha
 
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np.ndarray:

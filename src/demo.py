@@ -1,0 +1,205 @@
+"""A page in the browser: drop a photograph, see the pet's outline and cutout, move the threshold, download.
+
+python src/demo.py
+"""
+
+import functools
+import importlib.util
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime import cli
+
+with cli.explain_import_errors():
+    import torchvision  # noqa: F401
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.datasets import preprocessing_of
+from data.image_io import Preprocessing
+from data.index import Sample
+from data.inputs import read_input
+from evaluation.predictor import Predictor, label_map_at_size, resize_logits
+from models.checkpoint import open_checkpoint
+from models.task import BACKGROUND
+from runtime.device import choose_precision, get_device
+from runtime.errors import UsageError
+from runtime.options import model_name_option, model_path_option, option, whole_number
+from visual.panels import draw_outline, sixteen_bits, soft_edges, write_png
+
+MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000  # of an upload
+# The page gets all it needs from this server; what Gradio would fetch from others is refused by the browser.
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The settings of demo.py."""
+
+    model_path: str | None = model_path_option()
+    model_name: str | None = model_name_option()
+    save_dir: str = option("saved_models", "folder of checkpoints that the page offers", metavar="DIR")
+    port: int = option(7860, "the page is http://127.0.0.1:PORT", whole_number(1, 65535), metavar="PORT")
+    device: str = option("auto", "auto: CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"))
+    amp: str = option("auto", "precision, as in inference.py", choices=("auto", "off", "bf16", "fp16"))
+
+
+class Network:
+    """A checkpoint's network, ready to segment."""
+
+    def __init__(self, path: str, config: DemoConfig):
+        model, content, _ = open_checkpoint(path, None, config.save_dir)
+        self.preprocessing: Preprocessing = preprocessing_of(content)
+        precision = choose_precision(config.amp, get_device(config.device), self.preprocessing.image_size)
+        self.predictor = Predictor(precision.to_device(model), precision)
+
+    @torch.inference_mode()
+    def decide(self, path: str) -> torch.Tensor:
+        """Decision logits (D, h, w) of an image.
+
+        Raises:
+            UsageError: it has too many pixels.
+            DatasetError: it can't be read.
+        """
+        sample = Sample("upload", Path(path))
+        width, height = sample.displayed_size()
+        if width * height > MAX_PIXELS:
+            raise UsageError(f"This image has {width * height / 1e6:.0f} megapixels; at most 50 are accepted here.")
+        image, _ = read_input(sample, self.preprocessing)
+        return self.predictor.predict(image[None]).final[0].float().cpu()
+
+    def draw(self, path: str, decision: torch.Tensor, threshold: float, folder: Path) -> tuple[np.ndarray, Path, Path]:
+        """The overlay, and the files of cutout and mask in a new folder below `folder`."""
+        image, _ = Sample("upload", Path(path)).read()
+        height, width = image.shape[:2]
+        logit = math.log(threshold / (1 - threshold))
+        mask = (label_map_at_size(self.predictor.task, decision, logit, height, width) != BACKGROUND).astype(np.uint8)
+        probabilities = sixteen_bits(resize_logits(decision[:1] - logit, height, width)[0])
+        pixel = max(1, round(max(width, height) / max(decision.shape[1:])))
+        results = Path(tempfile.mkdtemp(dir=folder))
+        stem = Path(path).stem
+        cutout, mask_file = results / f"{stem}_cutout.png", results / f"{stem}_mask.png"
+        write_png(Image.fromarray(np.dstack([image, soft_edges(mask, probabilities, pixel)])), cutout)
+        write_png(Image.fromarray(mask * 255), mask_file)
+        return draw_outline(image, mask), cutout, mask_file
+
+
+def build_page(config: DemoConfig, first: Path, folder: Path):
+    """The page, as Gradio's Blocks.
+
+    Args:
+        config: the settings.
+        first: the checkpoint that is chosen at first.
+        folder: where results go until the server ends.
+    """
+    import gradio
+
+    networks = functools.lru_cache(maxsize=4)(lambda path: Network(path, config))
+    offered = sorted({str(first), *map(str, Path(config.save_dir).glob("*_best.pth"))})
+
+    def told(function):
+        """What the user can mend is said in a sentence."""
+
+        @functools.wraps(function)
+        def call(*values):
+            try:
+                return function(*values)
+            except UsageError as error:
+                words = str(error).replace(f"{Path(values[0]).parent}{os.sep}" if values[0] else "", "")
+                raise gradio.Error(words, print_exception=False) from None
+
+        return call
+
+    @told
+    def segment(path, checkpoint, threshold):
+        if path is None:
+            return None, None, None, None, None
+        decision = networks(checkpoint).decide(path)
+        return (decision, *redraw(path, decision, checkpoint, threshold))
+
+    @told
+    def redraw(path, decision, checkpoint, threshold):
+        if path is None or decision is None:
+            return None, None, None, None
+        overlay, cutout, mask = networks(checkpoint).draw(path, decision, threshold, folder)
+        return overlay, str(cutout), str(cutout), str(mask)
+
+    with gradio.Blocks(title="Pet segmentation", analytics_enabled=False) as page:
+        gradio.Markdown("# Pet segmentation\nDrop a photograph, paste one, or use the webcam.")
+        with gradio.Row():
+            sources = ["upload", "webcam", "clipboard"]
+            photograph = gradio.Image(label="Photograph", sources=sources, elem_id="photograph", type="filepath")
+            # Gradio would open the file itself, and fail with a stack trace on odd ones.
+            photograph.preprocess = lambda upload: upload and upload.path
+            overlay = gradio.Image(label="Outline", elem_id="overlay", interactive=False)
+            cutout = gradio.Image(label="Cutout", elem_id="cutout", interactive=False, type="filepath", format="png")
+        with gradio.Row():
+            threshold = gradio.Slider(0.05, 0.95, 0.5, step=0.05, label="Threshold", elem_id="threshold")
+            checkpoint = gradio.Dropdown(offered, value=str(first), label="Checkpoint", elem_id="checkpoint")
+            cutout_file = gradio.DownloadButton("Download cutout", elem_id="download_cutout")
+            mask_file = gradio.DownloadButton("Download mask", elem_id="download_mask")
+        decision = gradio.State()
+        drawn = [overlay, cutout, cutout_file, mask_file]
+        inputs = [photograph, checkpoint, threshold]
+        for change in (photograph.change, checkpoint.change):
+            change(segment, inputs, [decision, *drawn], api_visibility="private")
+        threshold.release(redraw, [photograph, decision, checkpoint, threshold], drawn, api_visibility="private")
+    return page
+
+
+class Headers:
+    """ASGI middleware that adds the content security policy to every answer."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        """Passes a request on."""
+
+        async def with_policy(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def build_parser() -> cli.Parser:
+    """Flags of demo.py."""
+    return cli.Parser("demo.py", "Show a page in the browser that segments photographs.", DemoConfig)
+
+
+def main(argv=None) -> None:
+    """Serves the page on this machine alone until it is stopped."""
+    config = DemoConfig(**build_parser().parse_overrides(argv))
+    if not importlib.util.find_spec("gradio"):
+        raise UsageError("the page needs Gradio: pip install -r requirements-demo.txt")
+    _, _, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads, too, are gone afterwards
+        from starlette.middleware import Middleware
+
+        page = build_page(config, path, Path(folder))
+        print(f"The page is http://127.0.0.1:{config.port} ({path}). Ctrl-C ends it.", flush=True)
+        try:
+            page.launch(
+                server_name="127.0.0.1",
+                server_port=config.port,
+                max_file_size=MAX_BYTES,
+                quiet=True,
+                share=False,
+                footer_links=[],
+                app_kwargs={"middleware": [Middleware(Headers)]},
+            )
+        except OSError as error:
+            raise UsageError(f"port {config.port} can't be used ({error}); name another with --port") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)
