@@ -12,7 +12,8 @@ from models.base import IMAGENET_MEAN, IMAGENET_STD
 from models.resnet34_unet import ResNet34Encoder
 from models.unet import MaxPool, UpBlock
 
-NETWORKS = [f"{name} {decoder}" for name in MODELS if name != "tiny" for decoder in MODELS[name].decoders]
+NETWORKS = ["unet plain", "unet_small plain", "resnet34_unet plain", "resnet34_unet stem"]
+NETWORKS += ["mobilenet_v3_large_unet plain", "swin_t_unet stem"]  # the others: test_encoders.py
 every_model = pytest.mark.parametrize("network", NETWORKS)
 
 

@@ -2,10 +2,11 @@
 
 from models.attention import ATTENTION
 from models.base import SegmentationModel
+from models.encoder_unet import ENCODER_UNETS
 from models.resnet34_unet import ResNet34_UNet
 from models.unet import UNet, UNetSmall, double_conv
 
-MODELS = {"unet": UNet, "unet_small": UNetSmall, "resnet34_unet": ResNet34_UNet}
+MODELS = {"unet": UNet, "unet_small": UNetSmall, "resnet34_unet": ResNet34_UNet, **ENCODER_UNETS}
 ALIASES = {"resnet": "resnet34_unet"}  # report B's short name
 DEFAULT_MODEL = "resnet34_unet"
 

@@ -37,6 +37,7 @@ class SegmentationModel(nn.Module):
 
     stride: int
     decoders: tuple[str, ...] = ("plain",)
+    encoder_name: str | None = None  # of torchvision's model whose weights the part `encoder` takes
 
     def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
         super().__init__()

@@ -9,9 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import torch
+from torchvision.models import get_model_weights
 
 from models.base import SegmentationModel
 from models.checkpoint import DAMAGE
+from models.encoder_unet import HEAD
 from runtime.errors import CheckpointError, first_line
 
 CONNECT_SECONDS = 10  # how long `--encoder_weights auto` waits for the server of the ImageNet weights
@@ -22,8 +24,8 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
 
     Args:
         model: a freshly built network.
-        source: `none`; `imagenet`, torchvision's ResNet34 weights from torch's cache or the download; `auto`, the same
-            if available, and else a warning; or a file with a state dict of torchvision's ResNet34.
+        source: `none`; `imagenet`, torchvision's default weights of this encoder, from torch's cache or the download;
+            `auto`, the same if available, and else a warning; or a file with a state dict of torchvision's classifier.
 
     Returns:
         What the encoder starts from, in words, for the header and the checkpoint.
@@ -31,17 +33,17 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
     Raises:
         CheckpointError: `imagenet` or a file is not available or doesn't fit.
     """
-    encoder = getattr(model, "encoder", None)
-    if source == "none" or (source == "auto" and encoder is None):
+    name = model.encoder_name
+    if source == "none" or (source == "auto" and name is None):
         return "from scratch"
-    if encoder is None:
+    if name is None:
         raise CheckpointError(f"{type(model).__name__} has no encoder that takes weights; use --encoder_weights none")
     if source not in ("auto", "imagenet"):
-        _fit_encoder(encoder, source)
+        _fit_encoder(model, source)
         return f"from {Path(source).name}"
     try:
-        weights = _imagenet_weights()
-        _fit_encoder(encoder, weights)
+        weights = _imagenet_weights(name)
+        _fit_encoder(model, weights)
     except (OSError, RuntimeError, CheckpointError) as error:
         if source == "imagenet":
             raise CheckpointError(
@@ -56,11 +58,9 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
     return f"ImageNet ({weights.name})"
 
 
-def _imagenet_weights() -> Path:
+def _imagenet_weights(name: str) -> Path:
     """The file in torch's cache, downloaded where it is missing; gives up after CONNECT_SECONDS of silence."""
-    from torchvision.models import ResNet34_Weights
-
-    url = ResNet34_Weights.IMAGENET1K_V1.url
+    url = get_model_weights(name).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not file.is_file():
         _require_answer(url)
@@ -94,14 +94,19 @@ def _require_answer(url: str) -> None:
         raise outcome[0]
 
 
-def _fit_encoder(encoder: torch.nn.Module, file) -> None:
+def _fit_encoder(model: SegmentationModel, file) -> None:
+    layers = len(getattr(model.encoder, "features", ()))
+
+    def of_head(key: str) -> bool:
+        part, number, *_ = key.split(".")
+        return part in HEAD or (part == "features" and number.isdigit() and int(number) >= layers)
+
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
-        weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}  # the classification head
-        encoder.load_state_dict(weights)
+        model.encoder.load_state_dict({key: value for key, value in weights.items() if not of_head(key)})
     except (*DAMAGE, AttributeError, pickle.UnpicklingError) as error:
         why = "not only tensors are in it" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(
             f"--encoder_weights: {file} can't be loaded into the encoder ({why}); it must be a state dict of "
-            "torchvision's resnet34"
+            f"torchvision's {model.encoder_name}"
         ) from None

@@ -41,6 +41,7 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
 
     stride = 32
     decoders = ("plain", "stem")
+    encoder_name = "resnet34"
 
     def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
         super().__init__(out_channels, attention, decoder)

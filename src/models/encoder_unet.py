@@ -1,0 +1,89 @@
+"""UNet decoders on encoders of torchvision, under torchvision's own key names. A new one is a name in ENCODERS."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import get_model
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.ops import Conv2dNormActivation
+
+from models.base import SegmentationModel, init_weights
+from models.unet import UpBlock, double_conv
+
+ENCODERS = (
+    *("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s"),
+    *("mobilenet_v3_large", "convnext_tiny", "swin_t"),
+)
+HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # what comes after the features
+
+
+def build_encoder(name: str) -> nn.Module:
+    """A classifier of torchvision without its head, with fresh weights."""
+    encoder = get_model(name, weights=None)
+    for part in HEAD:
+        if hasattr(encoder, part):
+            delattr(encoder, part)
+    # Convolutions of one pixel that only widen the last features belong to the head, too.
+    if hasattr(encoder, "features") and isinstance(encoder.features[-1], Conv2dNormActivation):
+        encoder.features = encoder.features[:-1]
+    return encoder
+
+
+def encode(encoder: nn.Module, x: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Normalised images (N, 3, H, W), H and W multiples of 32, to features (N, C, H / s, W / s) by their stride s.
+
+    Of several layers with features of one stride the last counts.
+    """
+    layers = encoder.features if hasattr(encoder, "features") else encoder.children()
+    width, features, channels_last = x.shape[-1], {}, isinstance(encoder, SwinTransformer)
+    for layer in layers:
+        x = layer(x)
+        found = x.permute(0, 3, 1, 2) if channels_last else x
+        features[width // found.shape[-1]] = found
+    return features
+
+
+class EncoderUNet(SegmentationModel):
+    """UNet decoder on an encoder of torchvision, with bottleneck block and skips back to full resolution.
+
+    The decoders are those of ResNet34_UNet. Where an encoder begins at a stride of 4, the skip at 2 is made from that
+    at full resolution. Arguments: see SegmentationModel.
+    """
+
+    stride = 32
+    decoders = ("plain", "stem")
+
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
+        super().__init__(out_channels, attention, decoder)
+        self.encoder = build_encoder(self.encoder_name)
+        skip, last = (3, 16) if decoder == "plain" else (32, 32)
+        with torch.no_grad():
+            probed = encode(self.encoder.eval(), torch.zeros(1, 3, 64, 64))
+        widths = {1: skip, 2: skip, **{stride: features.shape[1] for stride, features in probed.items()}}
+        deepest = min(512, widths[32])
+        self.stem = nn.Identity() if decoder == "plain" else double_conv(3, skip)
+        self.bottleneck = double_conv(widths[32], deepest)
+        channels = [deepest, 256, 128, 64, 32, last]
+        skips = [widths[stride] for stride in (16, 8, 4, 2, 1)]
+        self.ups = nn.ModuleList(UpBlock(a, s, b, attention) for a, s, b in zip(channels, skips, channels[1:]))
+        self.head = nn.Conv2d(last, out_channels, 1)
+        self.train()
+        for part in (self.stem, self.bottleneck, self.ups, self.head):
+            init_weights(part)
+
+    def blocks(self) -> list[nn.Module]:
+        """See SegmentationModel.blocks."""
+        return [self.stem, *getattr(self.encoder, "features", self.encoder.children()), self.bottleneck, *self.ups]
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        """See SegmentationModel.body."""
+        features = {1: self.stem(x), **encode(self.encoder, x)}
+        if 2 not in features:
+            features[2] = F.avg_pool2d(features[1], 2)
+        x = self.bottleneck(features[32])
+        for up, stride in zip(self.ups, (16, 8, 4, 2, 1)):
+            x = up(x, features[stride])
+        return self.head(x)
+
+
+ENCODER_UNETS = {f"{name}_unet": type(f"{name}_UNet", (EncoderUNet,), {"encoder_name": name}) for name in ENCODERS}

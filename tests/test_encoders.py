@@ -1,0 +1,71 @@
+"""Networks on encoders of torchvision."""
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+from helpers import run_ok
+from models import build_model
+from models.encoder_unet import ENCODERS, encode
+from models.encoder_weights import load_encoder_weights
+from runtime.errors import CheckpointError
+
+STRIDES = {"convnext_tiny": [4, 8, 16, 32], "swin_t": [4, 8, 16, 32]}
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def pair(request, tmp_path_factory):
+    """A classifier of torchvision, and our network that has loaded its weights from a file."""
+    torch.manual_seed(1)
+    classifier = get_model(request.param, weights=None).eval()
+    file = tmp_path_factory.mktemp("weights") / "classifier.pth"
+    torch.save(classifier.state_dict(), file)
+    model = build_model(f"{request.param}_unet").eval()
+    assert load_encoder_weights(model, str(file)) == "from classifier.pth"
+    return request.param, classifier, model
+
+
+def test_features_are_torchvisions_bit_for_bit(pair):
+    name, classifier, model = pair
+    seen = {}
+
+    def remember(module, inputs, output):
+        found = output.permute(0, 3, 1, 2) if name == "swin_t" else output
+        seen.setdefault(96 // found.shape[-1], []).append(found)
+
+    layers = classifier.features if hasattr(classifier, "features") else list(classifier.children())[:-2]
+    handles = [layer.register_forward_hook(remember) for layer in layers]
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        classifier(images)
+        features = encode(model.encoder, images)
+    for handle in handles:
+        handle.remove()
+    assert list(features) == STRIDES.get(name, [2, 4, 8, 16, 32])
+    for stride, found in features.items():
+        assert any(torch.equal(found, one) for one in seen[stride]), stride
+    last = seen[32][-2 if name.startswith(("efficientnet", "mobilenet")) else -1]
+    assert torch.equal(features[32], last)
+
+
+def test_weights_of_another_classifier_are_refused(pair, tmp_path):
+    name, _, model = pair
+    other = "resnet18" if name != "resnet18" else "resnet50"
+    torch.save(get_model(other, weights=None).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=f"must be a state dict of torchvision's {name}"):
+        load_encoder_weights(model, str(tmp_path / "other.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_trains_resumes_scores_and_infers(name, shared_dataset, tmp_path):
+    data = ("--data_path", shared_dataset)
+    flags = (*data, "--model_name", f"{name}_unet", "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)
+    said = run_ok("train.py", *flags, "--recipe", "strong", "--train_fraction", 0.5, "--save_every", 0, cwd=tmp_path)
+    assert f"Model   {name}_unet" in said
+    run_ok("train.py", *data, "--model_name", f"{name}_unet", "--resume", "--epochs", 1, cwd=tmp_path)
+    assert f"{name.upper()}_UNET test Dice score" in run_ok("evaluate.py", *data, cwd=tmp_path)
+    run_ok("inference.py", *data, "--output_path", "out", "--save", "masks", cwd=tmp_path)
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 4
+    if name in ("efficientnet_b0", "swin_t"):
+        assert "of the pixels equal ours" in run_ok("export.py", cwd=tmp_path)
