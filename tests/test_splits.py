@@ -150,7 +150,7 @@ def test_near_copies_are_found_where_nothing_can_be_written(dataset, capsys):
 
 def test_copies_of_copies_are_united():
     a, b, c, d, e = (Sample(name, Path(name)) for name in "abcde")
-    assert connected([(a, b), (d, e), (c, b)]) == [{a, b, c}, {d, e}]
+    assert connected([(a, b), (d, e), (c, b)]) == [[c, a, b], [d, e]]
     assert connected([]) == []
 
 

@@ -64,13 +64,13 @@ def find_copies(samples: list[Sample]) -> list[list[Sample]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def connected(groups: Iterable) -> list[set[Sample]]:
-    """Groups of samples, where those that share one are united."""
-    member_of: dict[Sample, set[Sample]] = {}
+def connected(groups: Iterable) -> list[list[Sample]]:
+    """Groups of samples, where those that share one are united. Samples and groups stay in the order given."""
+    group_of: dict[Sample, list[Sample]] = {}
     for group in groups:
-        united = set().union(*(member_of.get(sample, {sample}) for sample in group))
-        member_of.update(dict.fromkeys(united, united))
-    return list({id(group): group for group in member_of.values()}.values())
+        united = list(dict.fromkeys(one for sample in group for one in group_of.get(sample, [sample])))
+        group_of.update(dict.fromkeys(united, united))
+    return list({id(group): group for group in group_of.values()}.values())
 
 
 def image_hash(thumbnail: np.ndarray) -> np.ndarray:
