@@ -25,7 +25,7 @@ from data.image_io import Preprocessing
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
-from models.checkpoint import open_checkpoint
+from models.checkpoint import PUBLISHED, open_checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
@@ -100,7 +100,8 @@ def build_page(config: DemoConfig, first: Path, folder: Path):
     import gradio
 
     networks = functools.lru_cache(maxsize=4)(lambda path: Network(path, config))
-    offered = sorted({str(first), *map(str, Path(config.save_dir).glob("*_best.pth"))})
+    published = [PUBLISHED] if PUBLISHED.is_file() else []
+    offered = sorted({str(first), *map(str, [*Path(config.save_dir).glob("*_best.pth"), *published])})
 
     def told(function):
         """What the user can mend is said in a sentence."""
@@ -179,7 +180,7 @@ def main(argv=None) -> None:
     config = DemoConfig(**build_parser().parse_overrides(argv))
     if not importlib.util.find_spec("gradio"):
         raise UsageError("the page needs Gradio: pip install -r requirements-demo.txt")
-    _, _, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    _, _, path = open_checkpoint(config.model_path, config.model_name, config.save_dir, PUBLISHED)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads, too, are gone afterwards

@@ -35,10 +35,9 @@ from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
 from runtime.files import writable_folder
-from runtime.options import options_of
 from runtime.seeding import seed_everything
 from training.config import TrainConfig, restore_config, with_network_of, with_size_plan
-from training.header import print_header
+from training.header import print_header, resume_command
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.teacher import Teacher, load_teacher
@@ -90,17 +89,21 @@ def run(config: TrainConfig, overrides: dict, device: torch.device, context: Dis
     trainer, parts, resumed_from = prepare(config, overrides, device, context)
     state, progress = trainer.state, trainer.state.progress
     print_header(trainer, parts, resumed_from)
-    if progress.epoch >= progress.planned_epochs:
+    patience = state.config.patience
+    if progress.is_over(patience):
         source = "" if state.owns_files else f" {shlex.quote(str(resumed_from))}"
         if state.owns_files:
             state.write_log()  # it may have been killed before it did
-        print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5")
+        more = "" if progress.epoch >= progress.planned_epochs else f" --patience {patience + 5}"
+        print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5{more}")
         return
     if resumed_from is not None:
         if not state.owns_files:
             state.save()  # from now on this is where the run stands
         state.write_log()
     trainer.train()
+    if progress.epoch < progress.planned_epochs:
+        print(f"No better valid Dice in {patience} epochs: stopped after {progress.epoch}.")
     print(f"Best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}: {state.path('best')}")
 
 
@@ -223,6 +226,8 @@ def check_flags(config: TrainConfig, overrides: dict, context: DistributedContex
     for name in ("color_jitter", "augment_strength"):
         if overrides.get(name) and not config.augments:
             raise UsageError(f"--{name} needs --augment bulk or online")
+    if config.patience and config.scheduler == "cosine":
+        raise UsageError("--patience would cut the plan of --scheduler cosine; use plateau or none with it")
     if "weight_decay" in overrides and config.optimizer != "adamw":
         raise UsageError("--weight_decay needs --optimizer adamw")
     decoders, stride = MODELS[config.model_name].decoders, MODELS[config.model_name].stride
@@ -286,15 +291,6 @@ def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxf
     if not config.augments:
         return dataset
     return AugmentedDataset(dataset, config.seed, config.variants, config.color_jitter, config.augment_strength)
-
-
-def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PROCESS) -> str:
-    """The command that resumes this run."""
-    words = [f"{context.launcher} src/train.py", f"--model_name {config.model_name}"]
-    for name in ("data_path", "save_dir", "log_dir", "device", "num_workers", "cache"):
-        if getattr(config, name) != options_of(TrainConfig)[name][1]:
-            words.append(f"--{name} {shlex.quote(str(getattr(config, name)))}")
-    return " ".join([*words, "--resume"])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script
+from helpers import TINY, assert_one_error, copy_run, log_rows, rows, run_ok, run_script
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
 
@@ -179,3 +179,21 @@ def test_command_line_counts(shared_dataset, tmp_path):
     assert "(Oxford-IIIT Pet layout), split 80-10-10: 32 train, 4 valid, 4 test" in said
     said = run_ok("oxford_pet.py", "--data_path", shared_dataset, "--split", "official", cwd=tmp_path)
     assert "official: 24 train, 2 valid, 14 test" in said
+
+
+def test_patience_ends_a_run_and_survives_a_resume(tmp_path, shared_dataset):
+    data = ("--data_path", shared_dataset)
+    # At this rate nothing changes but running averages: the first or second epoch is the best.
+    flags = (*data, *TINY, "--learning_rate", 1e-30, "--scheduler", "none", "--epochs", 40, "--patience", 2)
+    said = run_ok("train.py", *flags, cwd=tmp_path)
+    assert "No better valid Dice in 2 epochs: stopped after" in said
+    done = log_rows(tmp_path)
+    dice = [float(row["val_dice"]) for row in done]
+    assert len(done) == dice.index(max(dice)) + 3 < 40
+    said = run_ok("train.py", *data, "--resume", cwd=tmp_path)
+    assert "This run is complete" in said
+    assert "--patience 7" in said
+    run_ok("train.py", *data, "--resume", "--patience", 3, cwd=tmp_path)
+    assert len(log_rows(tmp_path)) == len(done) + 1
+    cosine = run_script("train.py", *data, *TINY, "--scheduler", "cosine", "--patience", 2, cwd=tmp_path)
+    assert_one_error(cosine, "--patience would cut the plan of --scheduler cosine")

@@ -132,6 +132,9 @@ class TrainConfig(CommonConfig):
     validate_every: int = changeable(
         1, "validate, and save, after every N-th epoch and the last", whole_number(1), metavar="N"
     )
+    patience: int = changeable(
+        0, "stop after N epochs without a better valid Dice; 0 never does", whole_number(0), metavar="N"
+    )
     save_every: int = changeable(5, "keep a checkpoint of every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
     deterministic: bool = changeable(False, "only algorithms that always give the same bits")
     checkpoint_minutes: float = changeable(10.0, "also save this often within an epoch", positive_number, metavar="M")

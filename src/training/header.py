@@ -1,10 +1,13 @@
 """What a training run prints before its first step."""
 
+import shlex
 from pathlib import Path
 
 import torch
 
 from data.index import describe_layout
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.options import options_of
 from training.config import TrainConfig
 from training.trainer import Trainer
 
@@ -54,3 +57,12 @@ def describe_augmentation(config: TrainConfig, count: int) -> str:
     if config.multi_scale:
         words.append(f"sizes within {config.multi_scale:.0%}")
     return ", ".join(words)
+
+
+def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PROCESS) -> str:
+    """The command that resumes this run."""
+    words = [f"{context.launcher} src/train.py", f"--model_name {config.model_name}"]
+    for name in ("data_path", "save_dir", "log_dir", "device", "num_workers", "cache"):
+        if getattr(config, name) != options_of(TrainConfig)[name][1]:
+            words.append(f"--{name} {shlex.quote(str(getattr(config, name)))}")
+    return " ".join([*words, "--resume"])

@@ -48,6 +48,11 @@ class Progress:
     history: list[dict] = field(default_factory=list)  # a row of the log per epoch
     resumed: list[int] = field(default_factory=list)  # after which epochs
 
+    def is_over(self, patience: int) -> bool:
+        """Whether no epoch is left, or none of the last `patience` was the best so far; 0 is endless patience."""
+        tired = 0 < patience <= self.epoch - self.best_epoch and self.best_epoch > 0
+        return self.epoch >= self.planned_epochs or tired
+
 
 @dataclass
 class RunState:

@@ -129,10 +129,10 @@ class Trainer:
         """
         state, progress = self.state, self.state.progress
         try:
-            while progress.epoch < progress.planned_epochs:
+            while not progress.is_over(state.config.patience):
                 self.run_epoch()
                 (signum,) = self.context.all_reduce_max(self.stop.signum)
-                if signum and progress.epoch < progress.planned_epochs:
+                if signum and not progress.is_over(state.config.patience):
                     raise Interrupted(signum)
         except (Interrupted, PeerLostError) as reason:
             if isinstance(reason, PeerLostError):
