@@ -12,7 +12,8 @@ setup: .venv/.installed
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt requirements-demo.txt
+.venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt requirements-demo.txt \
+		requirements-tensorboard.txt
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 

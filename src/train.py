@@ -41,6 +41,7 @@ from training.header import print_header, resume_command
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.teacher import Teacher, load_teacher
+from training.tensorboard import Board
 from training.trainer import Trainer
 
 LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
@@ -161,6 +162,9 @@ def prepare(
         teacher=teacher,
         resume_command=resume_command(config, context),
     )
+    if config.tensorboard is not None and context.first:
+        folder = Path(config.tensorboard or Path(config.log_dir) / "tensorboard")
+        trainer.on_epoch = Board(folder, state, valid_set, precision).write
     return trainer, tuple(parts), resumed_from
 
 

@@ -136,6 +136,9 @@ class TrainConfig(CommonConfig):
         0, "stop after N epochs without a better valid Dice; 0 never does", whole_number(0), metavar="N"
     )
     save_every: int = changeable(5, "keep a checkpoint of every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
+    tensorboard: str | None = option(
+        None, "write curves and panels for TensorBoard, by default to <log_dir>/tensorboard", bare="", metavar="DIR"
+    )
     deterministic: bool = changeable(False, "only algorithms that always give the same bits")
     checkpoint_minutes: float = changeable(10.0, "also save this often within an epoch", positive_number, metavar="M")
 

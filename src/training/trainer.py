@@ -103,6 +103,7 @@ class Trainer:
         stop: asked between steps.
         teacher: whose probabilities are learned too, or None.
         resume_command: printed when the run stops.
+        on_epoch: called with the row of the log after each epoch.
     """
 
     state: RunState
@@ -116,6 +117,7 @@ class Trainer:
     stop: StopRequest
     teacher: Teacher | None = None
     resume_command: str = ""
+    on_epoch: Callable[[dict], None] = lambda row: None
     totals: torch.Tensor | None = None  # loss, Dice and images of this process's shards of the epoch, float64 (3,)
     pending: list = field(default_factory=list)  # metrics of steps still on the device, and their image files
 
@@ -169,6 +171,7 @@ class Trainer:
             f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
             flush=True,
         )
+        self.on_epoch(row)
 
     def validate(self) -> tuple[float, float]:
         """Loss and Dice of the validation images, with the averaged weights where there are any."""

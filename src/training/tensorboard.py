@@ -1,0 +1,61 @@
+"""Curves and validation panels of a run for TensorBoard."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.datasets import SimpleOxfordPetDataset
+from evaluation.predictor import Predictor
+from runtime.device import Precision
+from runtime.errors import UsageError
+from training.run_state import LOG_COLUMNS, RunState
+from visual.panels import draw_panel
+
+PANELS = 4  # an epoch, always of the same validation images
+
+
+class Board:
+    """Writes the rows of a run's log, and panels, into a folder of its own.
+
+    On a resume the curves are written anew from the history in the checkpoint: none has a gap or a double.
+
+    Args:
+        folder: the run's id names a folder in it.
+        state: of the run.
+        valid_set: the validation images.
+        precision: where and how to compute.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, state: RunState, valid_set: SimpleOxfordPetDataset, precision: Precision):
+        if not importlib.util.find_spec("tensorboard"):
+            raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.state, self.dataset, self.precision = state, valid_set, precision
+        self.numbers = np.linspace(0, len(valid_set) - 1, min(PANELS, len(valid_set))).astype(int).tolist()
+        self.writer = SummaryWriter(str(folder / state.progress.run_id), purge_step=1)
+        for row in state.progress.history:
+            self._write_curves(row)
+
+    def _write_curves(self, row: dict) -> None:
+        for name in LOG_COLUMNS[2:]:
+            if row[name] is not None:
+                self.writer.add_scalar(name, row[name], row["epoch"])
+
+    @torch.inference_mode()
+    def write(self, row: dict) -> None:
+        """Adds an epoch: a row of the log, and panels of what the network predicts after it."""
+        self._write_curves(row)
+        model = (self.state.ema or self.state).model.eval()
+        batch, task = self.dataset.read_batch(self.numbers), model.task
+        labels = task.label_map(Predictor(model, self.precision).predict(batch["image"]).final).cpu()
+        for number, image, trimap, found in zip(self.numbers, batch["image"], batch["trimap"], labels):
+            name = self.dataset.samples[number].name
+            shown = draw_panel(image.permute(1, 2, 0).numpy(), found[0].numpy(), task.visible(trimap[0].numpy()), name)
+            self.writer.add_image(f"validation/{name}", np.asarray(shown), row["epoch"], dataformats="HWC")
+        self.writer.flush()
