@@ -89,19 +89,11 @@ class Network:
         return draw_outline(image, mask), cutout, mask_file
 
 
-def build_page(config: DemoConfig, first: Path, folder: Path):
-    """The page, as Gradio's Blocks.
-
-    Args:
-        config: the settings.
-        first: the checkpoint that is chosen at first.
-        folder: where results go until the server ends.
-    """
+def build_handlers(config: DemoConfig, folder: Path):
+    """What the page calls: `segment` for a new photograph or checkpoint, `redraw` for a new threshold."""
     import gradio
 
     networks = functools.lru_cache(maxsize=4)(lambda path: Network(path, config))
-    published = [PUBLISHED] if PUBLISHED.is_file() else []
-    offered = sorted({str(first), *map(str, [*Path(config.save_dir).glob("*_best.pth"), *published])})
 
     def told(function):
         """What the user can mend is said in a sentence."""
@@ -130,6 +122,22 @@ def build_page(config: DemoConfig, first: Path, folder: Path):
         overlay, cutout, mask = networks(checkpoint).draw(path, decision, threshold, folder)
         return overlay, str(cutout), str(cutout), str(mask)
 
+    return segment, redraw
+
+
+def build_page(config: DemoConfig, first: Path, folder: Path):
+    """The page, as Gradio's Blocks.
+
+    Args:
+        config: the settings.
+        first: the checkpoint that is chosen at first.
+        folder: where results go until the server ends.
+    """
+    import gradio
+
+    published = [PUBLISHED] if PUBLISHED.is_file() else []
+    offered = sorted({str(first), *map(str, [*Path(config.save_dir).glob("*_best.pth"), *published])})
+    segment, redraw = build_handlers(config, folder)
     with gradio.Blocks(title="Pet segmentation", analytics_enabled=False) as page:
         gradio.Markdown("# Pet segmentation\nDrop a photograph, paste one, or use the webcam.")
         with gradio.Row():

@@ -39,6 +39,8 @@ def main(argv=None) -> None:
         config = dataclasses.replace(config, original_size=True)
     if config.tile and config.tta:
         raise UsageError("--tile can't be combined with --tta here; leave one of them out")
+    if config.calibrate and config.subset != "test":
+        raise UsageError("--calibrate fits to the validation images, so score others: --subset test")
     if config.find_threshold and config.subset != "test":
         raise UsageError("--find_threshold chooses on the validation images, so score others: --subset test")
     device = get_device(config.device)
@@ -64,6 +66,8 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
         one.score()
     if context.first:
         Report(evaluator, other).write(log_dir)
+    if config.calibrate and context.first:
+        print(f"The calibrated network is {evaluator.calibrate()}; its masks at threshold 0.5 are the same.")
 
 
 def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluator) -> None:
@@ -86,7 +90,7 @@ def prepare_outputs(config: EvalConfig, evaluator: CheckpointEvaluator) -> Path:
         raise UsageError("--csv and --json name one file; name two")
     if config.worst:
         refuse_overwriting(writable_folder(config.output_path), evaluator.dataset.samples)
-    for file in filter(None, (config.json, config.csv)):
+    for file in filter(None, (config.json, config.csv, config.reliability)):
         writable_folder(Path(file).parent)
         if Path(file).is_dir():
             raise UsageError(f"{file} is a folder; name a file")

@@ -51,14 +51,14 @@ def test_the_best_threshold_is_found(dataset):
     assert dice == pytest.approx(max(by_hand.values()), abs=1e-4)
     assert by_hand[threshold] == pytest.approx(dice, abs=1e-4)
     assert dice > by_hand[0.5] + 0.001
-    rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(threshold=threshold))
+    rows, _ = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(threshold=threshold))
     assert np.mean([row["dice"] for row in rows]) == pytest.approx(dice, abs=1e-4)
 
 
 def test_original_size_scores_the_resized_prediction(dataset):
     pets = load_dataset(dataset, "test", image_size=64)
     loader = make_loader(pets, torch.device("cpu"), shard_batches(pets, 3))
-    rows = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(original_size=True))
+    rows, _ = score_samples(Predictor(Brightness(), CPU), pets, loader, EvalConfig(original_size=True))
     assert [row["name"] for row in rows] == [sample.name for sample in pets.samples]
     from data.datasets import OxfordPetDataset
 

@@ -61,6 +61,10 @@ class EvalConfig(PredictConfig):
     ignore_border: bool = option(False, "leave the border of the trimaps out")
     tolerance: int = option(2, "how far apart outlines may be and still agree", whole_number(0, 100), metavar="PX")
     find_threshold: bool = option(False, "take the threshold that is best for the validation images")
+    calibrate: bool = option(
+        False, "fit a temperature to the validation images, and write <stem>_calibrated.pth with it"
+    )
+    reliability: str | None = option(None, "draw right decisions over confidence into this PNG", metavar="FILE")
     compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
     csv: str | None = option(None, "write one row per image into this file", metavar="FILE")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +14,19 @@ from tqdm import tqdm
 
 from data.datasets import SimpleOxfordPetDataset, open_checkpoint_part, preprocessing_of, refuse_seen
 from data.loader import make_loader, shard_batches
+from evaluation.calibration import (
+    BINS,
+    calibration_error,
+    collect_logits,
+    confidence_bins,
+    fit_temperature,
+    scale_head,
+)
 from evaluation.config import EvalConfig
 from evaluation.metrics import COUNTS, boundary_f, dice_from_counts, pixel_counts
 from evaluation.predictor import Prediction, Predictor
 from evaluation.tiles import predict_tiles
-from models.checkpoint import open_checkpoint
+from models.checkpoint import open_checkpoint, save_checkpoint
 from models.task import BACKGROUND, BORDER, Task
 from runtime.device import choose_precision, copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
@@ -95,21 +104,24 @@ def score_samples(
     loader: DataLoader,
     config: EvalConfig,
     context: DistributedContext = SINGLE_PROCESS,
-) -> list[dict]:
-    """Scores a dataset image by image, on all processes of `context`, which all get all rows.
+) -> tuple[list[dict], np.ndarray]:
+    """Scores a dataset image by image, on all processes of `context`, which all get the whole result.
 
     Returns:
-        A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`.
+        A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`. And the sums of
+        `confidence_bins` over all images.
     """
-    batches = predict_samples(predictor, dataset, loader, config)
-    rows = [
-        [
-            {"name": sample.name, **score_sample(*one, predictor.task, config, sample.binary_mask)}
-            for sample, *one in some
-        ]
-        for some in _progress_bar(batches, len(loader), "evaluating")
-    ]
-    return [row for some in context.all_gather(rows) for row in some]
+    batches, results = predict_samples(predictor, dataset, loader, config), []
+    for some in _progress_bar(batches, len(loader), "evaluating"):
+        rows, bins = [], np.zeros((BINS, 3))
+        for sample, prediction, trimap in some:
+            scores = score_sample(prediction, trimap, predictor.task, config, sample.binary_mask)
+            rows.append({"name": sample.name, **scores})
+            counted = trimap != BORDER if config.ignore_border else None
+            bins += confidence_bins(prediction.final[:, :1].sigmoid(), trimap != BACKGROUND, counted)
+        results.append((rows, bins))
+    results = context.all_gather(results)
+    return [row for rows, _ in results for row in rows], sum(bins for _, bins in results)
 
 
 def score_sample(
@@ -184,13 +196,15 @@ class CheckpointEvaluator:
         self.config, self.context = config, context
         model, self.content, self.path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
         self.name = self.content["model"]["name"]
-        self.dataset = self._part(config.subset)
+        self.dataset = self.part(config.subset)
         precision = choose_precision(config.amp, device, self.dataset.image_size)
         self.predictor = Predictor(precision.to_device(model), precision, config.tta)
         self.rows: list[dict] = []
+        self.bins = np.zeros((BINS, 3))
         self.seconds = 0.0
 
-    def _part(self, mode: str) -> SimpleOxfordPetDataset:
+    def part(self, mode: str) -> SimpleOxfordPetDataset:
+        """A part of the dataset as the checkpoint wants it. Raises UsageError: see `refuse_seen`."""
         config = self.config
         preprocessing = preprocessing_of(self.content, config.image_size, config.resize)
         dataset = open_checkpoint_part(config.data_path, self.content, mode, config.cache == "on", preprocessing)
@@ -206,13 +220,27 @@ class CheckpointEvaluator:
         )
         return make_loader(dataset, self.predictor.precision.device, batches, self.config.num_workers)
 
+    def calibrate(self) -> Path:
+        """Fits a temperature to the validation images, scores again with it, and writes a checkpoint that has it."""
+        valid, before = self.part("valid"), calibration_error(self.bins)
+        temperature = fit_temperature(*collect_logits(self.predictor, valid, self.loader(valid, alone=True)))
+        scale_head(self.predictor.model, 1 / temperature)
+        self.score()
+        print(f"Temperature {temperature:.3f}, fitted to {len(valid)} validation images: calibration error ", end="")
+        print(f"{before:.4f} before, {calibration_error(self.bins):.4f} after")
+        kept = {name: self.content[name] for name in ("model", "preprocessing", "data", "encoder_start")}
+        weights = {name: value.cpu().contiguous() for name, value in self.predictor.model.state_dict().items()}
+        path = self.path.with_name(f"{self.path.stem}_calibrated.pth")
+        save_checkpoint({**kept, "weights": weights}, [path])
+        return path
+
     def score(self) -> None:
         """Finds the threshold, if asked to, and scores the images at it."""
         if self.config.find_threshold:
-            valid = self._part("valid")
+            valid = self.part("valid")
             found, dice = find_threshold(self.predictor, valid, self.loader(valid), self.config, self.context)
             self.config = dataclasses.replace(self.config, threshold=found)
             print(f"Threshold {found:.2f}: Dice {dice:.4f} on the {len(valid)} validation images")
         start, loader = time.perf_counter(), self.loader(self.dataset)
-        self.rows = score_samples(self.predictor, self.dataset, loader, self.config, self.context)
+        self.rows, self.bins = score_samples(self.predictor, self.dataset, loader, self.config, self.context)
         self.seconds = time.perf_counter() - start

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.datasets import copies_of_training
 from data.index import describe_layout
+from evaluation.calibration import BINS, calibration_error, draw_reliability
 from evaluation.evaluator import CheckpointEvaluator, mean_dice, predict_samples
 from evaluation.metrics import Interval, differences, intervals, mean_scores
 from evaluation.predictor import label_map_at_size
@@ -86,6 +87,9 @@ class Report:
                 f"Without {without['near_copies']} near copies of training images: Dice {without['dice']:.4f}, "
                 f"dataset Dice {without['dataset_dice']:.4f}"
             )
+        print(f"Calibration error, {BINS} bins, all pixels: {calibration_error(evaluator.bins):.4f}")
+        if config.reliability:
+            draw_reliability(evaluator.bins, Path(config.reliability))
         dice = self.scores["dice"].value
         verdict = next(words for least, words in VERDICTS if dice >= least)
         print(f"{evaluator.name.upper()} {config.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
@@ -110,6 +114,7 @@ class Report:
             "compute": str(evaluator.predictor.precision),
             "images": count,
             **{name: round(score.value, 6) for name, score in self.scores.items()},
+            "calibration_error": round(calibration_error(evaluator.bins), 6),
             "seconds": round(evaluator.seconds, 3),
             "images_per_second": round(count / evaluator.seconds, 1),
         }
