@@ -15,7 +15,8 @@ import torch
 
 from data.check import print_resized_masks
 from evaluation.config import EvalConfig
-from evaluation.evaluator import CheckpointEvaluator
+from evaluation.evaluator import CheckpointEvaluator, mean_dice
+from evaluation.metrics import differences
 from evaluation.report import Report
 from evaluation.segmenter import refuse_overwriting
 from runtime.device import get_device
@@ -39,6 +40,8 @@ def main(argv=None) -> None:
         config = dataclasses.replace(config, original_size=True)
     if config.tile and config.tta:
         raise UsageError("--tile can't be combined with --tta here; leave one of them out")
+    if config.calibrate and len(config.model_path or ()) > 1:
+        raise UsageError("--calibrate changes one checkpoint; name one")
     if config.calibrate and config.subset != "test":
         raise UsageError("--calibrate fits to the validation images, so score others: --subset test")
     if config.find_threshold and config.subset != "test":
@@ -52,22 +55,36 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     """Scores the checkpoints of a config, on one process or several, and reports."""
     evaluator, other = CheckpointEvaluator(config, device, context), None
     if config.compare:
-        other_config = dataclasses.replace(config, model_path=config.compare, model_name=None)
+        other_config = dataclasses.replace(config, model_path=[config.compare], model_name=None)
         other = CheckpointEvaluator(other_config, device, context)
         require_comparable(evaluator, other)
     log_dir = prepare_outputs(config, evaluator)
     content, dataset = evaluator.content, evaluator.dataset
     encoder, precision = content["encoder_start"], evaluator.predictor.precision
-    print(f"Evaluating {evaluator.name.upper()} ({evaluator.path}; encoder {encoder}) on {device}, {precision}")
+    files = " ".join(config.model_path or [str(evaluator.path)])
+    print(f"Evaluating {evaluator.name.upper()} ({files}; encoder {encoder}) on {device}, {precision}")
     part = "labelled" if config.subset == "all" else config.subset
     print(f"{len(dataset)} {part} images of {dataset.root}, split {content['data']['split']}", flush=True)
     print_resized_masks(dataset.samples)
     for one in filter(None, (evaluator, other)):
         one.score()
+    members = config.model_path or []
+    for path in members if len(members) > 1 else ():
+        report_gain(evaluator, CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, context))
     if context.first:
+        if config.calibrate:
+            print(f"The calibrated network is {evaluator.calibrate()}; its masks at threshold 0.5 are the same.")
         Report(evaluator, other).write(log_dir)
-    if config.calibrate and context.first:
-        print(f"The calibrated network is {evaluator.calibrate()}; its masks at threshold 0.5 are the same.")
+
+
+def report_gain(ensemble: CheckpointEvaluator, member: CheckpointEvaluator) -> None:
+    """Scores a member of an ensemble, and prints how much better all together are."""
+    member.config = dataclasses.replace(member.config, threshold=ensemble.config.threshold, find_threshold=False)
+    member.score()
+    if ensemble.context.first:
+        value, low, high = differences(ensemble.rows, member.rows)["dice"]
+        print(f"{member.path} alone: Dice {mean_dice(member.rows):.4f}; ", end="")
+        print(f"together {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})", flush=True)
 
 
 def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluator) -> None:

@@ -18,9 +18,10 @@ import torch
 from data.datasets import preprocessing_of
 from data.inputs import find_samples
 from evaluation.config import InferConfig
+from evaluation.ensemble import open_checkpoints
 from evaluation.predictor import Predictor
 from evaluation.segmenter import Segmenter, refuse_overwriting
-from models.checkpoint import PUBLISHED, open_checkpoint
+from models.checkpoint import PUBLISHED
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import RunError, UsageError, raise_faults
@@ -43,7 +44,7 @@ def main(argv=None) -> None:
 
 def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
     """Segments the images of a config, on one process or several, and reports."""
-    model, content, path = open_checkpoint(config.model_path, config.model_name, config.save_dir, PUBLISHED)
+    model, content, path = open_checkpoints(config.model_path, config.model_name, config.save_dir, PUBLISHED)
     if "trimaps" in config.save and not model.task.class_scores:
         raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
     output = config.output_path or ("inference_results" if config.save_results else None)

@@ -70,9 +70,9 @@ def test_spellings_of_both_reports_are_flags():
     assert train_parser().parse_overrides(report_a.split())["augment"] == "bulk"
     assert train_parser().parse_overrides(report_b.split())["resume"] == ""
     config = EvalConfig(**evaluate_parser().parse_overrides(evaluation.split()))
-    assert (config.model_path, config.model_name, config.batch_size) == ("m.pth", "unet", 4)
+    assert (config.model_path, config.model_name, config.batch_size) == (["m.pth"], "unet", 4)
     config = InferConfig(**inference_parser().parse_overrides(inference.split()))
-    assert (config.model_path, config.batch_size, config.save_results) == ("m.pth", 1, True)
+    assert (config.model_path, config.batch_size, config.save_results) == (["m.pth"], 1, True)
     config = TrainConfig.from_flags(train_parser().parse_overrides(["-e", "3", "-b", "4", "-lr", "1e-3"]))
     assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 1e-3)
 
@@ -93,7 +93,10 @@ def test_hyphens_and_aliases_are_accepted():
     assert build_parser().parse_overrides(["--workers", "1"]) == {"num_workers": 1}
     for config in (EvalConfig, InferConfig):
         parser = Parser("script.py", "", config)
-        assert parser.parse_overrides(["--output-dir", "x", "--model", "y"]) == {"output_path": "x", "model_path": "y"}
+        assert parser.parse_overrides(["--output-dir", "x", "--model", "y"]) == {
+            "output_path": "x",
+            "model_path": ["y"],
+        }
 
 
 def test_failed_compile_is_one_error_line(tmp_path, shared_dataset, capsys):

@@ -31,7 +31,7 @@ class PredictConfig(CommonConfig):
     """What evaluate.py and inference.py share."""
 
     subset: str = option("test", "part of the dataset; all: every labelled image", choices=SUBSETS, group="data")
-    model_path: str | None = model_path_option()
+    model_path: list[str] | None = model_path_option(several=True)
     model_name: str | None = model_name_option()
     image_size: int | None = option(
         None, "side at which the network sees images; by default as trained", whole_number(16, 4096), metavar="PX"

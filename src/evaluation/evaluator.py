@@ -1,5 +1,6 @@
 """Scores networks on images with known masks: quickly for validation, image by image for evaluation."""
 
+import copy
 import dataclasses
 import math
 import time
@@ -23,10 +24,11 @@ from evaluation.calibration import (
     scale_head,
 )
 from evaluation.config import EvalConfig
+from evaluation.ensemble import open_checkpoints
 from evaluation.metrics import COUNTS, boundary_f, dice_from_counts, pixel_counts
 from evaluation.predictor import Prediction, Predictor
 from evaluation.tiles import predict_tiles
-from models.checkpoint import open_checkpoint, save_checkpoint
+from models.checkpoint import save_checkpoint
 from models.task import BACKGROUND, BORDER, Task
 from runtime.device import choose_precision, copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
@@ -189,12 +191,12 @@ class CheckpointEvaluator:
         context: the processes that share the work.
 
     Raises:
-        UsageError: see `open_checkpoint` and `refuse_seen`.
+        UsageError: see `open_checkpoints` and `refuse_seen`.
     """
 
     def __init__(self, config: EvalConfig, device: torch.device, context: DistributedContext):
         self.config, self.context = config, context
-        model, self.content, self.path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+        model, self.content, self.path = open_checkpoints(config.model_path, config.model_name, config.save_dir)
         self.name = self.content["model"]["name"]
         self.dataset = self.part(config.subset)
         precision = choose_precision(config.amp, device, self.dataset.image_size)
@@ -222,14 +224,16 @@ class CheckpointEvaluator:
 
     def calibrate(self) -> Path:
         """Fits a temperature to the validation images, scores again with it, and writes a checkpoint that has it."""
-        valid, before = self.part("valid"), calibration_error(self.bins)
+        valid, before, config = self.part("valid"), calibration_error(self.bins), self.config
         temperature = fit_temperature(*collect_logits(self.predictor, valid, self.loader(valid, alone=True)))
-        scale_head(self.predictor.model, 1 / temperature)
-        self.score()
+        model = copy.deepcopy(self.predictor.model)
+        scale_head(model, 1 / temperature)
+        predictor = dataclasses.replace(self.predictor, model=model)
+        _, bins = score_samples(predictor, self.dataset, self.loader(self.dataset, alone=True), config)
         print(f"Temperature {temperature:.3f}, fitted to {len(valid)} validation images: calibration error ", end="")
-        print(f"{before:.4f} before, {calibration_error(self.bins):.4f} after")
+        print(f"{before:.4f} before, {calibration_error(bins):.4f} after")
         kept = {name: self.content[name] for name in ("model", "preprocessing", "data", "encoder_start")}
-        weights = {name: value.cpu().contiguous() for name, value in self.predictor.model.state_dict().items()}
+        weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
         path = self.path.with_name(f"{self.path.stem}_calibrated.pth")
         save_checkpoint({**kept, "weights": weights}, [path])
         return path

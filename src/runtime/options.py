@@ -160,10 +160,10 @@ def cache_option():
     return option("on", "keep decoded images in <dataset>/.pixel_cache", choices=("on", "off"))
 
 
-def model_path_option():
-    """Which checkpoint to use."""
-    text = "checkpoint; by default <save_dir>/<model>_best.pth"
-    return option(None, text, aliases=("--model",), metavar="FILE", group="model")
+def model_path_option(several: bool = False):
+    """Which checkpoint to use, or which checkpoints together."""
+    text = "checkpoint; by default <save_dir>/<model>_best.pth" + ("; several: their mean probabilities" * several)
+    return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
 
 
 def model_name_option():

@@ -91,7 +91,7 @@ class TrainConfig(CommonConfig):
 
     model_name: str = fixed(
         DEFAULT_MODEL,
-        ", ".join(MODELS),
+        "unet, unet_small, resnet34_unet, or <encoder>_unet with an encoder of docs/training.md",
         aliases=("--model_type",),
         metavar="NAME",
         group="model and optimization",

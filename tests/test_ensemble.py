@@ -1,0 +1,68 @@
+"""Several checkpoints as one network."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.ensemble import Ensemble, open_checkpoints
+from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
+from models import build_model
+from models.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_probabilities_are_averaged(channels):
+    members = [build_model("tiny", out_channels=channels).eval() for _ in range(3)]
+    images = torch.rand(2, 3, 40, 33) * 255
+    with torch.inference_mode():
+        together = Ensemble(members)(images)
+        task = members[0].task
+        expected = torch.stack([task.probabilities(member(images)) for member in members]).mean(0)
+    torch.testing.assert_close(task.probabilities(together), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def two(trained, shared_dataset, tmp_path_factory):
+    """Two checkpoints that differ."""
+    folder = tmp_path_factory.mktemp("second")
+    flags = ("--data_path", shared_dataset, *TINY, "--epochs", 1, "--learning_rate", "1e-2")
+    run_ok("train.py", *flags, cwd=folder)
+    return trained / "saved_models/tiny_best.pth", folder / "saved_models/tiny_best.pth"
+
+
+def test_an_ensemble_is_scored_with_its_gain(two, shared_dataset, tmp_path):
+    data = ("--data_path", shared_dataset, "--amp", "off")
+    dice = {}
+    for name, files in (("both", two), ("first", two[:1]), ("second", two[1:])):
+        said = run_ok("evaluate.py", *data, "--model_path", *files, "--csv", f"{name}.csv", cwd=tmp_path)
+        dice[name] = np.array([float(row["dice"]) for row in rows(tmp_path / f"{name}.csv")])
+        assert said.splitlines()[-2].startswith("TINY test Dice score")
+        if name == "both":
+            found = re.findall(r"alone: Dice (\S+); together (\S+) \(95 % interval (\S+) to (\S+)\)", said)
+    for member, (alone, gain, low, high) in zip(("first", "second"), found, strict=True):
+        assert float(alone) == pytest.approx(dice[member].mean(), abs=1e-4)
+        assert float(gain) == pytest.approx((dice["both"] - dice[member]).mean(), abs=2e-4)
+        assert float(low) <= float(gain) <= float(high)
+        images = dice["both"] - dice[member]
+        drawn = np.random.default_rng(1).choice(images, (20_000, len(images))).mean(1)
+        assert (float(low), float(high)) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=2e-3)
+    run_ok("inference.py", *data, "--model_path", *two, cwd=tmp_path)
+    shares = [float(row["dice"]) for row in log_rows(tmp_path, "inference")]
+    assert sorted(shares) == pytest.approx(sorted(dice["both"]), abs=1e-3)
+
+
+def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_path):
+    content = load_checkpoint(two[0])
+    content["data"]["train_names"].append("dog3_39")
+    save_checkpoint(content, [tmp_path / "other.pth"])
+    _, merged, path = open_checkpoints([str(two[0]), str(tmp_path / "other.pth")], None, "")
+    assert path == two[0]
+    assert set(merged["data"]["train_names"]) == set(content["data"]["train_names"])
+    content["preprocessing"]["image_size"] = 96
+    save_checkpoint(content, [tmp_path / "larger.pth"])
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "larger.pth")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes or image size")
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--calibrate")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "--calibrate changes one checkpoint; name one")
