@@ -19,7 +19,7 @@ with cli.explain_import_errors():
 import numpy as np
 import torch
 
-from data.augment import AugmentedDataset, BatchAugmentation, planned_sizes, possible_sizes
+from data.augment import AugmentedDataset, BatchAugmentation, planned_sizes
 from data.cache import open_cache
 from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
@@ -36,7 +36,7 @@ from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distrib
 from runtime.errors import UsageError
 from runtime.files import writable_folder
 from runtime.seeding import seed_everything
-from training.config import TrainConfig, restore_config, with_network_of, with_size_plan
+from training.config import TrainConfig, check_flags, restore_config, with_network_of, with_size_plan
 from training.header import print_header, resume_command
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
@@ -68,6 +68,10 @@ def main(argv=None) -> None:
     overrides.update({name: None for name in ("augment", "progressive") if overrides.get(name) == "off"})
     if "model_name" in overrides:
         overrides["model_name"] = known_model(overrides["model_name"])
+    if "folds" in overrides:
+        for name in ("save_dir", "log_dir"):
+            folder = overrides.get(name, getattr(TrainConfig(), name))
+            overrides[name] = str(Path(folder) / f"fold_{overrides.get('fold', 1)}")
     config = TrainConfig.from_flags(overrides)
     device = get_device(config.device)
     with init_distributed(device) as context:
@@ -119,7 +123,7 @@ def prepare(
     else:
         config = with_network_of(config, overrides, source.initial) if source.initial else config
         config = with_size_plan(config)
-    check_flags(config, overrides, context)
+    check_flags(config, overrides, context.size)
     if config.download and context.first:
         download(writable_folder(config.data_path))
     context.barrier()  # the others wait for the download here
@@ -223,29 +227,6 @@ def open_teacher(config: TrainConfig, device: torch.device, source: Source, data
     return teacher
 
 
-def check_flags(config: TrainConfig, overrides: dict, context: DistributedContext) -> None:
-    """Raises UsageError where flags contradict each other, or one would do nothing."""
-    if config.compile and config.checkpoint_activations:
-        raise UsageError("--compile can't be combined with --checkpoint_activations; leave one of them out")
-    for name in ("color_jitter", "augment_strength"):
-        if overrides.get(name) and not config.augments:
-            raise UsageError(f"--{name} needs --augment bulk or online")
-    if config.patience and config.scheduler == "cosine":
-        raise UsageError("--patience would cut the plan of --scheduler cosine; use plateau or none with it")
-    if "weight_decay" in overrides and config.optimizer != "adamw":
-        raise UsageError("--weight_decay needs --optimizer adamw")
-    decoders, stride = MODELS[config.model_name].decoders, MODELS[config.model_name].stride
-    if config.decoder not in decoders:
-        raise UsageError(f"{config.model_name} has no decoder {config.decoder}; it has {', '.join(decoders)}")
-    if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
-        share, size = config.multi_scale, config.image_size
-        raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
-    if config.mix != "none" and config.batch_size < 2 * context.size:
-        raise UsageError("--mix needs two images in a process at a time; use a larger --batch_size")
-    if config.classes == "trimap" and config.augment_uncertain:
-        raise UsageError("--augment_uncertain replaces the border that --classes trimap learns; leave one of them out")
-
-
 def open_data(
     config: TrainConfig, content: dict | None, path: Path | None
 ) -> tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset, dict]:
@@ -256,7 +237,7 @@ def open_data(
     """
     root = find_root(config.data_path)
     copies = "near" if content is None else content["data"].get("copies")
-    split = split_samples(root, config.split, config.seed, copies=copies)
+    split = split_samples(root, config.split, config.seed, copies=copies, fold=config.fold_of_folds)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
         if not split.train:
@@ -270,6 +251,7 @@ def open_data(
         "split": config.split,
         "seed": config.seed,
         "copies": copies,
+        "fold": config.fold_of_folds,
         "fingerprints": prints,
         "train_names": [sample.name for sample in split.train],
     }

@@ -208,12 +208,12 @@ STATES = {
 def fresh_state(tmp_path_factory):
     from runtime.device import Precision
     from runtime.distributed import SINGLE_PROCESS
-    from train import build_state
+    from train import Source, build_state
     from training.run_state import Progress
 
     config = TrainConfig(image_size=64, encoder_weights="none", save_dir=str(tmp_path_factory.mktemp("none")))
     precision = Precision(torch.device("cpu"))
-    return build_state(config, precision, 8, None, {}, Progress("run", 1), None, SINGLE_PROCESS)
+    return build_state(config, precision, 8, Source(), {}, Progress("run", 1), None, SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -180,3 +180,43 @@ def test_older_runs_resume_with_near_copies_apart(dataset, tmp_path):
     assert report["without_near_copies"]["near_copies"] == 1
     assert report["without_near_copies"]["dice"] == pytest.approx(without, abs=1e-6)
     assert "near copies" not in run_ok("evaluate.py", "--data_path", dataset, cwd=newer)
+
+
+@pytest.mark.parametrize("split", ["80-10-10", "official"])
+def test_folds_are_disjoint_complete_and_stratified(tmp_path, split):
+    root = make_dataset(tmp_path / "data", count=120, breeds=4)
+    whole = split_samples(root, split)
+    parts = [split_samples(root, split, fold=(number, 5)) for number in range(1, 6)]
+    pool = sorted(names(whole.train + whole.valid))
+    assert sorted(name for part in parts for name in names(part.valid)) == pool
+    for part in parts:
+        assert part.test == whole.test
+        assert sorted(names(part.train + part.valid)) == pool
+        breeds = [sum(sample.breed == breed for sample in part.valid) for breed in (1, 2, 3, 4)]
+        assert max(breeds) - min(breeds) <= 1
+    assert split_samples(root, split, fold=(2, 5)) == parts[1]
+    copied = [parts[0].valid[0], parts[3].valid[2], whole.test[0]]
+    make_near_copies(copied)
+    homes = [{s.name for s in copied} & set(names(split_samples(root, split, fold=(n, 5)).valid)) for n in range(1, 6)]
+    assert sorted(map(len, homes)) == [0, 0, 0, 0, 3 if split == "80-10-10" else 2]
+
+
+def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
+    data, seen = ("--data_path", shared_dataset), []
+    for number in (1, 2):
+        run_ok("train.py", *data, *TINY, "--folds", 2, "--fold", number, "--epochs", 1, cwd=tmp_path)
+        last = tmp_path / f"saved_models/fold_{number}/tiny_last.pth"
+        assert (tmp_path / f"logs/fold_{number}/tiny_training_log.csv").is_file()
+        seen.append(set(torch.load(last, weights_only=True)["data"]["train_names"]))
+    assert not seen[0] & seen[1]
+    said = run_ok("train.py", *data, "--resume", last, "--epochs", 1, "--save_dir", last.parent, cwd=tmp_path)
+    assert f"{len(seen[1])} train" in said
+    best = [tmp_path / f"saved_models/fold_{number}/tiny_best.pth" for number in (1, 2)]
+    said = run_ok("evaluate.py", *data, "--model_path", *best, cwd=tmp_path)
+    assert said.count(" alone: Dice ") == 2
+    assert "4 test images" in said
+    flags = ("evaluate.py", *data, "--subset", "valid", "--model_path")
+    run_ok(*flags, best[0], cwd=tmp_path)
+    assert_one_error(run_script(*flags, *best, cwd=tmp_path), "was trained on")
+    wrong = run_script("train.py", *data, *TINY, "--folds", 2, "--fold", 3, cwd=tmp_path)
+    assert_one_error(wrong, "there is no fold 3 of 2")

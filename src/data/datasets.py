@@ -160,7 +160,7 @@ def open_checkpoint_part(
     cache = open_cache(root, size) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
-        split = split_samples(root, split, data["seed"], needed=(mode,), copies=data.get("copies"))
+        split = split_samples(root, split, data["seed"], (mode,), data.get("copies"), data.get("fold"))
     return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, resize=resize, cache=cache)
 
 

@@ -1,6 +1,7 @@
 """Which part of a dataset an image belongs to."""
 
 import collections
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ def split_samples(
     seed: int = 42,
     needed: tuple[str, ...] = MODES,
     copies: str | None = "near",
+    fold: Sequence[int] | None = None,
 ) -> Split:
     """Divides the samples into the parts train, valid and test, disjoint in names and in content.
 
@@ -55,6 +57,8 @@ def split_samples(
         needed: parts that must not be empty.
         copies: with `near` also near copies are kept in one part of `80-10-10`; None knows only files that are equal
             byte for byte. The lists of `official` are left as they are but for those.
+        fold: (I, K) divides all images but the test part into K folds with the same share of every breed, copies in
+            one fold; the I-th, from 1 on, is for validation.
 
     Raises:
         DatasetError: a list is missing or malformed, listed files are missing, or a part is empty.
@@ -79,9 +83,10 @@ def split_samples(
         parts = _stratified(list_samples(root), seed)
     require_files(root, [sample for part in parts.values() for sample in part])
     groups = find_copies([sample for part in parts.values() for sample in part])
-    if copies == "near" and split != "official":
-        groups += near_copies(root)
-    moved = _unite(parts, groups)
+    near = near_copies(root) if copies == "near" and (split != "official" or fold) else []
+    moved = _unite(parts, groups if split == "official" else groups + near)
+    if fold:
+        parts["train"], parts["valid"] = _fold(parts["train"] + parts["valid"], *fold, seed, groups + near)
     for mode, part in parts.items():
         if not part and mode in needed:
             listed = sum(len(p) for p in parts.values())
@@ -93,21 +98,34 @@ def split_samples(
     return Split(**parts, moved=moved)
 
 
-def _stratified(samples: list[Sample], seed: int) -> dict[str, list[Sample]]:
-    by_breed: dict[int, list[Sample]] = {}
+def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
+    """Breed after breed, each shuffled: what is dealt out in turns has the same share of every breed."""
+    breeds: dict[int, list[Sample]] = {}
     for sample in sorted(samples, key=by_name):
-        by_breed.setdefault(sample.breed, []).append(sample)
-    order = [
+        breeds.setdefault(sample.breed, []).append(sample)
+    return [
         sample
-        for breed, members in by_breed.items()
+        for breed, members in breeds.items()
         for sample in (members[i] for i in np.random.default_rng([seed, breed]).permutation(len(members)))
     ]
-    # Breed follows breed, and every run of ten in this order gives eight, one and one: so each part gets its share of
-    # every breed, to within one image, and of the whole.
+
+
+def _stratified(samples: list[Sample], seed: int) -> dict[str, list[Sample]]:
+    # Every run of ten gives eight, one and one: each part gets its share of every breed, to within one image.
     parts: dict[str, list[Sample]] = {mode: [] for mode in MODES}
-    for i, sample in enumerate(order):
+    for i, sample in enumerate(_by_breed(samples, seed)):
         parts[{4: "valid", 9: "test"}.get(i % 10, "train")].append(sample)
     return parts
+
+
+def _fold(samples: list[Sample], number: int, count: int, seed: int, copies: list) -> tuple[list[Sample], list[Sample]]:
+    """The training and validation images of fold `number` of `count`; see `split_samples`."""
+    order = _by_breed(samples, seed)
+    home = {sample: i % count + 1 for i, sample in enumerate(order)}
+    for group in connected(copies):
+        for sample in (members := [sample for sample in group if sample in home]):
+            home[sample] = home[members[0]]
+    return tuple([s for s in order if (home[s] == number) == validates] for validates in (False, True))
 
 
 def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:

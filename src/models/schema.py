@@ -83,6 +83,10 @@ def tensor(expected: str = "a tensor", holds: Callable[[torch.Tensor], bool] = l
     return Rule(f"{expected} of finite values", sound)
 
 
+def _is_fold(value) -> bool:
+    return type(value) is list and list(map(type, value)) == [int, int] and 1 <= value[0] <= value[1] <= 100
+
+
 NUMBER = Rule("a number", lambda v: type(v) in (int, float) and (type(v) is float or abs(v) < 1 << 63))
 PLAIN = Rule(
     "a plain value",
@@ -137,6 +141,7 @@ def schema(model_names) -> dict:
             "seed": whole(0, 2**32 - 1),
             "copies": Maybe(one_of("near")),  # which copies `80-10-10` keeps in one part; of old: byte for byte equal
             "fingerprints": DictOf(one_of("train", "valid", "test"), SHA256),
+            "fold": Maybe(Rule("two numbers, I of K", _is_fold)),
             "train_names": ListOf(NAME),
             "seen_names": Maybe(ListOf(NAME)),
             "teacher": Maybe(SHA256),

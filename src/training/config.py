@@ -7,7 +7,7 @@ are saved in the checkpoint. Settings that an older checkpoint lacks take their 
 import dataclasses
 from pathlib import Path
 
-from data.augment import STRENGTHS, automatic_plan, planned_sizes, size_plan
+from data.augment import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.task import TASKS, task_of
@@ -56,6 +56,13 @@ class TrainConfig(CommonConfig):
 
     download: bool = option(False, "fetch the dataset first where it is missing", group="data")
     split: str = fixed(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
+    folds: int | None = fixed(
+        None,
+        "divide all but the test images into K folds; files go into <save_dir>/fold_I",
+        whole_number(2, 100),
+        metavar="K",
+    )
+    fold: int = fixed(1, "the fold of --folds that validates, from 1 on", whole_number(1, 100), metavar="I")
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     augment: str | None = fixed(
         None,
@@ -158,6 +165,11 @@ class TrainConfig(CommonConfig):
         return self.augment in ("bulk", "online")
 
     @property
+    def fold_of_folds(self) -> list[int] | None:
+        """[I, K], for fold I of K; None without folds."""
+        return [self.fold, self.folds] if self.folds else None
+
+    @property
     def network(self) -> dict:
         """Arguments of the network's constructor."""
         decoder = {} if self.decoder == "plain" else {"decoder": self.decoder}
@@ -197,6 +209,7 @@ def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
         "decoder": (config.decoder, model["config"].get("decoder", "plain")),
         "image_size": (config.image_size, content["preprocessing"]["image_size"]),
         "split": (config.split, content["data"]["split"]),
+        "fold": (config.fold_of_folds, content["data"].get("fold")),
         "seed": (config.seed, content["data"]["seed"]),
     }
     for name, (a, b) in pairs.items():
@@ -271,3 +284,28 @@ def with_size_plan(config: TrainConfig) -> TrainConfig:
     if len(planned_sizes(plan)) >= config.epochs:
         raise UsageError(f"--progressive {plan} leaves no epoch at full size; plan fewer, or use a larger --epochs")
     return dataclasses.replace(config, progressive=plan)
+
+
+def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
+    """Raises UsageError where flags contradict each other, or one would do nothing."""
+    if config.compile and config.checkpoint_activations:
+        raise UsageError("--compile can't be combined with --checkpoint_activations; leave one of them out")
+    for name in ("color_jitter", "augment_strength"):
+        if overrides.get(name) and not config.augments:
+            raise UsageError(f"--{name} needs --augment bulk or online")
+    if config.fold > (config.folds or 1):
+        raise UsageError(f"there is no fold {config.fold} of {config.folds or 1}; use --folds K and --fold I")
+    if config.patience and config.scheduler == "cosine":
+        raise UsageError("--patience would cut the plan of --scheduler cosine; use plateau or none with it")
+    if "weight_decay" in overrides and config.optimizer != "adamw":
+        raise UsageError("--weight_decay needs --optimizer adamw")
+    decoders, stride = MODELS[config.model_name].decoders, MODELS[config.model_name].stride
+    if config.decoder not in decoders:
+        raise UsageError(f"{config.model_name} has no decoder {config.decoder}; it has {', '.join(decoders)}")
+    if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
+        share, size = config.multi_scale, config.image_size
+        raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
+    if config.mix != "none" and config.batch_size < 2 * processes:
+        raise UsageError("--mix needs two images in a process at a time; use a larger --batch_size")
+    if config.classes == "trimap" and config.augment_uncertain:
+        raise UsageError("--augment_uncertain replaces the border that --classes trimap learns; leave one of them out")
