@@ -16,11 +16,12 @@ import torch
 from data.check import print_resized_masks
 from evaluation.config import EvalConfig
 from evaluation.evaluator import CheckpointEvaluator, mean_dice
+from evaluation.label_errors import find_suspects, write_suspects
 from evaluation.metrics import differences
 from evaluation.report import Report
 from evaluation.segmenter import refuse_overwriting
 from runtime.device import get_device
-from runtime.distributed import DistributedContext, init_distributed
+from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
 from runtime.files import writable_folder
 
@@ -71,6 +72,8 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     members = config.model_path or []
     for path in members if len(members) > 1 else ():
         report_gain(evaluator, CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, context))
+    if config.label_errors and context.first:
+        look_for_label_errors(evaluator, device)
     if context.first:
         if config.calibrate:
             print(f"The calibrated network is {evaluator.calibrate()}; its masks at threshold 0.5 are the same.")
@@ -85,6 +88,20 @@ def report_gain(ensemble: CheckpointEvaluator, member: CheckpointEvaluator) -> N
         value, low, high = differences(ensemble.rows, member.rows)["dice"]
         print(f"{member.path} alone: Dice {mean_dice(member.rows):.4f}; ", end="")
         print(f"together {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})", flush=True)
+
+
+def look_for_label_errors(evaluator: CheckpointEvaluator, device: torch.device) -> None:
+    """Ranks images by how wrong their masks look: the scored ones, or of several checkpoints each one's validation."""
+    config, suspects = evaluator.config, []
+    paths = config.model_path or []
+    if len(paths) > 1:
+        for path in paths:
+            one = CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, SINGLE_PROCESS)
+            suspects += find_suspects(one, "valid")
+    else:
+        suspects = find_suspects(evaluator, config.subset)
+    file = write_suspects(suspects, config.label_errors, Path(config.output_path) / "label_errors", config)
+    print(f"{len(suspects)} images by how wrong their masks look, the most suspect first: {file}")
 
 
 def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluator) -> None:
@@ -105,7 +122,7 @@ def prepare_outputs(config: EvalConfig, evaluator: CheckpointEvaluator) -> Path:
     log_dir = writable_folder(config.log_dir)
     if config.csv and config.json and Path(config.csv).resolve() == Path(config.json).resolve():
         raise UsageError("--csv and --json name one file; name two")
-    if config.worst:
+    if config.worst or config.label_errors:
         refuse_overwriting(writable_folder(config.output_path), evaluator.dataset.samples)
     for file in filter(None, (config.json, config.csv, config.reliability)):
         writable_folder(Path(file).parent)

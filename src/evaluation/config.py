@@ -69,7 +69,16 @@ class EvalConfig(PredictConfig):
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
     csv: str | None = option(None, "write one row per image into this file", metavar="FILE")
     worst: int | None = option(None, "draw panels of the N worst images", whole_number(1), metavar="N")
-    output_path: str = option("worst_panels", "where --worst draws", aliases=("--output_dir",), metavar="DIR")
+    label_errors: int | None = option(
+        None,
+        "rank images by how wrong their masks look, and draw the first N; of several checkpoints each takes its own "
+        "validation images",
+        whole_number(1),
+        metavar="N",
+    )
+    output_path: str = option(
+        "worst_panels", "where --worst and --label_errors draw", aliases=("--output_dir",), metavar="DIR"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

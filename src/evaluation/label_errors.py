@@ -1,0 +1,91 @@
+"""Finds masks that look wrong: images ranked by how little a network believes in their labels.
+
+The score of an image is the softmin of its pixels' self-confidence (Lad, Mueller, 2023:
+https://arxiv.org/abs/2307.05080).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.index import Sample
+from evaluation.config import EvalConfig
+from evaluation.evaluator import CheckpointEvaluator, predict_samples
+from models.task import BACKGROUND, BORDER
+from runtime.files import write_rows
+from visual.panels import draw_outline, draw_panel, write_png
+
+TEMPERATURE = 0.1  # of the softmin: lower looks at fewer pixels
+
+
+class Suspect(NamedTuple):
+    """An image and how wrong its mask looks.
+
+    Args:
+        sample: the image.
+        score: from 0, wrong, to 1.
+        doubtful: where the network finds the other class likelier, bool (H, W), at its own size.
+        found: the label map that it finds there.
+    """
+
+    sample: Sample
+    score: float
+    doubtful: np.ndarray
+    found: np.ndarray
+
+
+def self_confidence(decision: torch.Tensor, trimap: torch.Tensor) -> torch.Tensor:
+    """Probability of each pixel's own label, float32 of the trimap's shape; decision logits are of pet or border."""
+    probability = decision.float().sigmoid()
+    return torch.where(trimap != BACKGROUND, probability, 1 - probability)
+
+
+def softmin(confidence: torch.Tensor, temperature: float = TEMPERATURE) -> float:
+    """The mean of self-confidences (n,), weighted by softmax(-confidence / temperature); 1 of none."""
+    if not len(confidence):
+        return 1.0
+    return float((confidence * torch.softmax(-confidence / temperature, dim=0)).sum())
+
+
+def find_suspects(evaluator: CheckpointEvaluator, subset: str) -> list[Suspect]:
+    """Scores all images of a part, in their order. The border of trimaps is left out: it is unsure by definition.
+
+    Raises:
+        UsageError: the network was trained on them.
+    """
+    dataset, task, config = evaluator.part(subset), evaluator.predictor.task, evaluator.config
+    loader, suspects = evaluator.loader(dataset, alone=True), []
+    bar = tqdm(total=len(dataset), desc="looking for label errors", unit="image", leave=False, disable=None, delay=1)
+    with bar:
+        for batch in predict_samples(evaluator.predictor, dataset, loader, config):
+            for sample, prediction, trimap in batch:
+                confidence = self_confidence(prediction.final[0, 0], trimap[0, 0])
+                sure = trimap[0, 0] != BORDER
+                found = task.label_map(prediction.final, config.logit_threshold)[0, 0].cpu().numpy()
+                doubtful = ((confidence < 0.5) & sure).cpu().numpy()
+                suspects.append(Suspect(sample, softmin(confidence[sure]), doubtful, found))
+                bar.update()
+    return suspects
+
+
+def write_suspects(suspects: list[Suspect], count: int, folder: Path, config: EvalConfig) -> Path:
+    """Writes label_errors.csv, of all images and the most suspect first, and panels of the first `count`.
+
+    In a panel the doubtful region is outlined on the image.
+    """
+    suspects = sorted(suspects, key=lambda suspect: suspect.score)
+    rows = [
+        {"rank": rank, "name": s.sample.name, "score": round(s.score, 6), "doubtful_share": round(s.doubtful.mean(), 6)}
+        for rank, s in enumerate(suspects, start=1)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "label_errors.csv", rows)
+    for rank, suspect in enumerate(suspects[:count], start=1):
+        image, trimap = suspect.sample.read(None if config.original_size else suspect.found.shape[::-1])
+        shown = draw_outline(image, suspect.doubtful)
+        panel = draw_panel(shown, suspect.found, trimap, f"{suspect.sample.name}   {suspect.score:.4f}")
+        write_png(panel, folder / f"{rank:03d}_{suspect.sample.name}.png")
+    return folder / "label_errors.csv"

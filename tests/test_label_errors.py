@@ -1,0 +1,61 @@
+"""Images ranked by how wrong their masks look."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.special import softmax
+
+from evaluation.label_errors import self_confidence, softmin
+from helpers import TINY, assert_one_error, rows, run_ok, run_script
+
+
+def test_softmin_is_between_minimum_and_mean():
+    confidence = torch.rand(500, generator=torch.Generator().manual_seed(1))
+    expected = (confidence.numpy() * softmax(-confidence.numpy() / 0.1)).sum()
+    assert softmin(confidence) == pytest.approx(expected, abs=1e-5)
+    assert confidence.min() < softmin(confidence) < confidence.mean()
+    assert softmin(confidence, 1e-4) == pytest.approx(confidence.min().item(), abs=1e-3)
+    assert softmin(torch.zeros(0)) == 1
+
+
+def test_self_confidence_is_the_probability_of_the_label():
+    decision, trimap = torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[1, 2, 3]])
+    expected = torch.tensor([[2.0, -2.0, -1.0]]).sigmoid()
+    torch.testing.assert_close(self_confidence(decision, trimap), expected)
+
+
+def test_spoiled_masks_come_first(dataset, trained, tmp_path):
+    test = [row.split()[0] for row in (dataset / "annotations/list.txt").read_text().splitlines()[1:]]
+    spoiled = test[::8]
+    flags = ("evaluate.py", "--data_path", dataset, "--model_path", trained / "saved_models/tiny_best.pth")
+    for number, name in enumerate(spoiled):
+        file = dataset / f"annotations/trimaps/{name}.png"
+        trimap = np.asarray(Image.open(file)).copy()
+        if number % 2:
+            trimap = np.roll(trimap, 25, axis=1)
+        else:
+            trimap[:, trimap.shape[1] // 2 :] = 2
+        Image.fromarray(trimap).save(file)
+    said = run_ok(*flags, "--subset", "all", "--allow_seen", "--label_errors", 3, "--output_path", "out", cwd=tmp_path)
+    assert "40 images by how wrong their masks look" in said
+    ranked = rows(tmp_path / "out/label_errors/label_errors.csv")
+    assert {row["name"] for row in ranked[: len(spoiled)]} == set(spoiled)
+    scores = [float(row["score"]) for row in ranked]
+    assert scores == sorted(scores)
+    assert [row["rank"] for row in ranked] == [str(i) for i in range(1, 41)]
+    panels = sorted(path.name for path in (tmp_path / "out/label_errors").glob("*.png"))
+    assert panels == [f"{i:03d}_{row['name']}.png" for i, row in enumerate(ranked[:3], start=1)]
+    shown = np.asarray(Image.open(tmp_path / "out/label_errors" / panels[0]))
+    assert (shown == (255, 0, 255)).all(-1).sum() > 20  # the doubtful region is outlined
+    assert_one_error(run_script(*flags, "--subset", "train", "--label_errors", 3, cwd=tmp_path), "was trained on")
+
+
+def test_each_fold_looks_at_its_own_validation_images(shared_dataset, tmp_path):
+    data = ("--data_path", shared_dataset)
+    for number in (1, 2):
+        run_ok("train.py", *data, *TINY, "--folds", 2, "--fold", number, "--epochs", 1, cwd=tmp_path)
+    best = [tmp_path / f"saved_models/fold_{number}/tiny_best.pth" for number in (1, 2)]
+    run_ok("evaluate.py", *data, "--model_path", *best, "--label_errors", 2, cwd=tmp_path)
+    ranked = rows(tmp_path / "worst_panels/label_errors/label_errors.csv")
+    assert len({row["name"] for row in ranked}) == len(ranked) == 36
