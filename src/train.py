@@ -24,9 +24,9 @@ from data.cache import open_cache
 from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
 from data.download import download
-from data.index import find_root, fingerprint
+from data.index import find_root, fingerprint, list_samples
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
-from data.splits import MODES, split_samples, stratified_subset
+from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from models.encoder_weights import load_encoder_weights
@@ -236,8 +236,12 @@ def open_data(
         UsageError: the run that is resumed had other images.
     """
     root = find_root(config.data_path)
-    copies = "near" if content is None else content["data"].get("copies")
-    split = split_samples(root, config.split, config.seed, copies=copies, fold=config.fold_of_folds)
+    if content is None:
+        groups = group_names(list_samples(root), config.group_regex, config.groups)
+        together = {"copies": "near", "fold": config.fold_of_folds, "groups": groups}
+    else:
+        together = {name: content["data"].get(name) for name in TOGETHER}
+    split = split_samples(root, config.split, config.seed, **together)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
         if not split.train:
@@ -250,8 +254,7 @@ def open_data(
     data = {
         "split": config.split,
         "seed": config.seed,
-        "copies": copies,
-        "fold": config.fold_of_folds,
+        **together,
         "fingerprints": prints,
         "train_names": [sample.name for sample in split.train],
     }

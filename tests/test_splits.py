@@ -11,9 +11,9 @@ from PIL import ImageOps
 from data.copies import connected, find_copies, near_copies
 from data.datasets import OxfordPetDataset
 from data.index import Sample, fingerprint, list_samples, read_list
-from data.splits import split_samples, stratified_subset
+from data.splits import group_names, split_samples, stratified_subset
 from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
-from runtime.errors import DatasetError
+from runtime.errors import DatasetError, UsageError
 from stubs import photograph
 
 
@@ -220,3 +220,54 @@ def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
     assert_one_error(run_script(*flags, *best, cwd=tmp_path), "was trained on")
     wrong = run_script("train.py", *data, *TINY, "--folds", 2, "--fold", 3, cwd=tmp_path)
     assert_one_error(wrong, "there is no fold 3 of 2")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
+    root = make_dataset(tmp_path / "data", count=120, breeds=4)
+    groups = {sample.name: f"video {int(sample.name.split('_')[1]) // 6}" for sample in list_samples(root)}
+    parts = split_samples(root, seed=seed, groups=groups)
+    assert [len(part) for part in parts[:3]] == [96, 12, 12]
+    homes = [{groups[name] for name in names(part)} for part in parts[:3]]
+    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+    folds = [split_samples(root, seed=seed, fold=(number, 3), groups=groups) for number in (1, 2, 3)]
+    for part in folds:
+        assert not {groups[name] for name in names(part.train)} & {groups[name] for name in names(part.valid)}
+    test = names(split_samples(root, "official").test)
+    apart = {name: f"{group} {name in test}" for name, group in groups.items()}
+    apart.update(dict.fromkeys((test[0], next(name for name in groups if name not in test)), "both"))
+    official = split_samples(root, "official", groups=apart)
+    homes = [{apart[name] for name in names(part)} for part in official[:3]]
+    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+    assert 7 <= len(official.valid) <= 9
+    assert len(official.test) == 39
+
+
+def test_groups_by_regex_and_file(shared_dataset, tmp_path):
+    samples = list_samples(shared_dataset)
+    by_breed = group_names(samples, r"^(\D+\d)_", None)
+    assert set(by_breed.values()) == {"Cat0", "Cat1", "dog2", "dog3"}
+    assert group_names(samples, "Cat.", None) == {name: name[:4] for name in by_breed if name[0] == "C"}
+    (tmp_path / "groups.csv").write_text("Cat0_0,a\nCat1_1 a\n\ndog2_2\tb\nnobody,c\n")
+    assert group_names(samples, None, tmp_path / "groups.csv")["Cat1_1"] == "a"
+    for text, said in (("Cat0_0 a b", "not `name group`"), ("x y", "names no image"), (None, "can't be read as text")):
+        file = tmp_path / f"{said[:3]}.txt"
+        if text:
+            file.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            group_names(samples, None, file)
+
+
+def test_a_run_remembers_its_groups(shared_dataset, tmp_path):
+    data = ("--data_path", shared_dataset)
+    flags = ("train.py", *data, *TINY, "--epochs", 1, "--group_regex")
+    run_ok(*flags, r"_(\d)", cwd=tmp_path)
+    content = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)
+    digits = {name.split("_")[1][0] for name in content["data"]["train_names"]}
+    assert len(content["data"]["groups"]) == 40
+    run_ok("train.py", *data, "--resume", "--epochs", 1, cwd=tmp_path)
+    run_ok("evaluate.py", *data, "--csv", "rows.csv", cwd=tmp_path)
+    assert not digits & {row["name"].split("_")[1][0] for row in rows(tmp_path / "rows.csv")}
+    assert_one_error(run_script(*flags, "(", cwd=tmp_path), "is no regular expression")
+    both = run_script(*flags, "x", "--groups", "y", cwd=tmp_path)
+    assert_one_error(both, "--group_regex and --groups say the same")

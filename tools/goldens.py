@@ -31,7 +31,7 @@ BASE = "8cc16f8"
 # Columns and keys that must differ, or that hold words. `precision` was written twice at BASE.
 IGNORED = {"run_id", "seconds", "images_per_second", "resumed", "time", "precision", "compute"}
 IGNORED |= {"progressive", "validate_every", "decoder", "init", "teacher", "copies", "seen_names"}
-IGNORED |= {"patience", "folds", "fold", "resize", "tile", "calibration_error"}  # not in BASE
+IGNORED |= {"patience", "folds", "fold", "groups", "group_regex", "resize", "tile", "calibration_error"}  # not in BASE
 TINY = "--data_path data --image_size 64 --encoder_weights none --batch_size 8 --learning_rate 1e-3"
 
 

@@ -10,7 +10,7 @@ from data.cache import open_cache, write_record
 from data.copies import near_copies
 from data.image_io import Preprocessing
 from data.index import Sample, find_root, has_lists, list_samples
-from data.splits import SPLITS, SUBSETS, Split, part_samples, split_samples
+from data.splits import SPLITS, SUBSETS, TOGETHER, Split, part_samples, split_samples
 from models.task import BACKGROUND, BORDER
 from runtime.errors import UsageError
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -160,7 +160,7 @@ def open_checkpoint_part(
     cache = open_cache(root, size) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
-        split = split_samples(root, split, data["seed"], (mode,), data.get("copies"), data.get("fold"))
+        split = split_samples(root, split, data["seed"], (mode,), **{name: data.get(name) for name in TOGETHER})
     return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, resize=resize, cache=cache)
 
 

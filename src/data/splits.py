@@ -1,6 +1,7 @@
 """Which part of a dataset an image belongs to."""
 
 import collections
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +10,12 @@ import numpy as np
 
 from data.copies import connected, find_copies, near_copies
 from data.index import LISTS, Sample, by_name, has_lists, list_samples, read_list, require_files
-from runtime.errors import DatasetError, raise_faults
+from runtime.errors import DatasetError, UsageError, raise_faults
 
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")
+TOGETHER = ("copies", "fold", "groups")  # arguments of `split_samples` that a checkpoint may lack
 
 
 class Split(NamedTuple):
@@ -46,6 +48,7 @@ def split_samples(
     needed: tuple[str, ...] = MODES,
     copies: str | None = "near",
     fold: Sequence[int] | None = None,
+    groups: dict[str, str] | None = None,
 ) -> Split:
     """Divides the samples into the parts train, valid and test, disjoint in names and in content.
 
@@ -59,6 +62,7 @@ def split_samples(
             byte for byte. The lists of `official` are left as they are but for those.
         fold: (I, K) divides all images but the test part into K folds with the same share of every breed, copies in
             one fold; the I-th, from 1 on, is for validation.
+        groups: by name of an image; images of one group, such as frames of a video, are never in two parts.
 
     Raises:
         DatasetError: a list is missing or malformed, listed files are missing, or a part is empty.
@@ -76,17 +80,20 @@ def split_samples(
         raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
         train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
         parts = {"train": train, "valid": trainval[9::10], "test": test}
+        if groups:
+            parts |= _deal_out(trainval, _members(trainval, groups), {"train": 0.9, "valid": 0.1})
     else:
         if has_lists(root) and not (root / "annotations/list.txt").is_file():
             for name in ("trainval", "test"):  # a part of the images would be divided in another way
                 read_list(root, name)
-        parts = _stratified(list_samples(root), seed)
+        parts = _stratified(list_samples(root), seed, groups)
     require_files(root, [sample for part in parts.values() for sample in part])
-    groups = find_copies([sample for part in parts.values() for sample in part])
+    everything = [sample for part in parts.values() for sample in part]
+    together = [*find_copies(everything), *_members(everything, groups)]
     near = near_copies(root) if copies == "near" and (split != "official" or fold) else []
-    moved = _unite(parts, groups if split == "official" else groups + near)
+    moved = _unite(parts, together if split == "official" else together + near)
     if fold:
-        parts["train"], parts["valid"] = _fold(parts["train"] + parts["valid"], *fold, seed, groups + near)
+        parts["train"], parts["valid"] = _fold(parts["train"] + parts["valid"], *fold, seed, together + near)
     for mode, part in parts.items():
         if not part and mode in needed:
             listed = sum(len(p) for p in parts.values())
@@ -110,22 +117,75 @@ def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
     ]
 
 
-def _stratified(samples: list[Sample], seed: int) -> dict[str, list[Sample]]:
+def _stratified(samples: list[Sample], seed: int, groups: dict[str, str] | None) -> dict[str, list[Sample]]:
+    order = _by_breed(samples, seed)
+    if groups:
+        return _deal_out(order, _members(order, groups), {"train": 0.8, "valid": 0.1, "test": 0.1})
     # Every run of ten gives eight, one and one: each part gets its share of every breed, to within one image.
     parts: dict[str, list[Sample]] = {mode: [] for mode in MODES}
-    for i, sample in enumerate(_by_breed(samples, seed)):
+    for i, sample in enumerate(order):
         parts[{4: "valid", 9: "test"}.get(i % 10, "train")].append(sample)
     return parts
 
 
-def _fold(samples: list[Sample], number: int, count: int, seed: int, copies: list) -> tuple[list[Sample], list[Sample]]:
+def _members(samples: list[Sample], groups: dict[str, str] | None) -> list[list[Sample]]:
+    """The samples of each group."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples if groups else ():
+        if sample.name in groups:
+            found.setdefault(groups[sample.name], []).append(sample)
+    return list(found.values())
+
+
+def _deal_out(order: list[Sample], together: list, shares: dict) -> dict:
+    """Divides samples among the keys of `shares`: each unit goes where most is lacking, the largest units first."""
+    grouped = [[s for s in group if s in set(order)] for group in connected(together)]
+    single = set(order) - {sample for group in grouped for sample in group}
+    units = sorted(grouped, key=lambda unit: -len(unit)) + [[sample] for sample in order if sample in single]
+    parts: dict = {key: [] for key in shares}
+    for unit in units:
+        lacking = {key: share * len(order) - len(parts[key]) for key, share in shares.items()}
+        parts[max(lacking, key=lacking.get)] += unit
+    return parts
+
+
+def _fold(samples: list[Sample], number: int, count: int, seed: int, together: list) -> tuple[list, list]:
     """The training and validation images of fold `number` of `count`; see `split_samples`."""
     order = _by_breed(samples, seed)
     home = {sample: i % count + 1 for i, sample in enumerate(order)}
-    for group in connected(copies):
+    for group in connected(together):
         for sample in (members := [sample for sample in group if sample in home]):
             home[sample] = home[members[0]]
     return tuple([s for s in order if (home[s] == number) == validates] for validates in (False, True))
+
+
+def group_names(samples: list[Sample], regex: str | None, file: str | None) -> dict[str, str] | None:
+    """The group of each image, by its name; None without groups.
+
+    Args:
+        samples: all of the dataset.
+        regex: searched in the names; its first bracket, or all that it matches, names the group.
+        file: lines of `name group`, with spaces, a comma or a tab between.
+
+    Raises:
+        UsageError: the file can't be read, has another kind of line, or names no image of the dataset.
+    """
+    if regex is not None:
+        found = {sample.name: re.search(regex, sample.name) for sample in samples}
+        return {name: match.group(bool(match.groups())) for name, match in found.items() if match}
+    if file is None:
+        return None
+    try:
+        lines = [re.split(r"[,\t ]+", line.strip()) for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--groups: {file} can't be read as text ({error})") from None
+    wrong = [line for line in lines if line != [""] and len(line) != 2]
+    if wrong:
+        raise UsageError(f"--groups: {file} has a line that is not `name group`: {' '.join(wrong[0])!r}")
+    named = {line[0]: line[1] for line in lines if len(line) == 2}
+    if not named.keys() & {sample.name for sample in samples}:
+        raise UsageError(f"--groups: {file} names no image of the dataset; names have no folder and no ending")
+    return named
 
 
 def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:

@@ -141,6 +141,7 @@ def schema(model_names) -> dict:
             "seed": whole(0, 2**32 - 1),
             "copies": Maybe(one_of("near")),  # which copies `80-10-10` keeps in one part; of old: byte for byte equal
             "fingerprints": DictOf(one_of("train", "valid", "test"), SHA256),
+            "groups": Maybe(DictOf(NAME, NAME)),
             "fold": Maybe(Rule("two numbers, I of K", _is_fold)),
             "train_names": ListOf(NAME),
             "seen_names": Maybe(ListOf(NAME)),

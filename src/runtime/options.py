@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,6 +146,15 @@ def words_of(known, what: str) -> Callable[[str], list[str]]:
         return words
 
     return parse
+
+
+def regex(text: str) -> str:
+    """Accepts regular expressions."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
+    return text
 
 
 positive_number = number(0)

@@ -24,6 +24,7 @@ from runtime.options import (
     option,
     options_of,
     positive_number,
+    regex,
     whole_number,
 )
 from training.losses import LOSSES
@@ -63,6 +64,10 @@ class TrainConfig(CommonConfig):
         metavar="K",
     )
     fold: int = fixed(1, "the fold of --folds that validates, from 1 on", whole_number(1, 100), metavar="I")
+    group_regex: str | None = fixed(
+        None, "images of one group stay in one part: what this finds in a name is its group", regex, metavar="REGEX"
+    )
+    groups: str | None = fixed(None, "the same from a file with lines of `name group`", metavar="FILE")
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     augment: str | None = fixed(
         None,
@@ -293,6 +298,8 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     for name in ("color_jitter", "augment_strength"):
         if overrides.get(name) and not config.augments:
             raise UsageError(f"--{name} needs --augment bulk or online")
+    if config.group_regex and config.groups:
+        raise UsageError("--group_regex and --groups say the same; leave one of them out")
     if config.fold > (config.folds or 1):
         raise UsageError(f"there is no fold {config.fold} of {config.folds or 1}; use --folds K and --fold I")
     if config.patience and config.scheduler == "cosine":
