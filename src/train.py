@@ -28,7 +28,7 @@ from data.index import find_root, fingerprint, list_samples
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
 from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
-from models.checkpoint import build_from_checkpoint, load_checkpoint
+from models.checkpoint import build_from_checkpoint, load_checkpoint, seen_names
 from models.encoder_weights import load_encoder_weights
 from models.task import TASKS
 from runtime.device import Precision, choose_precision, get_device
@@ -99,8 +99,7 @@ def run(config: TrainConfig, overrides: dict, device: torch.device, context: Dis
         source = "" if state.owns_files else f" {shlex.quote(str(resumed_from))}"
         if state.owns_files:
             state.write_log()  # it may have been killed before it did
-        more = "" if progress.epoch >= progress.planned_epochs else f" --patience {patience + 5}"
-        print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5{more}")
+        print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5")
         return
     if resumed_from is not None:
         if not state.owns_files:
@@ -128,7 +127,7 @@ def prepare(
         download(writable_folder(config.data_path))
     context.barrier()  # the others wait for the download here
     *parts, data = open_data(config, content, resumed_from)
-    teacher = open_teacher(config, device, source, data)
+    teacher = open_teacher(config, device, source, data, parts[1])
     lock = None
     if context.first:
         for folder in (config.save_dir, config.log_dir):
@@ -186,7 +185,7 @@ def build_state(
     seed_everything(config.seed, config.deterministic)
     if source.initial is not None:
         model = build_from_checkpoint(source.initial, config.init)
-        encoder_start = f"from {Path(config.init).name}, like the rest"
+        encoder_start = f"from {Path(config.init).name}, like the whole network"
     else:
         model = build_model(config.model_name, **config.network)
         encoder_start = source.content["encoder_start"] if source.content else ""
@@ -210,7 +209,9 @@ def load_source(config: TrainConfig, overrides: dict) -> Source:
     return Source(initial=None if config.init is None else load_checkpoint(config.init))
 
 
-def open_teacher(config: TrainConfig, device: torch.device, source: Source, data: dict) -> Teacher | None:
+def open_teacher(
+    config: TrainConfig, device: torch.device, source: Source, data: dict, valid_set: SimpleOxfordPetDataset
+) -> Teacher | None:
     """The teacher of a run, if it has one. Its fingerprint, and what images it and initial weights saw, go into `data`.
 
     Raises:
@@ -220,10 +221,16 @@ def open_teacher(config: TrainConfig, device: torch.device, source: Source, data
     teacher = load_teacher(config, device, TASKS[config.classes], before.get("teacher"))
     if source.content and (teacher is None) != (before.get("teacher") is None):
         raise UsageError(f"{source.path} was trained {'without' if teacher else 'with'} a teacher; resume it likewise")
-    seen = {*(before.get("seen_names") or ()), *(teacher.train_names if teacher else ())}
-    if source.initial:
-        seen |= {*source.initial["data"]["train_names"], *(source.initial["data"].get("seen_names") or ())}
+    seen = {*(before.get("seen_names") or ()), *(teacher.seen_names if teacher else ())}
+    seen |= seen_names(source.initial) if source.initial else set()
     data.update(seen_names=sorted(seen - {*data["train_names"]}), teacher=teacher and teacher.fingerprint)
+    known = len(seen & {sample.name for sample in valid_set.samples})
+    if known:
+        print(
+            f"WARNING: {known} of the {len(valid_set)} validation images were seen by the initial weights or the "
+            "teacher: the validation Dice is INFLATED. Use the split, seed and fold that these were trained with.",
+            file=sys.stderr,
+        )
     return teacher
 
 
@@ -264,7 +271,7 @@ def open_data(
             f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"
         )
     if split.moved:
-        print(f"{split.moved} copies of images in other parts were moved into training.")
+        print(f"{split.moved} images with copies, or others of their group, in other parts were moved into training.")
     print_resized_masks([sample for part in split[:3] for sample in part])
     cache = open_cache(root, config.image_size) if config.cache == "on" else None
     options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}

@@ -228,10 +228,13 @@ def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
     groups = {sample.name: f"video {int(sample.name.split('_')[1]) // 6}" for sample in list_samples(root)}
     parts = split_samples(root, seed=seed, groups=groups)
     assert [len(part) for part in parts[:3]] == [96, 12, 12]
+    for part in parts[1:3]:
+        assert len({sample.breed for sample in part}) == 4
     homes = [{groups[name] for name in names(part)} for part in parts[:3]]
     assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
     folds = [split_samples(root, seed=seed, fold=(number, 3), groups=groups) for number in (1, 2, 3)]
     for part in folds:
+        assert 36 <= len(part.valid) <= 42
         assert not {groups[name] for name in names(part.train)} & {groups[name] for name in names(part.valid)}
     test = names(split_samples(root, "official").test)
     apart = {name: f"{group} {name in test}" for name, group in groups.items()}
@@ -248,9 +251,17 @@ def test_groups_by_regex_and_file(shared_dataset, tmp_path):
     by_breed = group_names(samples, r"^(\D+\d)_", None)
     assert set(by_breed.values()) == {"Cat0", "Cat1", "dog2", "dog3"}
     assert group_names(samples, "Cat.", None) == {name: name[:4] for name in by_breed if name[0] == "C"}
-    (tmp_path / "groups.csv").write_text("Cat0_0,a\nCat1_1 a\n\ndog2_2\tb\nnobody,c\n")
-    assert group_names(samples, None, tmp_path / "groups.csv")["Cat1_1"] == "a"
-    for text, said in (("Cat0_0 a b", "not `name group`"), ("x y", "names no image"), (None, "can't be read as text")):
+    (tmp_path / "groups.csv").write_text("Cat0_0,a b\nCat1_1 a\n\ndog2_2\tb\n")
+    found = group_names(samples, None, tmp_path / "groups.csv")
+    assert found == {"Cat0_0": "a b", "Cat1_1": "a", "dog2_2": "b"}
+    spaced = [Sample("photo 1", Path("photo 1.jpg"))]
+    (tmp_path / "groups.csv").write_text("photo 1 clip\n")
+    assert group_names(spaced, None, tmp_path / "groups.csv") == {"photo 1": "clip"}
+    for pattern in ("nothing", "^()"):
+        with pytest.raises(UsageError, match="finds a group in no name, such as Cat0_0"):
+            group_names(samples, pattern, None)
+    cases = (("Cat0_0", "not `name group`"), ("x y", "not `name group` of an image"), (None, "can't be read"))
+    for text, said in (*cases, ("Cat0_0 a\nCat0_0 b", "line 2 names an image twice")):
         file = tmp_path / f"{said[:3]}.txt"
         if text:
             file.write_text(text)

@@ -18,7 +18,7 @@ from training.trainer import training_step
 
 
 def teacher_of(model, size: int) -> Teacher:
-    return Teacher(Predictor(model, Precision(CPU)), size, "", [])
+    return Teacher(Predictor(model, Precision(CPU)), size, "", set())
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
@@ -97,7 +97,7 @@ def test_init_takes_network_weights_and_size(trained, shared_dataset, shared_own
     flags = ("train.py", "--data_path", shared_own, "--init", file, "--epochs", 1, "--learning_rate", 1e-30)
     assert_one_error(run_script(*flags, "--attention", "se", cwd=tmp_path), "has attention none; leave these flags out")
     said = run_ok(*flags, cwd=tmp_path)
-    assert "encoder from tiny_best.pth, like the rest" in said
+    assert "encoder from tiny_best.pth, like the whole network" in said
     after = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
     assert after["preprocessing"]["image_size"] == before["preprocessing"]["image_size"] == 64
     for name, value in before["weights"].items():
@@ -108,3 +108,25 @@ def test_init_takes_network_weights_and_size(trained, shared_dataset, shared_own
     assert_one_error(run_script(*evaluate, cwd=tmp_path), "was trained on 32 of these 40 images")
     run_ok("train.py", "--data_path", shared_own, "--resume", "--epochs", 1, cwd=tmp_path)
     assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth")["data"]["seen_names"] == after["data"]["seen_names"]
+
+
+def test_what_a_teacher_or_initial_weights_saw_is_remembered_and_told(trained, shared_dataset, tmp_path):
+    data = ("--data_path", shared_dataset)
+    file = trained / "saved_models/tiny_best.pth"
+    first = tmp_path / "first"
+    first.mkdir()
+    run_ok("train.py", *data, "--init", file, "--train_fraction", 0.3, "--epochs", 1, cwd=first)
+    second, flags = tmp_path / "second", ("train.py", *data, *TINY, "--epochs", 1, "--train_fraction", 0.2)
+    second.mkdir()
+    run_ok(*flags, "--teacher", first / "saved_models/tiny_best.pth", cwd=second)
+    content = load_checkpoint(second / "saved_models/tiny_best.pth")
+    seen = {*content["data"]["train_names"], *content["data"]["seen_names"]}
+    assert seen == set(load_checkpoint(file)["data"]["train_names"])
+    done = run_script(*flags, "--init", file, "--seed", 7, "--image_size", 64, cwd=tmp_path)
+    assert done.returncode == 2  # --encoder_weights is in TINY
+    assert_one_error(done, "leave --encoder_weights out")
+    done = run_script("train.py", *data, "--init", file, "--seed", 7, "--epochs", 1, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "validation images were seen by the initial weights or the teacher" in done.stderr
+    own = run_script(*flags, "--teacher", "saved_models/tiny_best.pth", cwd=first)
+    assert_one_error(own, "this run replaces its teacher")

@@ -190,10 +190,14 @@ def test_patience_ends_a_run_and_survives_a_resume(tmp_path, shared_dataset):
     done = log_rows(tmp_path)
     dice = [float(row["val_dice"]) for row in done]
     assert len(done) == dice.index(max(dice)) + 3 < 40
-    said = run_ok("train.py", *data, "--resume", cwd=tmp_path)
-    assert "This run is complete" in said
-    assert "--patience 7" in said
+    assert "This run is complete" in run_ok("train.py", *data, "--resume", cwd=tmp_path)
     run_ok("train.py", *data, "--resume", "--patience", 3, cwd=tmp_path)
     assert len(log_rows(tmp_path)) == len(done) + 1
+    run_ok("train.py", *data, "--resume", "--epochs", 9, "--patience", 2, cwd=tmp_path)
+    assert len(log_rows(tmp_path)) == len(done) + 3  # counted anew
+    seldom = ("--validate_every", 4, "--patience", 2, "--epochs", 20, "--save_dir", "seldom", "--log_dir", "seldom")
+    run_ok("train.py", *data, *TINY, "--learning_rate", 1e-30, "--scheduler", "none", *seldom, cwd=tmp_path)
+    assert len(rows(tmp_path / "seldom/tiny_training_log.csv")) % 4 == 0
+    assert_one_error(run_script("train.py", *data, *TINY, "--fold", 1, cwd=tmp_path), "--fold needs --folds")
     cosine = run_script("train.py", *data, *TINY, "--scheduler", "cosine", "--patience", 2, cwd=tmp_path)
     assert_one_error(cosine, "--patience would cut the plan of --scheduler cosine")

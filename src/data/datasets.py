@@ -11,6 +11,7 @@ from data.copies import near_copies
 from data.image_io import Preprocessing
 from data.index import Sample, find_root, has_lists, list_samples
 from data.splits import SPLITS, SUBSETS, TOGETHER, Split, part_samples, split_samples
+from models.checkpoint import seen_names
 from models.task import BACKGROUND, BORDER
 from runtime.errors import UsageError
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -166,7 +167,7 @@ def open_checkpoint_part(
 
 def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[str]:
     """Names of those samples that a checkpoint was not trained on, but on a near copy of."""
-    seen = set(content["data"]["train_names"])
+    seen = seen_names(content)
     if not any(sample.name in seen for sample in list_samples(root)):
         return set()
     pairs = [(a.name, b.name) for a, b in near_copies(root)]
@@ -176,7 +177,7 @@ def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[
 
 def refuse_seen(content: dict, samples: list[Sample], path: Path) -> None:
     """Raises UsageError where a checkpoint was trained on some of these samples."""
-    seen = {*content["data"]["train_names"], *(content["data"].get("seen_names") or ())}
+    seen = seen_names(content)
     hits = [sample.name for sample in samples if sample.name in seen]
     if hits:
         raise UsageError(

@@ -1,6 +1,5 @@
 """Which part of a dataset an image belongs to."""
 
-import collections
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ class Split(NamedTuple):
     train: list[Sample]
     valid: list[Sample]
     test: list[Sample]
-    moved: int  # images moved into training because a copy is in another part
+    moved: int  # images moved into training because a copy, or one of their group, is in another part
 
 
 def part_samples(
@@ -99,8 +98,8 @@ def split_samples(
             listed = sum(len(p) for p in parts.values())
             raise DatasetError(
                 f"{root}: the {mode} part of the split {split} is empty: there are {listed} images in all, of which "
-                f"{moved} were moved into training as copies; at least ten different ones are "
-                "needed (evaluate.py --subset all needs no parts)"
+                f"{moved} were moved into training, with copies or groups; at least ten different ones are needed, or "
+                "fewer folds (evaluate.py --subset all needs no parts)"
             )
     return Split(**parts, moved=moved)
 
@@ -138,25 +137,25 @@ def _members(samples: list[Sample], groups: dict[str, str] | None) -> list[list[
 
 
 def _deal_out(order: list[Sample], together: list, shares: dict) -> dict:
-    """Divides samples among the keys of `shares`: each unit goes where most is lacking, the largest units first."""
-    grouped = [[s for s in group if s in set(order)] for group in connected(together)]
-    single = set(order) - {sample for group in grouped for sample in group}
-    units = sorted(grouped, key=lambda unit: -len(unit)) + [[sample] for sample in order if sample in single]
+    """Divides samples among the keys of `shares`, whole groups first and the largest first.
+
+    Each goes where the least of the share is there yet, so that what follows each other, such as a breed, is spread.
+    """
+    place = {sample: i for i, sample in enumerate(order)}
+    grouped = [sorted((s for s in group if s in place), key=place.get) for group in connected(together)]
+    grouped = sorted((unit for unit in grouped if unit), key=lambda unit: (-len(unit), place[unit[0]]))
+    taken = {sample for unit in grouped for sample in unit}
     parts: dict = {key: [] for key in shares}
-    for unit in units:
-        lacking = {key: share * len(order) - len(parts[key]) for key, share in shares.items()}
-        parts[max(lacking, key=lacking.get)] += unit
+    for unit in grouped + [[sample] for sample in order if sample not in taken]:
+        parts[min(parts, key=lambda key: len(parts[key]) / shares[key])] += unit
     return parts
 
 
 def _fold(samples: list[Sample], number: int, count: int, seed: int, together: list) -> tuple[list, list]:
     """The training and validation images of fold `number` of `count`; see `split_samples`."""
-    order = _by_breed(samples, seed)
-    home = {sample: i % count + 1 for i, sample in enumerate(order)}
-    for group in connected(together):
-        for sample in (members := [sample for sample in group if sample in home]):
-            home[sample] = home[members[0]]
-    return tuple([s for s in order if (home[s] == number) == validates] for validates in (False, True))
+    folds = _deal_out(_by_breed(samples, seed), together, dict.fromkeys(range(1, count + 1), 1 / count))
+    valid = folds.pop(number)
+    return [sample for fold in folds.values() for sample in fold], valid
 
 
 def group_names(samples: list[Sample], regex: str | None, file: str | None) -> dict[str, str] | None:
@@ -165,38 +164,37 @@ def group_names(samples: list[Sample], regex: str | None, file: str | None) -> d
     Args:
         samples: all of the dataset.
         regex: searched in the names; its first bracket, or all that it matches, names the group.
-        file: lines of `name group`, with spaces, a comma or a tab between.
+        file: lines of `name group`, with a comma or a tab between, or else a space.
 
     Raises:
-        UsageError: the file can't be read, has another kind of line, or names no image of the dataset.
+        UsageError: nothing is found; the file can't be read, has another kind of line, or names no image or one twice.
     """
+    names = {sample.name for sample in samples}
     if regex is not None:
-        found = {sample.name: re.search(regex, sample.name) for sample in samples}
-        return {name: match.group(bool(match.groups())) for name, match in found.items() if match}
+        found = {name: re.search(regex, name) for name in sorted(names)}
+        groups = {name: match.group(bool(match.groups())) for name, match in found.items() if match}
+        groups = {name: group for name, group in groups.items() if group}
+        if not groups:
+            raise UsageError(f"--group_regex {regex!r} finds a group in no name, such as {min(names)}; change it")
+        return groups
     if file is None:
         return None
+    groups = {}
     try:
-        lines = [re.split(r"[,\t ]+", line.strip()) for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--groups: {file} can't be read as text ({error})") from None
-    wrong = [line for line in lines if line != [""] and len(line) != 2]
-    if wrong:
-        raise UsageError(f"--groups: {file} has a line that is not `name group`: {' '.join(wrong[0])!r}")
-    named = {line[0]: line[1] for line in lines if len(line) == 2}
-    if not named.keys() & {sample.name for sample in samples}:
-        raise UsageError(f"--groups: {file} names no image of the dataset; names have no folder and no ending")
-    return named
-
-
-def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
-    """A random part of the samples, the same of every breed; a smaller part lies within a larger one."""
-    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
-    size, seen, place = collections.Counter(sample.breed for sample in samples), collections.Counter(), {}
-    for i in order:  # each sample's place in its breed, from 0 to 1
-        seen[samples[i].breed] += 1
-        place[i] = (seen[samples[i].breed] - 0.5) / size[samples[i].breed]
-    kept = sorted(order, key=place.get)[: round(len(samples) * fraction)]
-    return [samples[i] for i in sorted(kept)]
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UsageError(f"--groups: {file} can't be read ({reason}); name a text file") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        parts = re.split(r"[,\t]", line, maxsplit=1) if re.search(r"[,\t]", line) else line.strip().rsplit(maxsplit=1)
+        name, group = (part.strip() for part in parts) if len(parts) == 2 else ("", "")
+        if not group or name not in names or name in groups:
+            why = "names an image twice" if name in groups else "is not `name group` of an image of the dataset"
+            raise UsageError(f"--groups: {file} line {number} {why} (names have no folder and no ending): {line!r}")
+        groups[name] = group
+    return groups
 
 
 def _unite(parts: dict[str, list[Sample]], copies: list) -> int:

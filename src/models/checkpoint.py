@@ -176,6 +176,11 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
     return model.eval()
 
 
+def seen_names(content: dict) -> set[str]:
+    """Names of the images that a network, its initial weights or its teacher were trained on."""
+    return {*content["data"]["train_names"], *(content["data"].get("seen_names") or ())}
+
+
 def weights_fingerprint(weights: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names and values: tells whether two files hold the same network."""
     digest = hashlib.sha256()

@@ -19,7 +19,9 @@ HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # 
 
 def build_encoder(name: str) -> nn.Module:
     """A classifier of torchvision without its head, with fresh weights."""
-    encoder = get_model(name, weights=None)
+    # Stochastic depth would draw from torch's global random numbers, and a resumed run would draw others.
+    options = {"stochastic_depth_prob": 0.0} if name.startswith(("efficientnet", "convnext", "swin")) else {}
+    encoder = get_model(name, weights=None, **options)
     for part in HEAD:
         if hasattr(encoder, part):
             delattr(encoder, part)
@@ -73,7 +75,8 @@ class EncoderUNet(SegmentationModel):
 
     def blocks(self) -> list[nn.Module]:
         """See SegmentationModel.blocks."""
-        return [self.stem, *getattr(self.encoder, "features", self.encoder.children()), self.bottleneck, *self.ups]
+        layers = [part for name, part in self.encoder.named_children() if name.startswith("layer")]  # of a ResNet
+        return [self.stem, *getattr(self.encoder, "features", layers), self.bottleneck, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""

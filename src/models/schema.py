@@ -117,6 +117,7 @@ PROGRESS = {
     "best_epoch": whole(0, MAX_COUNT),
     "history": Maybe(ListOf(HISTORY_ROW)),
     "resumed": Maybe(ListOf(whole(0, MAX_COUNT))),
+    "patient_from": Maybe(whole(0, MAX_COUNT)),
 }
 
 

@@ -65,9 +65,11 @@ class TrainConfig(CommonConfig):
     )
     fold: int = fixed(1, "the fold of --folds that validates, from 1 on", whole_number(1, 100), metavar="I")
     group_regex: str | None = fixed(
-        None, "images of one group stay in one part: what this finds in a name is its group", regex, metavar="REGEX"
+        None, "images of one group stay in one part; the group is what this finds in the name", regex, metavar="REGEX"
     )
-    groups: str | None = fixed(None, "the same from a file with lines of `name group`", metavar="FILE")
+    groups: str | None = fixed(
+        None, "a file with lines of `name group`; images of one group stay in one part", metavar="FILE"
+    )
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     augment: str | None = fixed(
         None,
@@ -112,7 +114,9 @@ class TrainConfig(CommonConfig):
     init: str | None = fixed(None, "start from the weights of this checkpoint, with its network", metavar="FILE")
     teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
     attention: str = fixed("none", "at the end of each decoder step", choices=tuple(ATTENTION))
-    decoder: str = fixed("plain", "stem: resnet34_unet gets features at full resolution", choices=("plain", "stem"))
+    decoder: str = fixed(
+        "plain", "stem: features at full resolution, of networks on an encoder", choices=("plain", "stem")
+    )
     classes: str = fixed("binary", "pet and background, or pet, background and border", choices=tuple(TASKS))
     recipe: str = fixed("report", "values of the flags that are not given", choices=tuple(RECIPES))
     epochs: int = option(
@@ -286,6 +290,9 @@ def with_size_plan(config: TrainConfig) -> TrainConfig:
     plan = config.progressive
     if plan == "auto":
         plan = automatic_plan(config.image_size, MODELS[config.model_name].stride, config.epochs)
+    least = 2 * MODELS[config.model_name].stride
+    if min(planned_sizes(plan), default=least) < least:
+        raise UsageError(f"--progressive {plan}: {config.model_name} needs sides of {least} pixels at least")
     if len(planned_sizes(plan)) >= config.epochs:
         raise UsageError(f"--progressive {plan} leaves no epoch at full size; plan fewer, or use a larger --epochs")
     return dataclasses.replace(config, progressive=plan)
@@ -300,6 +307,10 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
             raise UsageError(f"--{name} needs --augment bulk or online")
     if config.group_regex and config.groups:
         raise UsageError("--group_regex and --groups say the same; leave one of them out")
+    if config.init is not None and "encoder_weights" in overrides:
+        raise UsageError("--init brings the weights of the encoder, too; leave --encoder_weights out")
+    if "fold" in overrides and not config.folds:
+        raise UsageError("--fold needs --folds K")
     if config.fold > (config.folds or 1):
         raise UsageError(f"there is no fold {config.fold} of {config.folds or 1}; use --folds K and --fold I")
     if config.patience and config.scheduler == "cosine":

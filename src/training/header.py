@@ -27,13 +27,18 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
-    print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), split {config.split}: {sizes}; ", end="")
+    fold = f", fold {config.fold} of {config.folds}" if config.folds else ""
+    groups = f", {len(set(state.data['groups'].values()))} groups" if state.data.get("groups") else ""
+    print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), ", end="")
+    print(f"split {config.split}{fold}{groups}: {sizes}; ", end="")
     print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")
     optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {config.weight_decay:g})"
     average = f", average {config.ema:g}" if config.ema else ""
     print(f"Plan    recipe {config.recipe}: {config.loss}, {optimizer} {config.learning_rate:g}, ", end="")
     print(f"{config.scheduler}{average}, batch {config.batch_size}, {trainer.sampler.steps} steps an epoch, ", end="")
-    print(f"seed {config.seed}")
+    taught = f", teacher {config.teacher}" if config.teacher else ""
+    patience = f", patience {config.patience}" if config.patience else ""
+    print(f"seed {config.seed}{taught}{patience}")
     plan = f"{progress.planned_epochs} epochs"
     if resumed_from is not None:
         plan = (

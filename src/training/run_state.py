@@ -33,6 +33,9 @@ LOG_COLUMNS = [
 ]
 
 
+KINDS = ("best", "last", "epoch")  # of checkpoints
+
+
 @dataclass
 class Progress:
     """Where a run stands. Plain values and one tensor: it goes into the checkpoint as it is."""
@@ -47,10 +50,15 @@ class Progress:
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)  # a row of the log per epoch
     resumed: list[int] = field(default_factory=list)  # after which epochs
+    patient_from: int = 0  # the epoch after which --patience counts
 
     def is_over(self, patience: int) -> bool:
-        """Whether no epoch is left, or none of the last `patience` was the best so far; 0 is endless patience."""
-        tired = 0 < patience <= self.epoch - self.best_epoch and self.best_epoch > 0
+        """Whether no epoch is left, or the last one was validated and none of the last `patience` was the best.
+
+        Patience of 0 is endless. It is counted from the epoch in which more epochs were asked for.
+        """
+        validated = bool(self.history) and self.history[-1]["val_dice"] is not None
+        tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from) and validated
         return self.epoch >= self.planned_epochs or tired
 
 
@@ -192,7 +200,7 @@ def start_progress(
         progress.sums = progress.sums.double()  # the first versions had float32 on MPS
     progress.resumed = [*progress.resumed, progress.epoch]
     if more_epochs:
-        progress.planned_epochs = progress.epoch + config.epochs
+        progress.planned_epochs, progress.patient_from = progress.epoch + config.epochs, progress.epoch
     progress.best_dice, progress.best_epoch = -1.0, 0
     if same_file(resumed_from, checkpoint_path(config.save_dir, config.model_name, "last")):
         best = checkpoint_path(config.save_dir, config.model_name, "best")
@@ -239,7 +247,8 @@ def lock_run(config: TrainConfig) -> contextlib.ExitStack:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-    for folder, stem in ((config.save_dir, name), (config.log_dir, log_path(config).name)):
+    stems = [(config.log_dir, log_path(config).name), *((config.save_dir, f"{name}_{kind}") for kind in KINDS)]
+    for folder, stem in stems:  # of this model alone: `unet` and `unet_small` may be in one folder
         for leftover in Path(folder).glob(f".{stem}*.tmp"):
             leftover.unlink(missing_ok=True)
     return lock

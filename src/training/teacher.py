@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.predictor import Predictor
-from models.checkpoint import open_checkpoint, weights_fingerprint
+from models.checkpoint import checkpoint_path, open_checkpoint, seen_names, weights_fingerprint
 from models.task import Task
 from runtime.device import choose_precision
 from runtime.errors import UsageError
@@ -25,13 +25,13 @@ class Teacher:
         predictor: its network, in evaluation mode.
         image_size: side of the images that it was trained at, and sees.
         fingerprint: of its weights.
-        train_names: of the images that it was trained on.
+        seen_names: of the images that it, its initial weights or its teacher were trained on.
     """
 
     predictor: Predictor
     image_size: int
     fingerprint: str
-    train_names: list[str]
+    seen_names: set[str]
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
@@ -60,6 +60,9 @@ def load_teacher(config: TrainConfig, device: torch.device, task: Task, saved: s
     if config.teacher is None:
         return None
     model, content, path = open_checkpoint(config.teacher, None, config.save_dir)
+    own = [checkpoint_path(config.save_dir, config.model_name, kind) for kind in ("best", "last")]
+    if saved is None and path.resolve() in [file.resolve() for file in own]:
+        raise UsageError(f"this run replaces its teacher {path}; copy that elsewhere, or name another --save_dir")
     if model.task.name != task.name:
         raise UsageError(f"{path} has learned {model.task.name} classes, this run learns {task.name}; use another one")
     fingerprint = weights_fingerprint(content["weights"])
@@ -68,4 +71,4 @@ def load_teacher(config: TrainConfig, device: torch.device, task: Task, saved: s
     size = content["preprocessing"]["image_size"]
     precision = choose_precision(config.amp, device, size)
     predictor = Predictor(precision.to_device(model), precision)
-    return Teacher(predictor, size, fingerprint, content["data"]["train_names"])
+    return Teacher(predictor, size, fingerprint, seen_names(content))

@@ -19,7 +19,7 @@ PANELS = 4  # an epoch, always of the same validation images
 class Board:
     """Writes the rows of a run's log, and panels, into a folder of its own.
 
-    On a resume the curves are written anew from the history in the checkpoint: none has a gap or a double.
+    Epochs that a resumed run trains again replace what was written of them.
 
     Args:
         folder: the run's id names a folder in it.
@@ -38,8 +38,10 @@ class Board:
 
         self.state, self.dataset, self.precision = state, valid_set, precision
         self.numbers = np.linspace(0, len(valid_set) - 1, min(PANELS, len(valid_set))).astype(int).tolist()
-        self.writer = SummaryWriter(str(folder / state.progress.run_id), purge_step=1)
-        for row in state.progress.history:
+        place, progress = folder / state.progress.run_id, state.progress
+        earlier = [] if place.is_dir() else progress.history  # trained without a board
+        self.writer = SummaryWriter(str(place), purge_step=progress.epoch + 1)
+        for row in earlier:
             self._write_curves(row)
 
     def _write_curves(self, row: dict) -> None:

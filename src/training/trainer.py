@@ -103,7 +103,7 @@ class Trainer:
         stop: asked between steps.
         teacher: whose probabilities are learned too, or None.
         resume_command: printed when the run stops.
-        on_epoch: called with the row of the log after each epoch.
+        on_epoch: called with the row of the log after each epoch, before it is saved.
     """
 
     state: RunState
@@ -162,6 +162,7 @@ class Trainer:
         values = [progress.run_id, epoch, *metrics, round(seconds, 3), round(rate, 2)]
         row = dict(zip(LOG_COLUMNS, values))
         progress.history.append(row)
+        self.on_epoch(row)
         self._finish_epoch(losses[1])
         valid = f"valid loss {row['val_loss']:.4f} dice {row['val_dice']:.4f}" if validated else "not validated"
         print(
@@ -171,7 +172,6 @@ class Trainer:
             f"{'  best' if progress.best_epoch == row['epoch'] else ''}",
             flush=True,
         )
-        self.on_epoch(row)
 
     def validate(self) -> tuple[float, float]:
         """Loss and Dice of the validation images, with the averaged weights where there are any."""
