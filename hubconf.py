@@ -70,6 +70,19 @@ def resnet34_unet(out_channels: int = 1, attention: str = "none", decoder: str =
     return _build("resnet34_unet", out_channels=out_channels, attention=attention, decoder=decoder)
 
 
+def model(name: str, **config) -> torch.nn.Module:
+    """Any network by its name, such as `unet_small` or `swin_t_unet`, with freshly drawn weights.
+
+    Args:
+        name: as in `train.py --model_name`.
+        **config: `out_channels`, `attention`, `decoder`.
+
+    Raises:
+        ValueError: there is no such network, attention or decoder, or nothing has that many channels.
+    """
+    return _build(name, **config)
+
+
 def from_checkpoint(path) -> torch.nn.Module:
     """The network of a checkpoint of train.py, on the CPU in evaluation mode.
 

@@ -7,6 +7,8 @@ import functools
 import importlib.util
 import math
 import os
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +81,12 @@ class Network:
         height, width = image.shape[:2]
         logit = math.log(threshold / (1 - threshold))
         mask = (label_map_at_size(self.predictor.task, decision, logit, height, width) != BACKGROUND).astype(np.uint8)
-        probabilities = sixteen_bits(resize_logits(decision[:1] - logit, height, width)[0])
+        probabilities = sixteen_bits(resize_logits(decision[:1], height, width)[0])
         pixel = max(1, round(max(width, height) / max(decision.shape[1:])))
         results = Path(tempfile.mkdtemp(dir=folder))
         stem = Path(path).stem
         cutout, mask_file = results / f"{stem}_cutout.png", results / f"{stem}_mask.png"
-        write_png(Image.fromarray(np.dstack([image, soft_edges(mask, probabilities, pixel)])), cutout)
+        write_png(Image.fromarray(np.dstack([image, soft_edges(mask, probabilities, pixel, threshold)])), cutout)
         write_png(Image.fromarray(mask * 255), mask_file)
         return draw_outline(image, mask), cutout, mask_file
 
@@ -93,7 +95,10 @@ def build_handlers(config: DemoConfig, folder: Path):
     """What the page calls: `segment` for a new photograph or checkpoint, `redraw` for a new threshold."""
     import gradio
 
-    networks = functools.lru_cache(maxsize=4)(lambda path: Network(path, config))
+    opened = functools.lru_cache(maxsize=4)(lambda path, written: Network(path, config))
+
+    def networks(path: str) -> Network:
+        return opened(path, Path(path).stat().st_mtime_ns)  # a run may replace the file
 
     def told(function):
         """What the user can mend is said in a sentence."""
@@ -136,7 +141,8 @@ def build_page(config: DemoConfig, first: Path, folder: Path):
     import gradio
 
     published = [PUBLISHED] if PUBLISHED.is_file() else []
-    offered = sorted({str(first), *map(str, [*Path(config.save_dir).glob("*_best.pth"), *published])})
+    found = [first, *Path(config.save_dir).glob("*_best.pth"), *published]
+    offered = sorted({path.resolve(): str(path) for path in reversed(found)}.values())
     segment, redraw = build_handlers(config, folder)
     with gradio.Blocks(title="Pet segmentation", analytics_enabled=False) as page:
         gradio.Markdown("# Pet segmentation\nDrop a photograph, paste one, or use the webcam.")
@@ -194,6 +200,7 @@ def main(argv=None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads, too, are gone afterwards
         from starlette.middleware import Middleware
 
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # uploads are deleted then, too
         page = build_page(config, path, Path(folder))
         print(f"The page is http://127.0.0.1:{config.port} ({path}). Ctrl-C ends it.", flush=True)
         try:

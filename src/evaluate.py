@@ -36,20 +36,32 @@ def main(argv=None) -> None:
     overrides = build_parser().parse_overrides(argv)
     config = EvalConfig(**overrides)
     if config.find_threshold and "threshold" in overrides:
-        raise UsageError("--find_threshold looks for what --threshold says; leave one of them out")
+        raise UsageError("--find_threshold and --threshold exclude each other; leave one of them out")
     if config.tile:
         config = dataclasses.replace(config, original_size=True)
     if config.tile and config.tta:
         raise UsageError("--tile can't be combined with --tta here; leave one of them out")
-    if config.calibrate and len(config.model_path or ()) > 1:
-        raise UsageError("--calibrate changes one checkpoint; name one")
-    if config.calibrate and config.subset != "test":
-        raise UsageError("--calibrate fits to the validation images, so score others: --subset test")
+    check_calibrate(config)
+    if config.find_threshold and len(config.model_path or ()) > 1:
+        raise UsageError("--find_threshold needs images that no member was trained on; give --threshold")
     if config.find_threshold and config.subset != "test":
         raise UsageError("--find_threshold chooses on the validation images, so score others: --subset test")
     device = get_device(config.device)
     with init_distributed(device) as context:
         evaluate(config, device, context)
+
+
+def check_calibrate(config: EvalConfig) -> None:
+    """Raises UsageError where a temperature would be fitted to other logits than those that it is for."""
+    if not config.calibrate:
+        return
+    if len(config.model_path or ()) > 1:
+        raise UsageError("--calibrate changes one checkpoint; name one")
+    if config.subset != "test":
+        raise UsageError("--calibrate fits to the validation images, so score others: --subset test")
+    for name in ("tta", "tile", "image_size", "resize", "ignore_border"):
+        if getattr(config, name):
+            raise UsageError(f"--calibrate is for the network as it was trained; leave --{name} out")
 
 
 def evaluate(config: EvalConfig, device: torch.device, context: DistributedContext) -> None:
@@ -59,24 +71,30 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
         other_config = dataclasses.replace(config, model_path=[config.compare], model_name=None)
         other = CheckpointEvaluator(other_config, device, context)
         require_comparable(evaluator, other)
+    paths = config.model_path or []
+    members = [
+        CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, context)
+        for path in (paths if len(paths) > 1 else ())
+    ]
+    for member in members:
+        require_comparable(evaluator, member)
     log_dir = prepare_outputs(config, evaluator)
     content, dataset = evaluator.content, evaluator.dataset
     encoder, precision = content["encoder_start"], evaluator.predictor.precision
-    files = " ".join(config.model_path or [str(evaluator.path)])
-    print(f"Evaluating {evaluator.name.upper()} ({files}; encoder {encoder}) on {device}, {precision}")
+    print(f"Evaluating {evaluator.name.upper()} ({evaluator.files}; encoder {encoder}) on {device}, {precision}")
     part = "labelled" if config.subset == "all" else config.subset
     print(f"{len(dataset)} {part} images of {dataset.root}, split {content['data']['split']}", flush=True)
     print_resized_masks(dataset.samples)
     for one in filter(None, (evaluator, other)):
         one.score()
-    members = config.model_path or []
-    for path in members if len(members) > 1 else ():
-        report_gain(evaluator, CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, context))
+    for member in members:
+        report_gain(evaluator, member)
     if config.label_errors and context.first:
         look_for_label_errors(evaluator, device)
     if context.first:
         if config.calibrate:
-            print(f"The calibrated network is {evaluator.calibrate()}; its masks at threshold 0.5 are the same.")
+            path = evaluator.calibrate()
+            print(f"Wrote {path}. Masks at threshold 0.5 do not change.")
         Report(evaluator, other).write(log_dir)
 
 
@@ -97,11 +115,13 @@ def look_for_label_errors(evaluator: CheckpointEvaluator, device: torch.device) 
     if len(paths) > 1:
         for path in paths:
             one = CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, SINGLE_PROCESS)
-            suspects += find_suspects(one, "valid")
+            suspects += find_suspects(one, "valid", config.label_errors)
+        if len({suspect.sample.name for suspect in suspects}) < len(suspects):
+            raise UsageError("--label_errors: the validation images of the checkpoints overlap; name those of folds")
     else:
-        suspects = find_suspects(evaluator, config.subset)
-    file = write_suspects(suspects, config.label_errors, Path(config.output_path) / "label_errors", config)
-    print(f"{len(suspects)} images by how wrong their masks look, the most suspect first: {file}")
+        suspects = find_suspects(evaluator, config.subset, config.label_errors)
+    file = write_suspects(suspects, config.label_errors, Path(config.output_path) / "label_errors")
+    print(f"Ranked {len(suspects)} images by likely label error, worst first: {file}")
 
 
 def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluator) -> None:
@@ -120,13 +140,18 @@ def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluato
 def prepare_outputs(config: EvalConfig, evaluator: CheckpointEvaluator) -> Path:
     """Makes all folders before the work begins; returns that of the log."""
     log_dir = writable_folder(config.log_dir)
-    if config.csv and config.json and Path(config.csv).resolve() == Path(config.json).resolve():
-        raise UsageError("--csv and --json name one file; name two")
+    files = [Path(file) for file in (config.json, config.csv, config.reliability) if file]
+    if len({file.resolve() for file in files}) < len(files):
+        raise UsageError("--json, --csv and --reliability must name different files")
+    if config.calibrate:
+        if evaluator.predictor.task.class_scores:
+            raise UsageError("--calibrate is for networks of pet and background alone")
+        writable_folder(evaluator.path.parent)
     if config.worst or config.label_errors:
         refuse_overwriting(writable_folder(config.output_path), evaluator.dataset.samples)
-    for file in filter(None, (config.json, config.csv, config.reliability)):
-        writable_folder(Path(file).parent)
-        if Path(file).is_dir():
+    for file in files:
+        writable_folder(file.parent)
+        if file.is_dir():
             raise UsageError(f"{file} is a folder; name a file")
     return log_dir
 

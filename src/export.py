@@ -23,7 +23,13 @@ import torch.nn.functional as F
 from data.image_io import Preprocessing
 from data.inputs import find_samples, read_input
 from models import SegmentationModel
-from models.checkpoint import build_from_checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
+from models.checkpoint import (
+    build_from_checkpoint,
+    load_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+    without_training_state,
+)
 from runtime.errors import RunError, UsageError
 from runtime.files import writable_folder
 from runtime.options import model_name_option, model_path_option, option, words_of
@@ -130,16 +136,13 @@ def export(model: SegmentationModel, content: dict, path: Path) -> None:
 
 
 def publishable(content: dict) -> dict:
-    """A checkpoint without what only training needs, its kernels in half precision: a sixth of the size or less."""
-    kept = {name: content[name] for name in ("model", "preprocessing", "data", "encoder_start")}
+    """A checkpoint without training state, its kernels in half precision: a sixth of the size or less."""
     whole = ("mean", "std")  # of the normalisation
     weights = {
         name: value.half() if value.ndim > 1 and name not in whole else value
         for name, value in content["weights"].items()
     }
-    progress = content.get("progress") or {}
-    known = {name: progress[name] for name in ("run_id", "planned_epochs", "best_dice", "best_epoch") if progress}
-    return {**kept, "weights": weights, "progress": known or None}
+    return without_training_state({**content, "weights": weights})
 
 
 def load_exported(path: Path):

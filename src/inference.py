@@ -21,7 +21,7 @@ from evaluation.config import InferConfig
 from evaluation.ensemble import open_checkpoints
 from evaluation.predictor import Predictor
 from evaluation.segmenter import Segmenter, refuse_overwriting
-from models.checkpoint import PUBLISHED
+from models.checkpoint import PUBLISHED, seen_names
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import RunError, UsageError, raise_faults
@@ -56,7 +56,8 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
     read_rows(log)  # raises before the work is done where rows can't be added
     precision = choose_precision(config.amp, device, preprocessing.image_size)
-    print(f"Segmenting {len(samples)} {what} with {name.upper()} ({path}) on {device}, {precision}", flush=True)
+    files = " ".join(config.model_path or [str(path)])
+    print(f"Segmenting {len(samples)} {what} with {name.upper()} ({files}) on {device}, {precision}", flush=True)
     predictor = Predictor(precision.to_device(model), precision, config.tta)
     segmenter = Segmenter(predictor, preprocessing, config, folder)
     start = time.perf_counter()
@@ -66,7 +67,7 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     seconds = time.perf_counter() - start
     stamp = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "checkpoint": str(path),
+        "checkpoint": files,
         "run_id": (content.get("progress") or {}).get("run_id", ""),
     }
     append_rows(log, [{**stamp, **row} for row in rows])
@@ -88,7 +89,7 @@ def report(rows: list[dict], content: dict, name: str) -> None:
         DatasetError: none of them could.
     """
     scored = [row["dice"] for row in rows if row["dice"] != ""]
-    seen = {Path(row["picture"]).stem for row in rows if row["dice"] != ""} & set(content["data"]["train_names"])
+    seen = {Path(row["picture"]).stem for row in rows if row["dice"] != ""} & seen_names(content)
     if scored:
         print(
             f"{name.upper()} mean Dice: {np.mean(scored):.4f} over {len(scored)} images with ground truth", flush=True

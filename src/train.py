@@ -271,7 +271,8 @@ def open_data(
             f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"
         )
     if split.moved:
-        print(f"{split.moved} images with copies, or others of their group, in other parts were moved into training.")
+        what = "copies, or others of the groups," if together["groups"] else "copies"
+        print(f"{split.moved} {what} of images in other parts were moved into training.")
     print_resized_masks([sample for part in split[:3] for sample in part])
     cache = open_cache(root, config.image_size) if config.cache == "on" else None
     options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}

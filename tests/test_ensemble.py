@@ -51,6 +51,8 @@ def test_an_ensemble_is_scored_with_its_gain(two, shared_dataset, tmp_path):
     run_ok("inference.py", *data, "--model_path", *two, cwd=tmp_path)
     shares = [float(row["dice"]) for row in log_rows(tmp_path, "inference")]
     assert sorted(shares) == pytest.approx(sorted(dice["both"]), abs=1e-3)
+    for kind in ("inference", "evaluation"):
+        assert {row["checkpoint"] for row in log_rows(tmp_path, kind)} >= {" ".join(map(str, two))}
 
 
 def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_path):
@@ -64,5 +66,11 @@ def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_pat
     save_checkpoint(content, [tmp_path / "larger.pth"])
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "larger.pth")
     assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes or image size")
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--find_threshold")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "needs images that no member was trained on")
+    content["preprocessing"]["image_size"], content["data"]["seed"] = 64, 7
+    save_checkpoint(content, [tmp_path / "seed.pth"])
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "seed.pth")
+    assert_one_error(run_script(*flags, "--allow_seen", cwd=tmp_path), "has another test part")
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--calibrate")
     assert_one_error(run_script(*flags, cwd=tmp_path), "--calibrate changes one checkpoint; name one")

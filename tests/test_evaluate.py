@@ -112,7 +112,7 @@ def test_bad_flags_of_evaluation_are_one_error_line(trained, shared_dataset, tmp
         (("--find_threshold", "--subset", "valid"), "--subset test"),
         (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
         (("--csv", "."), "is a folder"),
-        (("--csv", "x", "--json", "./x"), "name two"),
+        (("--csv", "x", "--json", "./x"), "must name different files"),
     ):
         assert_one_error(run_script(*base, *flags, cwd=tmp_path), words)
 

@@ -38,7 +38,7 @@ def test_spoiled_masks_come_first(dataset, trained, tmp_path):
             trimap[:, trimap.shape[1] // 2 :] = 2
         Image.fromarray(trimap).save(file)
     said = run_ok(*flags, "--subset", "all", "--allow_seen", "--label_errors", 3, "--output_path", "out", cwd=tmp_path)
-    assert "40 images by how wrong their masks look" in said
+    assert "Ranked 40 images by likely label error" in said
     ranked = rows(tmp_path / "out/label_errors/label_errors.csv")
     assert {row["name"] for row in ranked[: len(spoiled)]} == set(spoiled)
     scores = [float(row["score"]) for row in ranked]
@@ -59,3 +59,5 @@ def test_each_fold_looks_at_its_own_validation_images(shared_dataset, tmp_path):
     run_ok("evaluate.py", *data, "--model_path", *best, "--label_errors", 2, cwd=tmp_path)
     ranked = rows(tmp_path / "worst_panels/label_errors/label_errors.csv")
     assert len({row["name"] for row in ranked}) == len(ranked) == 36
+    twice = run_script("evaluate.py", *data, "--model_path", best[0], best[0], "--label_errors", 2, cwd=tmp_path)
+    assert_one_error(twice, "the validation images of the checkpoints overlap")

@@ -1,5 +1,6 @@
 """Which part of a dataset an image belongs to."""
 
+import collections
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,17 +71,7 @@ def split_samples(
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     if split == "official":
-        if not has_lists(root):
-            raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
-        there = {name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()}
-        there |= {"test" if mode == "test" else "trainval" for mode in needed}  # else read_list says what is missing
-        trainval, test = (read_list(root, name) if name in there else [] for name in ("trainval", "test"))
-        both = {s.name for s in trainval} & {s.name for s in test}
-        raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
-        train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
-        parts = {"train": train, "valid": trainval[9::10], "test": test}
-        if groups:
-            parts |= _deal_out(trainval, _members(trainval, groups), {"train": 0.9, "valid": 0.1})
+        parts = _official(root, needed, groups)
     else:
         if has_lists(root) and not (root / "annotations/list.txt").is_file():
             for name in ("trainval", "test"):  # a part of the images would be divided in another way
@@ -102,6 +93,21 @@ def split_samples(
                 "fewer folds (evaluate.py --subset all needs no parts)"
             )
     return Split(**parts, moved=moved)
+
+
+def _official(root: Path, needed: tuple[str, ...], groups: dict[str, str] | None) -> dict[str, list[Sample]]:
+    """The parts that the lists of a dataset give; see `split_samples`."""
+    if not has_lists(root):
+        raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
+    there = {name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()}
+    there |= {"test" if mode == "test" else "trainval" for mode in needed}  # else read_list says what is missing
+    trainval, test = (read_list(root, name) if name in there else [] for name in ("trainval", "test"))
+    both = {s.name for s in trainval} & {s.name for s in test}
+    raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
+    train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
+    if groups:
+        return {**_deal_out(trainval, _members(trainval, groups), {"train": 0.9, "valid": 0.1}), "test": test}
+    return {"train": train, "valid": trainval[9::10], "test": test}
 
 
 def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
@@ -195,6 +201,17 @@ def group_names(samples: list[Sample], regex: str | None, file: str | None) -> d
             raise UsageError(f"--groups: {file} line {number} {why} (names have no folder and no ending): {line!r}")
         groups[name] = group
     return groups
+
+
+def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
+    """A random part of the samples, the same of every breed; a smaller part lies within a larger one."""
+    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
+    size, seen, place = collections.Counter(sample.breed for sample in samples), collections.Counter(), {}
+    for i in order:  # each sample's place in its breed, from 0 to 1
+        seen[samples[i].breed] += 1
+        place[i] = (seen[samples[i].breed] - 0.5) / size[samples[i].breed]
+    kept = sorted(order, key=place.get)[: round(len(samples) * fraction)]
+    return [samples[i] for i in sorted(kept)]
 
 
 def _unite(parts: dict[str, list[Sample]], copies: list) -> int:

@@ -34,15 +34,16 @@ def confidence_bins(probability: torch.Tensor, truth: torch.Tensor, counted: tor
         float64 (BINS, 3): number of pixels, sum of confidences, number of right decisions. Confidences are from 0.5 to
         1, the bins from 0 to 1.
     """
-    probability, truth = probability.float().flatten(), truth.flatten() != 0
+    probability, truth = probability.float().flatten().cpu(), truth.flatten().cpu() != 0  # MPS has no float64
     if counted is not None:
-        probability, truth = probability[counted.flatten() != 0], truth[counted.flatten() != 0]
+        some = counted.flatten().cpu() != 0
+        probability, truth = probability[some], truth[some]
     confidence = torch.maximum(probability, 1 - probability)
     right = (probability > 0.5) == truth
     index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     weights = (torch.ones_like(confidence), confidence, right)
     sums = [torch.bincount(index, weights=some.double(), minlength=BINS) for some in weights]
-    return torch.stack(sums, dim=1).cpu().numpy()
+    return torch.stack(sums, dim=1).numpy()
 
 
 def calibration_error(bins: np.ndarray) -> float:

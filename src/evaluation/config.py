@@ -39,7 +39,9 @@ class PredictConfig(CommonConfig):
     resize: str | None = option(
         None, "square: squash images; keep: their shape, the longer side as --image_size", choices=("square", "keep")
     )
-    tile: bool = option(False, "slide over images larger than --image_size, at their own size")
+    tile: bool = option(
+        False, "slide over images larger than --image_size, at their own size; evaluate.py scores at that size, too"
+    )
     tta: bool = option(
         False, "average probabilities over three scales, each straight and flipped; six times the work", group="scoring"
     )
@@ -64,7 +66,9 @@ class EvalConfig(PredictConfig):
     calibrate: bool = option(
         False, "fit a temperature to the validation images, and write <stem>_calibrated.pth with it"
     )
-    reliability: str | None = option(None, "draw right decisions over confidence into this PNG", metavar="FILE")
+    reliability: str | None = option(
+        None, "plot accuracy against confidence (reliability diagram) to this PNG", metavar="FILE"
+    )
     compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
     csv: str | None = option(None, "write one row per image into this file", metavar="FILE")

@@ -46,4 +46,6 @@ def open_checkpoints(
     data = {**content["data"]}
     for name in ("train_names", "seen_names"):
         data[name] = sorted({one for _, some, _ in opened for one in some["data"].get(name) or ()})
-    return Ensemble([model for model, _, _ in opened]).eval(), {**content, "data": data}, path
+    run_ids = " ".join((some.get("progress") or {}).get("run_id", "") for _, some, _ in opened)
+    content = {**content, "data": data, "progress": {"run_id": run_ids}}
+    return Ensemble([model for model, _, _ in opened]).eval(), content, path

@@ -28,7 +28,7 @@ from evaluation.ensemble import open_checkpoints
 from evaluation.metrics import COUNTS, boundary_f, dice_from_counts, pixel_counts
 from evaluation.predictor import Prediction, Predictor
 from evaluation.tiles import predict_tiles
-from models.checkpoint import save_checkpoint
+from models.checkpoint import save_checkpoint, without_training_state
 from models.task import BACKGROUND, BORDER, Task
 from runtime.device import choose_precision, copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
@@ -87,6 +87,7 @@ def predict_samples(predictor: Predictor, dataset: SimpleOxfordPetDataset, loade
             found, some = [], [samples[path] for path in batch["path"]]
             if config.tile and max(some[0].displayed_size()) > size:  # batches are of one image
                 decision = predict_tiles(predictor, some[0].read()[0], size, config.batch_size)[None]
+                decision = decision.to(predictor.precision.device)
                 prediction = Prediction(decision, decision)
             else:
                 prediction = predictor.predict(batch["image"])
@@ -209,7 +210,8 @@ class CheckpointEvaluator:
         """A part of the dataset as the checkpoint wants it. Raises UsageError: see `refuse_seen`."""
         config = self.config
         preprocessing = preprocessing_of(self.content, config.image_size, config.resize)
-        dataset = open_checkpoint_part(config.data_path, self.content, mode, config.cache == "on", preprocessing)
+        use_cache = config.cache == "on" and not config.tile  # tiles are cut from the images themselves
+        dataset = open_checkpoint_part(config.data_path, self.content, mode, use_cache, preprocessing)
         if mode != self.config.subset or not self.config.allow_seen:
             refuse_seen(self.content, dataset.samples, self.path)
         return dataset
@@ -232,11 +234,20 @@ class CheckpointEvaluator:
         _, bins = score_samples(predictor, self.dataset, self.loader(self.dataset, alone=True), config)
         print(f"Temperature {temperature:.3f}, fitted to {len(valid)} validation images: calibration error ", end="")
         print(f"{before:.4f} before, {calibration_error(bins):.4f} after")
-        kept = {name: self.content[name] for name in ("model", "preprocessing", "data", "encoder_start")}
         weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-        path = self.path.with_name(f"{self.path.stem}_calibrated.pth")
-        save_checkpoint({**kept, "weights": weights}, [path])
+        path = self.calibrated_path
+        save_checkpoint(without_training_state({**self.content, "weights": weights}), [path])
         return path
+
+    @property
+    def calibrated_path(self) -> Path:
+        """Where `calibrate` writes."""
+        return self.path.with_name(f"{self.path.stem}_calibrated.pth")
+
+    @property
+    def files(self) -> str:
+        """The checkpoints, as they were named."""
+        return " ".join(self.config.model_path or [str(self.path)])
 
     def score(self) -> None:
         """Finds the threshold, if asked to, and scores the images at it."""

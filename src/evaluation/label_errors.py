@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from data.index import Sample
-from evaluation.config import EvalConfig
 from evaluation.evaluator import CheckpointEvaluator, predict_samples
 from models.task import BACKGROUND, BORDER
 from runtime.files import write_rows
@@ -27,14 +26,16 @@ class Suspect(NamedTuple):
     Args:
         sample: the image.
         score: from 0, wrong, to 1.
-        doubtful: where the network finds the other class likelier, bool (H, W), at its own size.
-        found: the label map that it finds there.
+        share: of the pixels where the network finds the other class likelier.
+        doubtful: these pixels, bool (H, W); of the most suspect images alone.
+        found: likewise, the label map that it finds.
     """
 
     sample: Sample
     score: float
-    doubtful: np.ndarray
-    found: np.ndarray
+    share: float
+    doubtful: np.ndarray | None = None
+    found: np.ndarray | None = None
 
 
 def self_confidence(decision: torch.Tensor, trimap: torch.Tensor) -> torch.Tensor:
@@ -50,8 +51,8 @@ def softmin(confidence: torch.Tensor, temperature: float = TEMPERATURE) -> float
     return float((confidence * torch.softmax(-confidence / temperature, dim=0)).sum())
 
 
-def find_suspects(evaluator: CheckpointEvaluator, subset: str) -> list[Suspect]:
-    """Scores all images of a part, in their order. The border of trimaps is left out: it is unsure by definition.
+def find_suspects(evaluator: CheckpointEvaluator, subset: str, count: int) -> list[Suspect]:
+    """Scores all images of a part; see `most_suspect` for `count`. The border of trimaps is left out: it is unsure.
 
     Raises:
         UsageError: the network was trained on them.
@@ -66,25 +67,34 @@ def find_suspects(evaluator: CheckpointEvaluator, subset: str) -> list[Suspect]:
                 sure = trimap[0, 0] != BORDER
                 found = task.label_map(prediction.final, config.logit_threshold)[0, 0].cpu().numpy()
                 doubtful = ((confidence < 0.5) & sure).cpu().numpy()
-                suspects.append(Suspect(sample, softmin(confidence[sure]), doubtful, found))
+                suspects.append(Suspect(sample, softmin(confidence[sure]), float(doubtful.mean()), doubtful, found))
                 bar.update()
+            suspects = most_suspect(suspects, count)
     return suspects
 
 
-def write_suspects(suspects: list[Suspect], count: int, folder: Path, config: EvalConfig) -> Path:
+def most_suspect(suspects: list[Suspect], count: int) -> list[Suspect]:
+    """In order of their scores; only the first `count` keep their arrays, of which all would fill the memory."""
+    suspects = sorted(suspects, key=lambda suspect: suspect.score)
+    return [*suspects[:count], *(suspect._replace(doubtful=None, found=None) for suspect in suspects[count:])]
+
+
+def write_suspects(suspects: list[Suspect], count: int, folder: Path) -> Path:
     """Writes label_errors.csv, of all images and the most suspect first, and panels of the first `count`.
 
     In a panel the doubtful region is outlined on the image.
     """
-    suspects = sorted(suspects, key=lambda suspect: suspect.score)
+    suspects = most_suspect(suspects, count)
     rows = [
-        {"rank": rank, "name": s.sample.name, "score": round(s.score, 6), "doubtful_share": round(s.doubtful.mean(), 6)}
+        {"rank": rank, "name": s.sample.name, "score": round(s.score, 6), "doubtful_share": round(s.share, 6)}
         for rank, s in enumerate(suspects, start=1)
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("[0-9][0-9][0-9]_*.png"):
+        earlier.unlink()
     write_rows(folder / "label_errors.csv", rows)
     for rank, suspect in enumerate(suspects[:count], start=1):
-        image, trimap = suspect.sample.read(None if config.original_size else suspect.found.shape[::-1])
+        image, trimap = suspect.sample.read(suspect.found.shape[::-1])
         shown = draw_outline(image, suspect.doubtful)
         panel = draw_panel(shown, suspect.found, trimap, f"{suspect.sample.name}   {suspect.score:.4f}")
         write_png(panel, folder / f"{rank:03d}_{suspect.sample.name}.png")

@@ -61,7 +61,7 @@ class Report:
             if config.original_size
             else f"{side}x{side}"
             if resize == "square"
-            else (f"{side} pixels of the longer side")
+            else (f"longer side {side} pixels")
         )
         border = ", border left out" if config.ignore_border else f", outlines within {config.tolerance} pixels"
         print_scores(self.scores, f"Scores at {size}{border}, threshold {config.threshold:g}")
@@ -87,9 +87,7 @@ class Report:
                 f"Without {without['near_copies']} near copies of training images: Dice {without['dice']:.4f}, "
                 f"dataset Dice {without['dataset_dice']:.4f}"
             )
-        print(f"Calibration error, {BINS} bins, all pixels: {calibration_error(evaluator.bins):.4f}")
-        if config.reliability:
-            draw_reliability(evaluator.bins, Path(config.reliability))
+        print(f"Calibration error, {BINS} bins: {calibration_error(evaluator.bins):.4f}")
         dice = self.scores["dice"].value
         verdict = next(words for least, words in VERDICTS if dice >= least)
         print(f"{evaluator.name.upper()} {config.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
@@ -101,7 +99,7 @@ class Report:
         count = len(evaluator.dataset)
         return {
             "model": evaluator.name,
-            "checkpoint": str(evaluator.path),
+            "checkpoint": evaluator.files,
             "run_id": (content.get("progress") or {}).get("run_id", ""),
             "encoder_start": content["encoder_start"],
             "data_path": str(evaluator.dataset.root),
@@ -130,6 +128,8 @@ class Report:
             "dice_without_tta": self.plain_dice and round(self.plain_dice, 6),
             "differences": {name: _rounded(score) for name, score in self.differences.items()},
         }
+        if config.reliability:
+            draw_reliability(evaluator.bins, Path(config.reliability))
         if config.csv:
             write_rows(config.csv, evaluator.rows)
         if config.json:

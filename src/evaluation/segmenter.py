@@ -83,7 +83,8 @@ class Segmenter:
             while True:
                 for sample in itertools.islice(source, ahead - len(reading)):
                     reading.append((sample, pool.submit(self._read, sample)))
-                batch = [reading.popleft() for _ in range(min(self.config.batch_size, len(reading)))]
+                count = 1 if self.config.tile else self.config.batch_size  # of tiles, and results can be large
+                batch = [reading.popleft() for _ in range(min(count, len(reading)))]
                 if not batch:
                     break
                 for result in self._predict([(sample, read.result()) for sample, read in batch]):
@@ -200,7 +201,9 @@ class Segmenter:
             yield "overlays", Image.fromarray(draw_outline(image, mask))
         if "cutouts" in kinds:
             pixel = 1 if found.decision is None else max(1, round(max(width, height) / max(found.decision.shape[1:])))
-            alpha = mask * np.uint8(255) if self.config.hard_edges else soft_edges(mask, probabilities, pixel)
+            alpha = mask * np.uint8(255)
+            if not self.config.hard_edges:
+                alpha = soft_edges(mask, probabilities, pixel, self.config.threshold)
             yield "cutouts", Image.fromarray(np.dstack([image, alpha]))
         if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")

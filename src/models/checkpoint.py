@@ -176,6 +176,14 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
     return model.eval()
 
 
+def without_training_state(content: dict) -> dict:
+    """A checkpoint's content without what only a resume needs."""
+    kept = {name: content[name] for name in ("model", "weights", "preprocessing", "data", "encoder_start")}
+    progress = content.get("progress") or {}
+    known = ("run_id", "planned_epochs", "best_dice", "best_epoch")
+    return {**kept, "progress": {name: progress[name] for name in known} if progress else None}
+
+
 def seen_names(content: dict) -> set[str]:
     """Names of the images that a network, its initial weights or its teacher were trained on."""
     return {*content["data"]["train_names"], *(content["data"].get("seen_names") or ())}

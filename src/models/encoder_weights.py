@@ -98,7 +98,7 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
     layers = len(getattr(model.encoder, "features", ()))
 
     def of_head(key: str) -> bool:
-        part, number, *_ = key.split(".")
+        part, number = [*key.split("."), ""][:2]
         return part in HEAD or (part == "features" and number.isdigit() and int(number) >= layers)
 
     try:

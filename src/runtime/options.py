@@ -96,7 +96,7 @@ def flag_table(config_class) -> str:
         more = (f"--no-{name}",) if isinstance(default, bool) else made.aliases
         shown = {None: "", False: "off"}.get(default, ",".join(default) if isinstance(default, tuple) else default)
         spellings = ", ".join([f"`--{name}{value}`", *(f"`{one}`" for one in more)])
-        rows.append(f"| {spellings} | {made.help} | {shown} |")
+        rows.append(f"| {spellings} | {made.help} | {shown} |".replace("<", "&lt;"))
     return "\n".join(rows)
 
 

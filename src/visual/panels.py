@@ -78,13 +78,14 @@ def sixteen_bits(logits: torch.Tensor) -> np.ndarray:
     return logits.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
 
 
-def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int) -> np.ndarray:
+def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int, threshold: float = 0.5) -> np.ndarray:
     """Alpha, uint8 (H, W): the probability at the outline, where fur is half transparent; 0 or 255 far from it.
 
     Args:
         mask: (H, W), zero for background.
         probabilities: uint16 (H, W).
         pixel: how large a pixel that the network saw is in this image, in its pixels.
+        threshold: the probability at which the mask was cut; there alpha is a half.
     """
     solid = Image.fromarray((mask != 0).astype(np.uint8) * 255)
     alpha, blurred = np.array(solid), np.asarray(solid.filter(ImageFilter.GaussianBlur(1.5 * pixel)))
@@ -92,7 +93,8 @@ def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int) -> np.nd
         rows = slice(top, top + ROWS)
         share = blurred[rows].astype(np.float32) / 255
         share *= 4 * (1 - share)  # of the probability: 1 on the outline, 0 far from it
-        alpha[rows] = np.round(alpha[rows] * (1 - share) + probabilities[rows] * (share / 257))
+        odds = (threshold / (1 - threshold)) * (65535.0 / np.maximum(probabilities[rows], 1) - 1)
+        alpha[rows] = np.round(alpha[rows] * (1 - share) + 255 / (1 + odds) * share)
     return alpha
 
 
