@@ -31,7 +31,17 @@ BASE = "8cc16f8"
 # Columns and keys that must differ, or that hold words. `precision` was written twice at BASE.
 IGNORED = {"run_id", "seconds", "images_per_second", "resumed", "time", "precision", "compute"}
 IGNORED |= {"progressive", "validate_every", "decoder", "init", "teacher", "copies", "seen_names"}
-IGNORED |= {"patience", "folds", "fold", "groups", "group_regex", "resize", "tile", "calibration_error"}  # not in BASE
+IGNORED |= {
+    "patience",
+    "patient_from",
+    "folds",
+    "fold",
+    "groups",
+    "group_regex",
+    "resize",
+    "tile",
+    "calibration_error",
+}  # not in BASE
 TINY = "--data_path data --image_size 64 --encoder_weights none --batch_size 8 --learning_rate 1e-3"
 
 
@@ -154,7 +164,9 @@ def compare(base: Path, head: Path) -> tuple[int, list[str]]:
     def files(folder: Path) -> set[str]:
         kinds = ("*.pth", "*.csv", "*.json", "*.npy", "*.onnx", "*.pt2", "out/*.png")
         found = {str(p.relative_to(folder)) for kind in kinds for p in folder.rglob(kind)}
-        return {name for name in found if not name.endswith(("_panel.png", "index.png"))}
+        # At BASE cutouts had hard edges, and near copies were not looked for.
+        others = ("_panel.png", "index.png", "_cutout.png")
+        return {name for name in found if not (name.endswith(others) or "near_copies_" in name)}
 
     names = files(base) | files(head)
     found = [f"{name} is missing on one side" for name in files(base) ^ files(head)]
