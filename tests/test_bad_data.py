@@ -145,7 +145,7 @@ OWN = {
     "dead link": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to(r / "gone.jpg")), ["photo 0.jpg"]),
     "bomb": (bomb, ["photo 0.png can't be read", "decompression bomb"]),
     "too few": (few_images, ["5 images in all", "at least ten different ones are needed"]),
-    "only copies": (only_copies, ["is empty", "were moved into training as copies"]),
+    "only copies": (only_copies, ["is empty", "were moved into training, with copies"]),
     "empty folders": (lambda r: [delete(r / name) for name in ("images", "masks")], ["is empty", "0 images in all"]),
     "no masks folder": (
         lambda r: (r / "masks").rename(r / "labels"),

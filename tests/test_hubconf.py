@@ -97,7 +97,7 @@ def test_missing_checkpoint_is_named_and_leaves_the_modules_alone_too(said):
 def test_entry_points_are_these_and_documented():
     names = runpy.run_path(str(ROOT / "hubconf.py"))
     entries = {name: value for name, value in names.items() if callable(value) and not name.startswith("_")}
-    assert sorted(entries) == ["from_checkpoint", "resnet34_unet", "unet"]
+    assert sorted(entries) == ["from_checkpoint", "model", "resnet34_unet", "unet"]
     assert all(entry.__doc__ for entry in entries.values())
 
 

@@ -32,7 +32,7 @@ HASH_DISTANCE = 14  # of the 63 bits, in which candidates differ at most
 BLOCK = SIDE // 8  # side of the squares in which two thumbnails are compared, in pixels
 CORRELATION = 0.9  # of two images at 8x8 pixels, at least
 TRIED = 3  # the crops that correlate best are compared in full
-DIFFERENCE = 14 / 60  # by which a block of copies differs on average, at most, in standard deviations of the image
+DIFFERENCE = 0.19  # by which a block of copies differs on average, at most, in standard deviations of the image
 ODD_BLOCKS = 2  # of 64, that may differ by more: a date or a watermark
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import get_model
 from torchvision.models.swin_transformer import SwinTransformer
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from models.base import SegmentationModel, init_weights
 from models.unet import UpBlock, double_conv
@@ -19,9 +19,10 @@ HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # 
 
 def build_encoder(name: str) -> nn.Module:
     """A classifier of torchvision without its head, with fresh weights."""
-    # Stochastic depth would draw from torch's global random numbers, and a resumed run would draw others.
-    options = {"stochastic_depth_prob": 0.0} if name.startswith(("efficientnet", "convnext", "swin")) else {}
-    encoder = get_model(name, weights=None, **options)
+    encoder = get_model(name, weights=None)
+    for layer in encoder.modules():  # it would draw from torch's global random numbers, and a resumed run others
+        if isinstance(layer, StochasticDepth):
+            layer.p = 0.0
     for part in HEAD:
         if hasattr(encoder, part):
             delattr(encoder, part)
