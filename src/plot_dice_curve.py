@@ -64,9 +64,10 @@ def _number(row: dict, name: str) -> float:
 
 def latest_runs(folder: Path, saved: Path) -> list[Run]:
     """The run of each network whose log bears the plain name."""
-    runs = []
-    for name, look in zip(NAMES, itertools.cycle(LOOKS)):
-        rows = read_curve(folder / f"{name}_training_log.csv")
+    runs, logs = [], {name: read_curve(folder / f"{name}_training_log.csv") for name in NAMES}
+    shown = [*TITLES, *(name for name in NAMES if logs[name] and name not in TITLES)]  # these two keep their colors
+    for name, look in zip(shown, itertools.cycle(LOOKS)):
+        rows = logs[name]
         if rows:
             runs.append(Run(TITLES.get(name, name), *look, rows, resumed_after(saved, name, rows[0]["run_id"])))
     if not runs:

@@ -229,7 +229,7 @@ def section_choice(groups: Groups) -> list[str]:
     ]
     tried = read_rows(TRIALS)
     return [
-        prose("""No test image was looked at for it. Decoder, initialisation and optimizer were tried in short runs (second
+        prose("""No test image was looked at. Decoder, initialisation and optimizer were tried in short runs (second
         table); augmentation, rate and average follow the study on a part of the set, where lighter augmentation was
         best in short runs and CutMix brought nothing certain. What one change does to the recipe (128 pixels, 10
         epochs, best Dice on the 368 validation images; one seed, so differences below 0.005 say nothing):"""),
