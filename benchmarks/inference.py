@@ -14,7 +14,7 @@ import torch
 
 import measure
 import peers
-from data.image_io import Preprocessing
+from data.datasets import Preprocessing
 from data.index import Sample
 from evaluation.config import InferConfig
 from evaluation.predictor import Predictor

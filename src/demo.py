@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.datasets import preprocessing_of
-from data.image_io import Preprocessing
+from data.datasets import Preprocessing, preprocessing_of
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits

@@ -14,12 +14,12 @@ with cli.explain_import_errors():
 import torch
 
 from data.check import print_resized_masks
-from evaluation.config import EvalConfig
+from data.inputs import refuse_overwriting
+from evaluation.config import EvalConfig, check_flags
 from evaluation.evaluator import CheckpointEvaluator, mean_dice
 from evaluation.label_errors import find_suspects, write_suspects
 from evaluation.metrics import differences
 from evaluation.report import Report
-from evaluation.segmenter import refuse_overwriting
 from runtime.device import get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
@@ -35,33 +35,12 @@ def main(argv=None) -> None:
     """Reads the flags and scores."""
     overrides = build_parser().parse_overrides(argv)
     config = EvalConfig(**overrides)
-    if config.find_threshold and "threshold" in overrides:
-        raise UsageError("--find_threshold and --threshold exclude each other; leave one of them out")
+    check_flags(config, overrides)
     if config.tile:
         config = dataclasses.replace(config, original_size=True)
-    if config.tile and config.tta:
-        raise UsageError("--tile can't be combined with --tta here; leave one of them out")
-    check_calibrate(config)
-    if config.find_threshold and len(config.model_path or ()) > 1:
-        raise UsageError("--find_threshold needs images that no member was trained on; give --threshold")
-    if config.find_threshold and config.subset != "test":
-        raise UsageError("--find_threshold chooses on the validation images, so score others: --subset test")
     device = get_device(config.device)
     with init_distributed(device) as context:
         evaluate(config, device, context)
-
-
-def check_calibrate(config: EvalConfig) -> None:
-    """Raises UsageError where a temperature would be fitted to other logits than those that it is for."""
-    if not config.calibrate:
-        return
-    if len(config.model_path or ()) > 1:
-        raise UsageError("--calibrate changes one checkpoint; name one")
-    if config.subset != "test":
-        raise UsageError("--calibrate fits to the validation images, so score others: --subset test")
-    for name in ("tta", "tile", "image_size", "resize", "ignore_border"):
-        if getattr(config, name):
-            raise UsageError(f"--calibrate is for the network as it was trained; leave --{name} out")
 
 
 def evaluate(config: EvalConfig, device: torch.device, context: DistributedContext) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.image_io import Preprocessing
+from data.datasets import Preprocessing
 from data.inputs import find_samples, read_input
 from models import SegmentationModel
 from models.checkpoint import (

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from data.datasets import preprocessing_of
-from data.inputs import find_samples
+from data.inputs import find_samples, refuse_overwriting
 from evaluation.config import InferConfig
 from evaluation.ensemble import open_checkpoints
 from evaluation.predictor import Predictor
-from evaluation.segmenter import Segmenter, refuse_overwriting
+from evaluation.segmenter import Segmenter
 from models.checkpoint import PUBLISHED, seen_names
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed

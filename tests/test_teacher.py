@@ -78,9 +78,8 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
     plain = tmp_path / "plain"
     plain.mkdir()
     run_ok("train.py", *flags, "--epochs", 1, cwd=plain)
-    assert log_rows(plain)[0]["train_loss"] != log_rows(folder)[0]["train_loss"] or (
-        log_rows(plain)[0]["val_loss"] != log_rows(folder)[0]["val_loss"]
-    )
+    # Cross-entropy against the teacher comes on top of that against the masks.
+    assert float(log_rows(folder)[0]["train_loss"]) > 1.2 * float(log_rows(plain)[0]["train_loss"])
     resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, "--teacher", teacher)
     assert_one_error(run_script(*resumed, cwd=plain), "was trained without a teacher")
 

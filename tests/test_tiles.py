@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.image_io import Preprocessing, read_image
+from data.datasets import Preprocessing
+from data.image_io import read_image
 from data.index import Sample
 from evaluation.predictor import Predictor
 from evaluation.tiles import predict_tiles, tile_starts, tile_weights, tiled_decisions
@@ -100,7 +101,9 @@ def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_datas
         assert len(scored) == 4
     row = log_rows(tmp_path, "evaluation")[-1]
     assert (row["image_size"], row["resize"], row["tile"], row["scored_at"]) == ("32", "square", "True", "original")
-    assert_one_error(run_script("evaluate.py", *flags, "--tile", "--tta", cwd=tmp_path), "can't be combined with --tta")
+    assert_one_error(
+        run_script("evaluate.py", *flags, "--tile", "--tta", cwd=tmp_path), "--tile and --tta can't be combined"
+    )
 
 
 def test_other_sizes_than_that_of_training(tmp_path, model_flags, shared_dataset):

@@ -1,6 +1,7 @@
 """Datasets: samples as arrays at their own size, or as square tensors in whole batches."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,13 +9,31 @@ from torch.utils.data import Dataset
 
 from data.cache import open_cache, write_record
 from data.copies import near_copies
-from data.image_io import Preprocessing
 from data.index import Sample, find_root, has_lists, list_samples
 from data.splits import SPLITS, SUBSETS, TOGETHER, Split, part_samples, split_samples
 from models.checkpoint import seen_names
 from models.task import BACKGROUND, BORDER
 from runtime.errors import UsageError
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
+
+
+class Preprocessing(NamedTuple):
+    """How large the network sees images.
+
+    Args:
+        image_size: side of a square, in pixels.
+        resize: `square` squashes images into it; `keep` keeps their shape, and the longer side gets that length.
+    """
+
+    image_size: int
+    resize: str = "square"
+
+    def size_of(self, sample: Sample) -> tuple[int, int]:
+        """Width and height at which the network sees a Sample. Raises DatasetError: see `shown_size`."""
+        if self.resize == "square":
+            return self.image_size, self.image_size
+        sides = sample.displayed_size()
+        return tuple(max(1, round(side * self.image_size / max(sides))) for side in sides)
 
 
 def as_keys(keys: list) -> list[tuple[int, int]]:

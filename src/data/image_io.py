@@ -2,7 +2,6 @@
 
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,25 +21,6 @@ SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from t
 def open_image(path) -> Image.Image:
     """Opens an image file of one of FORMATS, whatever it is called; raises one of UNREADABLE."""
     return Image.open(path, formats=FORMATS)
-
-
-class Preprocessing(NamedTuple):
-    """How large the network sees images.
-
-    Args:
-        image_size: side of a square, in pixels.
-        resize: `square` squashes images into it; `keep` keeps their shape, and the longer side gets that length.
-    """
-
-    image_size: int
-    resize: str = "square"
-
-    def size_of(self, sample) -> tuple[int, int]:
-        """Width and height at which the network sees a Sample. Raises DatasetError: see `shown_size`."""
-        if self.resize == "square":
-            return self.image_size, self.image_size
-        sides = sample.displayed_size()
-        return tuple(max(1, round(side * self.image_size / max(sides))) for side in sides)
 
 
 def read_image(path, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:

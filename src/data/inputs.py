@@ -1,4 +1,4 @@
-"""The images that a path means to inference.py and export.py, and what the network sees of each."""
+"""The images that a path means to inference.py and export.py, what the network sees of each, and where results go."""
 
 import collections
 import contextlib
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.datasets import open_checkpoint_part
-from data.image_io import IMAGE_SUFFIXES, Preprocessing
+from data.datasets import Preprocessing, open_checkpoint_part
+from data.image_io import IMAGE_SUFFIXES
 from data.index import Sample, describe_layout, find_root, has_lists
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, UsageError
@@ -89,6 +89,14 @@ def _with_mask(path: Path, name: str) -> Sample:
                 if mask.suffix.lower() in IMAGE_SUFFIXES:
                     return Sample(name, path, mask, binary)
     return Sample(name, path)
+
+
+def refuse_overwriting(folder: Path, samples: list[Sample]) -> None:
+    """Raises UsageError where results would lie among the images or masks that they are made from."""
+    sources = {file.parent.resolve() for s in samples for file in (s.image_path, s.mask_path) if file is not None}
+    results = {(folder / s.name).parent.resolve() for s in samples} | {folder.resolve()}
+    if sources & results:
+        raise UsageError(f"--output_path {folder} is where the images or masks are; name another folder")
 
 
 def read_input(sample: Sample, preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor | None]:

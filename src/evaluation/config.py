@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from data.splits import SUBSETS
+from runtime.errors import UsageError
 from runtime.options import (
     CommonConfig,
     batch_size_option,
@@ -83,6 +84,25 @@ class EvalConfig(PredictConfig):
     output_path: str = option(
         "worst_panels", "where --worst and --label_errors draw", aliases=("--output_dir",), metavar="DIR"
     )
+
+
+def check_flags(config: EvalConfig, overrides: dict) -> None:
+    """Raises UsageError where flags of evaluate.py contradict each other."""
+    several = len(config.model_path or ()) > 1
+    if config.tile and config.tta:
+        raise UsageError("--tile and --tta can't be combined: there would be no score without augmentation to compare")
+    for name in ("find_threshold", "calibrate"):  # they use the validation images
+        if getattr(config, name) and config.subset != "test":
+            raise UsageError(f"--{name} uses the validation images, so score others: --subset test")
+    if config.find_threshold and "threshold" in overrides:
+        raise UsageError("--find_threshold and --threshold exclude each other; leave one of them out")
+    if config.find_threshold and several:
+        raise UsageError("--find_threshold needs images that no member was trained on; give --threshold")
+    if config.calibrate and several:
+        raise UsageError("--calibrate changes one checkpoint; name one")
+    for name in ("tta", "tile", "image_size", "resize", "ignore_border"):
+        if config.calibrate and getattr(config, name):
+            raise UsageError(f"--calibrate is for the network as it was trained; leave --{name} out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.image_io import Preprocessing
+from data.datasets import Preprocessing
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.config import RESULTS, InferConfig
@@ -23,19 +23,11 @@ from evaluation.metrics import dice_score
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
 from evaluation.tiles import tiled_decisions
 from models.task import BACKGROUND
-from runtime.errors import DatasetError, UsageError
+from runtime.errors import DatasetError
 from runtime.files import DISK_FULL
 from visual.panels import draw_outline, draw_panel, sixteen_bits, soft_edges, write_png
 
 LARGE = 12_000_000  # pixels; of images above that, one is worked on at a time
-
-
-def refuse_overwriting(folder: Path, samples: list[Sample]) -> None:
-    """Raises UsageError where results would lie among the images or masks that they are made from."""
-    sources = {file.parent.resolve() for s in samples for file in (s.image_path, s.mask_path) if file is not None}
-    results = {(folder / s.name).parent.resolve() for s in samples} | {folder.resolve()}
-    if sources & results:
-        raise UsageError(f"--output_path {folder} is where the images or masks are; name another folder")
 
 
 # --------------------------------------------------------------------------------------------------------- segmenting
