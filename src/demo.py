@@ -26,7 +26,7 @@ from data.datasets import Preprocessing, preprocessing_of
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
-from models.checkpoint import PUBLISHED, open_checkpoint
+from models.checkpoint import open_checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
@@ -139,8 +139,7 @@ def build_page(config: DemoConfig, first: Path, folder: Path):
     """
     import gradio
 
-    published = [PUBLISHED] if PUBLISHED.is_file() else []
-    found = [first, *Path(config.save_dir).glob("*_best.pth"), *published]
+    found = [first, *Path(config.save_dir).glob("*_best.pth")]
     offered = sorted({path.resolve(): str(path) for path in reversed(found)}.values())
     segment, redraw = build_handlers(config, folder)
     with gradio.Blocks(title="Pet segmentation", analytics_enabled=False) as page:
@@ -193,7 +192,7 @@ def main(argv=None) -> None:
     config = DemoConfig(**build_parser().parse_overrides(argv))
     if not importlib.util.find_spec("gradio"):
         raise UsageError("the page needs Gradio: pip install -r requirements-demo.txt")
-    _, _, path = open_checkpoint(config.model_path, config.model_name, config.save_dir, PUBLISHED)
+    _, _, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads, too, are gone afterwards

@@ -21,7 +21,7 @@ from evaluation.config import InferConfig
 from evaluation.ensemble import open_checkpoints
 from evaluation.predictor import Predictor
 from evaluation.segmenter import Segmenter
-from models.checkpoint import PUBLISHED, seen_names
+from models.checkpoint import seen_names
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import RunError, UsageError, raise_faults
@@ -44,7 +44,7 @@ def main(argv=None) -> None:
 
 def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
     """Segments the images of a config, on one process or several, and reports."""
-    model, content, path = open_checkpoints(config.model_path, config.model_name, config.save_dir, PUBLISHED)
+    model, content, path = open_checkpoints(config.model_path, config.model_name, config.save_dir)
     if "trimaps" in config.save and not model.task.class_scores:
         raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
     output = config.output_path or ("inference_results" if config.save_results else None)

@@ -26,9 +26,7 @@ class Ensemble(nn.Module):
         return self.task.average(torch.stack([member(images).float() for member in self.members]))
 
 
-def open_checkpoints(
-    paths: list[str] | None, model_name: str | None, save_dir: str, published: Path | None = None
-) -> tuple[nn.Module, dict, Path]:
+def open_checkpoints(paths: list[str] | None, model_name: str | None, save_dir: str) -> tuple[nn.Module, dict, Path]:
     """The network of one checkpoint, or the ensemble of several; see `open_checkpoint`.
 
     Of an ensemble the content is the first one's, with the training images of all, and so is the path.
@@ -36,7 +34,7 @@ def open_checkpoints(
     Raises:
         UsageError: the checkpoints are of different tasks, or see images at different sizes.
     """
-    opened = [open_checkpoint(path, model_name, save_dir, published) for path in paths or (None,)]
+    opened = [open_checkpoint(path, model_name, save_dir) for path in paths or (None,)]
     (first, content, path), *others = opened
     if not others:
         return opened[0]

@@ -32,8 +32,6 @@ from models.schema import find_problem, schema
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
-# A small network for pets that comes with this program; docs/model_card.md describes it.
-PUBLISHED = Path(__file__).resolve().parents[2] / "saved_models/pets_small.pth"
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 had no average
 # What zipfile and torch raise on files that are damaged, or something else altogether.
 DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
@@ -199,7 +197,7 @@ def weights_fingerprint(weights: dict[str, torch.Tensor]) -> str:
 
 
 def open_checkpoint(
-    model_path: str | None, model_name: str | None, save_dir: str, published: Path | None = None
+    model_path: str | None, model_name: str | None, save_dir: str
 ) -> tuple[SegmentationModel, dict, Path]:
     """The model, the checkpoint's content and its path, as users name them.
 
@@ -207,7 +205,6 @@ def open_checkpoint(
         model_path: of the checkpoint; None for the best one of a model in `save_dir`.
         model_name: must agree with the file; None agrees with any.
         save_dir: folder of checkpoints.
-        published: used, with a line that says so, where nothing is named and `save_dir` has no best one.
 
     Raises:
         UsageError: there is no such model, or the name contradicts the file; see also `load_checkpoint`.
@@ -216,9 +213,6 @@ def open_checkpoint(
     if name is not None and name not in MODELS:
         raise UsageError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
     path = Path(model_path or find_checkpoint(save_dir, name, "best"))
-    if model_path is None and name is None and published is not None and not path.is_file() and published.is_file():
-        print(f"There is no {path}; using {published}, which comes with this program.", flush=True)
-        path = published
     content = load_checkpoint(path)
     inside = content["model"]["name"]
     if name not in (None, inside):
