@@ -26,7 +26,7 @@ from data.datasets import Preprocessing, preprocessing_of
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
-from models.checkpoint import open_checkpoint
+from models.checkpoint import PUBLISHED, open_checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
@@ -139,7 +139,7 @@ def build_page(config: DemoConfig, first: Path, folder: Path):
     """
     import gradio
 
-    found = [first, *Path(config.save_dir).glob("*_best.pth")]
+    found = [first, *Path(config.save_dir).glob("*_best.pth"), *Path(config.save_dir).glob(PUBLISHED)]
     offered = sorted({path.resolve(): str(path) for path in reversed(found)}.values())
     segment, redraw = build_handlers(config, folder)
     with gradio.Blocks(title="Pet segmentation", analytics_enabled=False) as page:

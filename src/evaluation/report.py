@@ -39,7 +39,8 @@ class Report:
         self.scores = _known(intervals(rows))
         self.differences = _known(differences(rows, self.other.rows)) if self.other else {}
         pets = describe_layout(self.evaluator.dataset.root) == "Oxford-IIIT Pet layout"
-        self.groups = group_rows(rows) if pets else {}
+        groups = group_rows(rows) if pets else {}
+        self.groups = {name: (len(some), intervals(some)["dice"]) for name, some in groups.items()}
         self.plain_dice = float(np.mean([row["plain_dice"] for row in rows])) if config.tta else None
         dataset = self.evaluator.dataset
         copies = copies_of_training(dataset.root, self.evaluator.content, dataset.samples)
@@ -65,10 +66,10 @@ class Report:
         )
         border = ", border left out" if config.ignore_border else f", outlines within {config.tolerance} pixels"
         print_scores(self.scores, f"Scores at {size}{border}, threshold {config.threshold:g}")
-        for number, (name, rows) in enumerate(self.groups.items()):
-            if number == 0:
-                print(f"  {'group':<28} {'images':>8} {'dice':>8}")
-            print(f"  {name:<28} {len(rows):>8} {mean_dice(rows):>8.4f}")
+        if self.groups:
+            print(f"  {'group':<28} {'images':>8} {'dice':>8}   95 % interval")
+        for name, (count, (value, low, high)) in self.groups.items():
+            print(f"  {name:<28} {count:>8} {value:>8.4f}   {low:.4f} to {high:.4f}")
         if self.plain_dice is not None:
             dice = self.scores["dice"].value
             print(f"Test-time augmentation: Dice {self.plain_dice:.4f} without, {dice:.4f} with")
@@ -122,7 +123,8 @@ class Report:
         details = {
             "intervals": {name: _rounded(score)[1:] for name, score in self.scores.items()},
             "groups": {
-                name: {"images": len(rows), "dice": round(mean_dice(rows), 6)} for name, rows in self.groups.items()
+                name: {"images": count, "dice": _rounded(dice)[0], "interval": _rounded(dice)[1:]}
+                for name, (count, dice) in self.groups.items()
             },
             "without_near_copies": self._without_copies(),
             "dice_without_tta": self.plain_dice and round(self.plain_dice, 6),

@@ -32,6 +32,7 @@ from models.schema import find_problem, schema
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
+PUBLISHED = "pets_small.pth"  # the network that comes with this program; see docs/model_card.md
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 had no average
 # What zipfile and torch raise on files that are damaged, or something else altogether.
 DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
@@ -151,10 +152,15 @@ def checkpoint_path(save_dir, model_name: str, kind: str | int) -> Path:
 
 
 def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
-    """The `best` or `last` checkpoint of a model; of the newest one where no model is named."""
+    """The `best` or `last` checkpoint of a model; of the newest one where no model is named.
+
+    Where no model is named and none has a best one, it is the published one, if the folder has that.
+    """
     if model_name is not None:
         return checkpoint_path(save_dir, model_name, kind)
     there = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
+    if not there and kind == "best" and (published := Path(save_dir) / PUBLISHED).is_file():
+        return published
     return max(there, key=lambda p: p.stat().st_mtime) if there else checkpoint_path(save_dir, DEFAULT_MODEL, kind)
 
 
@@ -213,6 +219,8 @@ def open_checkpoint(
     if name is not None and name not in MODELS:
         raise UsageError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
     path = Path(model_path or find_checkpoint(save_dir, name, "best"))
+    if model_path is None and path.name == PUBLISHED:
+        print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
     content = load_checkpoint(path)
     inside = content["model"]["name"]
     if name not in (None, inside):

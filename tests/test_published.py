@@ -1,0 +1,70 @@
+"""The network that comes with this program, on the one photograph that does."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import assert_one_error, run_ok, run_script
+from models.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED, CHELSEA = ROOT / "saved_models/pets_small.pth", ROOT / "docs/chelsea.png"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder like a fresh clone's: it has the published network and no other."""
+    (tmp_path / "saved_models").mkdir()
+    shutil.copy(PUBLISHED, tmp_path / "saved_models")
+    return tmp_path
+
+
+def test_file_is_small_and_says_what_it_was_trained_on():
+    assert PUBLISHED.stat().st_size <= 5_000_000
+    content = load_checkpoint(PUBLISHED)
+    assert (content["model"]["name"], content["data"]["split"]) == ("unet_small", "official")
+    assert len(content["data"]["train_names"]) == 3312
+    assert "optimizer" not in content
+    kernels = [value for name, value in content["weights"].items() if value.ndim == 4 and name not in ("mean", "std")]
+    assert {value.dtype for value in kernels} == {torch.float16}
+
+
+def test_inference_needs_no_training(folder):
+    flags = ("--data_path", CHELSEA, "--output_path", "out", "--save", "cutouts,masks")
+    said = run_ok("inference.py", *flags, cwd=folder)
+    assert f"using {Path('saved_models/pets_small.pth')}, which comes with this program" in said
+    mask = np.asarray(Image.open(folder / "out/chelsea_mask.png")) > 0
+    face, background = mask[60:270, 60:310], np.concatenate([mask[:100, :25].ravel(), mask[60:, 420:].ravel()])
+    assert face.mean() > 0.97
+    assert background.mean() < 0.03
+    cutout = np.asarray(Image.open(folder / "out/chelsea_cutout.png"))
+    assert cutout.shape == (*mask.shape, 4)
+    assert (cutout[..., :3] == np.asarray(Image.open(CHELSEA))).all()
+
+
+def test_own_best_checkpoint_comes_first_and_a_name_means_that_model(folder, trained):
+    flags = ("--data_path", CHELSEA)
+    assert_one_error(run_script("inference.py", *flags, "--model_name", "unet", cwd=folder), "unet_best.pth")
+    assert_one_error(run_script("inference.py", *flags, "--save_dir", "empty", cwd=folder), "resnet34_unet_best.pth")
+    shutil.copy(trained / "saved_models/tiny_best.pth", folder / "saved_models")
+    said = run_ok("inference.py", *flags, cwd=folder)
+    assert "with TINY" in said
+    assert "comes with this program" not in said
+
+
+def test_training_images_are_refused(folder, shared_dataset):
+    root = shutil.copytree(shared_dataset, folder / "dataset")
+    flags = ("--data_path", root)
+    said = run_ok("evaluate.py", *flags, cwd=folder)
+    assert "UNET_SMALL test Dice score" in said
+    seen = load_checkpoint(PUBLISHED)["data"]["train_names"][0]
+    for file in (root / "images/Cat0_0.jpg", root / "annotations/trimaps/Cat0_0.png"):
+        file.rename(file.with_stem(seen))
+    for file in (root / "annotations").glob("*.txt"):
+        file.write_text(file.read_text().replace("Cat0_0 ", f"{seen} "))
+    assert_one_error(run_script("evaluate.py", *flags, cwd=folder), "--allow_seen")
+    run_ok("evaluate.py", *flags, "--allow_seen", cwd=folder)
