@@ -1,4 +1,6 @@
-"""Attention blocks for decoders."""
+"""Attention: blocks at the end of each decoder step, and self-attention behind the bottleneck."""
+
+import math
 
 import torch
 from torch import nn
@@ -38,11 +40,54 @@ class ConvBlockAttention(nn.Module):
         return x * self.places(places).sigmoid()
 
 
-ATTENTION = {"none": nn.Identity, "se": SqueezeExcitation, "cbam": ConvBlockAttention}
+def sine_positions(channels: int, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Two-dimensional sine positions, float32 (channels, height, width): half of the channels for each direction.
+
+    As in DETR (Carion et al., 2020: https://arxiv.org/abs/2005.12872), in pixels of the features; any size has them.
+    """
+    frequencies = torch.exp(torch.arange(channels // 4, device=device) * (-4 * math.log(10_000) / channels))
+    rows, columns = (torch.arange(side, device=device)[:, None] * frequencies for side in (height, width))
+    waves = [torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (rows, columns)]
+    spread = waves[0][:, None].expand(-1, width, -1), waves[1][None].expand(height, -1, -1)
+    return torch.cat(spread, dim=-1).permute(2, 0, 1)
+
+
+class TransformerBottleneck(nn.Module):
+    """Self-attention among all pixels of the deepest features: two encoder layers (Vaswani et al., 2017).
+
+    Convolutions see far only through many layers; here every place sees every other, as in TransUNet (Chen et al.,
+    2021: https://arxiv.org/abs/2102.04306) and BoTNet (Srinivas et al., 2021: https://arxiv.org/abs/2101.11605).
+
+    Args:
+        channels: of the features, a multiple of 8.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        layer = {"dim_feedforward": 4 * channels, "dropout": 0.0, "activation": "gelu", "batch_first": True}
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(channels, nhead=8, norm_first=True, **layer) for _ in range(2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W) to the same shape."""
+        places = (x + sine_positions(*x.shape[1:], x.device).to(x.dtype)).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            places = layer(places)
+        return places.transpose(1, 2).view(x.shape)
+
+
+# Blocks of decoder steps; `transformer` is behind the bottleneck instead.
+ATTENTION = {"none": nn.Identity, "se": SqueezeExcitation, "cbam": ConvBlockAttention, "transformer": nn.Identity}
+
+
+def build_self_attention(name: str, channels: int) -> nn.Module:
+    """What comes behind the bottleneck under this name, for features with so many channels."""
+    return TransformerBottleneck(channels) if name == "transformer" else nn.Identity()
 
 
 def build_attention(name: str, channels: int) -> nn.Module:
-    """The block of that name, for features with so many channels.
+    """The block of a decoder step under this name, for features with so many channels.
 
     Raises:
         ValueError: no attention has that name.

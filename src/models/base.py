@@ -28,7 +28,7 @@ class SegmentationModel(nn.Module):
 
     Args:
         out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap.
-        attention: block at the end of each decoder step; a key of `attention.ATTENTION`.
+        attention: a key of `attention.ATTENTION`: a block at the end of each decoder step, or behind the bottleneck.
         decoder: one of the network's `decoders`.
 
     Raises:

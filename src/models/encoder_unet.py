@@ -7,6 +7,7 @@ from torchvision.models import get_model
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
+from models.attention import build_self_attention
 from models.base import SegmentationModel, init_weights
 from models.unet import UpBlock, double_conv
 
@@ -66,6 +67,7 @@ class EncoderUNet(SegmentationModel):
         deepest = min(512, widths[32])
         self.stem = nn.Identity() if decoder == "plain" else double_conv(3, skip)
         self.bottleneck = double_conv(widths[32], deepest)
+        self.self_attention = build_self_attention(attention, deepest)
         channels = [deepest, 256, 128, 64, 32, last]
         skips = [widths[stride] for stride in (16, 8, 4, 2, 1)]
         self.ups = nn.ModuleList(UpBlock(a, s, b, attention) for a, s, b in zip(channels, skips, channels[1:]))
@@ -77,14 +79,15 @@ class EncoderUNet(SegmentationModel):
     def blocks(self) -> list[nn.Module]:
         """See SegmentationModel.blocks."""
         layers = [part for name, part in self.encoder.named_children() if name.startswith("layer")]  # of a ResNet
-        return [self.stem, *getattr(self.encoder, "features", layers), self.bottleneck, *self.ups]
+        layers = getattr(self.encoder, "features", layers)
+        return [self.stem, *layers, self.bottleneck, self.self_attention, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""
         features = {1: self.stem(x), **encode(self.encoder, x)}
         if 2 not in features:
             features[2] = F.avg_pool2d(features[1], 2)
-        x = self.bottleneck(features[32])
+        x = self.self_attention(self.bottleneck(features[32]))
         for up, stride in zip(self.ups, (16, 8, 4, 2, 1)):
             x = up(x, features[stride])
         return self.head(x)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from models.attention import build_self_attention
 from models.base import SegmentationModel, init_weights
 from models.unet import UpBlock, double_conv
 
@@ -50,6 +51,7 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
         skip, last = (3, 16) if decoder == "plain" else (32, 32)
         self.stem = nn.Identity() if decoder == "plain" else double_conv(3, skip)
         self.bottleneck = double_conv(s32, s32)
+        self.self_attention = build_self_attention(attention, s32)
         self.ups = nn.ModuleList(
             [
                 UpBlock(s32, s16, 256, attention),
@@ -66,12 +68,13 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
     def blocks(self) -> list[nn.Module]:
         """See SegmentationModel.blocks."""
         encoder = self.encoder
-        return [self.stem, encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4, self.bottleneck, *self.ups]
+        layers = [encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4]
+        return [self.stem, *layers, self.bottleneck, self.self_attention, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""
         skips = [self.stem(x), *self.encoder(x)]
-        x = self.bottleneck(skips.pop())
+        x = self.self_attention(self.bottleneck(skips.pop()))
         for up in self.ups:
             x = up(x, skips.pop())
         return self.head(x)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import build_attention
+from models.attention import build_attention, build_self_attention
 from models.base import SegmentationModel, init_weights
 
 
@@ -75,13 +75,14 @@ class UNet(SegmentationModel):
         self.stem = double_conv(3, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))
         self.pool = MaxPool()
+        self.self_attention = build_self_attention(attention, widths[-1])
         self.ups = nn.ModuleList(UpBlock(b, a, a, attention) for a, b in reversed(list(zip(widths, widths[1:]))))
         self.head = nn.Conv2d(widths[0], out_channels, 1)
         init_weights(self)
 
     def blocks(self) -> list[nn.Module]:
         """See SegmentationModel.blocks."""
-        return [self.stem, *self.downs, *self.ups]
+        return [self.stem, *self.downs, self.self_attention, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """See SegmentationModel.body."""
@@ -90,6 +91,7 @@ class UNet(SegmentationModel):
         for down in self.downs:
             skips.append(x)
             x = down(self.pool(x))
+        x = self.self_attention(x)
         for up in self.ups:
             x = up(x, skips.pop())
         return self.head(x)

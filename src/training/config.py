@@ -113,7 +113,9 @@ class TrainConfig(CommonConfig):
     encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
     init: str | None = fixed(None, "start from the weights of this checkpoint, with its network", metavar="FILE")
     teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
-    attention: str = fixed("none", "at the end of each decoder step", choices=tuple(ATTENTION))
+    attention: str = fixed(
+        "none", "se, cbam: in each decoder step; transformer: behind the bottleneck", choices=tuple(ATTENTION)
+    )
     decoder: str = fixed(
         "plain", "stem: features at full resolution, of networks on an encoder", choices=("plain", "stem")
     )
