@@ -16,9 +16,9 @@ import torch
 from data.check import print_resized_masks
 from data.inputs import refuse_overwriting
 from evaluation.config import EvalConfig, check_flags
-from evaluation.evaluator import CheckpointEvaluator, mean_dice
+from evaluation.evaluator import CheckpointEvaluator
 from evaluation.label_errors import find_suspects, write_suspects
-from evaluation.metrics import differences
+from evaluation.metrics import differences, mean_scores
 from evaluation.report import Report
 from runtime.device import get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
@@ -83,7 +83,7 @@ def report_gain(ensemble: CheckpointEvaluator, member: CheckpointEvaluator) -> N
     member.score()
     if ensemble.context.first:
         value, low, high = differences(ensemble.rows, member.rows)["dice"]
-        print(f"{member.path} alone: Dice {mean_dice(member.rows):.4f}; ", end="")
+        print(f"{member.path} alone: Dice {mean_scores(member.rows)['dice']:.4f}; ", end="")
         print(f"together {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})", flush=True)
 
 
@@ -119,9 +119,11 @@ def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluato
 def prepare_outputs(config: EvalConfig, evaluator: CheckpointEvaluator) -> Path:
     """Makes all folders before the work begins; returns that of the log."""
     log_dir = writable_folder(config.log_dir)
-    files = [Path(file) for file in (config.json, config.csv, config.reliability) if file]
+    files = [Path(file) for file in (config.json, config.csv, config.reliability, config.confusion) if file]
     if len({file.resolve() for file in files}) < len(files):
-        raise UsageError("--json, --csv and --reliability must name different files")
+        raise UsageError("--json, --csv, --reliability and --confusion must name different files")
+    if config.confusion and not evaluator.predictor.task.classes:
+        raise UsageError("--confusion is for networks of named classes; leave it out")
     if config.calibrate:
         if evaluator.predictor.task.class_scores:
             raise UsageError("--calibrate is for networks of pet and background alone")

@@ -171,8 +171,8 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
     with torch.no_grad():
         theirs = exported(batch.numpy())
         one = exported(batch[:1].numpy())
-    foreground = model.task.foreground_probability
-    equal = float(((foreground(theirs) > 0.5) == (foreground(ours) > 0.5)).mean())
+    foreground = model.task.foreground_of
+    equal = float((foreground(theirs) == foreground(ours)).mean())
     apart = float(np.abs(theirs - ours).max())
     alone = float(np.abs(one - theirs[:1]).max())
     if equal < least:

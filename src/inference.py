@@ -45,6 +45,7 @@ def main(argv=None) -> None:
 def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
     """Segments the images of a config, on one process or several, and reports."""
     model, content, path = open_checkpoints(config.model_path, config.model_name, config.save_dir)
+    config.refuse_thresholds(model.task)
     if "trimaps" in config.save and not model.task.class_scores:
         raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
     output = config.output_path or ("inference_results" if config.save_results else None)

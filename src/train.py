@@ -5,9 +5,11 @@ python src/train.py --model_name unet --resume --epochs 2
 """
 
 import contextlib
+import dataclasses
 import difflib
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +32,6 @@ from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import build_from_checkpoint, load_checkpoint, seen_names
 from models.encoder_weights import load_encoder_weights
-from models.task import TASKS
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
@@ -38,6 +39,7 @@ from runtime.files import writable_folder
 from runtime.seeding import seed_everything
 from training.config import TrainConfig, check_flags, restore_config, with_network_of, with_size_plan
 from training.header import print_header, resume_command
+from training.losses import LOSSES, balanced_weights
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.teacher import Teacher, load_teacher
@@ -141,6 +143,8 @@ def prepare(
     sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context)
     progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
+    if config.class_weights == "auto":
+        config = dataclasses.replace(config, class_weights=weights_of(config, parts[0]))
     total_steps = progress.planned_epochs * sampler.steps
     state = build_state(config, precision, total_steps, source, data, progress, lock, context)
     if content is not None:
@@ -159,6 +163,7 @@ def prepare(
         augmentation=BatchAugmentation(
             config.mix, config.multi_scale, stride, config.seed, tuple(planned_sizes(config.progressive))
         ),
+        loss_fn=partial(LOSSES[config.loss], weights=config.loss_weights(device)),
         precision=precision,
         context=context,
         stop=cli.StopRequest(patient=context.size > 1),
@@ -218,7 +223,7 @@ def open_teacher(
         UsageError: see `load_teacher`; or a run is resumed without its teacher, or with one that it did not have.
     """
     before = source.content["data"] if source.content else {}
-    teacher = load_teacher(config, device, TASKS[config.classes], before.get("teacher"))
+    teacher = load_teacher(config, device, config.task, before.get("teacher"))
     if source.content and (teacher is None) != (before.get("teacher") is None):
         raise UsageError(f"{source.path} was trained {'without' if teacher else 'with'} a teacher; resume it likewise")
     seen = {*(before.get("seen_names") or ()), *(teacher.seen_names if teacher else ())}
@@ -274,13 +279,21 @@ def open_data(
         what = "copies, or others of the groups," if together["groups"] else "copies"
         print(f"{split.moved} {what} of images in other parts were moved into training.")
     print_resized_masks([sample for part in split[:3] for sample in part])
-    cache = open_cache(root, config.image_size) if config.cache == "on" else None
+    cache = open_cache(root, config.image_size, config.task) if config.cache == "on" else None
     options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}
+    options["task"] = config.task
     train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)
     valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
     inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
     warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
     return train_set, valid_set, test_set, data
+
+
+def weights_of(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> str:
+    """What --class_weights auto means for these training images, of which it looks at up to 256."""
+    some = np.linspace(0, len(dataset) - 1, min(256, len(dataset))).astype(int).tolist()
+    weights = balanced_weights(dataset.read_batch(some)[config.task.target], config.task)
+    return ",".join(f"{weight:g}" for weight in weights)
 
 
 def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxfordPetDataset | AugmentedDataset:

@@ -23,7 +23,7 @@ from data.index import find_root
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
 from data.splits import MODES, split_samples
 from evaluation.evaluator import validate
-from evaluation.metrics import summarize
+from evaluation.metrics import mean_dice
 from evaluation.predictor import Predictor
 from peers import SmpUnet
 from runtime.device import choose_precision, get_device
@@ -94,7 +94,7 @@ def main() -> None:
         start = time.perf_counter()
         loss = train_one_epoch(model, train_loader, optimizer, scheduler, loss_fn, precision)
         trained = time.perf_counter() - start
-        dice = summarize(validate(predictor, valid_loader)[0])["dice"]
+        dice = mean_dice(validate(predictor, valid_loader)[0])
         if dice > max((row["val_dice"] for row in record["history"]), default=-1.0):
             best = copy.deepcopy(model.state_dict())
         seconds = {"seconds": time.perf_counter() - start, "training_seconds": trained}
@@ -105,7 +105,7 @@ def main() -> None:
             torch.save({**saved, "best": best, "record": json.dumps(record)}, file)
     for kind, weights in {"last": model.state_dict(), "best": best}.items():
         model.load_state_dict(weights)
-        record["counts"][kind] = validate(predictor, test_loader)[0].tolist()
+        record["counts"][kind] = validate(predictor, test_loader)[0][:, 0].tolist()
     with atomic_write(args.out / "result.json") as file:
         json.dump(record, file)
     state.unlink(missing_ok=True)

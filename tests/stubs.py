@@ -13,6 +13,7 @@ from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
+from training.losses import LOSSES
 from training.run_state import Progress, RunState
 from training.trainer import Trainer
 
@@ -56,6 +57,7 @@ def make_run(model, context=SINGLE_PROCESS, images=7, augmentation=PLAIN, ema=No
         train_loader=None,
         valid_loader=None,
         augmentation=augmentation,
+        loss_fn=LOSSES[config.loss],
         precision=Precision(CPU),
         context=context,
         stop=None,

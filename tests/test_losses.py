@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch import losses as smp
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import sigmoid_focal_loss
 
-from models.task import TASKS
+from models.task import TASKS, ClassesTask
 from stubs import three
-from training.losses import LOSSES, bce_dice_loss, bce_loss, dice_loss
+from training.losses import LOSSES, balanced_weights, bce_dice_loss, bce_loss, dice_loss
 
 BINARY = TASKS["binary"]
 
@@ -99,3 +101,91 @@ def test_perfect_trimaps_have_no_loss(name):
     trimap = torch.randint(1, 4, (1, 1, 16, 16), dtype=torch.uint8)
     logits = F.one_hot(trimap[:, 0].long() - 1, 3).permute(0, 3, 1, 2) * 40.0
     assert LOSSES[name](logits.requires_grad_(), trimap, TRIMAP).item() == pytest.approx(0, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------- against segmentation_models.pytorch's
+
+NAMED = ClassesTask(("background", "a", "b", "c"))
+
+
+def example(task, ignored: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits and target of one image, and the target as numbers of classes, 255 where it is left out."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(1, task.out_channels, 12, 16, generator=generator) * 2
+    numbers = torch.randint(0, max(2, task.out_channels), (1, 1, 12, 16), generator=generator)
+    if ignored:
+        numbers[..., :5, :] = 255
+    values = {"binary": numbers, "trimap": numbers + 1}.get(task.name, torch.where(numbers == 255, 255, numbers + 2))
+    return logits, values.to(torch.uint8), numbers
+
+
+@pytest.mark.parametrize("task", [BINARY, TRIMAP, NAMED], ids=["binary", "trimap", "named"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_losses_equal_other_peoples(task, ignored):
+    if ignored and task is not NAMED:
+        pytest.skip("only masks of named classes leave pixels out")
+    logits, target, numbers = example(task, ignored)
+    mode, ignore = ("binary" if task is BINARY else "multiclass"), (255 if ignored else None)
+    smooth = {"smooth": 1.0, "eps": 0.0, "ignore_index": ignore}
+    theirs = {
+        "bce": smp.SoftBCEWithLogitsLoss() if task is BINARY else torch.nn.CrossEntropyLoss(ignore_index=255),
+        "tversky": smp.TverskyLoss(mode, alpha=0.3, beta=0.7, **smooth),
+    }
+    truth = numbers.float() if task is BINARY else numbers[:, 0]
+    for name, loss in theirs.items():
+        assert LOSSES[name](logits, target, task).item() == pytest.approx(loss(logits, truth).item(), rel=1e-5), name
+    dice = smp.DiceLoss(mode, **{**smooth, "smooth": 0.5})  # theirs is added to half the sum
+    assert LOSSES["dice"](logits, target, task).item() == pytest.approx(dice(logits, truth).item(), rel=1e-5)
+
+
+def test_focal_losses_equal_other_peoples():
+    logits, target, numbers = example(BINARY)
+    theirs = smp.FocalLoss("binary", gamma=2.0)(logits, numbers.float()).item()
+    assert LOSSES["focal"](logits, target, BINARY).item() == pytest.approx(theirs, rel=1e-5)
+    theirs = sigmoid_focal_loss(logits, numbers.float(), alpha=-1, gamma=2.0, reduction="mean").item()
+    assert LOSSES["focal"](logits, target, BINARY).item() == pytest.approx(theirs, rel=1e-5)
+    theirs = smp.TverskyLoss("binary", alpha=0.3, beta=0.7, gamma=0.75, smooth=1.0, eps=0.0)(logits, numbers.float())
+    assert LOSSES["focal_tversky"](logits, target, BINARY).item() == pytest.approx(theirs.item(), rel=1e-5)
+    for task in (TRIMAP, NAMED):
+        logits, target, numbers = example(task)
+        shares = logits.double().softmax(1).gather(1, numbers)
+        by_hand = ((1 - shares) ** 2 * -shares.log()).mean().item()
+        assert LOSSES["focal"](logits, target, task).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_have_no_part_in_any_loss(name):
+    logits, target, _ = example(NAMED, ignored=True)
+    other = torch.where(target == 255, logits + 3, logits).requires_grad_()
+    loss = LOSSES[name](other, target, NAMED)
+    assert loss.item() == pytest.approx(LOSSES[name](logits, target, NAMED).item(), rel=1e-6)
+    loss.backward()
+    assert (other.grad[(target == 255).expand_as(other)] == 0).all()
+    nothing = torch.full_like(target, 255)
+    assert LOSSES[name](logits, nothing, NAMED).isfinite()
+
+
+def test_class_weights():
+    logits, target, numbers = example(BINARY)
+    weight = torch.tensor([3.0])
+    theirs = torch.nn.BCEWithLogitsLoss(pos_weight=weight)(logits, numbers.float()).item()
+    assert LOSSES["bce"](logits, target, BINARY, weight).item() == pytest.approx(theirs, rel=1e-5)
+    logits, target, numbers = example(NAMED, ignored=True)
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    each = torch.nn.CrossEntropyLoss(weights, ignore_index=255, reduction="none")(logits, numbers[:, 0])
+    by_hand = (each.sum() / (numbers != 255).sum()).item()
+    assert LOSSES["bce"](logits, target, NAMED, weights).item() == pytest.approx(by_hand, rel=1e-5)
+    alone = [LOSSES["dice"](logits, target, NAMED, torch.eye(4)[i]).item() for i in range(4)]
+    by_hand = np.average(alone, weights=weights.numpy())
+    assert LOSSES["dice"](logits, target, NAMED, weights).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_balanced_weights_make_all_classes_count_alike():
+    _, target, numbers = example(NAMED, ignored=True)
+    weights = balanced_weights(target, NAMED)
+    pixels = [(numbers == i).sum().item() for i in range(4)]
+    counts = [weight * count for weight, count in zip(weights, pixels)]
+    assert counts == pytest.approx([sum(pixels) / 4] * 4, rel=0.01)
+    mask = torch.zeros(1, 1, 10, 10, dtype=torch.uint8)
+    mask[..., :2, :] = 1
+    assert balanced_weights(mask, BINARY) == [4.0]

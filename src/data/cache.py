@@ -1,10 +1,11 @@
-"""The pixel cache: images and trimaps of a dataset, decoded and resized once, as bytes in one file.
+"""The pixel cache: images and label maps of a dataset, decoded and resized once, as bytes in one file.
 
 The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, trimap. `np.load(file, mmap_mode="r")` opens it.
 It is read by position here, because mapped pages would count as this process's memory; what is read by position stays
 in the system's page cache, which all processes share.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.index import Sample, list_samples
+from data.index import Sample, list_samples, with_classes
+from models.task import TASKS, Task
 from runtime.errors import DatasetError, raise_faults
 from runtime.files import lock_file, sync_folder
 
@@ -27,8 +29,9 @@ SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
 
 def write_record(record: np.ndarray, sample: Sample) -> None:
-    """Fills a record, uint8 (4, H, W), with an image's three channels and its trimap."""
-    image, record[3] = sample.read(record.shape[:0:-1])
+    """Fills a record, uint8 (4, H, W), with an image's three channels and what its mask file holds."""
+    classes = sample.classes if sample.binary_mask else ()  # of trimaps all tasks share one record
+    image, record[3] = dataclasses.replace(sample, classes=classes).read(record.shape[:0:-1])
     record[:3] = image.transpose(2, 0, 1)
 
 
@@ -69,7 +72,7 @@ class PixelCache:
         return records
 
 
-def open_cache(root: Path, size: int) -> PixelCache | None:
+def open_cache(root: Path, size: int, task: Task = TASKS["binary"]) -> PixelCache | None:
     """Opens the cache of a dataset at a size, and makes it first where there is none of exactly these files.
 
     Several processes may call this at once: one makes the cache, the others wait for it.
@@ -77,6 +80,7 @@ def open_cache(root: Path, size: int) -> PixelCache | None:
     Args:
         root: folder of the dataset; the cache goes into its folder .pixel_cache.
         size: side of the images, in pixels.
+        task: says what the masks hold.
 
     Returns:
         The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
@@ -84,9 +88,10 @@ def open_cache(root: Path, size: int) -> PixelCache | None:
     Raises:
         DatasetError: images or masks can't be used; the first ten are named, all are counted.
     """
-    samples = list_samples(root)
+    samples = with_classes(list_samples(root), task)
     names, folder = [sample.name for sample in samples], root / CACHE_FOLDER
-    file = folder / f"{size}_{files_digest(samples, FORMAT_VERSION, size)}.npy"
+    about = [task.classes] if task.classes and all(sample.binary_mask for sample in samples) else []
+    file = folder / f"{size}_{files_digest(samples, FORMAT_VERSION, size, *about)}.npy"
     try:
         if not _is_whole(file, len(samples), size):
             folder.mkdir(exist_ok=True)

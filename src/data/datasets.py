@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 
 from data.cache import open_cache, write_record
 from data.copies import near_copies
-from data.index import Sample, find_root, has_lists, list_samples
+from data.index import Sample, find_root, has_lists, list_samples, with_classes
 from data.splits import SPLITS, SUBSETS, TOGETHER, Split, part_samples, split_samples
-from models.checkpoint import seen_names
-from models.task import BACKGROUND, BORDER
+from models.checkpoint import seen_names, task_of_checkpoint
+from models.task import BACKGROUND, BORDER, TASKS, Task
 from runtime.errors import UsageError
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 
@@ -54,9 +54,10 @@ class OxfordPetDataset(Dataset):
         split: see `split_samples`; the name of one, or what it returned.
         augment_uncertain: border pixels become pet or background at random, half and half, instead of pet.
         seed: of the split and of everything drawn.
+        task: what is learned: with named classes `trimap` is a label map of these; see models/task.py.
 
     Raises:
-        DatasetError: see `find_root`, `split_samples` and, when indexed, `Sample.read`.
+        DatasetError: see `find_root`, `split_samples`, `with_classes` and, when indexed, `Sample.read`.
         ValueError: there is no such mode or split.
     """
 
@@ -68,12 +69,14 @@ class OxfordPetDataset(Dataset):
         split: str | Split = "80-10-10",
         augment_uncertain: bool = False,
         seed: int = 42,
+        task: Task = TASKS["binary"],
     ):
         if mode not in SUBSETS:
             raise ValueError(f"no mode is called {mode!r}; there are {', '.join(SUBSETS)}")
         self.root = find_root(data_path)
         given = isinstance(split, Split) and mode != "all"
-        self.samples: list[Sample] = getattr(split, mode) if given else part_samples(self.root, mode, split, seed)
+        samples = getattr(split, mode) if given else part_samples(self.root, mode, split, seed)
+        self.samples: list[Sample] = with_classes(samples, task)
         self.mode, self.transform, self.augment_uncertain, self.seed = mode, transform, augment_uncertain, seed
 
     def __len__(self) -> int:
@@ -148,6 +151,7 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
             records = np.stack([self._record(sample) for sample in samples])
         masks = np.empty_like(records[:, 3:])
         for mask, sample, (epoch, _), record in zip(masks, samples, keys, records):
+            record[3] = sample.labels_from(record[3])
             mask[0] = self._preprocess_mask(record[3], self._mask_rng(epoch, sample))
         return {
             "image": torch.from_numpy(records[:, :3]),
@@ -177,11 +181,14 @@ def open_checkpoint_part(
     """
     data, root = content["data"], find_root(data_path)
     size, resize = preprocessing or preprocessing_of(content)
-    cache = open_cache(root, size) if use_cache and resize == "square" else None
+    task = task_of_checkpoint(content)
+    cache = open_cache(root, size, task) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
         split = split_samples(root, split, data["seed"], (mode,), **{name: data.get(name) for name in TOGETHER})
-    return load_dataset(root, mode, split=split, seed=data["seed"], image_size=size, resize=resize, cache=cache)
+    return load_dataset(
+        root, mode, split=split, seed=data["seed"], task=task, image_size=size, resize=resize, cache=cache
+    )
 
 
 def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[str]:

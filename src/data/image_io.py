@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from models.task import BACKGROUND, PET
+from models.task import BACKGROUND, IGNORED, PET
 from runtime.errors import DatasetError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
@@ -136,10 +136,33 @@ def read_mask(path, size: tuple[int, int] | None = None) -> np.ndarray:
     return _nearest(np.where(codes != 0, np.uint8(PET), np.uint8(BACKGROUND)), size)
 
 
+def read_class_mask(path, classes: tuple[str, ...], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads a mask whose values are the numbers of classes, from 0, as a label map of models/task.py.
+
+    Args:
+        path: a gray image or one with a palette, whose indices count; 255 is left out.
+        classes: their names.
+        size: as for `read_trimap`.
+
+    Raises:
+        DatasetError: the file can't be read, has several channels, or holds a number without a name.
+    """
+    values = _read_values(path, "class mask")
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16, np.int32):
+        raise DatasetError(f"{path} is no mask of classes: expected one channel of whole numbers; save it as index PNG")
+    unnamed = np.unique(values[(values >= len(classes)) & (values != IGNORED)])
+    if len(unnamed):
+        raise DatasetError(
+            f"{path} holds the value {unnamed[0]}, but --classes names {len(classes)} classes, 0 to "
+            f"{len(classes) - 1}; name it, or write {IGNORED} for pixels to leave out"
+        )
+    return _nearest(np.where(values == IGNORED, IGNORED, values + BACKGROUND).astype(np.uint8), size)
+
+
 def _read_values(path, what: str) -> np.ndarray:
     try:
         with open_image(path) as image:
-            if image.mode != "P" or what == "trimap":
+            if image.mode != "P" or what != "mask":
                 return np.asarray(image)
             # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
             colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
@@ -186,18 +209,32 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
     )
 
 
-def read_pair(image_path: Path, mask_path: Path, binary_mask: bool, size: tuple[int, int] | None = None):
-    """Reads an image, uint8 (H, W, 3), and its trimap, uint8 (H, W) of 1, 2, 3.
+def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
+    """Reads a trimap, a mask, or with `classes` a mask of classes, as `read_trimap`, `read_mask`, `read_class_mask`."""
+    if binary_mask and classes:
+        return read_class_mask(path, classes)
+    return (read_mask if binary_mask else read_trimap)(path)
+
+
+def read_pair(
+    image_path: Path,
+    mask_path: Path,
+    binary_mask: bool,
+    size: tuple[int, int] | None = None,
+    classes: tuple[str, ...] = (),
+):
+    """Reads an image, uint8 (H, W, 3), and its label map, uint8 (H, W).
 
     Args:
         image_path: the image.
         mask_path: its trimap or mask.
         binary_mask: it is a mask; see `shown_size`.
         size: width and height that both are resized to; None takes the image's own size.
+        classes: names of the classes whose numbers the mask holds.
 
     Raises:
         DatasetError: a file can't be read or is no mask, or their sizes don't fit.
     """
-    trimap = (read_mask if binary_mask else read_trimap)(mask_path)
-    *own_size, upright = shown_size(image_path, mask_path, trimap.shape[::-1], binary_mask)
-    return read_image(image_path, size, upright), _nearest(trimap, size or tuple(own_size))
+    labels = read_labels(mask_path, binary_mask, classes)
+    *own_size, upright = shown_size(image_path, mask_path, labels.shape[::-1], binary_mask)
+    return read_image(image_path, size, upright), _nearest(labels, size or tuple(own_size))

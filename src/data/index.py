@@ -8,6 +8,7 @@ A dataset is a folder in one of three layouts:
 """
 
 import collections
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from data.image_io import (
     IMAGE_SUFFIXES,
     image_size_of,
     read_image,
-    read_mask,
+    read_labels,
     read_pair,
-    read_trimap,
     shown_size,
 )
+from models.task import BACKGROUND, SPECIES, Task
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
@@ -38,8 +39,10 @@ class Sample:
         name: unique in its dataset; results are named by it.
         image_path: the image.
         mask_path: its trimap or mask, or None.
-        binary_mask: it is a mask of two values. Then the image is turned as its EXIF orientation says.
+        binary_mask: it is a mask, not a trimap. Then the image is turned as its EXIF orientation says.
         breed: number of the breed; 0 for own images.
+        species: 1 for a cat, 2 for a dog, 0 where that is unknown.
+        classes: names of the classes of its label map; without any it is a trimap.
     """
 
     name: str
@@ -47,23 +50,32 @@ class Sample:
     mask_path: Path | None = None
     binary_mask: bool = True
     breed: int = 0
+    species: int = 0
+    classes: tuple[str, ...] = ()
 
     def read(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image, uint8 (H, W, 3), and its trimap, uint8 (H, W) of 1, 2, 3, or None.
+        """The image, uint8 (H, W, 3), and its label map, uint8 (H, W), or None; see models/task.py.
 
         Args:
             size: width and height that both are resized to; None keeps their own size.
 
         Raises:
-            DatasetError: see `read_image` and `read_pair`.
+            DatasetError: see `read_image`, `read_pair` and `read_labels`.
         """
         if self.mask_path is None:
             return read_image(self.image_path, size, upright=True), None
-        return read_pair(self.image_path, self.mask_path, self.binary_mask, size)
+        image, labels = read_pair(self.image_path, self.mask_path, self.binary_mask, size, self.classes)
+        return image, self.labels_from(labels)
 
-    def read_trimap(self) -> np.ndarray:
-        """The trimap, or the mask as a trimap without border, at its own size: uint8 (H, W) of 1, 2, 3."""
-        return (read_mask if self.binary_mask else read_trimap)(self.mask_path)
+    def read_labels(self) -> np.ndarray:
+        """The label map at the mask's own size, uint8 (H, W). Raises DatasetError: the file is none."""
+        return self.labels_from(read_labels(self.mask_path, self.binary_mask, self.classes))
+
+    def labels_from(self, stored: np.ndarray) -> np.ndarray:
+        """The label map from what is in the file: of a trimap, where classes are species, pet and border are its."""
+        if self.binary_mask or not self.classes:
+            return stored
+        return np.where(stored == BACKGROUND, np.uint8(BACKGROUND), np.uint8(BACKGROUND + self.species))
 
     def displayed_size(self) -> tuple[int, int]:
         """Width and height of the image as it is shown."""
@@ -135,9 +147,9 @@ def read_list(root: Path, name: str) -> list[Sample]:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            stem, breed = line.split()[:2]
+            stem, breed, species = [*line.split(), "0"][:3]
             image, trimap = root / "images" / f"{stem}.jpg", root / "annotations/trimaps" / f"{stem}.png"
-            sample = Sample(stem, image, trimap, binary_mask=False, breed=int(breed))
+            sample = Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0)
         except ValueError:
             raise DatasetError(f"{file} line {number} is not `name class species breed`: {line.strip()!r}") from None
         samples.append(sample)
@@ -168,6 +180,24 @@ def _pair_up(root: Path) -> list[Sample]:
     return [
         Sample(stem, images[stem], masks[stem], own, breeds[re.sub(r"_?\d+$", "", stem)]) for stem in sorted(images)
     ]
+
+
+def with_classes(samples: list[Sample], task: Task) -> list[Sample]:
+    """The samples with the label maps that a task learns.
+
+    Raises:
+        DatasetError: their masks know no such classes.
+    """
+    if not task.classes:
+        return samples
+    labelled = [sample for sample in samples if sample.mask_path is not None]
+    trimaps = next((sample for sample in labelled if not sample.binary_mask), None)
+    if trimaps and task is not SPECIES:
+        raise DatasetError(f"{trimaps.mask_path} is a trimap and has no classes {task.name}; use masks of own images")
+    unknown = next((sample for sample in labelled if not sample.binary_mask and sample.species not in (1, 2)), None)
+    if unknown:
+        raise DatasetError(f"the species of {unknown.name} is not known: it stands in the lists of the dataset alone")
+    return [dataclasses.replace(sample, classes=task.classes) for sample in samples]
 
 
 def by_name(sample: Sample) -> str:

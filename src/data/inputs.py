@@ -6,13 +6,12 @@ import glob
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data.datasets import Preprocessing, open_checkpoint_part
 from data.image_io import IMAGE_SUFFIXES
-from data.index import Sample, describe_layout, find_root, has_lists
-from models.task import BACKGROUND
+from data.index import Sample, describe_layout, find_root, has_lists, with_classes
+from models.checkpoint import task_of_checkpoint
 from runtime.errors import DatasetError, UsageError
 
 
@@ -35,17 +34,25 @@ def find_samples(
         UsageError: there is no image.
         DatasetError: it is a dataset, but an incomplete one.
     """
-    path, root = Path(data_path), None
+    task = task_of_checkpoint(content)
+    samples, what = _find(Path(data_path), data_path, content, subset, recursive, output)
+    return with_classes(samples, task), what
+
+
+def _find(
+    path: Path, pattern: str, content: dict, subset: str, recursive: bool, output: Path | None
+) -> tuple[list[Sample], str]:
+    root = None
     if path.is_file():
         return [_with_mask(path, path.stem)], str(path)
     if not recursive:
         with contextlib.suppress(DatasetError):
             root = find_root(path)  # of a folder that need not exist: images/ of a dataset that lies one deeper
     if root is None and not path.is_dir():
-        if not any(letter in data_path for letter in "*?["):
+        if not any(letter in pattern for letter in "*?["):
             raise UsageError(f"--data_path {path} does not exist; name a dataset, a folder, an image or a pattern")
-        found = [Path(p) for p in sorted(glob.glob(data_path, recursive=True))]  # noqa: PTH207  with ** anywhere
-        return _name_all(found, f"images that match {data_path}", None, output)
+        found = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  with ** anywhere
+        return _name_all(found, f"images that match {pattern}", None, output)
     if root is None:
         found = sorted(path.rglob("*") if recursive else path.iterdir())
         return _name_all(found, f"images in {path}", path, output)
@@ -100,11 +107,11 @@ def refuse_overwriting(folder: Path, samples: list[Sample]) -> None:
 
 
 def read_input(sample: Sample, preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the network sees of an image, uint8 (3, H, W), and its mask, uint8 (1, H, W), or None.
+    """What the network sees of an image, uint8 (3, H, W), and its label map, uint8 (1, H, W), or None.
 
     Raises:
         DatasetError: see `Sample.read`.
     """
-    image, trimap = sample.read(preprocessing.size_of(sample))
-    mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND).astype(np.uint8)[None])
-    return torch.from_numpy(image.transpose(2, 0, 1).copy()), mask
+    image, labels = sample.read(preprocessing.size_of(sample))
+    labels = None if labels is None else torch.from_numpy(labels.copy())[None]
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), labels

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from data.splits import SUBSETS
+from models.task import Task
 from runtime.errors import UsageError
 from runtime.options import (
     CommonConfig,
@@ -53,6 +54,15 @@ class PredictConfig(CommonConfig):
         """The threshold for decision logits."""
         return math.log(self.threshold / (1 - self.threshold))
 
+    def refuse_thresholds(self, task: Task) -> None:
+        """Raises UsageError where a setting means pet against background, and the task has named classes."""
+        names = ("find_threshold", "ignore_border", "calibrate", "reliability", "label_errors")
+        given = [name for name in names if getattr(self, name, None)]
+        given += ["threshold"] if self.threshold != 0.5 else []
+        given += [f"save {name}" for name in ("probabilities", "trimaps") if name in getattr(self, "save", ())]
+        if task.classes and given:
+            raise UsageError(f"--{given[0]} is not for networks of named classes ({task.name}); leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(PredictConfig):
@@ -70,6 +80,7 @@ class EvalConfig(PredictConfig):
     reliability: str | None = option(
         None, "plot accuracy against confidence (reliability diagram) to this PNG", metavar="FILE"
     )
+    confusion: str | None = option(None, "draw the confusion matrix of named classes to this PNG", metavar="FILE")
     compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
     csv: str | None = option(None, "write one row per image into this file", metavar="FILE")

@@ -24,8 +24,17 @@ from evaluation.calibration import (
     scale_head,
 )
 from evaluation.config import EvalConfig
+from evaluation.confusion import confusion_matrix
 from evaluation.ensemble import open_checkpoints
-from evaluation.metrics import COUNTS, boundary_f, dice_from_counts, pixel_counts
+from evaluation.metrics import (
+    COUNTS,
+    boundary_f,
+    dice_from_counts,
+    image_dice,
+    label_counts,
+    pixel_counts,
+    score_counts,
+)
 from evaluation.predictor import Prediction, Predictor
 from evaluation.tiles import predict_tiles
 from models.checkpoint import save_checkpoint, without_training_state
@@ -55,18 +64,18 @@ def validate(
         context: the processes that share the batches; all of them get the whole result.
 
     Returns:
-        `pixel_counts` of every image, int64 (n, 4) on the CPU in the loader's order, and the mean loss over images
+        `score_counts` of every image, int64 (n, K, 4) on the CPU in the loader's order, and the mean loss over images
         (NaN without `loss_fn`).
     """
     predictor.model.eval()
     results, task, device = [], predictor.task, predictor.precision.device
     with torch.inference_mode():
         for batch in _progress_bar(loader, len(loader), "validating"):
-            masks, targets = (copy_to_device(batch[name], device) for name in ("mask", task.target))
+            targets = copy_to_device(batch[task.target], device)
             logits = predictor.logits(batch["image"])
             loss = logits.new_tensor(math.nan) if loss_fn is None else loss_fn(logits, targets, task)
-            counts = pixel_counts(task.decision_logits(logits)[:, :1] > 0, masks)
-            results.append((counts, loss * len(masks)))
+            counts = score_counts(task, task.decision_logits(logits), targets)
+            results.append((counts, loss * len(targets)))
             after_batch()
     results = context.all_gather([(counts.cpu(), loss.item()) for counts, loss in results])
     counts = torch.cat([counts for counts, _ in results])
@@ -95,7 +104,7 @@ def predict_samples(predictor: Predictor, dataset: SimpleOxfordPetDataset, loade
                 trimap = batch["trimap"][i : i + 1]
                 views = Prediction(*(view[i : i + 1] for view in prediction))
                 if config.original_size:
-                    trimap = torch.from_numpy(sample.read_trimap().copy())[None, None]
+                    trimap = torch.from_numpy(sample.read_labels().copy())[None, None]
                     views = Prediction(*(F.interpolate(view, trimap.shape[-2:], mode="bilinear") for view in views))
                 found.append((sample, views, trimap.to(predictor.precision.device)))
             yield found
@@ -111,20 +120,23 @@ def score_samples(
     """Scores a dataset image by image, on all processes of `context`, which all get the whole result.
 
     Returns:
-        A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`. And the sums of
-        `confidence_bins` over all images.
+        A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`. And sums over all
+        images: of `confidence_bins`, or of `confusion_matrix` where the task has named classes.
     """
-    batches, results = predict_samples(predictor, dataset, loader, config), []
+    batches, results, task = predict_samples(predictor, dataset, loader, config), [], predictor.task
     for some in _progress_bar(batches, len(loader), "evaluating"):
-        rows, bins = [], np.zeros((BINS, 3))
-        for sample, prediction, trimap in some:
-            scores = score_sample(prediction, trimap, predictor.task, config, sample.binary_mask)
+        rows, sums = [], []
+        for sample, prediction, labels in some:
+            scores = score_sample(prediction, labels, task, config, sample.binary_mask)
             rows.append({"name": sample.name, **scores})
-            counted = trimap != BORDER if config.ignore_border else None
-            bins += confidence_bins(prediction.final[:, :1].sigmoid(), trimap != BACKGROUND, counted)
-        results.append((rows, bins))
+            if task.classes:
+                sums.append(confusion_matrix(task, task.label_map(prediction.final), labels))
+            else:
+                counted = labels != BORDER if config.ignore_border else None
+                sums.append(confidence_bins(prediction.final[:, :1].sigmoid(), labels != BACKGROUND, counted))
+        results.append((rows, sum(sums)))
     results = context.all_gather(results)
-    return [row for rows, _ in results for row in rows], sum(bins for _, bins in results)
+    return [row for rows, _ in results for row in rows], sum(sums for _, sums in results)
 
 
 def score_sample(
@@ -134,8 +146,10 @@ def score_sample(
 
     The classes of the task are scored too, where the trimap has a border and it counts.
     """
-    mask, counted = trimap != BACKGROUND, trimap != BORDER if config.ignore_border else None
+    mask, counted = trimap != BACKGROUND, trimap != BORDER if config.ignore_border else task.counted(trimap)
     plain, final = (view[:, :1] > config.logit_threshold for view in prediction)
+    if counted is not None:
+        final, mask = final & counted, mask & counted
     (counts,) = pixel_counts(final, mask, counted)
     row = dict(zip(COUNTS, counts.tolist()))
     row["dice"] = dice_from_counts(counts).item()
@@ -143,7 +157,16 @@ def score_sample(
     row["boundary_f"] = math.nan if config.ignore_border else boundary_f(final, mask, config.tolerance).item()
     if config.tta:
         row["plain_dice"] = dice_from_counts(pixel_counts(plain, mask, counted)).item()
-    if not (binary_mask or config.ignore_border):
+    if task.classes:
+        of_classes = [label_counts(task, task.label_map(view), trimap) for view in prediction]
+        row["dice"] = image_dice(of_classes[1]).item()
+        if config.tta:
+            row["plain_dice"] = image_dice(of_classes[0]).item()
+        for name, (tp, fp, fn, _) in zip(task.classes[1:], of_classes[1][0].tolist()):
+            there = tp + fp + fn > 0
+            row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if there else math.nan
+            row[f"iou_{name}"] = tp / (tp + fp + fn) if there else math.nan
+    elif not (binary_mask or config.ignore_border):
         labels = task.label_map(prediction.final, config.logit_threshold)
         for value, name in task.class_scores.items():
             row[name] = dice_from_counts(pixel_counts(labels == value, trimap == value)).item()
@@ -178,11 +201,6 @@ def find_threshold(
     return best / 100, dice[best].item()
 
 
-def mean_dice(rows: list[dict]) -> float:
-    """Dice, averaged over images."""
-    return float(np.mean([row["dice"] for row in rows]))
-
-
 class CheckpointEvaluator:
     """A checkpoint, the images as it wants them, and its scores.
 
@@ -199,11 +217,13 @@ class CheckpointEvaluator:
         self.config, self.context = config, context
         model, self.content, self.path = open_checkpoints(config.model_path, config.model_name, config.save_dir)
         self.name = self.content["model"]["name"]
+        config.refuse_thresholds(model.task)
         self.dataset = self.part(config.subset)
         precision = choose_precision(config.amp, device, self.dataset.image_size)
         self.predictor = Predictor(precision.to_device(model), precision, config.tta)
         self.rows: list[dict] = []
         self.bins = np.zeros((BINS, 3))
+        self.confusion: np.ndarray | None = None  # of named classes
         self.seconds = 0.0
 
     def part(self, mode: str) -> SimpleOxfordPetDataset:
@@ -257,5 +277,9 @@ class CheckpointEvaluator:
             self.config = dataclasses.replace(self.config, threshold=found)
             print(f"Threshold {found:.2f}: Dice {dice:.4f} on the {len(valid)} validation images")
         start, loader = time.perf_counter(), self.loader(self.dataset)
-        self.rows, self.bins = score_samples(self.predictor, self.dataset, loader, self.config, self.context)
+        self.rows, sums = score_samples(self.predictor, self.dataset, loader, self.config, self.context)
+        if self.predictor.task.classes:
+            self.confusion = sums
+        else:
+            self.bins = sums
         self.seconds = time.perf_counter() - start

@@ -1,10 +1,13 @@
 """Scores of masks: Dice, IoU, boundary F, and their bootstrap intervals."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from models.task import BACKGROUND, Task
 
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 RESAMPLES = 10_000
@@ -56,6 +59,33 @@ def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return dice_from_counts(pixel_counts(prediction, mask))
 
 
+def label_counts(task: Task, labels: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """`pixel_counts` of each class that is scored, int64 (N, K, 4), from label maps (N, 1, H, W).
+
+    Without named classes that is the foreground; with them it is each class but the background.
+    """
+    if not task.classes:
+        return pixel_counts(labels != BACKGROUND, truth != BACKGROUND)[:, None]
+    counted = task.counted(truth)
+    return torch.stack([pixel_counts(labels == value, truth == value, counted) for value in task.class_scores], dim=1)
+
+
+def score_counts(task: Task, decision: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The same from decision logits (N, D, H, W) and a target (N, 1, H, W) of the task."""
+    if not task.classes:
+        return pixel_counts(decision[:, :1] > 0, task.foreground(target))[:, None]
+    return label_counts(task, task.label_map(decision), target)
+
+
+def image_dice(counts: torch.Tensor) -> torch.Tensor:
+    """Dice of each image from (N, K, 4), float (N,): of several classes the mean of those in truth or prediction."""
+    dice = dice_from_counts(counts)
+    if counts.shape[1] == 1:
+        return dice[:, 0]
+    there = counts[..., :3].sum(-1) > 0
+    return torch.where(there.any(1), (dice * there).sum(1) / there.sum(1).clamp(min=1), 1.0)
+
+
 def _outline(mask: torch.Tensor) -> torch.Tensor:
     """Pixels of a mask, bool (N, 1, H, W), with a neighbour above, below or beside that is not in it."""
     around = F.pad(mask.float(), (1, 1, 1, 1), mode="replicate") > 0  # the image's own edge is no outline
@@ -82,27 +112,46 @@ def boundary_f(prediction: torch.Tensor, mask: torch.Tensor, tolerance: int) -> 
 
 
 def class_scores_of(rows: list[dict]) -> list[str]:
-    """Names of the scores of single classes in these rows, such as `border_dice`."""
-    return [name for name in rows[0] if name.endswith("_dice") and name != "plain_dice"]
+    """Names of the scores of single classes in these rows, such as `border_dice`, or `dice_cat` and `iou_cat`."""
+    return [
+        name
+        for name in rows[0]
+        if name.startswith(("dice_", "iou_")) or (name.endswith("_dice") and name != "plain_dice")
+    ]
 
 
 def score_terms(rows: list[dict]) -> np.ndarray:
-    """What scores are averaged from, float64 (n, 9 + k).
+    """What scores are averaged from, float64 (n, 9 + 2k).
 
-    Per image Dice, IoU, boundary F, empty, full, the four counts, and the scores of k single classes.
+    Per image Dice, IoU, boundary F, empty, full, the four counts, the scores of k single classes, and where these are
+    known: an image that has a class neither in truth nor in prediction has no score of it (NaN in the rows).
     """
     counts = np.array([[row[name] for name in COUNTS] for row in rows], dtype=np.float64)
     tp, fp, fn, tn = counts.T
     dice = np.array([row["dice"] for row in rows])
     boundary = np.array([row["boundary_f"] for row in rows])
     parts = [dice, dice / (2 - dice), boundary, tp + fp == 0, fn + tn == 0, tp, fp, fn, tn]
-    parts += [np.array([row[name] for row in rows]) for name in class_scores_of(rows)]
+    singles = [np.array([row[name] for row in rows], dtype=np.float64) for name in class_scores_of(rows)]
+    parts += [np.nan_to_num(single) for single in singles] + [~np.isnan(single) for single in singles]
     return np.stack(parts, axis=1).astype(np.float64)
 
 
 def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
-    """Scores from means of `score_terms` over images, (..., 9 + k); 0 of 0 pixels is a share of 1."""
-    dice, iou, boundary, empty, full, tp, fp, fn, tn, *classes = np.moveaxis(means, -1, 0)
+    """Scores from means of `score_terms` over images, (..., 9 + 2k); 0 of 0 pixels is a share of 1.
+
+    Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
+    """
+    dice, iou, boundary, empty, full, tp, fp, fn, tn, *singles = np.moveaxis(means, -1, 0)
+    known = singles[len(class_scores) :]
+    with np.errstate(invalid="ignore"):
+        # Where all images have a score the division would change nothing but the last bits.
+        classes = {n: s if (k > 1 - 1e-9).all() else s / k for n, s, k in zip(class_scores, singles, known)}
+    named = {kind: [v for n, v in classes.items() if n.startswith(f"{kind}_")] for kind in ("dice", "iou")}
+    if named["dice"]:
+        with warnings.catch_warnings(action="ignore"):  # of means of nothing
+            dice, iou = (np.nanmean(named[kind], axis=0) for kind in ("dice", "iou"))
+        if means.ndim == 1:  # all images together
+            dice, iou = np.nan_to_num(dice, nan=1.0), np.nan_to_num(iou, nan=1.0)
 
     def share(part, whole):
         return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
@@ -118,8 +167,21 @@ def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
         "recall": share(tp, tp + fn),
         "empty_predictions": empty,
         "full_predictions": full,
-        **dict(zip(class_scores, classes)),
+        **classes,
     }
+
+
+def mean_dice(counts: torch.Tensor) -> float:
+    """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
+
+    Of several classes each is averaged over the images that have it in truth or prediction: to predict none earns
+    nothing. Classes in no image don't count.
+    """
+    if counts.shape[1] == 1:
+        return summarize(counts[:, 0])["dice"]
+    dice, there = dice_from_counts(counts).double(), counts[..., :3].sum(-1) > 0
+    sums, images = (dice * there).sum(0), there.sum(0)
+    return float((sums / images.clamp(min=1))[images > 0].mean()) if there.any() else 1.0
 
 
 def summarize(counts: torch.Tensor) -> dict[str, float]:
@@ -139,7 +201,8 @@ def _resamples(count: int):
 
 
 def _between(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known if len(known) else values, [2.5, 97.5])
     return float(low), float(high)
 
 

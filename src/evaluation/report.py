@@ -12,7 +12,8 @@ import numpy as np
 from data.datasets import copies_of_training
 from data.index import describe_layout
 from evaluation.calibration import BINS, calibration_error, draw_reliability
-from evaluation.evaluator import CheckpointEvaluator, mean_dice, predict_samples
+from evaluation.confusion import draw_confusion, print_confusion
+from evaluation.evaluator import CheckpointEvaluator, predict_samples
 from evaluation.metrics import Interval, differences, intervals, mean_scores
 from evaluation.predictor import label_map_at_size
 from runtime.files import append_rows, atomic_write, write_rows
@@ -71,8 +72,8 @@ class Report:
         for name, (count, (value, low, high)) in self.groups.items():
             print(f"  {name:<28} {count:>8} {value:>8.4f}   {low:.4f} to {high:.4f}")
         if self.plain_dice is not None:
-            dice = self.scores["dice"].value
-            print(f"Test-time augmentation: Dice {self.plain_dice:.4f} without, {dice:.4f} with")
+            dice = np.mean([row["dice"] for row in evaluator.rows])
+            print(f"Test-time augmentation: Dice {self.plain_dice:.4f} without, {dice:.4f} with, averaged over images")
         if self.differences:
             print_scores(self.differences, f"Minus those of {self.other.path}")
             value, low, high = self.differences["dice"]
@@ -88,7 +89,10 @@ class Report:
                 f"Without {without['near_copies']} near copies of training images: Dice {without['dice']:.4f}, "
                 f"dataset Dice {without['dataset_dice']:.4f}"
             )
-        print(f"Calibration error, {BINS} bins: {calibration_error(evaluator.bins):.4f}")
+        if evaluator.confusion is None:
+            print(f"Calibration error, {BINS} bins: {calibration_error(evaluator.bins):.4f}")
+        else:
+            print_confusion(evaluator.confusion, evaluator.predictor.task.classes)
         dice = self.scores["dice"].value
         verdict = next(words for least, words in VERDICTS if dice >= least)
         print(f"{evaluator.name.upper()} {config.subset} Dice score: {dice:.4f}\n{verdict}", flush=True)
@@ -97,7 +101,7 @@ class Report:
         """The columns of the log."""
         evaluator, config, content = self.evaluator, self.evaluator.config, self.evaluator.content
         settings = {name: getattr(config, name) for name in ("ignore_border", "tolerance", "threshold", "tta")}
-        count = len(evaluator.dataset)
+        count, named = len(evaluator.dataset), evaluator.confusion is not None
         return {
             "model": evaluator.name,
             "checkpoint": evaluator.files,
@@ -113,7 +117,7 @@ class Report:
             "compute": str(evaluator.predictor.precision),
             "images": count,
             **{name: round(score.value, 6) for name, score in self.scores.items()},
-            "calibration_error": round(calibration_error(evaluator.bins), 6),
+            "calibration_error": "" if named else round(calibration_error(evaluator.bins), 6),
             "seconds": round(evaluator.seconds, 3),
             "images_per_second": round(count / evaluator.seconds, 1),
         }
@@ -127,11 +131,14 @@ class Report:
                 for name, (count, dice) in self.groups.items()
             },
             "without_near_copies": self._without_copies(),
+            "confusion": None if evaluator.confusion is None else evaluator.confusion.tolist(),
             "dice_without_tta": self.plain_dice and round(self.plain_dice, 6),
             "differences": {name: _rounded(score) for name, score in self.differences.items()},
         }
         if config.reliability:
             draw_reliability(evaluator.bins, Path(config.reliability))
+        if config.confusion:
+            draw_confusion(evaluator.confusion, evaluator.predictor.task.classes, Path(config.confusion))
         if config.csv:
             write_rows(config.csv, evaluator.rows)
         if config.json:
@@ -166,7 +173,7 @@ def group_rows(rows: list[dict]) -> dict[str, list[dict]]:
         name = row["name"]
         groups["cats" if name[0].isupper() else "dogs"].append(row)
         breeds.setdefault(name.rpartition("_")[0] or name, []).append(row)
-    worst_first = sorted(breeds.items(), key=lambda item: mean_dice(item[1]))
+    worst_first = sorted(breeds.items(), key=lambda item: mean_scores(item[1])["dice"])
     return {name: rows for name, rows in {**groups, **dict(worst_first)}.items() if rows}
 
 
@@ -189,5 +196,5 @@ def draw_worst(evaluator: CheckpointEvaluator, count: int, folder: Path) -> None
     for rank, (row, (sample, prediction, _)) in enumerate(zip(worst, predictions), start=1):
         image, trimap = sample.read()
         found = label_map_at_size(task, prediction.final[0].cpu(), config.logit_threshold, *trimap.shape)
-        panel = draw_panel(image, found, task.visible(trimap), f"{sample.name}   Dice {row['dice']:.4f}")
+        panel = draw_panel(image, found, task.visible(trimap), f"{sample.name}   Dice {row['dice']:.4f}", task)
         write_png(panel, folder / f"{rank:03d}_{sample.name}.png")

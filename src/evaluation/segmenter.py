@@ -19,13 +19,13 @@ from data.datasets import Preprocessing
 from data.index import Sample
 from data.inputs import read_input
 from evaluation.config import RESULTS, InferConfig
-from evaluation.metrics import dice_score
+from evaluation.metrics import image_dice, label_counts
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
 from evaluation.tiles import tiled_decisions
 from models.task import BACKGROUND
 from runtime.errors import DatasetError
 from runtime.files import DISK_FULL
-from visual.panels import draw_outline, draw_panel, sixteen_bits, soft_edges, write_png
+from visual.panels import draw_outline, draw_panel, palette_image, sixteen_bits, soft_edges, write_png
 
 LARGE = 12_000_000  # pixels; of images above that, one is worked on at a time
 
@@ -39,13 +39,13 @@ class Segmented:
 
     Args:
         decision: decision logits (D, h, w), as large as the network saw the image; None where it was tiled.
-        mask: of the ground truth, (1, h, w) or at the image's own size if it was tiled; None where there is none.
+        truth: label map of the ground truth, (1, h, w) or at the image's own size if it was tiled; None without one.
         labels: label map at the image's own size, of one that was tiled.
         probabilities: likewise, uint16 (H, W) of 0 to 65535.
     """
 
     decision: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
+    truth: torch.Tensor | None = None
     labels: np.ndarray | None = None
     probabilities: np.ndarray | None = None
 
@@ -139,21 +139,22 @@ class Segmenter:
                         probabilities[rows] = sixteen_bits(stripe[0])
         except DatasetError as error:
             return error
-        mask = None if trimap is None else torch.from_numpy((trimap != BACKGROUND)[None])
-        return Segmented(None, mask, labels, probabilities)
+        truth = None if trimap is None else torch.from_numpy(trimap.copy())[None]
+        return Segmented(None, truth, labels, probabilities)
 
     def _finish(self, sample: Sample, found: Segmented | DatasetError) -> dict:
         """Writes the files of an image; returns its row."""
         row = {"picture": str(sample.image_path), "width": "", "height": "", "pet_share": "", "dice": "", "error": ""}
         if isinstance(found, DatasetError):
             return {**row, "error": str(found)}
+        task = self.predictor.task
         if found.labels is None:
-            foreground = found.decision[:1] > self.config.logit_threshold
+            labels = task.label_map(found.decision, self.config.logit_threshold)
         else:
-            foreground = torch.from_numpy(found.labels != BACKGROUND)[None]
-        row["pet_share"] = round(foreground.float().mean().item(), 6)
-        if found.mask is not None:
-            row["dice"] = round(dice_score(foreground[None], found.mask[None]).item(), 6)
+            labels = torch.from_numpy(found.labels)[None]
+        row["pet_share"] = round((labels != BACKGROUND).float().mean().item(), 6)
+        if found.truth is not None:
+            row["dice"] = round(image_dice(label_counts(task, labels[None], found.truth[None])).item(), 6)
         try:
             row["width"], row["height"] = width, height = sample.displayed_size()
             with self._room_for(width, height):
@@ -185,7 +186,7 @@ class Segmenter:
         if "trimaps" in kinds:
             yield "trimaps", Image.fromarray(labels)
         if "masks" in kinds:
-            yield "masks", Image.fromarray(mask * 255)
+            yield "masks", palette_image(labels, task) if task.classes else Image.fromarray(mask * 255)
         if not {"overlays", "cutouts", "panels"} & kinds:
             return
         image, trimap = sample.read()
@@ -199,4 +200,4 @@ class Segmenter:
             yield "cutouts", Image.fromarray(np.dstack([image, alpha]))
         if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
-            yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title)
+            yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title, task)

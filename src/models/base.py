@@ -1,6 +1,7 @@
 """What all networks share: normalisation inside, any input size, logits out, activation checkpointing."""
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -30,6 +31,7 @@ class SegmentationModel(nn.Module):
         out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap.
         attention: a key of `attention.ATTENTION`: a block at the end of each decoder step, or behind the bottleneck.
         decoder: one of the network's `decoders`.
+        classes: names of the classes, the first of them background; then there are as many channels.
 
     Raises:
         ValueError: the network has no such decoder, or nothing has that many channels.
@@ -39,13 +41,20 @@ class SegmentationModel(nn.Module):
     decoders: tuple[str, ...] = ("plain",)
     encoder_name: str | None = None  # of torchvision's model whose weights the part `encoder` takes
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
+    def __init__(
+        self,
+        out_channels: int = 1,
+        attention: str = "none",
+        decoder: str = "plain",
+        classes: Sequence[str] | None = None,
+    ):
         super().__init__()
         if decoder not in self.decoders:
             raise ValueError(f"its decoder can't be {decoder!r}; it can be {', '.join(self.decoders)}")
-        self.task = task_of(out_channels)
+        self.task = task_of(out_channels, classes)
         # Plain values: they go into the checkpoint and rebuild the model.
-        self.config = {"out_channels": out_channels, "attention": attention}
+        outputs = {"out_channels": out_channels} if classes is None else {"classes": list(classes)}
+        self.config = {**outputs, "attention": attention}
         if decoder != "plain":  # absent in checkpoints of the first versions
             self.config["decoder"] = decoder
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))

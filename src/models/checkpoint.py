@@ -29,6 +29,7 @@ import torch
 from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
 from models.pickle_check import check_archive
 from models.schema import find_problem, schema
+from models.task import Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
@@ -186,6 +187,12 @@ def without_training_state(content: dict) -> dict:
     progress = content.get("progress") or {}
     known = ("run_id", "planned_epochs", "best_dice", "best_epoch")
     return {**kept, "progress": {name: progress[name] for name in known} if progress else None}
+
+
+def task_of_checkpoint(content: dict) -> Task:
+    """What the network of a checkpoint has learned."""
+    config = content["model"]["config"]
+    return task_of(config.get("out_channels", 1), config.get("classes"))
 
 
 def seen_names(content: dict) -> set[str]:

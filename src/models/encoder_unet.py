@@ -57,8 +57,8 @@ class EncoderUNet(SegmentationModel):
     stride = 32
     decoders = ("plain", "stem")
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
-        super().__init__(out_channels, attention, decoder)
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None):
+        super().__init__(out_channels, attention, decoder, classes)
         self.encoder = build_encoder(self.encoder_name)
         skip, last = (3, 16) if decoder == "plain" else (32, 32)
         with torch.no_grad():
@@ -71,7 +71,7 @@ class EncoderUNet(SegmentationModel):
         channels = [deepest, 256, 128, 64, 32, last]
         skips = [widths[stride] for stride in (16, 8, 4, 2, 1)]
         self.ups = nn.ModuleList(UpBlock(a, s, b, attention) for a, s, b in zip(channels, skips, channels[1:]))
-        self.head = nn.Conv2d(last, out_channels, 1)
+        self.head = nn.Conv2d(last, self.task.out_channels, 1)
         self.train()
         for part in (self.stem, self.bottleneck, self.ups, self.head):
             init_weights(part)

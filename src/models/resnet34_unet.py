@@ -44,8 +44,8 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
     decoders = ("plain", "stem")
     encoder_name = "resnet34"
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
-        super().__init__(out_channels, attention, decoder)
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None):
+        super().__init__(out_channels, attention, decoder, classes)
         self.encoder = ResNet34Encoder()
         s2, s4, s8, s16, s32 = self.encoder.widths
         skip, last = (3, 16) if decoder == "plain" else (32, 32)
@@ -61,7 +61,7 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
                 UpBlock(32, skip, last, attention),
             ]
         )
-        self.head = nn.Conv2d(last, out_channels, 1)
+        self.head = nn.Conv2d(last, self.task.out_channels, 1)
         for part in (self.stem, self.bottleneck, self.ups, self.head):
             init_weights(part)
 

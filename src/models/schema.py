@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from models.attention import ATTENTION
-from models.task import TASKS
+from models.task import MAX_CLASSES, are_class_names
 
 MAX_COUNT = 10**7  # epochs, list entries
 LOG_NUMBERS = (  # of the columns of the training log
@@ -129,7 +129,10 @@ def schema(model_names) -> dict:
         "model": {
             "name": one_of(*model_names),
             "config": {
-                "out_channels": Maybe(one_of(*(task.out_channels for task in TASKS.values()))),
+                "out_channels": Maybe(one_of(1, 3)),
+                "classes": Maybe(
+                    Rule(f"2 to {MAX_CLASSES} names of classes", lambda v: type(v) is list and are_class_names(v))
+                ),
                 "attention": Maybe(one_of(*ATTENTION)),
                 "decoder": Maybe(one_of("plain", "stem")),
             },

@@ -1,27 +1,35 @@
 """What a network learns: the meaning of its logits, from loss target to label map.
 
 A trimap is 1 = pet, 2 = background, 3 = border (Parkhi et al., 2012). The binary task takes pet and border as one
-class. Every task decides pixels by *decision logits* (N, D, H, W): the first channel is foreground against background,
-so that a threshold means the same for all tasks.
+class. Named classes are numbered from 0, background, as in the files; in a label map number k stands as k + 2, so that
+2 is background in every label map, and 255 is left out, as in Pascal VOC. Every task decides pixels by *decision
+logits* (N, D, H, W): the first channel is foreground against background, above 0 where a pixel is no background.
 """
 
-from collections.abc import Mapping
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap and of a label map
+IGNORED = 255  # in a label map of named classes: pixels that are neither learned nor scored
 PET_BLUE, BACKGROUND_ORANGE, BORDER_DARK = (31, 119, 180), (255, 127, 14), (40, 40, 40)
-COLORS = {PET: PET_BLUE, BACKGROUND: BACKGROUND_ORANGE, BORDER: BORDER_DARK}
+MAX_CLASSES = 200
+CLASS_NAME = r"[\w][\w .+-]{0,39}"
 
 
 class Task:
     """What a network learns: here pet, border included, against background, by one logit. Others override this."""
 
     name, title, out_channels = "binary", "", 1
+    classes: tuple[str, ...] = ()  # names of the classes, where they have any
     target = "mask"  # the entry of a batch that is learned
-    class_scores: Mapping[int, str] = {}  # score of each class of its own, by the class's value in a trimap
+    class_scores: Mapping[int, str] = {}  # score of each class of its own, by the class's value in a label map
+    colors: Mapping[int, tuple] = {PET: PET_BLUE, BACKGROUND: BACKGROUND_ORANGE, BORDER: BORDER_DARK}
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """(..., 1, H, W) to the same shape."""
@@ -35,9 +43,26 @@ class Task:
         """Target (N, 1, H, W) to float32 of the logits' shape."""
         return target.float()
 
-    def cross_entropy(self, logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-        """Of logits against probabilities of the same shape, mean over pixels and images."""
-        return F.binary_cross_entropy_with_logits(logits, probabilities)
+    def cross_entropy(
+        self,
+        logits: torch.Tensor,
+        probabilities: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        reduction: str = "mean",
+    ) -> torch.Tensor:
+        """Of logits against probabilities of the same shape, mean over pixels and images.
+
+        Args:
+            logits: (N, C, H, W).
+            probabilities: the same shape.
+            weights: (C,), of the classes; of a single one, how much more it counts than the background.
+            reduction: `none` gives that of each pixel, (N, 1, H, W).
+        """
+        return F.binary_cross_entropy_with_logits(logits, probabilities, pos_weight=weights, reduction=reduction)
+
+    def counted(self, target: torch.Tensor) -> torch.Tensor | None:
+        """Which pixels of a target are learned and scored, bool (N, 1, H, W); None means all."""
+        return None
 
     def foreground(self, target: torch.Tensor) -> torch.Tensor:
         """Where a target is pet or border, bool."""
@@ -61,16 +86,15 @@ class Task:
         """A trimap as this task knows it."""
         return np.where(trimap == BORDER, np.uint8(PET), trimap)
 
-    def foreground_probability(self, probabilities: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) to (N, H, W)."""
-        return probabilities[:, 0]
+    def foreground_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities (N, C, H, W) to where they are foreground, bool (N, H, W)."""
+        return probabilities[:, 0] > 0.5
 
 
-class TrimapTask(Task):
-    """Pet, background and border: three logits in this order."""
+class SoftmaxTask(Task):
+    """Classes that exclude each other: a logit for each, in the order of their values from `first_value` on."""
 
-    name, title, out_channels, target = "trimap", "three classes", 3, "trimap"
-    class_scores = {PET: "pet_dice", BACKGROUND: "background_dice", BORDER: "border_dice"}
+    target, first_value = "trimap", PET
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.softmax(dim=-3)
@@ -79,14 +103,26 @@ class TrimapTask(Task):
         return self.probabilities(logits).mean(0).clamp(min=1e-7).log()
 
     def one_hot(self, target: torch.Tensor) -> torch.Tensor:
-        return (target == torch.arange(1, 4, device=target.device).view(1, 3, 1, 1)).float()
+        values = torch.arange(self.first_value, self.first_value + self.out_channels, device=target.device)
+        return (target == values.view(1, -1, 1, 1)).float()
 
-    def cross_entropy(self, logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    def cross_entropy(self, logits, probabilities, weights=None, reduction="mean") -> torch.Tensor:
         # Not of class indices: torch has no deterministic kernel for those on CUDA.
-        return F.cross_entropy(logits, probabilities)
+        loss = F.cross_entropy(logits, probabilities, weights, reduction=reduction)
+        return loss if reduction == "mean" else loss[:, None]
 
     def foreground(self, target: torch.Tensor) -> torch.Tensor:
         return target != BACKGROUND
+
+    def visible(self, trimap: np.ndarray) -> np.ndarray:
+        return trimap
+
+
+class TrimapTask(SoftmaxTask):
+    """Pet, background and border: three logits in this order."""
+
+    name, title, out_channels = "trimap", "three classes", 3
+    class_scores = {PET: "pet_dice", BACKGROUND: "background_dice", BORDER: "border_dice"}
 
     def decision_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Pet or border against background; then border against pet."""
@@ -97,23 +133,105 @@ class TrimapTask(Task):
         labels = super().label_map(decision, threshold)
         return labels.masked_fill_((labels == PET) & (decision.narrow(-3, 1, 1) > 0), BORDER)
 
-    def visible(self, trimap: np.ndarray) -> np.ndarray:
-        return trimap
-
-    def foreground_probability(self, probabilities: np.ndarray) -> np.ndarray:
-        return 1 - probabilities[:, 1]
+    def foreground_of(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities[:, 1] < 0.5
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (Task(), TrimapTask())}
+class ClassesTask(SoftmaxTask):
+    """Named classes, the first of them background: a logit for each.
+
+    Args:
+        classes: their names.
+        name: of the task; by default the names.
+    """
+
+    first_value = BACKGROUND
+
+    def __init__(self, classes: Sequence[str], name: str = ""):
+        self.classes, self.out_channels = tuple(classes), len(classes)
+        self.name, self.title = name or ",".join(classes), f"{len(classes)} classes"
+        self.class_scores = {value: f"dice_{name}" for value, name in enumerate(classes[1:], start=BACKGROUND + 1)}
+        self.colors = {
+            BACKGROUND + number: tuple(map(int, color)) for number, color in enumerate(class_colors(len(classes)))
+        } | {IGNORED: (255, 255, 255)}
+
+    def counted(self, target: torch.Tensor) -> torch.Tensor:
+        return target != IGNORED
+
+    def decision_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """The largest of the other classes against background; then the other classes."""
+        background, others = logits.float().split([1, self.out_channels - 1], dim=-3)
+        return torch.cat([others.amax(dim=-3, keepdim=True) - background, others], dim=-3)
+
+    def label_map(self, decision: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
+        foreground, others = decision.split([1, self.out_channels - 1], dim=-3)
+        likeliest = others.argmax(dim=-3, keepdim=True).to(torch.uint8) + (BACKGROUND + 1)
+        return likeliest.masked_fill_(foreground <= threshold, BACKGROUND)
+
+    def foreground_of(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities.argmax(1) != 0
 
 
-def task_of(out_channels: int) -> Task:
-    """The task of a network by the channels of its logits.
+def class_colors(count: int) -> np.ndarray:
+    """Colors of classes, uint8 (count, 3), black first: those of Pascal VOC's palette, which many programs use.
+
+    The bits of a number are spread over the three channels (Everingham et al., 2010).
+    """
+    numbers = np.arange(count)
+    channels = [sum(((numbers >> (3 * i + c)) & 1) << (7 - i) for i in range(3)) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.uint8)
+
+
+SPECIES = ClassesTask(("background", "cat", "dog"), "species")
+TASKS: dict[str, Task] = {task.name: task for task in (Task(), TrimapTask(), SPECIES)}
+
+
+def are_class_names(names: list) -> bool:
+    """Whether these are names of classes: 2 to MAX_CLASSES different ones of letters, digits, spaces and dashes."""
+    well_formed = all(type(name) is str and re.fullmatch(CLASS_NAME, name) for name in names)
+    return well_formed and 2 <= len(names) <= MAX_CLASSES and len(set(names)) == len(names)
+
+
+def class_names(text: str) -> str:
+    """What --classes means: a key of TASKS, or names with commas, which may stand in a file, one in a line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    if text in TASKS:
+        return text
+    names, place = [name.strip() for name in text.split(",")], text
+    if len(names) == 1:
+        place = f"the file {text}"
+        try:
+            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is none of {', '.join(TASKS)}, and no file of names can be read there ({error})"
+            ) from None
+        names = [name.strip() for name in names if name.strip()]
+    if not are_class_names(names):
+        raise argparse.ArgumentTypeError(
+            f"{place} must give 2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes, the first of "
+            "them that of the background"
+        )
+    return ",".join(names)
+
+
+def task_named(classes: str) -> Task:
+    """The task of a value of `class_names`."""
+    return TASKS[classes] if classes in TASKS else task_of(classes=classes.split(","))
+
+
+def task_of(out_channels: int = 1, classes: Sequence[str] | None = None) -> Task:
+    """The task of a network, by the names of its classes or, without names, the channels of its logits.
 
     Raises:
         ValueError: there is none.
     """
+    if classes is not None:
+        return SPECIES if tuple(classes) == SPECIES.classes else ClassesTask(classes)
     for task in TASKS.values():
-        if task.out_channels == out_channels:
+        if task.out_channels == out_channels and not task.classes:
             return task
     raise ValueError(f"no task has {out_channels} channels; there are {', '.join(TASKS)}")

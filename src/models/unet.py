@@ -69,15 +69,15 @@ class UNet(SegmentationModel):
     stride = 16
     widths = (64, 128, 256, 512, 1024)  # channels of the levels, from full resolution down
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
-        super().__init__(out_channels, attention, decoder)
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None):
+        super().__init__(out_channels, attention, decoder, classes)
         widths = self.widths
         self.stem = double_conv(3, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))
         self.pool = MaxPool()
         self.self_attention = build_self_attention(attention, widths[-1])
         self.ups = nn.ModuleList(UpBlock(b, a, a, attention) for a, b in reversed(list(zip(widths, widths[1:]))))
-        self.head = nn.Conv2d(widths[0], out_channels, 1)
+        self.head = nn.Conv2d(widths[0], self.task.out_channels, 1)
         init_weights(self)
 
     def blocks(self) -> list[nn.Module]:
@@ -108,10 +108,10 @@ class UNetSmall(UNet):
     stride = 32
     widths = (24, 48, 96, 152, 208)  # from half resolution down
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain"):
-        super().__init__(out_channels, attention, decoder)
+    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None):
+        super().__init__(out_channels, attention, decoder, classes)
         width = self.widths[0]
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), *double_conv(12, width))
-        self.head = nn.Sequential(nn.Conv2d(width, 4 * out_channels, 1), nn.PixelShuffle(2))
+        self.head = nn.Sequential(nn.Conv2d(width, 4 * self.task.out_channels, 1), nn.PixelShuffle(2))
         for part in (self.stem, self.head):
             init_weights(part)

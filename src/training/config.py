@@ -7,10 +7,13 @@ are saved in the checkpoint. Settings that an older checkpoint lacks take their 
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from data.augment import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
-from models.task import TASKS, task_of
+from models.checkpoint import task_of_checkpoint
+from models.task import TASKS, Task, class_names, task_named
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import (
     FIXED,
@@ -28,6 +31,15 @@ from runtime.options import (
     whole_number,
 )
 from training.losses import LOSSES
+
+
+def class_weights(text: str) -> str:
+    """Returns `auto` or weights above 0 with commas. Raises argparse.ArgumentTypeError: it is neither."""
+    if text != "auto":
+        for word in text.split(","):
+            positive_number(word)
+    return text
+
 
 # Recipes: what differs from the defaults, which are the values of both reports: their Adam, learning rate and loss,
 # batches of report B and the scheduler of report A.
@@ -119,7 +131,12 @@ class TrainConfig(CommonConfig):
     decoder: str = fixed(
         "plain", "stem: features at full resolution, of networks on an encoder", choices=("plain", "stem")
     )
-    classes: str = fixed("binary", "pet and background, or pet, background and border", choices=tuple(TASKS))
+    classes: str = fixed(
+        "binary",
+        f"what is learned: {', '.join(TASKS)}, or the names of classes, a file with one in a line or with commas",
+        class_names,
+        metavar="|".join([*TASKS, "FILE"]),
+    )
     recipe: str = fixed("report", "values of the flags that are not given", choices=tuple(RECIPES))
     epochs: int = option(
         10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",), metavar="N"
@@ -128,6 +145,12 @@ class TrainConfig(CommonConfig):
         1e-4, "step size of the optimizer", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
     loss: str = fixed("bce", "what is minimized", choices=tuple(LOSSES))
+    class_weights: str | None = fixed(
+        None,
+        "how much each class counts in the loss, with commas; of binary classes the pet's; auto: as rare as it is",
+        class_weights,
+        metavar="auto|W,W",
+    )
     optimizer: str = fixed("adam", "adamw decays weights by --weight_decay", choices=("adam", "adamw"))
     weight_decay: float = fixed(0.01, "weight decay of AdamW", fraction_or_zero, metavar="W")
     ema: float = fixed(
@@ -183,13 +206,25 @@ class TrainConfig(CommonConfig):
     @property
     def network(self) -> dict:
         """Arguments of the network's constructor."""
-        decoder = {} if self.decoder == "plain" else {"decoder": self.decoder}
-        return {"out_channels": TASKS[self.classes].out_channels, "attention": self.attention, **decoder}
+        task, decoder = self.task, {} if self.decoder == "plain" else {"decoder": self.decoder}
+        outputs = {"classes": list(task.classes)} if task.classes else {"out_channels": task.out_channels}
+        return {**outputs, "attention": self.attention, **decoder}
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return task_named(self.classes)
 
     @property
     def variants(self) -> int:
         """Variants an image, with --augment bulk; else 0."""
         return self.num_augmentations if self.augment == "bulk" else 0
+
+    def loss_weights(self, device: torch.device) -> torch.Tensor | None:
+        """The weights of the classes, float32 (C,), or None."""
+        if self.class_weights is None:
+            return None
+        return torch.tensor([float(word) for word in self.class_weights.split(",")], device=device)
 
     def settings(self) -> dict:
         """What the checkpoint keeps."""
@@ -215,7 +250,7 @@ def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
     model = content["model"]
     pairs = {
         "model_name": (config.model_name, model["name"]),
-        "classes": (TASKS[config.classes].out_channels, model["config"].get("out_channels", 1)),
+        "classes": (config.task.name, task_of_checkpoint(content).name),
         "attention": (config.attention, model["config"].get("attention", "none")),
         "decoder": (config.decoder, model["config"].get("decoder", "plain")),
         "image_size": (config.image_size, content["preprocessing"]["image_size"]),
@@ -272,7 +307,7 @@ def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> Trai
     network = content["model"]["config"]
     found = {
         "model_name": content["model"]["name"],
-        "classes": task_of(network.get("out_channels", 1)).name,
+        "classes": task_of_checkpoint(content).name,
         "attention": network.get("attention", "none"),
         "decoder": network.get("decoder", "plain"),
     }
@@ -325,7 +360,10 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
         share, size = config.multi_scale, config.image_size
         raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
+    weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
+    if weights != ["auto"] and len(weights) != channels:
+        raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")
     if config.mix != "none" and config.batch_size < 2 * processes:
         raise UsageError("--mix needs two images in a process at a time; use a larger --batch_size")
-    if config.classes == "trimap" and config.augment_uncertain:
-        raise UsageError("--augment_uncertain replaces the border that --classes trimap learns; leave one of them out")
+    if config.classes != "binary" and config.augment_uncertain:
+        raise UsageError(f"--augment_uncertain is not for --classes {config.classes}; leave one of them out")

@@ -1,33 +1,119 @@
 """Losses on logits (N, C, H, W) and targets (N, 1, H, W) of a task. Each returns a scalar.
 
-A new loss is a function like these and a line in LOSSES.
+A new loss is a function like these and a line in LOSSES. Weights, float (C,), say how much each class counts; the one
+of a single logit is that of the foreground, the background counts 1.
 """
 
 import torch
 
 from models.task import Task
 
+Weights = torch.Tensor | None
+FOCUS = 2.0  # gamma of the focal loss: how little easy pixels count
+MISSED = 0.7  # beta of the Tversky loss: how much missed pixels count, and false ones the rest
+STEEPNESS = 0.75  # of the focal Tversky loss: 1 / gamma, where gamma is 4/3
 
-def bce_loss(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
+
+def _mean(values: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
+    """Of values of pixels (N, 1, H, W), over the pixels of each image that count, and then over images."""
+    counted = task.counted(target)
+    if counted is None:
+        return values.mean()
+    return ((values * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
+
+
+def bce_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
     """Cross-entropy, averaged over pixels and images: binary for one channel, of a softmax for several."""
-    return task.cross_entropy(logits.float(), task.one_hot(target))
+    if weights is None and task.counted(target) is None:
+        return task.cross_entropy(logits.float(), task.one_hot(target))
+    return _mean(task.cross_entropy(logits.float(), task.one_hot(target), weights, "none"), target, task)
 
 
-def dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
+def focal_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
+    """Cross-entropy times (1 - p)^2, p the probability of the truth.
+
+    Lin et al., 2017: https://arxiv.org/abs/1708.02002.
+    """
+    truth = task.one_hot(target)
+    plain = task.cross_entropy(logits.float(), truth, None, "none")
+    weighed = plain if weights is None else task.cross_entropy(logits.float(), truth, weights, "none")
+    return _mean((1 - torch.exp(-plain)) ** FOCUS * weighed, target, task)
+
+
+def _overlaps(
+    logits: torch.Tensor, target: torch.Tensor, task: Task
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums of p * t, p and t over each image and class, (N, C), of probabilities p and truth t."""
+    probabilities, truth, counted = task.probabilities(logits.float()), task.one_hot(target), task.counted(target)
+    if counted is not None:
+        probabilities = probabilities * counted
+    return tuple(part.sum(dim=(2, 3)) for part in (probabilities * truth, probabilities, truth))
+
+
+def _over_classes(losses: torch.Tensor, weights: Weights) -> torch.Tensor:
+    """The mean of (N, C), weighted over classes."""
+    if weights is None or losses.shape[1] == 1:
+        return losses.mean()
+    return ((losses * weights).sum(1) / weights.sum()).mean()
+
+
+def dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
     """1 - soft Dice of each image and class, averaged over both (V-Net: https://arxiv.org/abs/1606.04797).
 
     One pixel is added to numerator and denominator, so that an image without a pet costs little where little is
     predicted, and the gradient stays finite.
     """
-    probabilities, truth = task.probabilities(logits.float()), task.one_hot(target)
-    overlap = (probabilities * truth).sum(dim=(2, 3))
-    total = probabilities.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
-    return (1 - (2 * overlap + 1) / (total + 1)).mean()
+    overlap, predicted, true = _overlaps(logits, target, task)
+    return _over_classes(1 - (2 * overlap + 1) / (predicted + true + 1), weights)
 
 
-def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
+def _tversky(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
+    """1 - Tversky index of each image and class, (N, C), with one pixel added as in `dice_loss`."""
+    overlap, predicted, true = _overlaps(logits, target, task)
+    wrong = (1 - MISSED) * (predicted - overlap) + MISSED * (true - overlap)
+    return 1 - (overlap + 1) / (overlap + wrong + 1)
+
+
+def tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
+    """Dice in which a missed pixel costs more than a false one.
+
+    Salehi et al., 2017: https://arxiv.org/abs/1706.05721.
+    """
+    return _over_classes(_tversky(logits, target, task), weights)
+
+
+def focal_tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
+    """`tversky_loss` of each image and class to the power of 3/4: large losses count more.
+
+    Abraham, Khan, 2019: https://arxiv.org/abs/1810.07842.
+    """
+    return _over_classes(_tversky(logits, target, task).clamp(min=1e-6) ** STEEPNESS, weights)
+
+
+def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
     """The sum of both: the steady gradient of cross-entropy, and Dice, to which small pets count as much."""
-    return bce_loss(logits, target, task) + dice_loss(logits, target, task)
+    return bce_loss(logits, target, task, weights) + dice_loss(logits, target, task, weights)
 
 
-LOSSES = {"bce": bce_loss, "dice": dice_loss, "bce_dice": bce_dice_loss}
+LOSSES = {
+    "bce": bce_loss,
+    "dice": dice_loss,
+    "bce_dice": bce_dice_loss,
+    "focal": focal_loss,
+    "tversky": tversky_loss,
+    "focal_tversky": focal_tversky_loss,
+}
+
+
+def balanced_weights(targets: torch.Tensor, task: Task) -> list[float]:
+    """Weights inverse to the number of pixels of each class in targets (N, 1, H, W), to three digits.
+
+    With them all classes count alike, and pixels count 1 on average; of a single logit it is background over
+    foreground. A class of less than a thousandth of the pixels counts as one of that.
+    """
+    shares = task.one_hot(targets).sum(dim=(0, 2, 3), dtype=torch.float64)
+    counted = task.counted(targets)
+    shares = shares / (targets.numel() if counted is None else max(1, int(counted.sum())))
+    shares = shares.clamp(min=1e-3, max=1 - 1e-3)
+    weights = (1 - shares) / shares if len(shares) == 1 else 1 / (len(shares) * shares)
+    return [float(f"{weight:.3g}") for weight in weights.tolist()]

@@ -58,6 +58,7 @@ class Board:
         labels = task.label_map(Predictor(model, self.precision).predict(batch["image"]).final).cpu()
         for number, image, trimap, found in zip(self.numbers, batch["image"], batch["trimap"], labels):
             name = self.dataset.samples[number].name
-            shown = draw_panel(image.permute(1, 2, 0).numpy(), found[0].numpy(), task.visible(trimap[0].numpy()), name)
+            truth = task.visible(trimap[0].numpy())
+            shown = draw_panel(image.permute(1, 2, 0).numpy(), found[0].numpy(), truth, name, task)
             self.writer.add_image(f"validation/{name}", np.asarray(shown), row["epoch"], dataformats="HWC")
         self.writer.flush()

@@ -14,14 +14,13 @@ from tqdm import tqdm
 from data.augment import BatchAugmentation, augment_batch
 from data.loader import ResumableBatchSampler
 from evaluation.evaluator import validate
-from evaluation.metrics import dice_score, summarize
+from evaluation.metrics import image_dice, mean_dice, score_counts
 from evaluation.predictor import Predictor
 from models.task import Task
 from runtime.cli import StopRequest
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import Interrupted, PeerLostError, RunError
-from training.losses import LOSSES
 from training.run_state import LOG_COLUMNS, RunState
 from training.teacher import Teacher
 
@@ -78,7 +77,7 @@ def training_step(
                 loss = loss + task.cross_entropy(logits.float(), taught)
             scaler.scale(loss * (len(some) * per_image)).backward()
         with torch.no_grad():
-            dice = dice_score(task.decision_logits(logits)[:, :1] > 0, task.foreground(truth)).sum()
+            dice = image_dice(score_counts(task, task.decision_logits(logits), truth)).sum()
             rows.append(torch.stack([loss.detach() * len(logits), dice, torch.full_like(dice, len(logits))]))
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
@@ -98,6 +97,7 @@ class Trainer:
         train_loader: its batches.
         valid_loader: batches of the validation images.
         augmentation: what is done to whole batches.
+        loss_fn: what is minimized; see training/losses.py.
         precision: where and how to compute.
         context: the processes of the run.
         stop: asked between steps.
@@ -112,6 +112,7 @@ class Trainer:
     train_loader: DataLoader
     valid_loader: DataLoader
     augmentation: BatchAugmentation
+    loss_fn: Callable
     precision: Precision
     context: DistributedContext
     stop: StopRequest
@@ -183,8 +184,8 @@ class Trainer:
         # Several processes are never between the same two batches here: they finish, and stop after the epoch.
         check = self.stop.check if context.size == 1 else lambda: None
         predictor = Predictor(evaluated, self.precision)
-        counts, loss = validate(predictor, self.valid_loader, LOSSES[state.config.loss], check, context)
-        return loss, summarize(counts)["dice"]
+        counts, loss = validate(predictor, self.valid_loader, self.loss_fn, check, context)
+        return loss, mean_dice(counts)
 
     def _finish_epoch(self, val_dice: float | None) -> None:
         """Moves on to the next epoch. Saves where it was validated, is to be kept, or a save is due."""
@@ -259,7 +260,7 @@ class Trainer:
             state.optimizer,
             state.scaler,
             task,
-            LOSSES[config.loss],
+            self.loss_fn,
             self.precision,
             self.context,
             self.sampler.batch_length(step),

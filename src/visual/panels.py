@@ -1,6 +1,7 @@
 """Panels: the image, the ground truth where there is one, and the prediction, side by side under a title."""
 
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from models.task import COLORS
+from models.task import BACKGROUND, IGNORED, TASKS, Task
 from runtime.files import atomic_write
 
 HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
@@ -22,23 +23,51 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def _part(array: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """An image (H, W, 3), or a label map (H, W) in its colors, at this width and height."""
+def _palette(colors: Mapping[int, tuple]) -> list[int]:
+    return [level for value in range(256) for level in colors.get(value, (0, 0, 0))]
+
+
+def _part(array: np.ndarray, size: tuple[int, int], task: Task) -> Image.Image:
+    """An image (H, W, 3), or a label map (H, W) in its task's colors, at this width and height."""
     if array.ndim == 3:
         return Image.fromarray(array).resize(size, Image.Resampling.BILINEAR)
     labels = Image.fromarray(array).resize(size, Image.Resampling.NEAREST)
-    labels.putpalette([level for value in range(max(COLORS) + 1) for level in COLORS.get(value, (0, 0, 0))])
+    labels.putpalette(_palette(task.colors))
     return labels.convert("RGB")
 
 
-def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None, title: str) -> Image.Image:
+def palette_image(labels: np.ndarray, task: Task) -> Image.Image:
+    """A label map (H, W) of named classes as an image of their numbers, with a palette of their colors."""
+    numbers = np.where(labels == IGNORED, IGNORED, labels - BACKGROUND).astype(np.uint8)
+    image = Image.fromarray(numbers)
+    numbered = {value - BACKGROUND: color for value, color in task.colors.items() if value != IGNORED}
+    image.putpalette(_palette({**numbered, IGNORED: task.colors[IGNORED]}))
+    return image
+
+
+def _legend_places(task: Task, width: int) -> list[tuple[float, int]]:
+    """Left edge and line of each class in a legend of this width."""
+    places, left, line = [], MARGIN, 0
+    for name in task.classes:
+        length = _font(13).getlength(name) + 34
+        if left > MARGIN and left + length > width:
+            left, line = MARGIN, line + 1
+        places.append((left, line))
+        left += length
+    return places
+
+
+def draw_panel(
+    image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None, title: str, task: Task = TASKS["binary"]
+) -> Image.Image:
     """Composes a panel.
 
     Args:
         image: uint8 (H, W, 3).
-        prediction: label map, uint8 (H, W) of keys of `models.task.COLORS`.
+        prediction: label map of the task, uint8 (H, W).
         truth: likewise, or None: then the panel has two parts.
         title: stands above, shortened in the middle where it is too long.
+        task: gives the colors, and the legend where its classes have names.
 
     Returns:
         An RGB image; each part is 256 pixels high and as wide as the image's shape asks.
@@ -46,14 +75,21 @@ def draw_panel(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | No
     parts = [("image", image), ("ground truth", truth), ("prediction", prediction)]
     parts = [(name, array) for name, array in parts if array is not None]
     width = min(3 * HEIGHT, max(HEIGHT // 3, round(HEIGHT * image.shape[1] / image.shape[0])))
-    size = (MARGIN + len(parts) * (width + MARGIN), TITLE + HEIGHT + CAPTION)
+    across = MARGIN + len(parts) * (width + MARGIN)
+    legend = _legend_places(task, across)
+    below = TITLE + HEIGHT + CAPTION
+    size = (across, below + CAPTION * (1 + legend[-1][1] if legend else 0))
     panel = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(panel)
     draw.text((size[0] / 2, TITLE / 2), _fit(title, size[0] - 2 * MARGIN), "black", _font(17), anchor="mm")
     for i, (name, array) in enumerate(parts):
         left = MARGIN + i * (width + MARGIN)
-        panel.paste(_part(array, (width, HEIGHT)), (left, TITLE))
-        draw.text((left + width / 2, TITLE + HEIGHT + CAPTION / 2), name, "black", _font(13), anchor="mm")
+        panel.paste(_part(array, (width, HEIGHT), task), (left, TITLE))
+        draw.text((left + width / 2, below - CAPTION / 2), name, "black", _font(13), anchor="mm")
+    for (left, line), value in zip(legend, range(BACKGROUND, BACKGROUND + len(legend))):
+        y = below + (line + 0.5) * CAPTION
+        draw.rectangle((left, y - 6, left + 12, y + 6), fill=task.colors[value], outline="gray")
+        draw.text((left + 18, y), task.classes[value - BACKGROUND], "black", _font(13), anchor="lm")
     return panel
 
 

@@ -1,0 +1,266 @@
+"""Named classes, from masks of numbers or by species: learned, scored, drawn, written."""
+
+import json
+import shutil
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.datasets import load_dataset
+from data.image_io import read_class_mask
+from evaluation.confusion import confusion_matrix
+from evaluation.metrics import dice_from_counts, image_dice, intervals, label_counts, mean_dice, score_counts
+from helpers import TINY, assert_one_error, rows, run_ok, run_script
+from models.checkpoint import load_checkpoint
+from models.task import BACKGROUND, IGNORED, SPECIES, ClassesTask, class_names, task_named
+from runtime.errors import DatasetError
+from visual.panels import draw_panel, palette_image
+
+NAMED = ClassesTask(("background", "red", "green", "blue"))
+
+
+def write_classes(root: Path, count: int = 40) -> Path:
+    """Own images of a red, green or blue disc on noise; masks with a palette, a ring around each disc left out."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    y, x = np.mgrid[:64, :64]
+    for i in range(count):
+        rng = np.random.default_rng([3, i])
+        pixels, mask = rng.integers(0, 90, (64, 64, 3)), np.zeros((64, 64), np.uint8)
+        for number in {1 + i % 3, 1 + (i // 3) % 3}:
+            distance = np.hypot(x - rng.uniform(15, 49), y - rng.uniform(15, 49))
+            mask[(distance < 13) & (mask == 0)] = 255
+            mask[distance < 11] = number
+            pixels[distance < 12, number - 1] += 160
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"images/{i}.png")
+        image = Image.fromarray(mask)
+        image.putpalette(bytes(range(256)) * 3)
+        image.save(root / f"masks/{i}.png")
+    (root / "classes.txt").write_text("background\nred\ngreen\nblue\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("colored") / "data")
+
+
+@pytest.fixture(scope="module")
+def run_of_classes(tmp_path_factory, colored) -> Path:
+    """A folder with a network of four classes."""
+    folder = tmp_path_factory.mktemp("classes")
+    flags = ("--data_path", colored, "--classes", colored / "classes.txt", "--loss", "focal_tversky")
+    flags += ("--class_weights", "auto", "--augment", "online", "--learning_rate", 0.03, "--batch_size", 4)
+    said = run_ok("train.py", *flags, "--epochs", 8, *TINY, cwd=folder)
+    assert "4 classes" in said
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------- names and values
+
+
+def test_names_come_from_a_file_or_with_commas(tmp_path):
+    file = tmp_path / "classes.txt"
+    file.write_text("\ufeffbackground\n\n  road sign \nStraße\n", encoding="utf-8")
+    assert class_names(str(file)) == class_names("background,road sign,Straße") == "background,road sign,Straße"
+    assert class_names("species") == "species"
+    assert task_named("background,cat,dog") is SPECIES
+    for text in ("background", "a,b,a", "a,,b", "a,b/c", str(tmp_path), ",".join(map(str, range(300)))):
+        with pytest.raises(ArgumentTypeError):
+            class_names(text)
+
+
+def test_masks_of_numbers_and_what_is_refused(tmp_path):
+    numbers = np.array([[0, 1], [3, 255]], np.uint8)
+    for image in (Image.fromarray(numbers), Image.fromarray(numbers).convert("P")):
+        image.save(tmp_path / "mask.png")
+        expected = [[BACKGROUND, BACKGROUND + 1], [BACKGROUND + 3, IGNORED]]
+        assert read_class_mask(tmp_path / "mask.png", NAMED.classes).tolist() == expected
+    with pytest.raises(DatasetError, match=r"mask\.png holds the value 3, but --classes names 3 classes, 0 to 2"):
+        read_class_mask(tmp_path / "mask.png", NAMED.classes[:3])
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(DatasetError, match="expected one channel"):
+        read_class_mask(tmp_path / "mask.png", NAMED.classes)
+
+
+def test_decision_is_the_likeliest_class():
+    logits = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(1))
+    decision = NAMED.decision_logits(logits)
+    assert torch.equal(NAMED.label_map(decision)[:, 0], logits.argmax(1).to(torch.uint8) + BACKGROUND)
+    assert torch.equal(decision[:, :1] > 0, logits.argmax(1, keepdim=True) != 0)
+    found = NAMED.foreground_of(logits.softmax(1).numpy())
+    assert np.array_equal(found, (logits.argmax(1) != 0).numpy())
+
+
+def test_species_come_from_the_lists(shared_dataset, tmp_path):
+    plain = load_dataset(shared_dataset, "test", image_size=64)
+    species = load_dataset(shared_dataset, "test", image_size=64, task=SPECIES)
+    for sample, first, second in zip(species.samples, plain, species):
+        expected = BACKGROUND + (1 if sample.name.startswith("Cat") else 2)
+        assert torch.equal(second["trimap"] == BACKGROUND, first["trimap"] == BACKGROUND)
+        assert set(second["trimap"].unique().tolist()) <= {BACKGROUND, expected}
+    with pytest.raises(DatasetError, match="is a trimap and has no classes"):
+        load_dataset(shared_dataset, "test", task=NAMED)
+    root = shutil.copytree(shared_dataset, tmp_path / "without")
+    for file in (root / "annotations").glob("*.txt"):
+        file.unlink()
+    with pytest.raises(DatasetError, match="the species of .* is not known"):
+        load_dataset(root, "test", task=SPECIES)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+def random_maps(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label maps and truths of five images; no image has all classes, one has none."""
+    rng = np.random.default_rng(seed)
+    labels, truth = (torch.from_numpy(rng.integers(2, 6, (5, 1, 8, 8)).astype(np.uint8)) for _ in range(2))
+    labels[0][labels[0] == 5] = truth[0][truth[0] == 5] = BACKGROUND
+    labels[1], truth[1] = BACKGROUND, BACKGROUND
+    truth[2:, :, :2] = IGNORED
+    return labels, truth
+
+
+def test_dice_of_classes_by_hand():
+    labels, truth = random_maps(0)
+    counts = label_counts(NAMED, labels, truth)
+    by_class = []
+    for value in (3, 4, 5):
+        dices = []
+        for found, true in zip(labels.numpy(), truth.numpy()):
+            p, t = (found == value)[true != 255], (true == value)[true != 255]
+            if p.any() or t.any():
+                dices.append(2 * (p & t).sum() / (p.sum() + t.sum()))
+        by_class.append(np.mean(dices))
+    assert len(dices) < 5
+    assert mean_dice(counts) == pytest.approx(np.mean(by_class))
+    assert image_dice(counts)[1] == 1
+    there = counts[0, :, :3].sum(-1) > 0
+    assert image_dice(counts)[0].item() == pytest.approx(dice_from_counts(counts[0])[there].mean().item())
+
+
+def test_to_predict_none_earns_nothing():
+    truth = torch.full((4, 1, 8, 8), BACKGROUND, dtype=torch.uint8)
+    truth[:2, :, :4] = BACKGROUND + 1
+    truth[2, :, :4] = BACKGROUND + 2
+    nothing = torch.full_like(truth, BACKGROUND)
+    assert mean_dice(label_counts(NAMED, nothing, truth)) == 0
+    assert mean_dice(label_counts(NAMED, truth, truth)) == 1
+    logits = NAMED.one_hot(truth) * 10
+    assert mean_dice(score_counts(NAMED, NAMED.decision_logits(logits), truth)) == 1
+
+
+def test_scores_and_intervals_leave_out_what_an_image_has_not():
+    base = dict.fromkeys(("true_positives", "false_positives", "false_negatives", "true_negatives"), 4)
+    some = [
+        {**base, "dice": 0.5, "boundary_f": 0.5, "dice_red": a, "dice_green": b, "iou_red": a, "iou_green": b}
+        for a, b in ((0.2, 0.9), (0.6, np.nan), (np.nan, 0.7), (np.nan, np.nan))
+    ]
+    scores = intervals(some)
+    assert scores["dice_red"].value == pytest.approx(0.4)
+    assert scores["dice_green"].value == pytest.approx(0.8)
+    assert scores["dice"].value == scores["iou"].value == pytest.approx(0.6)
+    assert scores["dice_red"].low == pytest.approx(0.2)
+    assert scores["dice_red"].high == pytest.approx(0.6)
+
+
+def test_confusion_by_hand():
+    labels, truth = random_maps(3)
+    matrix = confusion_matrix(NAMED, labels, truth)
+    assert matrix.sum() == (truth != IGNORED).sum()
+    assert matrix[1, 2] == ((truth == 3) & (labels == 4)).sum()
+    assert matrix[0, 0] == ((truth == 2) & (labels == 2)).sum()
+
+
+def test_panels_have_a_legend_and_masks_a_palette():
+    labels = np.array([[2, 3], [5, 255]], np.uint8)
+    panel = np.asarray(draw_panel(np.zeros((40, 60, 3), np.uint8), labels, labels, "title", NAMED))
+    plain = np.asarray(draw_panel(np.zeros((40, 60, 3), np.uint8), np.full((2, 2), 2, np.uint8), None, "title"))
+    assert panel.shape[0] > plain.shape[0]
+    legend = {tuple(color) for color in panel[plain.shape[0] :].reshape(-1, 3).tolist()}
+    assert {NAMED.colors[value] for value in (2, 3, 4, 5)} <= legend
+    image = palette_image(labels, NAMED)
+    assert np.asarray(image).tolist() == [[0, 1], [3, 255]]
+    assert np.asarray(image.convert("RGB"))[0, 1].tolist() == [128, 0, 0]  # as in Pascal VOC
+
+
+# -------------------------------------------------------------------------------------------------------- whole scripts
+
+
+def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
+    content = load_checkpoint(run_of_classes / "saved_models/tiny_best.pth")
+    assert content["model"]["config"]["classes"] == list(NAMED.classes)
+    assert len(content["settings"]["class_weights"].split(",")) == 4  # auto is written out
+    flags = ("--data_path", colored, "--save_dir", run_of_classes / "saved_models")
+    files = ("--csv", "rows.csv", "--json", "all.json", "--confusion", "c.png", "--worst", 1)
+    said = run_ok("evaluate.py", *flags, *files, cwd=tmp_path)
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert found["dice"] == pytest.approx(np.mean([found[f"dice_{name}"] for name in NAMED.classes[1:]]), abs=1e-6)
+    assert found["dice"] > 0.5
+    assert f"test Dice score: {found['dice']:.4f}" in said
+    assert "Pixels of a class (row) by predicted class" in said
+    assert Image.open(tmp_path / "c.png").size[0] > 100
+
+    run_ok("inference.py", *flags, "--output_path", "out", "--save", "masks,panels,cutouts,overlays", cwd=tmp_path)
+    matrix = np.zeros((4, 4), int)
+    for row in rows(tmp_path / "rows.csv"):
+        mask, truth = (
+            np.asarray(Image.open(path))
+            for path in (tmp_path / f"out/{row['name']}_mask.png", colored / f"masks/{row['name']}.png")
+        )
+        counted = truth != 255
+        np.add.at(matrix, (truth[counted], mask[counted]), 1)
+        for number, name in enumerate(NAMED.classes[1:], start=1):
+            p, t = (mask == number) & counted, (truth == number) & counted
+            expected = 2 * (p & t).sum() / (p.sum() + t.sum()) if p.any() or t.any() else np.nan
+            assert float(row[f"dice_{name}"]) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert found["confusion"] == matrix.tolist()
+    assert (tmp_path / "out/index.html").is_file()
+    said = run_ok("export.py", *flags, "--formats", "onnx", "--output_path", ".", cwd=tmp_path)
+    assert "100.00" in said
+
+
+def test_flags_of_two_classes_are_refused(run_of_classes, colored, shared_dataset, tmp_path):
+    flags = ("--data_path", colored, "--save_dir", run_of_classes / "saved_models")
+    for script, more in (
+        ("evaluate.py", ("--threshold", 0.4)),
+        ("evaluate.py", ("--find_threshold",)),
+        ("inference.py", ("--save", "probabilities", "--output_path", "out")),
+    ):
+        done = run_script(script, *flags, *more, cwd=tmp_path)
+        assert_one_error(done, f"{more[0]}", "is not for networks of named classes")
+    done = run_script("evaluate.py", "--data_path", shared_dataset, *flags[2:], cwd=tmp_path)
+    assert_one_error(done, "is a trimap and has no classes")
+    done = run_script("train.py", "--data_path", colored, "--classes", "background,red,green", *TINY, cwd=tmp_path)
+    assert_one_error(done, "holds the value 3", "--classes names 3 classes")
+    weights = ("--class_weights", "1,2")
+    done = run_script("train.py", "--data_path", colored, "--classes", "a,b,c,d", *weights, *TINY, cwd=tmp_path)
+    assert_one_error(done, "--class_weights: a,b,c,d needs 4 numbers, not 2")
+
+
+def test_classes_resume_exactly_without_their_file(colored, tmp_path):
+    flags = ("--data_path", colored, "--augment", "online", "--mix", "paste", *TINY)
+    classes = ("--classes", colored / "classes.txt", "--class_weights", "auto")
+    weights = []
+    for name, parts in (("whole", (2,)), ("parts", (1, 1))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, epochs in enumerate(parts):
+            more = ("--resume",) if number else classes
+            run_ok("train.py", *flags, *more, "--epochs", epochs, cwd=folder)
+        weights.append(load_checkpoint(folder / "saved_models/tiny_last.pth")["weights"])
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
+
+
+def test_species_as_a_process(shared_dataset, tmp_path):
+    flags = ("--data_path", shared_dataset, *TINY)
+    run_ok("train.py", *flags, "--classes", "species", "--epochs", 1, cwd=tmp_path)
+    said = run_ok("evaluate.py", "--data_path", shared_dataset, "--original_size", "--tta", cwd=tmp_path)
+    assert "dice cat" in said
+    assert "iou dog" in said
+    said = run_ok("inference.py", "--data_path", shared_dataset, cwd=tmp_path)
+    assert "mean Dice" in said
