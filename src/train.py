@@ -300,7 +300,9 @@ def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxf
     """The training set under --augment."""
     if not config.augments:
         return dataset
-    return AugmentedDataset(dataset, config.seed, config.variants, config.color_jitter, config.augment_strength)
+    return AugmentedDataset(
+        dataset, config.seed, config.variants, config.color_jitter, config.augment_strength, config.distort or ""
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from data.datasets import SimpleOxfordPetDataset, as_keys
+from data.distortions import DISTORTIONS, STRONGEST, apply_distortions, draw_distortions
 from models.task import Task
 from runtime.device import copy_to_device
 from runtime.seeding import AUGMENTATION, MIX, SIZE, sample_rng, step_rng
 
 # How strong augmentation is: the largest rotation in degrees, and the sides of the crop as shares of the image's.
 STRENGTHS = {"light": (8.0, 0.85, 1.0), "medium": (10.0, 0.8, 1.0), "strong": (20.0, 0.6, 1.1)}
+DISTORTED = {"light": 0.5, "medium": 1.0, "strong": STRONGEST}  # how strong distortions are, at most
+AUTO = "auto"  # the strength of one operation an image; see `AugmentedDataset`
 IDENTITY = np.eye(2, 3, dtype=np.float32)
 MIXED = 0.5  # share of the images that mixing changes
 
@@ -50,6 +54,15 @@ def draw_colors(rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
     return rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)
 
 
+class Draw(NamedTuple):
+    """What was drawn for a sample: an affine map, color factors, strengths of the distortions, and their seed."""
+
+    affine: np.ndarray = IDENTITY
+    colors: np.ndarray = np.ones(3, np.float32)
+    distortions: np.ndarray = np.zeros(len(DISTORTIONS), np.float32)
+    seed: int = 0
+
+
 def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False, strength="medium"):
     """Enlarges a training set in bulk: every image, and `num_augmentations` variants of it.
 
@@ -71,26 +84,57 @@ class AugmentedDataset(Dataset):
         variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
             in eight stays as it is: the eighth combination of rotation, flip and crop or none.
         color_jitter: vary colors too.
-        strength: a key of STRENGTHS.
+        strength: a key of STRENGTHS; or `auto`: an image is flipped or not, and one operation, of any kind and
+            strength, is applied to it, as in TrivialAugment (Mueller, Hutter, 2021: https://arxiv.org/abs/2103.10158).
+        distort: a value of `distortion_names`, or "": these are applied, too.
     """
 
     def __init__(
-        self, dataset: SimpleOxfordPetDataset, seed: int = 42, variants: int = 0, color_jitter=False, strength="medium"
+        self,
+        dataset: SimpleOxfordPetDataset,
+        seed: int = 42,
+        variants: int = 0,
+        color_jitter=False,
+        strength: str = "medium",
+        distort: str = "",
     ):
         self.dataset, self.seed, self.variants, self.color_jitter = dataset, seed, variants, color_jitter
-        self.limits = STRENGTHS[strength]
+        self.strength, self.distort = strength, distort
 
     def __len__(self) -> int:
         return len(self.dataset) * (1 + self.variants)
 
-    def _draw(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, epoch: int, index: int) -> Draw:
         variant, source = divmod(index, len(self.dataset))
         version = variant - 1 if self.variants else epoch
         rng = sample_rng(self.seed, max(0, version), self.dataset.samples[source].name, AUGMENTATION)
         if version < 0:
-            return IDENTITY, np.ones(3, np.float32)
+            return Draw()
+        if self.strength == AUTO:
+            return self._draw_one(rng)
         keep = not self.variants and rng.random() < 1 / 8
-        return IDENTITY if keep else draw_augmentation(rng, *self.limits), draw_colors(rng)
+        affine = IDENTITY if keep else draw_augmentation(rng, *STRENGTHS[self.strength])
+        colors = draw_colors(rng)
+        if not self.distort:
+            return Draw(affine, colors)
+        amounts = draw_distortions(rng, self.distort, DISTORTED[self.strength])
+        return Draw(affine, colors, amounts, rng.integers(2**62))
+
+    def _draw_one(self, rng: np.random.Generator) -> Draw:
+        """A flip or none, and one operation: rotation and crop, a change of one color factor, or a distortion."""
+        strength, names = rng.uniform(), list(DISTORTIONS)
+        degrees, smallest, largest = STRENGTHS["strong"]
+        mirror = np.array([[rng.choice([-1, 1]), 0, 0], [0, 1, 0]], np.float32)
+        operation = int(rng.integers(4 + len(names)))
+        affine, colors, amounts = IDENTITY, np.ones(3, np.float32), np.zeros(len(names), np.float32)
+        if operation == 0:
+            scales = 1 - (1 - smallest) * strength, 1 + (largest - 1) * strength
+            affine = draw_augmentation(rng, degrees * strength, *scales)
+        elif operation < 4:
+            colors[operation - 1] += rng.choice([-1, 1]) * 0.5 * strength
+        else:
+            amounts[operation - 4] = STRONGEST * strength
+        return Draw((affine @ np.vstack([mirror, [0, 0, 1]])).astype(np.float32), colors, amounts, rng.integers(2**62))
 
     def __getitem__(self, key) -> dict:
         return {name: values[0] for name, values in self.read_batch([key]).items()}
@@ -104,10 +148,12 @@ class AugmentedDataset(Dataset):
         """A whole batch; see SimpleOxfordPetDataset."""
         keys = as_keys(keys)
         batch = self.dataset.read_batch([(epoch, index % len(self.dataset)) for epoch, index in keys])
-        affines, colors = zip(*(self._draw(epoch, index) for epoch, index in keys))
-        batch["affine"] = torch.from_numpy(np.stack(affines))
-        if self.color_jitter:
-            batch["colors"] = torch.from_numpy(np.stack(colors))
+        affines, colors, amounts, seeds = map(np.stack, zip(*(self._draw(epoch, index) for epoch, index in keys)))
+        batch["affine"] = torch.from_numpy(affines)
+        if self.color_jitter or self.strength == AUTO:
+            batch["colors"] = torch.from_numpy(colors)
+        if self.distort or self.strength == AUTO:
+            batch["distortions"], batch["seeds"] = torch.from_numpy(amounts), torch.from_numpy(seeds)
         return batch
 
 
@@ -282,6 +328,8 @@ def augment_batch(
         images, targets = apply_augmentations(images, targets, copy_to_device(batch["affine"], device))
     if "colors" in batch:
         images = apply_colors(images, copy_to_device(batch["colors"], device))
+    if "distortions" in batch:
+        images, targets = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
     if how.mix != "none":
         images, targets = mix(images, targets, how.mix, MIXED, step_rng(how.seed, epoch, step, MIX), task)
     side = how.sizes[epoch] if epoch < len(how.sizes) else images.shape[-1]

@@ -32,6 +32,10 @@ class Parser(argparse.ArgumentParser):
         """Prints one line and exits with status 2."""
         self.exit(2, f"error: {message}; see python {self.folder}/{self.prog} --help\n")
 
+    def print_help(self, file=None):
+        """Prints the help; unlike argparse's it does not ignore a broken pipe."""
+        (sys.stdout if file is None else file).write(self.format_help())
+
     def parse_known_args(self, args=None, namespace=None):
         """As in argparse, with the spelling of long flags normalised."""
         spellings = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from data.augment import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
+from data.augment import AUTO, STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
+from data.distortions import DISTORTIONS, distortion_names
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.checkpoint import task_of_checkpoint
@@ -90,7 +91,17 @@ class TrainConfig(CommonConfig):
         bare="bulk",
     )
     num_augmentations: int = fixed(3, "variants per image, in bulk", whole_number(1, 100), metavar="N")
-    augment_strength: str = fixed("medium", "how far augmentation rotates and scales", choices=tuple(STRENGTHS))
+    augment_strength: str = fixed(
+        "medium",
+        "how far augmentation rotates, scales and distorts; auto: one operation an image",
+        choices=(*STRENGTHS, AUTO),
+    )
+    distort: str | None = fixed(
+        None,
+        f"with --augment: distort three images in ten, each by {', '.join(DISTORTIONS)}, or all",
+        distortion_names,
+        metavar="NAMES",
+    )
     color_jitter: bool = fixed(False, "with --augment: vary brightness, contrast and saturation too")
     multi_scale: float = fixed(
         0.0,
@@ -339,9 +350,11 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     """Raises UsageError where flags contradict each other, or one would do nothing."""
     if config.compile and config.checkpoint_activations:
         raise UsageError("--compile can't be combined with --checkpoint_activations; leave one of them out")
-    for name in ("color_jitter", "augment_strength"):
+    for name in ("color_jitter", "augment_strength", "distort"):
         if overrides.get(name) and not config.augments:
             raise UsageError(f"--{name} needs --augment bulk or online")
+    if config.augment_strength == AUTO and (config.distort or config.color_jitter):
+        raise UsageError("--augment_strength auto draws colors and distortions, too; leave their flags out")
     if config.group_regex and config.groups:
         raise UsageError("--group_regex and --groups say the same; leave one of them out")
     if config.init is not None and "encoder_weights" in overrides:

@@ -55,6 +55,7 @@ def describe_augmentation(config: TrainConfig, count: int) -> str:
         words = [f"bulk x{config.variants} ({count * (1 + config.variants):,} samples)"]
     if config.augments:
         words += [config.augment_strength, *(["color jitter"] if config.color_jitter else [])]
+        words += config.distort.split(",") if config.distort else []
     if config.mix != "none":
         words.append(config.mix)
     if config.progressive:
