@@ -17,6 +17,7 @@ from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 from data.download import download
 from data.index import describe_layout, find_root, list_samples
 from data.splits import MODES, SPLITS, split_samples
+from models.task import TASKS, class_names, task_named
 from runtime.files import writable_folder
 from runtime.options import option, whole_number
 from visual.preview import preview
@@ -40,6 +41,9 @@ class DatasetConfig:
     check: bool = option(False, "read every file and report what is wrong or odd")
     preview: str | None = option(None, "draw images and augmented ones", bare="preview.png", metavar="FILE")
     split: str = option(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
+    classes: str = option(
+        "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])
+    )
     seed: int = option(42, "of the split", whole_number(0, 2**32 - 1), metavar="N")
 
 
@@ -55,11 +59,11 @@ def main(argv=None) -> None:
         download(writable_folder(config.data_path))
     root = find_root(config.data_path)
     if config.check:
-        check(root, config.split, config.seed)
+        check(root, config.split, config.seed, task_named(config.classes))
     if config.preview:
         file = Path(config.preview)
         writable_folder(file.parent)
-        preview(root, config.split, config.seed, file)
+        preview(root, config.split, config.seed, file, task_named(config.classes))
     if not (config.check or config.preview):
         sizes = zip(split_samples(root, config.split, config.seed), MODES)
         print(f"{root} ({describe_layout(root)}), split {config.split}: ", end="")

@@ -224,6 +224,15 @@ def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
     assert "100.00" in said
 
 
+def test_check_and_preview_know_the_classes(colored, tmp_path):
+    flags = ("--data_path", colored, "--check", "--preview", "preview.png")
+    said = run_ok("oxford_pet.py", *flags, "--classes", colored / "classes.txt", cwd=tmp_path)
+    assert "No faults." in said
+    assert (tmp_path / "preview.png").is_file()
+    done = run_script("oxford_pet.py", *flags, cwd=tmp_path)
+    assert_one_error(done, "40 faults", "a mask has two")
+
+
 def test_flags_of_two_classes_are_refused(run_of_classes, colored, shared_dataset, tmp_path):
     flags = ("--data_path", colored, "--save_dir", run_of_classes / "saved_models")
     for script, more in (

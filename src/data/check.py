@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from data.copies import find_copies, near_copies
 from data.image_io import UNREADABLE, image_size_of, open_image
-from data.index import Sample, describe_layout, list_samples
+from data.index import Sample, describe_layout, list_samples, with_classes
 from data.splits import MODES, split_samples
-from models.task import BACKGROUND
+from models.task import BACKGROUND, TASKS, Task
 from runtime.errors import DatasetError, raise_faults
 
 
@@ -75,13 +75,13 @@ def inspect(sample: Sample) -> Inspection:
     return Inspection("", mode, image.shape[1::-1], float(mask.mean()), looks_inverted(mask))
 
 
-def check(root: Path, split: str, seed: int) -> None:
+def check(root: Path, split: str, seed: int, task: Task = TASKS["binary"]) -> None:
     """Verifies every file of a dataset and prints what is in it.
 
     Raises:
         DatasetError: there are faults; the first ten are named, all are counted.
     """
-    samples = list_samples(root)
+    samples = with_classes(list_samples(root), task)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(pool.map(inspect, samples), total=len(samples), desc="checking", unit="image", disable=None)
         found = list(bar)

@@ -8,13 +8,23 @@ from PIL import Image
 
 from data.augment import apply_augmentations, apply_colors, augment_dataset
 from data.datasets import load_dataset
+from models.task import TASKS, Task
 from runtime.files import atomic_write
 from visual.panels import draw_outline
 
 
-def preview(root: Path, split: str, seed: int, file: Path, size: int = 192, rows: int = 6, variants: int = 5) -> None:
+def preview(
+    root: Path,
+    split: str,
+    seed: int,
+    file: Path,
+    task: Task = TASKS["binary"],
+    size: int = 192,
+    rows: int = 6,
+    variants: int = 5,
+) -> None:
     """Draws a contact sheet: in each row a training image and augmented variants of it, with the mask's outline."""
-    dataset = load_dataset(root, "train", split=split, seed=seed, image_size=size)
+    dataset = load_dataset(root, "train", split=split, seed=seed, task=task, image_size=size)
     augmented = augment_dataset(dataset, variants, seed, color_jitter=True)
     rows = min(rows, len(dataset))
     sheet = Image.new("RGB", ((1 + variants) * (size + 4) + 4, rows * (size + 4) + 4), "white")
