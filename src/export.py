@@ -82,7 +82,7 @@ def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
         images: uint8 (3, S, S), from which the ranges of features are taken.
         path: the file.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -95,7 +95,9 @@ def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
     prepared = path.with_name("prepared.onnx")
     with _quiet_logging():
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+        # Unsigned features and signed weights are what x86 processors multiply fastest (VNNI).
+        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **types)
 
 
 @contextlib.contextmanager
