@@ -25,6 +25,7 @@ from PIL import Image
 from data.datasets import Preprocessing, preprocessing_of
 from data.index import Sample
 from data.inputs import read_input
+from data.pixels import pixels_of, shown
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
 from models.checkpoint import PUBLISHED, open_checkpoint
 from models.task import BACKGROUND
@@ -56,8 +57,13 @@ class Network:
     def __init__(self, path: str, config: DemoConfig):
         model, content, _ = open_checkpoint(path, None, config.save_dir)
         self.preprocessing: Preprocessing = preprocessing_of(content)
+        self.pixels = pixels_of(content["preprocessing"])
         precision = choose_precision(config.amp, get_device(config.device), self.preprocessing.image_size)
         self.predictor = Predictor(precision.to_device(model), precision)
+
+    def sample(self, path: str) -> Sample:
+        """An image as the network sees it."""
+        return Sample("upload", Path(path), pixels=self.pixels)
 
     @torch.inference_mode()
     def decide(self, path: str) -> torch.Tensor:
@@ -67,7 +73,7 @@ class Network:
             UsageError: it has too many pixels.
             DatasetError: it can't be read.
         """
-        sample = Sample("upload", Path(path))
+        sample = self.sample(path)
         width, height = sample.displayed_size()
         if width * height > MAX_PIXELS:
             raise UsageError(f"This image has {width * height / 1e6:.0f} megapixels; at most 50 are accepted here.")
@@ -76,7 +82,7 @@ class Network:
 
     def draw(self, path: str, decision: torch.Tensor, threshold: float, folder: Path) -> tuple[np.ndarray, Path, Path]:
         """The overlay, and the files of cutout and mask in a new folder below `folder`."""
-        image, _ = Sample("upload", Path(path)).read()
+        image, _ = self.sample(path).read()
         height, width = image.shape[:2]
         logit = math.log(threshold / (1 - threshold))
         mask = (label_map_at_size(self.predictor.task, decision, logit, height, width) != BACKGROUND).astype(np.uint8)
@@ -85,7 +91,7 @@ class Network:
         results = Path(tempfile.mkdtemp(dir=folder))
         stem = Path(path).stem
         cutout, mask_file = results / f"{stem}_cutout.png", results / f"{stem}_mask.png"
-        write_png(Image.fromarray(np.dstack([image, soft_edges(mask, probabilities, pixel, threshold)])), cutout)
+        write_png(Image.fromarray(np.dstack([shown(image), soft_edges(mask, probabilities, pixel, threshold)])), cutout)
         write_png(Image.fromarray(mask * 255), mask_file)
         return draw_outline(image, mask), cutout, mask_file
 

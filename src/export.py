@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from data.datasets import Preprocessing
 from data.inputs import find_samples, read_input
+from data.pixels import RGB, pixels_of
 from models import SegmentationModel
 from models.checkpoint import (
     build_from_checkpoint,
@@ -63,7 +64,8 @@ class ExportConfig:
 class Exported(torch.nn.Module):
     """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities, float (N, C, S, S).
 
-    C is 1, of pet; or 3, of pet, background and border.
+    C is 1, of pet; 3, of pet, background and border; or the number of named classes. Images that are not 8-bit RGB are
+    float (N, channels, S, S) in 0..255.
     """
 
     def __init__(self, model: SegmentationModel):
@@ -124,7 +126,8 @@ def export(model: SegmentationModel, content: dict, path: Path) -> None:
         return
     size = content["preprocessing"]["image_size"]
     # Two images, because a dimension of one would be taken for a constant.
-    example = (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
+    channels, dtype = model.in_channels, pixels_of(content["preprocessing"]).dtype
+    example = (torch.zeros(2, channels, size, size, dtype=torch.uint8 if dtype is np.uint8 else torch.float32),)
     shapes = {"images": {0: torch.export.Dim("batch")}}
     with torch.no_grad(), warnings.catch_warnings(), path.open("wb") as file:
         warnings.simplefilter("ignore")  # torch's own, about its own code
@@ -190,8 +193,10 @@ def sample_images(
 ) -> list[torch.Tensor]:
     """Up to `count` images, uint8 (3, S, S), of `data_path`, or random shapes where it is None."""
     if data_path is None:
-        noise = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        return list((F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8))
+        pixels = pixels_of(content["preprocessing"])
+        noise = torch.rand(4, pixels.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        drawn = F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255
+        return list(drawn if pixels != RGB else drawn.to(torch.uint8))
     samples, _ = find_samples(data_path, content, subset)
     return [read_input(sample, Preprocessing(size))[0] for sample in samples[:count]]
 

@@ -16,6 +16,7 @@ from data.check import check
 from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 from data.download import download
 from data.index import describe_layout, find_root, list_samples
+from data.pixels import Pixels
 from data.splits import MODES, SPLITS, split_samples
 from models.task import TASKS, class_names, task_named
 from runtime.files import writable_folder
@@ -44,6 +45,7 @@ class DatasetConfig:
     classes: str = option(
         "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])
     )
+    channels: int = option(3, "of the images, as in train.py", whole_number(1, 100), metavar="N")
     seed: int = option(42, "of the split", whole_number(0, 2**32 - 1), metavar="N")
 
 
@@ -58,12 +60,13 @@ def main(argv=None) -> None:
     if config.download:
         download(writable_folder(config.data_path))
     root = find_root(config.data_path)
+    contents = task_named(config.classes), Pixels(config.channels)
     if config.check:
-        check(root, config.split, config.seed, task_named(config.classes))
+        check(root, config.split, config.seed, *contents)
     if config.preview:
         file = Path(config.preview)
         writable_folder(file.parent)
-        preview(root, config.split, config.seed, file, task_named(config.classes))
+        preview(root, config.split, config.seed, file, *contents)
     if not (config.check or config.preview):
         sizes = zip(split_samples(root, config.split, config.seed), MODES)
         print(f"{root} ({describe_layout(root)}), split {config.split}: ", end="")

@@ -139,12 +139,11 @@ def prepare(
             raise UsageError(f"another run has just written {resumed_from}; try again")
 
     train_set, valid_set, _ = parts
+    config = with_class_weights(config, train_set)
     train_set = augmented(config, train_set)
     sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context)
     progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
-    if config.class_weights == "auto":
-        config = dataclasses.replace(config, class_weights=weights_of(config, parts[0]))
     total_steps = progress.planned_epochs * sampler.steps
     state = build_state(config, precision, total_steps, source, data, progress, lock, context)
     if content is not None:
@@ -279,9 +278,9 @@ def open_data(
         what = "copies, or others of the groups," if together["groups"] else "copies"
         print(f"{split.moved} {what} of images in other parts were moved into training.")
     print_resized_masks([sample for part in split[:3] for sample in part])
-    cache = open_cache(root, config.image_size, config.task) if config.cache == "on" else None
+    cache = open_cache(root, config.image_size, config.task, config.pixels) if config.cache == "on" else None
     options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}
-    options["task"] = config.task
+    options |= {"task": config.task, "pixels": config.pixels}
     train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)
     valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
     inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
@@ -289,11 +288,13 @@ def open_data(
     return train_set, valid_set, test_set, data
 
 
-def weights_of(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> str:
-    """What --class_weights auto means for these training images, of which it looks at up to 256."""
+def with_class_weights(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> TrainConfig:
+    """The config with --class_weights auto written out for these training images; up to 256 are looked at."""
+    if config.class_weights != "auto":
+        return config
     some = np.linspace(0, len(dataset) - 1, min(256, len(dataset))).astype(int).tolist()
     weights = balanced_weights(dataset.read_batch(some)[config.task.target], config.task)
-    return ",".join(f"{weight:g}" for weight in weights)
+    return dataclasses.replace(config, class_weights=",".join(f"{weight:g}" for weight in weights))
 
 
 def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxfordPetDataset | AugmentedDataset:

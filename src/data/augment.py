@@ -202,11 +202,16 @@ def _resample(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> 
 
 
 def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    """Changes brightness, contrast and saturation of images (N, 3, H, W) in 0..255 by factors (N, 3); gives float32."""
+    """Changes brightness, contrast and, of RGB, saturation of images (N, C, H, W) in 0..255 by factors (N, 3).
+
+    Returns float32.
+    """
     brightness, contrast, saturation = (colors[:, i, None, None, None] for i in range(3))
     images = images.float() * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * contrast
+    if images.shape[1] != 3:
+        return images.clamp(0, 255)
     red, green, blue = images.split(1, dim=1)
     gray = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
     return (gray + (images - gray) * saturation).clamp(0, 255)

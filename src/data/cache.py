@@ -1,6 +1,7 @@
 """The pixel cache: images and label maps of a dataset, decoded and resized once, as bytes in one file.
 
-The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, trimap. `np.load(file, mmap_mode="r")` opens it.
+The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, trimap; of images that are
+not 8-bit RGB it is of uint16. `np.load(file, mmap_mode="r")` opens it.
 It is read by position here, because mapped pages would count as this process's memory; what is read by position stays
 in the system's page cache, which all processes share.
 """
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.index import Sample, list_samples, with_classes
+from data.index import Sample, list_samples, read_as
+from data.pixels import RGB, Pixels
 from models.task import TASKS, Task
 from runtime.errors import DatasetError, raise_faults
 from runtime.files import lock_file, sync_folder
@@ -29,10 +31,10 @@ SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
 
 def write_record(record: np.ndarray, sample: Sample) -> None:
-    """Fills a record, uint8 (4, H, W), with an image's three channels and what its mask file holds."""
+    """Fills a record, (C + 1, H, W), with an image's channels and what its mask file holds."""
     classes = sample.classes if sample.binary_mask else ()  # of trimaps all tasks share one record
-    image, record[3] = dataclasses.replace(sample, classes=classes).read(record.shape[:0:-1])
-    record[:3] = image.transpose(2, 0, 1)
+    image, record[-1] = dataclasses.replace(sample, classes=classes).read(record.shape[:0:-1])
+    record[:-1] = image.transpose(2, 0, 1)
 
 
 class PixelCache:
@@ -48,9 +50,9 @@ class PixelCache:
 
     def __init__(self, file: Path, names: list[str]):
         array = np.load(file, mmap_mode="r")
-        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(names):
+        if array.dtype not in (np.uint8, np.uint16) or array.ndim != 4 or len(array) != len(names):
             raise ValueError(f"{file} is no cache of {len(names)} images")
-        self.file, self.shape, self.offset = file, array.shape[1:], array.offset
+        self.file, self.shape, self.dtype, self.offset = file, array.shape[1:], array.dtype, array.offset
         self.rows = {name: row for row, name in enumerate(names)}
         self.handle: int | None = None
 
@@ -58,13 +60,13 @@ class PixelCache:
         return {**self.__dict__, "handle": None}  # a worker process opens the file for itself
 
     def read(self, names: list[str]) -> np.ndarray:
-        """The records of these images, uint8 (N, 4, S, S), the caller's own."""
+        """The records of these images, (N, C + 1, S, S), the caller's own."""
         rows = [self.rows[name] for name in names]
         if not hasattr(os, "preadv"):  # Windows
             return np.load(self.file, mmap_mode="r")[rows]
         if self.handle is None:
             self.handle = os.open(self.file, os.O_RDONLY)
-        records = np.empty((len(rows), *self.shape), np.uint8)
+        records = np.empty((len(rows), *self.shape), self.dtype)
         for record, row in zip(records, rows):
             # The position is in the call, so processes that share the handle after a fork don't disturb each other.
             if os.preadv(self.handle, [record], self.offset + row * record.nbytes) != record.nbytes:
@@ -72,7 +74,7 @@ class PixelCache:
         return records
 
 
-def open_cache(root: Path, size: int, task: Task = TASKS["binary"]) -> PixelCache | None:
+def open_cache(root: Path, size: int, task: Task = TASKS["binary"], pixels: Pixels = RGB) -> PixelCache | None:
     """Opens the cache of a dataset at a size, and makes it first where there is none of exactly these files.
 
     Several processes may call this at once: one makes the cache, the others wait for it.
@@ -81,6 +83,7 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"]) -> PixelCach
         root: folder of the dataset; the cache goes into its folder .pixel_cache.
         size: side of the images, in pixels.
         task: says what the masks hold.
+        pixels: which values of the images are kept.
 
     Returns:
         The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
@@ -88,16 +91,18 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"]) -> PixelCach
     Raises:
         DatasetError: images or masks can't be used; the first ten are named, all are counted.
     """
-    samples = with_classes(list_samples(root), task)
+    samples = read_as(list_samples(root), task, pixels)
     names, folder = [sample.name for sample in samples], root / CACHE_FOLDER
     about = [task.classes] if task.classes and all(sample.binary_mask for sample in samples) else []
+    about += [] if pixels == RGB else [pixels]
+    record = np.empty((pixels.channels + 1, size, size), pixels.dtype)
     file = folder / f"{size}_{files_digest(samples, FORMAT_VERSION, size, *about)}.npy"
     try:
-        if not _is_whole(file, len(samples), size):
+        if not _is_whole(file, len(samples), record):
             folder.mkdir(exist_ok=True)
             with lock_file(folder / "lock", wait=True):
-                if not _is_whole(file, len(samples), size):  # nobody else has made it while we waited
-                    _make(file, samples, size)
+                if not _is_whole(file, len(samples), record):  # nobody else has made it while we waited
+                    _make(file, samples, record)
         return PixelCache(file, names)
     except OSError as error:
         print(
@@ -107,8 +112,8 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"]) -> PixelCach
         return None
 
 
-def _is_whole(file: Path, count: int, size: int) -> bool:
-    return file.is_file() and file.stat().st_size > count * 4 * size * size
+def _is_whole(file: Path, count: int, record: np.ndarray) -> bool:
+    return file.is_file() and file.stat().st_size > count * record.nbytes
 
 
 def files_digest(samples: list[Sample], *about) -> str:
@@ -123,35 +128,39 @@ def files_digest(samples: list[Sample], *about) -> str:
     return hashlib.sha256(json.dumps([*about, stamps]).encode()).hexdigest()[:16]
 
 
-def _make(file: Path, samples: list[Sample], size: int) -> None:
+def _make(file: Path, samples: list[Sample], record: np.ndarray) -> None:
     for leftover in file.parent.glob("*.tmp"):  # of a kill: nobody else is here, we have the lock
         leftover.unlink()
-    needed, free = len(samples) * 4 * size * size, shutil.disk_usage(file.parent).free
+    needed, free = len(samples) * record.nbytes, shutil.disk_usage(file.parent).free
     if free < needed + SPARE_BYTES:
         raise OSError(f"it takes {needed / 1e9:.2f} GB and leaves less than 1 GB free")
     print(f"Decoding {len(samples):,} images once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), 4, size, size)}
+            shape = (len(samples), *record.shape)
+            header = {"descr": record.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
-            _fill(stream, samples, size)
+            _fill(stream, samples, record)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(file)
     finally:
         Path(temporary).unlink(missing_ok=True)
     sync_folder(file.parent)
-    for other in file.parent.glob(f"{size}_*.npy"):  # of files that have changed since
+    for other in file.parent.glob(f"{record.shape[-1]}_*.npy"):  # of files that have changed since
         if other != file:
             other.unlink()
 
 
-def _fill(stream, samples: list[Sample], size: int) -> None:
-    """Writes all records in order, decoded by as many threads as there are cores (Pillow lets go of Python's lock)."""
+def _fill(stream, samples: list[Sample], like: np.ndarray) -> None:
+    """Writes all records, each like this one, in order.
+
+    As many threads as there are cores decode them (Pillow lets go of Python's lock).
+    """
 
     def decode(sample: Sample):
-        record = np.empty((4, size, size), np.uint8)
+        record = np.empty_like(like)
         try:
             write_record(record, sample)
         except DatasetError as error:

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.copies import find_copies, near_copies
-from data.image_io import UNREADABLE, image_size_of, open_image
-from data.index import Sample, describe_layout, list_samples, with_classes
+from data.image_io import UNREADABLE, describe_image, image_size_of
+from data.index import Sample, describe_layout, list_samples, read_as
+from data.pixels import RGB, Pixels
 from data.splits import MODES, split_samples
 from models.task import BACKGROUND, TASKS, Task
 from runtime.errors import DatasetError, raise_faults
@@ -65,8 +66,7 @@ def print_resized_masks(samples: list[Sample]) -> None:
 def inspect(sample: Sample) -> Inspection:
     """Reads both files whole."""
     try:
-        with open_image(sample.image_path) as image:
-            mode = f"{image.format} {image.mode}"
+        mode = describe_image(sample.image_path)
         image, trimap = sample.read()
     except UNREADABLE as error:  # DatasetError is among them
         known = isinstance(error, DatasetError)
@@ -75,13 +75,13 @@ def inspect(sample: Sample) -> Inspection:
     return Inspection("", mode, image.shape[1::-1], float(mask.mean()), looks_inverted(mask))
 
 
-def check(root: Path, split: str, seed: int, task: Task = TASKS["binary"]) -> None:
+def check(root: Path, split: str, seed: int, task: Task = TASKS["binary"], pixels: Pixels = RGB) -> None:
     """Verifies every file of a dataset and prints what is in it.
 
     Raises:
         DatasetError: there are faults; the first ten are named, all are counted.
     """
-    samples = with_classes(list_samples(root), task)
+    samples = read_as(list_samples(root), task, pixels)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(pool.map(inspect, samples), total=len(samples), desc="checking", unit="image", disable=None)
         found = list(bar)

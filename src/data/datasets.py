@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from data.cache import open_cache, write_record
 from data.copies import near_copies
-from data.index import Sample, find_root, has_lists, list_samples, with_classes
+from data.index import Sample, find_root, has_lists, list_samples, read_as
+from data.pixels import RGB, Pixels, pixels_of
 from data.splits import SPLITS, SUBSETS, TOGETHER, Split, part_samples, split_samples
 from models.checkpoint import seen_names, task_of_checkpoint
 from models.task import BACKGROUND, BORDER, TASKS, Task
@@ -55,9 +56,10 @@ class OxfordPetDataset(Dataset):
         augment_uncertain: border pixels become pet or background at random, half and half, instead of pet.
         seed: of the split and of everything drawn.
         task: what is learned: with named classes `trimap` is a label map of these; see models/task.py.
+        pixels: which values of the images the network sees; see data/pixels.py.
 
     Raises:
-        DatasetError: see `find_root`, `split_samples`, `with_classes` and, when indexed, `Sample.read`.
+        DatasetError: see `find_root`, `split_samples`, `read_as` and, when indexed, `Sample.read`.
         ValueError: there is no such mode or split.
     """
 
@@ -70,13 +72,14 @@ class OxfordPetDataset(Dataset):
         augment_uncertain: bool = False,
         seed: int = 42,
         task: Task = TASKS["binary"],
+        pixels: Pixels = RGB,
     ):
         if mode not in SUBSETS:
             raise ValueError(f"no mode is called {mode!r}; there are {', '.join(SUBSETS)}")
         self.root = find_root(data_path)
         given = isinstance(split, Split) and mode != "all"
         samples = getattr(split, mode) if given else part_samples(self.root, mode, split, seed)
-        self.samples: list[Sample] = with_classes(samples, task)
+        self.samples: list[Sample] = read_as(samples, task, pixels)
         self.mode, self.transform, self.augment_uncertain, self.seed = mode, transform, augment_uncertain, seed
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
     """The same samples as a network takes them: square, as tensors.
 
     A sample is a dict: `image` uint8 (3, S, S), `mask` uint8 (1, S, S) of 0 and 1, `trimap` uint8 (1, S, S), `path`. It
-    stays in bytes until it is on the device; the model normalises.
+    stays in bytes until it is on the device; the model normalises. Images that are not RGB are float32 in 0..255.
 
     Args:
         *args: as for OxfordPetDataset.
@@ -137,7 +140,8 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
         return item if self.transform is None else self.transform(item)
 
     def _record(self, sample: Sample) -> np.ndarray:
-        record = np.empty((4, *self.preprocessing.size_of(sample)[::-1]), np.uint8)
+        pixels = sample.pixels
+        record = np.empty((pixels.channels + 1, *self.preprocessing.size_of(sample)[::-1]), pixels.dtype)
         write_record(record, sample)
         return record
 
@@ -149,14 +153,16 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
             records = self.cache.read([sample.name for sample in samples])
         else:
             records = np.stack([self._record(sample) for sample in samples])
-        masks = np.empty_like(records[:, 3:])
-        for mask, sample, (epoch, _), record in zip(masks, samples, keys, records):
-            record[3] = sample.labels_from(record[3])
-            mask[0] = self._preprocess_mask(record[3], self._mask_rng(epoch, sample))
+        trimaps = records[:, -1:].astype(np.uint8)
+        masks = np.empty_like(trimaps)
+        for mask, sample, (epoch, _), (trimap,) in zip(masks, samples, keys, trimaps):
+            trimap[:] = sample.labels_from(trimap)
+            mask[0] = self._preprocess_mask(trimap, self._mask_rng(epoch, sample))
+        images = records[:, :-1] if records.dtype == np.uint8 else records[:, :-1].astype(np.float32) / 257
         return {
-            "image": torch.from_numpy(records[:, :3]),
+            "image": torch.from_numpy(images),
             "mask": torch.from_numpy(masks),
-            "trimap": torch.from_numpy(records[:, 3:]),
+            "trimap": torch.from_numpy(trimaps),
             "path": [str(sample.image_path) for sample in samples],
         }
 
@@ -181,14 +187,13 @@ def open_checkpoint_part(
     """
     data, root = content["data"], find_root(data_path)
     size, resize = preprocessing or preprocessing_of(content)
-    task = task_of_checkpoint(content)
-    cache = open_cache(root, size, task) if use_cache and resize == "square" else None
+    task, pixels = task_of_checkpoint(content), pixels_of(content["preprocessing"])
+    cache = open_cache(root, size, task, pixels) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
         split = split_samples(root, split, data["seed"], (mode,), **{name: data.get(name) for name in TOGETHER})
-    return load_dataset(
-        root, mode, split=split, seed=data["seed"], task=task, image_size=size, resize=resize, cache=cache
-    )
+    options = {"split": split, "seed": data["seed"], "task": task, "pixels": pixels, "cache": cache}
+    return load_dataset(root, mode, image_size=size, resize=resize, **options)
 
 
 def copies_of_training(root: Path, content: dict, samples: list[Sample]) -> set[str]:

@@ -67,7 +67,9 @@ def noise(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, ge
 
 
 def jpeg(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
-    """Compresses at quality 40 at medium strength; on the CPU, wherever the images are."""
+    """Compresses RGB at quality 40 at medium strength; on the CPU, wherever the images are."""
+    if images.shape[1] != 3:
+        return images, targets
     found = []
     for image, amount in zip(images.clamp(0, 255).to(torch.uint8).cpu(), amounts.tolist()):
         file = io.BytesIO()

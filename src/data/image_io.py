@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.pixels import RGB, Pixels, load_array, pixel_values, shown, stored_values
 from models.task import BACKGROUND, IGNORED, PET
 from runtime.errors import DatasetError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+ARRAY = ".npy"  # of numpy.save
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
 # What Pillow raises on broken files.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 UNREADABLE += (Image.DecompressionBombError,)
@@ -37,6 +39,8 @@ def read_image(path, size: tuple[int, int] | None = None, upright: bool = False)
     Raises:
         DatasetError: the file can't be read as an image.
     """
+    if Path(path).suffix == ARRAY:
+        return shown(pixel_values(load_array(path), RGB, size, path))
     try:
         with open_image(path) as image:
             if size is not None:
@@ -57,17 +61,50 @@ def read_image(path, size: tuple[int, int] | None = None, upright: bool = False)
         raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
 
 
+def read_pixels(path, pixels: Pixels, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
+    """Reads an image as a network sees it: uint8 (H, W, 3) of RGB, or uint16 (H, W, C); see `read_image`."""
+    if pixels == RGB:
+        return read_image(path, size, upright)
+    if Path(path).suffix == ARRAY:
+        return pixel_values(load_array(path), pixels, size, path)
+    try:
+        with open_image(path) as image:
+            stored = stored_values(image, upright)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+    return pixel_values(stored, pixels, size, path)
+
+
+def describe_image(path) -> str:
+    """Format and mode of an image file. Raises one of UNREADABLE."""
+    if Path(path).suffix == ARRAY:
+        return f"NumPy {load_array(path).dtype}"
+    with open_image(path) as image:
+        return f"{image.format} {image.mode}"
+
+
+def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
+    """Width and height of an image as stored, and whether its EXIF orientation turns it by a quarter."""
+    if Path(path).suffix == ARRAY:
+        shape = load_array(path).shape
+        if len(shape) not in (2, 3) or 0 in shape:
+            raise DatasetError(f"{path} holds an array of shape {shape}, not an image")
+        return shape[1::-1], False
+    try:
+        with open_image(path) as image:
+            return image.size, _turned(image, upright)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+
+
 def image_size_of(path, upright: bool = False) -> tuple[int, int]:
     """Width and height of an image, from the first bytes of its file; `upright`, as its EXIF orientation says.
 
     Raises:
         DatasetError: the file can't be read as an image.
     """
-    try:
-        with open_image(path) as image:
-            return image.size[::-1] if _turned(image, upright) else image.size
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+    size, turned = _stored_size(path, upright)
+    return size[::-1] if turned else size
 
 
 def _turned(image: Image.Image, upright: bool) -> bool:
@@ -193,16 +230,12 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
     Raises:
         DatasetError: the image can't be read, or the sizes don't fit.
     """
-    try:
-        with open_image(image_path) as image:
-            size, quarter_turn = image.size, _turned(image, binary_mask)
-    except UNREADABLE as error:
-        raise DatasetError(f"{image_path} can't be read as an image ({error}); replace the file") from None
+    size, quarter_turn = _stored_size(image_path, binary_mask)
     views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
     ratio = mask_size[0] / mask_size[1]
     similar = [view for view in views if binary_mask and abs(view[0][0] / view[0][1] / ratio - 1) <= SHAPE_TOLERANCE]
-    for shown, upright in [view for view in views if view[0] == mask_size] + similar:
-        return *shown, upright
+    for displayed, upright in [view for view in views if view[0] == mask_size] + similar:
+        return *displayed, upright
     raise DatasetError(
         f"{image_path} is {size[0]}x{size[1]} but its mask {mask_path} is {mask_size[0]}x{mask_size[1]}; "
         f"they must have the same {'shape' if binary_mask else 'size'}"
@@ -222,8 +255,9 @@ def read_pair(
     binary_mask: bool,
     size: tuple[int, int] | None = None,
     classes: tuple[str, ...] = (),
+    pixels: Pixels = RGB,
 ):
-    """Reads an image, uint8 (H, W, 3), and its label map, uint8 (H, W).
+    """Reads an image, (H, W, C) as `read_pixels` gives it, and its label map, uint8 (H, W).
 
     Args:
         image_path: the image.
@@ -231,10 +265,11 @@ def read_pair(
         binary_mask: it is a mask; see `shown_size`.
         size: width and height that both are resized to; None takes the image's own size.
         classes: names of the classes whose numbers the mask holds.
+        pixels: which values of the image the network sees.
 
     Raises:
         DatasetError: a file can't be read or is no mask, or their sizes don't fit.
     """
     labels = read_labels(mask_path, binary_mask, classes)
     *own_size, upright = shown_size(image_path, mask_path, labels.shape[::-1], binary_mask)
-    return read_image(image_path, size, upright), _nearest(labels, size or tuple(own_size))
+    return read_pixels(image_path, pixels, size, upright), _nearest(labels, size or tuple(own_size))

@@ -19,11 +19,12 @@ import numpy as np
 from data.image_io import (
     IMAGE_SUFFIXES,
     image_size_of,
-    read_image,
     read_labels,
     read_pair,
+    read_pixels,
     shown_size,
 )
+from data.pixels import RGB, Pixels
 from models.task import BACKGROUND, SPECIES, Task
 from runtime.errors import DatasetError, raise_faults
 
@@ -43,6 +44,7 @@ class Sample:
         breed: number of the breed; 0 for own images.
         species: 1 for a cat, 2 for a dog, 0 where that is unknown.
         classes: names of the classes of its label map; without any it is a trimap.
+        pixels: which values of the image the network sees.
     """
 
     name: str
@@ -52,19 +54,21 @@ class Sample:
     breed: int = 0
     species: int = 0
     classes: tuple[str, ...] = ()
+    pixels: Pixels = RGB
 
     def read(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image, uint8 (H, W, 3), and its label map, uint8 (H, W), or None; see models/task.py.
+        """The image, (H, W, C), and its label map, uint8 (H, W), or None; see data/pixels.py and models/task.py.
 
         Args:
             size: width and height that both are resized to; None keeps their own size.
 
         Raises:
-            DatasetError: see `read_image`, `read_pair` and `read_labels`.
+            DatasetError: see `read_pixels`, `read_pair` and `read_labels`.
         """
         if self.mask_path is None:
-            return read_image(self.image_path, size, upright=True), None
-        image, labels = read_pair(self.image_path, self.mask_path, self.binary_mask, size, self.classes)
+            return read_pixels(self.image_path, self.pixels, size, upright=True), None
+        files = self.image_path, self.mask_path
+        image, labels = read_pair(*files, self.binary_mask, size, self.classes, self.pixels)
         return image, self.labels_from(labels)
 
     def read_labels(self) -> np.ndarray:
@@ -182,14 +186,14 @@ def _pair_up(root: Path) -> list[Sample]:
     ]
 
 
-def with_classes(samples: list[Sample], task: Task) -> list[Sample]:
-    """The samples with the label maps that a task learns.
+def read_as(samples: list[Sample], task: Task, pixels: Pixels = RGB) -> list[Sample]:
+    """The samples, to be read as a network takes them.
 
     Raises:
         DatasetError: their masks know no such classes.
     """
     if not task.classes:
-        return samples
+        return samples if pixels == RGB else [dataclasses.replace(sample, pixels=pixels) for sample in samples]
     labelled = [sample for sample in samples if sample.mask_path is not None]
     trimaps = next((sample for sample in labelled if not sample.binary_mask), None)
     if trimaps and task is not SPECIES:
@@ -197,7 +201,7 @@ def with_classes(samples: list[Sample], task: Task) -> list[Sample]:
     unknown = next((sample for sample in labelled if not sample.binary_mask and sample.species not in (1, 2)), None)
     if unknown:
         raise DatasetError(f"the species of {unknown.name} is not known: it stands in the lists of the dataset alone")
-    return [dataclasses.replace(sample, classes=task.classes) for sample in samples]
+    return [dataclasses.replace(sample, classes=task.classes, pixels=pixels) for sample in samples]
 
 
 def by_name(sample: Sample) -> str:

@@ -10,7 +10,8 @@ import torch
 
 from data.datasets import Preprocessing, open_checkpoint_part
 from data.image_io import IMAGE_SUFFIXES
-from data.index import Sample, describe_layout, find_root, has_lists, with_classes
+from data.index import Sample, describe_layout, find_root, has_lists, read_as
+from data.pixels import pixels_of, to_tensor
 from models.checkpoint import task_of_checkpoint
 from runtime.errors import DatasetError, UsageError
 
@@ -36,7 +37,7 @@ def find_samples(
     """
     task = task_of_checkpoint(content)
     samples, what = _find(Path(data_path), data_path, content, subset, recursive, output)
-    return with_classes(samples, task), what
+    return read_as(samples, task, pixels_of(content["preprocessing"])), what
 
 
 def _find(
@@ -107,11 +108,11 @@ def refuse_overwriting(folder: Path, samples: list[Sample]) -> None:
 
 
 def read_input(sample: Sample, preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the network sees of an image, uint8 (3, H, W), and its label map, uint8 (1, H, W), or None.
+    """What the network sees of an image, (C, H, W), and its label map, uint8 (1, H, W), or None.
 
     Raises:
         DatasetError: see `Sample.read`.
     """
     image, labels = sample.read(preprocessing.size_of(sample))
     labels = None if labels is None else torch.from_numpy(labels.copy())[None]
-    return torch.from_numpy(image.transpose(2, 0, 1).copy()), labels
+    return to_tensor(image), labels

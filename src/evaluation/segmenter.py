@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data.datasets import Preprocessing
 from data.index import Sample
 from data.inputs import read_input
+from data.pixels import shown
 from evaluation.config import RESULTS, InferConfig
 from evaluation.metrics import image_dice, label_counts
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
@@ -197,7 +198,7 @@ class Segmenter:
             alpha = mask * np.uint8(255)
             if not self.config.hard_edges:
                 alpha = soft_edges(mask, probabilities, pixel, self.config.threshold)
-            yield "cutouts", Image.fromarray(np.dstack([image, alpha]))
+            yield "cutouts", Image.fromarray(np.dstack([shown(image), alpha]))
         if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title, task)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from data.pixels import to_tensor
 from evaluation.predictor import Predictor
 
 SPREAD = 1 / 8  # standard deviation of the weights, as a share of the tile's side
@@ -41,7 +42,7 @@ def tiled_decisions(
 
     Args:
         predictor: its network is in evaluation mode.
-        image: uint8 (H, W, 3).
+        image: (H, W, C).
         size: side of the tiles.
         batch_size: tiles at a time.
 
@@ -56,8 +57,8 @@ def tiled_decisions(
     for top, following in zip(tops, [*tops[1:], tops[-1] + size]):
         for first in range(0, len(lefts), batch_size):
             some = lefts[first : first + batch_size]
-            tiles = np.stack([image[top : top + size, left : left + size].transpose(2, 0, 1) for left in some])
-            found = predictor.predict(torch.from_numpy(tiles)).final.cpu()
+            tiles = torch.stack([to_tensor(image[top : top + size, left : left + size]) for left in some])
+            found = predictor.predict(tiles).final.cpu()
             if sums is None:
                 sums = torch.zeros(found.shape[1] + 1, size, image.shape[1])  # the last is of the weights
             for left, decision in zip(some, found):

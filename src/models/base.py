@@ -19,7 +19,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class SegmentationModel(nn.Module):
-    """Base class: pixels (N, 3, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
+    """Base class: pixels (N, in_channels, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
 
     Mean and standard deviation are buffers, so they travel in the checkpoint. Inputs whose sides are no multiple of
     `stride` are padded inside (edge pixels repeated) and the logits cropped back.
@@ -32,6 +32,7 @@ class SegmentationModel(nn.Module):
         attention: a key of `attention.ATTENTION`: a block at the end of each decoder step, or behind the bottleneck.
         decoder: one of the network's `decoders`.
         classes: names of the classes, the first of them background; then there are as many channels.
+        in_channels: of the images.
 
     Raises:
         ValueError: the network has no such decoder, or nothing has that many channels.
@@ -47,6 +48,7 @@ class SegmentationModel(nn.Module):
         attention: str = "none",
         decoder: str = "plain",
         classes: Sequence[str] | None = None,
+        in_channels: int = 3,
     ):
         super().__init__()
         if decoder not in self.decoders:
@@ -57,11 +59,15 @@ class SegmentationModel(nn.Module):
         self.config = {**outputs, "attention": attention}
         if decoder != "plain":  # absent in checkpoints of the first versions
             self.config["decoder"] = decoder
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.in_channels = in_channels
+        if in_channels != 3:
+            self.config["in_channels"] = in_channels
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            of_channels = values if in_channels == 3 else [sum(values) / 3] * in_channels
+            self.register_buffer(name, torch.tensor(of_channels).view(1, -1, 1, 1))
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised images (N, 3, H, W), H and W multiples of `stride`, to logits (N, out_channels, H, W)."""
+        """Normalised images, H and W multiples of `stride`, to logits (N, out_channels, H, W)."""
         raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:
@@ -81,16 +87,16 @@ class SegmentationModel(nn.Module):
         """Computes logits.
 
         Args:
-            images: (N, 3, H, W), RGB, uint8 or floating point in 0..255; any H and W of at least 1.
+            images: (N, in_channels, H, W), uint8 or floating point in 0..255; any H and W of at least 1.
 
         Returns:
             Logits (N, out_channels, H, W); `self.task` says what they mean.
 
         Raises:
-            ValueError: the input is not of shape (N, 3, H, W).
+            ValueError: the input is not of that shape.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images of shape (N, 3, H, W), got {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"expected images of shape (N, {self.in_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
         x = (images - self.mean) / self.std
         bottom, right = -height % self.stride, -width % self.stride
@@ -136,3 +142,29 @@ def init_weights(module: nn.Module) -> None:
         elif isinstance(m, nn.BatchNorm2d):
             nn.init.ones_(m.weight)
             nn.init.zeros_(m.bias)
+
+
+def widen_input(encoder: nn.Module, channels: int) -> None:
+    """Gives the first convolution of an encoder of torchvision other input channels, its weights folded."""
+    if channels == 3:
+        return
+    name, first = next((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d))
+    options = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+    other = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
+    with torch.no_grad():
+        other.weight.copy_(fold_channels(first.weight, channels))
+        if first.bias is not None:
+            other.bias.copy_(first.bias)
+    parent, _, attribute = name.rpartition(".")
+    setattr(encoder.get_submodule(parent), attribute, other)
+
+
+def fold_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Weights of a convolution of RGB, (O, 3, h, w), to (O, channels, h, w).
+
+    Of one channel they are the sum over the three, so that a gray image gives what it gave in RGB. Else channel c gets
+    those of c modulo 3, times 3 / channels, so that the sum stays as large.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % 3] * (3 / channels)

@@ -8,7 +8,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from models.attention import build_self_attention
-from models.base import SegmentationModel, init_weights
+from models.base import SegmentationModel, init_weights, widen_input
 from models.unet import UpBlock, double_conv
 
 ENCODERS = (
@@ -57,15 +57,18 @@ class EncoderUNet(SegmentationModel):
     stride = 32
     decoders = ("plain", "stem")
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None):
-        super().__init__(out_channels, attention, decoder, classes)
+    def __init__(
+        self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels: int = 3
+    ):
+        super().__init__(out_channels, attention, decoder, classes, in_channels)
         self.encoder = build_encoder(self.encoder_name)
-        skip, last = (3, 16) if decoder == "plain" else (32, 32)
+        widen_input(self.encoder, in_channels)
+        skip, last = (in_channels, 16) if decoder == "plain" else (32, 32)
         with torch.no_grad():
-            probed = encode(self.encoder.eval(), torch.zeros(1, 3, 64, 64))
+            probed = encode(self.encoder.eval(), torch.zeros(1, in_channels, 64, 64))
         widths = {1: skip, 2: skip, **{stride: features.shape[1] for stride, features in probed.items()}}
         deepest = min(512, widths[32])
-        self.stem = nn.Identity() if decoder == "plain" else double_conv(3, skip)
+        self.stem = nn.Identity() if decoder == "plain" else double_conv(in_channels, skip)
         self.bottleneck = double_conv(widths[32], deepest)
         self.self_attention = build_self_attention(attention, deepest)
         channels = [deepest, 256, 128, 64, 32, last]

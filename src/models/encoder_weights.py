@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model_weights
 
-from models.base import SegmentationModel
+from models.base import SegmentationModel, fold_channels
 from models.checkpoint import DAMAGE
 from models.encoder_unet import HEAD
 from runtime.errors import CheckpointError, first_line
@@ -103,7 +103,11 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
 
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
-        model.encoder.load_state_dict({key: value for key, value in weights.items() if not of_head(key)})
+        weights = {key: value for key, value in weights.items() if not of_head(key)}
+        if model.in_channels != 3:
+            first = next(key for key, value in weights.items() if value.ndim == 4)
+            weights[first] = fold_channels(weights[first], model.in_channels)
+        model.encoder.load_state_dict(weights)
     except (*DAMAGE, AttributeError, pickle.UnpicklingError) as error:
         why = "not only tensors are in it" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(

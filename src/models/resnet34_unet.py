@@ -5,7 +5,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from models.attention import build_self_attention
-from models.base import SegmentationModel, init_weights
+from models.base import SegmentationModel, init_weights, widen_input
 from models.unet import UpBlock, double_conv
 
 
@@ -44,12 +44,15 @@ class ResNet34_UNet(SegmentationModel):  # noqa: N801  the name that both report
     decoders = ("plain", "stem")
     encoder_name = "resnet34"
 
-    def __init__(self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None):
-        super().__init__(out_channels, attention, decoder, classes)
+    def __init__(
+        self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels: int = 3
+    ):
+        super().__init__(out_channels, attention, decoder, classes, in_channels)
         self.encoder = ResNet34Encoder()
+        widen_input(self.encoder, in_channels)
         s2, s4, s8, s16, s32 = self.encoder.widths
-        skip, last = (3, 16) if decoder == "plain" else (32, 32)
-        self.stem = nn.Identity() if decoder == "plain" else double_conv(3, skip)
+        skip, last = (in_channels, 16) if decoder == "plain" else (32, 32)
+        self.stem = nn.Identity() if decoder == "plain" else double_conv(in_channels, skip)
         self.bottleneck = double_conv(s32, s32)
         self.self_attention = build_self_attention(attention, s32)
         self.ups = nn.ModuleList(

@@ -87,6 +87,10 @@ def _is_fold(value) -> bool:
     return type(value) is list and list(map(type, value)) == [int, int] and 1 <= value[0] <= value[1] <= 100
 
 
+def _is_window(value) -> bool:
+    return type(value) is list and list(map(type, value)) == [float, float] and 0 <= value[0] < value[1] <= 100
+
+
 NUMBER = Rule("a number", lambda v: type(v) in (int, float) and (type(v) is float or abs(v) < 1 << 63))
 PLAIN = Rule(
     "a plain value",
@@ -135,11 +139,17 @@ def schema(model_names) -> dict:
                 ),
                 "attention": Maybe(one_of(*ATTENTION)),
                 "decoder": Maybe(one_of("plain", "stem")),
+                "in_channels": Maybe(whole(1, 100)),
             },
         },
         "weights": WEIGHTS,
         "average": Maybe({"updates": whole(0, 10**12), "trained_weights": WEIGHTS}),
-        "preprocessing": {"image_size": whole(16, 4096), "resize": Maybe(one_of("square", "keep"))},
+        "preprocessing": {
+            "image_size": whole(16, 4096),
+            "resize": Maybe(one_of("square", "keep")),
+            "channels": Maybe(whole(1, 100)),
+            "window": Maybe(Rule("two percentiles", _is_window)),
+        },
         "data": {
             "split": one_of("80-10-10", "official"),
             "seed": whole(0, 2**32 - 1),

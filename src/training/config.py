@@ -4,6 +4,7 @@ To add a flag, add a field. A setting that a run must keep on --resume is FIXED,
 are saved in the checkpoint. Settings that an older checkpoint lacks take their defaults.
 """
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from data.augment import AUTO, STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
 from data.distortions import DISTORTIONS, distortion_names
+from data.pixels import Pixels, pixels_of
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.checkpoint import task_of_checkpoint
@@ -40,6 +42,17 @@ def class_weights(text: str) -> str:
         for word in text.split(","):
             positive_number(word)
     return text
+
+
+def percentiles(text: str) -> str:
+    """Returns two percentiles with a comma. Raises argparse.ArgumentTypeError: it is none."""
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} must be two percentiles, such as 0.5,99.5")
+    return f"{low:g},{high:g}"
 
 
 # Recipes: what differs from the defaults, which are the values of both reports: their Adam, learning rate and loss,
@@ -84,6 +97,13 @@ class TrainConfig(CommonConfig):
         None, "a file with lines of `name group`; images of one group stay in one part", metavar="FILE"
     )
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
+    channels: int = fixed(3, "of the images; gray ones are repeated", whole_number(1, 100), metavar="N")
+    window: str | None = fixed(
+        None,
+        "percentiles of an image's values that become black and white; by default the range of their type",
+        percentiles,
+        metavar="P,P",
+    )
     augment: str | None = fixed(
         None,
         "enlarge the training set with fixed variants (bulk, also without a word), or vary it anew every epoch",
@@ -217,9 +237,22 @@ class TrainConfig(CommonConfig):
     @property
     def network(self) -> dict:
         """Arguments of the network's constructor."""
-        task, decoder = self.task, {} if self.decoder == "plain" else {"decoder": self.decoder}
+        task, others = self.task, {} if self.decoder == "plain" else {"decoder": self.decoder}
+        others |= {} if self.channels == 3 else {"in_channels": self.channels}
         outputs = {"classes": list(task.classes)} if task.classes else {"out_channels": task.out_channels}
-        return {**outputs, "attention": self.attention, **decoder}
+        return {**outputs, "attention": self.attention, **others}
+
+    @property
+    def pixels(self) -> Pixels:
+        """Which values of the images the network sees."""
+        return Pixels(self.channels, self.window and tuple(float(word) for word in self.window.split(",")))
+
+    @property
+    def preprocessing(self) -> dict:
+        """What the checkpoint says of it."""
+        window = {"window": list(self.pixels.window)} if self.window else {}
+        channels = {} if self.channels == 3 else {"channels": self.channels}
+        return {"image_size": self.image_size, **channels, **window}
 
     @property
     def task(self) -> Task:
@@ -265,6 +298,7 @@ def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
         "attention": (config.attention, model["config"].get("attention", "none")),
         "decoder": (config.decoder, model["config"].get("decoder", "plain")),
         "image_size": (config.image_size, content["preprocessing"]["image_size"]),
+        "channels": (config.pixels, pixels_of(content["preprocessing"])),
         "split": (config.split, content["data"]["split"]),
         "fold": (config.fold_of_folds, content["data"].get("fold")),
         "seed": (config.seed, content["data"]["seed"]),
@@ -322,6 +356,8 @@ def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> Trai
         "attention": network.get("attention", "none"),
         "decoder": network.get("decoder", "plain"),
     }
+    pixels = pixels_of(content["preprocessing"])
+    found |= {"channels": pixels.channels, "window": pixels.window and ",".join(f"{p:g}" for p in pixels.window)}
     differing = [f"{name} {value}" for name, value in found.items() if overrides.get(name, value) != value]
     if differing:
         raise UsageError(f"{config.init} has {', '.join(differing)}; leave these flags out, or use another file")

@@ -107,7 +107,7 @@ class RunState:
         content = {
             "model": {"name": self.config.model_name, "config": self.model.config},
             "weights": (self.ema or self).model.state_dict(),
-            "preprocessing": {"image_size": self.config.image_size},
+            "preprocessing": self.config.preprocessing,
             "data": self.data,
             "encoder_start": self.encoder_start,
             "settings": self.config.settings(),

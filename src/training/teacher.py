@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from data.pixels import pixels_of
 from evaluation.predictor import Predictor
 from models.checkpoint import checkpoint_path, open_checkpoint, seen_names, weights_fingerprint
 from models.task import Task
@@ -65,6 +66,8 @@ def load_teacher(config: TrainConfig, device: torch.device, task: Task, saved: s
         raise UsageError(f"this run replaces its teacher {path}; copy that elsewhere, or name another --save_dir")
     if model.task.name != task.name:
         raise UsageError(f"{path} has learned {model.task.name} classes, this run learns {task.name}; use another one")
+    if pixels_of(content["preprocessing"]) != config.pixels:
+        raise UsageError(f"{path} sees other channels or another window of the images than this run; use another one")
     fingerprint = weights_fingerprint(content["weights"])
     if saved not in (None, fingerprint):
         raise UsageError(f"{path} is not the teacher that this run began with; name that one with --teacher FILE")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from data.pixels import shown
 from models.task import BACKGROUND, IGNORED, TASKS, Task
 from runtime.files import atomic_write
 
@@ -63,7 +64,7 @@ def draw_panel(
     """Composes a panel.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: (H, W, C), as the network sees it.
         prediction: label map of the task, uint8 (H, W).
         truth: likewise, or None: then the panel has two parts.
         title: stands above, shortened in the middle where it is too long.
@@ -72,7 +73,7 @@ def draw_panel(
     Returns:
         An RGB image; each part is 256 pixels high and as wide as the image's shape asks.
     """
-    parts = [("image", image), ("ground truth", truth), ("prediction", prediction)]
+    parts = [("image", shown(image)), ("ground truth", truth), ("prediction", prediction)]
     parts = [(name, array) for name, array in parts if array is not None]
     width = min(3 * HEIGHT, max(HEIGHT // 3, round(HEIGHT * image.shape[1] / image.shape[0])))
     across = MARGIN + len(parts) * (width + MARGIN)
@@ -135,7 +136,7 @@ def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int, threshol
 
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np.ndarray:
-    """Draws the outline of a mask (H, W) on a copy of an image (H, W, 3).
+    """Draws the outline of a mask (H, W) on a copy of an image (H, W, C), as people see it.
 
     It is a pixel wide to either side of the edge, and a 400th of the shorter side on images larger than 400 pixels.
     """
@@ -152,6 +153,6 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np
             axis[step:] |= axis[:-step]
             axis[:-step] |= axis[step:]
         reach, step = reach - step, 2 * step
-    drawn = image.copy()
+    drawn = np.array(shown(image))
     drawn[edge] = color
     return drawn

@@ -1,0 +1,113 @@
+"""tools/convert_medical.py on files that pydicom and nibabel come with."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from nibabel.testing import data_path
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from helpers import SRC, TINY, assert_one_error, rows, run_ok, run_script
+
+TOOL = str(SRC.parent / "tools/convert_medical.py")
+ANATOMICAL = Path(data_path) / "anatomical.nii"  # 33 x 41 x 25 voxels of int16
+flags = ("--images", "scans", "--output")
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """A folder with a NIfTI volume, its mask, and a DICOM series of three CT slices whose files are out of order."""
+    for name in ("scans/ct", "segmentations"):
+        (tmp_path / name).mkdir(parents=True)
+    image = nibabel.load(ANATOMICAL)
+    nibabel.save(image, tmp_path / "scans/brain 1.nii.gz")
+    values = np.asanyarray(image.dataobj)
+    mask = nibabel.Nifti1Image((values > np.percentile(values, 60)).astype(np.uint8), image.affine)
+    nibabel.save(mask, tmp_path / "segmentations/brain 1.nii.gz")
+    for number, height in enumerate((10.0, -5.0, 2.5)):
+        one = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        one.ImagePositionPatient = [-100.0, -80.0, height]
+        pixels = one.pixel_array.copy()
+        pixels[0, 1] = 1000 + number
+        one.PixelData = pixels.tobytes()
+        one.save_as(tmp_path / f"scans/ct/{number}.dcm")
+    ct = nibabel.Nifti1Image(np.zeros((128, 128, 3), np.uint8), np.eye(4))
+    nibabel.save(ct, tmp_path / "segmentations/ct.nii")
+    return tmp_path
+
+
+def test_volumes_become_slices_with_groups(scans):
+    said = run_ok(TOOL, *flags, "data", "--masks", "segmentations", cwd=scans)
+    assert "28 slices of 2 volumes" in said
+    image = nibabel.load(ANATOMICAL)
+    values = np.asanyarray(image.dataobj)
+    assert np.array_equal(np.load(scans / "data/images/brain_1_0007.npy"), values[:, :, 7].T)
+    mask = np.asarray(Image.open(scans / "data/masks/brain_1_0007.png"))
+    assert np.array_equal(mask, (values[:, :, 7] > np.percentile(values, 60)).T)
+    # In order of their places: the second file, then the third, then the first.
+    one = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    for number, marked in enumerate((1001, 1002, 1000)):
+        slice_ = np.load(scans / f"data/images/ct_000{number}.npy")
+        assert slice_[0, 1] == marked * one.RescaleSlope + one.RescaleIntercept
+    lines = (scans / "data/groups.txt").read_text().splitlines()
+    assert lines[0] == "brain_1_0000 brain_1"
+    assert len(lines) == 28
+    run_ok(TOOL, *flags, "sagittal", "--axis", 0, cwd=scans)
+    assert np.array_equal(np.load(scans / "sagittal/images/brain_1_0032.npy"), values[32].T)
+
+
+def test_from_scans_to_predicted_volumes(scans):
+    rng = np.random.default_rng(0)
+    for number in range(2, 10):  # each a patient
+        for folder, noise in (("scans", 3000), ("segmentations", 1)):
+            image = nibabel.load(scans / f"{folder}/brain 1.nii.gz")
+            values = np.roll(np.asanyarray(image.dataobj), 3 * number, axis=number % 2)
+            values = (values + rng.integers(0, noise, values.shape)).astype(values.dtype)
+            nibabel.save(nibabel.Nifti1Image(values, image.affine), scans / f"{folder}/brain {number}.nii.gz")
+    run_ok(TOOL, *flags, "data", "--masks", "segmentations", cwd=scans)
+    channels = ("--channels", 1, "--window", "1,99", "--groups", "data/groups.txt")
+    said = run_ok("train.py", "--data_path", "data", *channels, "--epochs", 2, *TINY, cwd=scans)
+    assert "10 groups" in said
+    model = ("--model_path", "saved_models/tiny_best.pth")
+    run_ok("inference.py", *model, "--data_path", "data/images", "--subset", "all", "--output_path", "out", cwd=scans)
+    assert len(rows(scans / "logs/tiny_inference_log.csv")) == 228
+    said = run_ok(TOOL, *flags, "back", "--predictions", "out", cwd=scans)
+    assert "10 of 10 volumes" in said
+    found, source = nibabel.load(scans / "back/brain 3.nii.gz"), nibabel.load(ANATOMICAL)
+    assert found.shape == source.shape
+    assert np.array_equal(found.affine, source.affine)
+    mask = np.asarray(Image.open(scans / "out/brain_3_0009_mask.png")) > 0
+    assert np.array_equal(np.asanyarray(found.dataobj)[:, :, 9], mask.T)
+    ct = nibabel.load(scans / "back/ct.nii.gz")
+    one = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    place = ct.affine @ [0, 0, 0, 1]
+    assert place[:3] == pytest.approx([100.0, 80.0, -5.0])  # DICOM's left and posterior are NIfTI's right and anterior
+    assert ct.header.get_zooms()[0] == pytest.approx(float(one.PixelSpacing[1]))
+    assert ct.header.get_zooms()[2] == pytest.approx(7.5)
+    (scans / "out/brain_3_0009_mask.png").unlink()
+    assert_one_error(
+        run_script(TOOL, *flags, "again", "--predictions", "out", cwd=scans), "brain_3_0009_mask.png is missing"
+    )
+
+
+def test_bad_scans_are_one_error_and_leave_nothing(scans):
+    def error(*words: str, more: tuple = ()) -> None:
+        assert_one_error(run_script(TOOL, *flags, "data", *more, cwd=scans), *words)
+        assert not (scans / "data").exists()
+        assert not list(scans.glob(".*"))
+
+    (scans / "segmentations/ct.nii").unlink()
+    error("has no NIfTI file for ct", more=("--masks", "segmentations"))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((128, 128, 2), np.uint8), np.eye(4)), scans / "segmentations/ct.nii")
+    error("ct.nii has slices of", "they must be equal", more=("--masks", "segmentations"))
+    (scans / "scans/ct/notes.txt").write_text("no image")
+    error("notes.txt can't be read as a DICOM image")
+    (scans / "scans/ct/notes.txt").unlink()
+    (scans / "scans/time.nii").write_bytes((Path(data_path) / "functional.nii").read_bytes())
+    error("time.nii has 4 dimensions, not 3")
+    (scans / "scans/time.nii").write_bytes(b"no volume")
+    error("time.nii can't be read as NIfTI")
+    assert_one_error(run_script(TOOL, "--images", "empty", "--output", "data", cwd=scans), "there are no NIfTI files")
