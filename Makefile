@@ -21,6 +21,8 @@ setup: .venv/.installed
 	touch $@
 
 demo: setup
+	$(RUN) src/inference.py --data_path docs/chelsea.png --output_path demo/chelsea --save cutouts,overlays \
+		--log_dir demo/logs
 	$(RUN) tools/sample_pets.py $(DEMO) --count 1000 --side 128
 	$(RUN) src/train.py $(DEMO) $(DEMO_RUN) $(DEMO_FLAGS)
 	$(RUN) src/evaluate.py $(DEMO) $(DEMO_RUN)

@@ -5,7 +5,6 @@ python src/train.py --model_name unet --resume --epochs 2
 """
 
 import contextlib
-import dataclasses
 import difflib
 import shlex
 import sys
@@ -18,17 +17,12 @@ from runtime import cli
 with cli.explain_import_errors():
     import torchvision  # noqa: F401
 
-import numpy as np
 import torch
 
-from data.augment import AugmentedDataset, BatchAugmentation, planned_sizes
-from data.cache import open_cache
-from data.check import print_resized_masks, warn_if_inverted
-from data.datasets import SimpleOxfordPetDataset, load_dataset
+from data.augment import BatchAugmentation, planned_sizes
+from data.datasets import SimpleOxfordPetDataset
 from data.download import download
-from data.index import find_root, fingerprint, list_samples
-from data.loader import ResumableBatchSampler, make_loader, shard_batches
-from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
+from data.loader import make_loader, shard_batches
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import build_from_checkpoint, load_checkpoint, seen_names
 from models.encoder_weights import load_encoder_weights
@@ -39,15 +33,15 @@ from runtime.files import writable_folder
 from runtime.seeding import seed_everything
 from training.config import TrainConfig, check_flags, restore_config, with_network_of, with_size_plan
 from training.header import print_header, resume_command
-from training.losses import LOSSES, balanced_weights
+from training.losses import LOSSES
 from training.optim import ModelEMA, build_optimizer, build_scheduler
+from training.run_data import Parts, open_data, open_training_set, open_unlabeled, with_class_weights
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.teacher import Teacher, load_teacher
 from training.tensorboard import Board
 from training.trainer import Trainer
 
 LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
-Parts = tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset]
 
 
 class Source(NamedTuple):
@@ -140,8 +134,8 @@ def prepare(
 
     train_set, valid_set, _ = parts
     config = with_class_weights(config, train_set)
-    train_set = augmented(config, train_set)
-    sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context)
+    unlabelled = open_unlabeled(config, content, resumed_from, data, parts)
+    train_set, sampler = open_training_set(config, train_set, unlabelled, context)
     progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
     total_steps = progress.planned_epochs * sampler.steps
@@ -236,74 +230,6 @@ def open_teacher(
             file=sys.stderr,
         )
     return teacher
-
-
-def open_data(
-    config: TrainConfig, content: dict | None, path: Path | None
-) -> tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset, dict]:
-    """The three parts of the dataset, and the checkpoint's record of them.
-
-    Raises:
-        UsageError: the run that is resumed had other images.
-    """
-    root = find_root(config.data_path)
-    if content is None:
-        groups = group_names(list_samples(root), config.group_regex, config.groups)
-        together = {"copies": "near", "fold": config.fold_of_folds, "groups": groups}
-    else:
-        together = {name: content["data"].get(name) for name in TOGETHER}
-    split = split_samples(root, config.split, config.seed, **together)
-    if config.train_fraction < 1:
-        split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
-        if not split.train:
-            raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
-    if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
-        raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
-    prints, first_prints = (
-        {mode: fingerprint(getattr(split, mode), sizes) for mode in MODES} for sizes in (True, False)
-    )
-    data = {
-        "split": config.split,
-        "seed": config.seed,
-        **together,
-        "fingerprints": prints,
-        "train_names": [sample.name for sample in split.train],
-    }
-    if content is not None and content["data"]["fingerprints"] not in (prints, first_prints):
-        raise UsageError(
-            f"{path} was trained on other images ({len(content['data']['train_names'])} for training, now "
-            f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"
-        )
-    if split.moved:
-        what = "copies, or others of the groups," if together["groups"] else "copies"
-        print(f"{split.moved} {what} of images in other parts were moved into training.")
-    print_resized_masks([sample for part in split[:3] for sample in part])
-    cache = open_cache(root, config.image_size, config.task, config.pixels) if config.cache == "on" else None
-    options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}
-    options |= {"task": config.task, "pixels": config.pixels}
-    train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)
-    valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
-    inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
-    warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
-    return train_set, valid_set, test_set, data
-
-
-def with_class_weights(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> TrainConfig:
-    """The config with --class_weights auto written out for these training images; up to 256 are looked at."""
-    if config.class_weights != "auto":
-        return config
-    some = np.linspace(0, len(dataset) - 1, min(256, len(dataset))).astype(int).tolist()
-    weights = balanced_weights(dataset.read_batch(some)[config.task.target], config.task)
-    return dataclasses.replace(config, class_weights=",".join(f"{weight:g}" for weight in weights))
-
-
-def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxfordPetDataset | AugmentedDataset:
-    """The training set under --augment."""
-    if not config.augments:
-        return dataset
-    return AugmentedDataset(
-        dataset, config.seed, config.variants, config.color_jitter, config.augment_strength, config.distort or ""
-    )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from data.augment import (
 )
 from models.task import TASKS
 from stubs import Plain, make_batch, make_run
-from train import augmented, build_parser, open_data
+from train import build_parser
 from training.config import TrainConfig
+from training.run_data import augmented, open_data
 
 
 def test_identity_changes_nothing():

@@ -337,6 +337,13 @@ def augment_batch(
         images, targets = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
     if how.mix != "none":
         images, targets = mix(images, targets, how.mix, MIXED, step_rng(how.seed, epoch, step, MIX), task)
+    return resize_batch(images, targets, how, epoch, step)
+
+
+def resize_batch(
+    images: torch.Tensor, targets: torch.Tensor, how: BatchAugmentation, epoch: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and targets at the size of a step; see `augment_batch`."""
     side = how.sizes[epoch] if epoch < len(how.sizes) else images.shape[-1]
     if how.multi_scale:
         sizes = possible_sizes(side, how.stride, how.multi_scale)

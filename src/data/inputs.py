@@ -11,7 +11,7 @@ import torch
 from data.datasets import Preprocessing, open_checkpoint_part
 from data.image_io import IMAGE_SUFFIXES
 from data.index import Sample, describe_layout, find_root, has_lists, read_as
-from data.pixels import pixels_of, to_tensor
+from data.pixels import Pixels, pixels_of, to_tensor
 from models.checkpoint import task_of_checkpoint
 from runtime.errors import DatasetError, UsageError
 
@@ -65,6 +65,14 @@ def _find(
         # Own images that can't be divided, being few or without masks, are images all the same.
         return _name_all(sorted((root / "images").iterdir()), f"images in {root / 'images'}", root / "images", output)
     return dataset.samples, f"{subset} images of {dataset.root} ({describe_layout(dataset.root)})"
+
+
+def list_images(folder: Path, pixels: Pixels) -> list[Sample]:
+    """The images in a folder and in those below, without masks. Raises UsageError: there is none."""
+    if not folder.is_dir():
+        raise UsageError(f"the folder {folder} does not exist; name another one")
+    found, _ = _name_all(sorted(folder.rglob("*")), f"images in {folder}", folder, None)
+    return [Sample(sample.name, sample.image_path, pixels=pixels) for sample in found]
 
 
 def _name_all(found: list[Path], what: str, base: Path | None, output: Path | None) -> tuple[list[Sample], str]:

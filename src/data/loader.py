@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from runtime.cli import quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
+from runtime.seeding import UNLABELED
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,13 +29,24 @@ class ResumableBatchSampler:
         batch_size: images a step, at most.
         seed: of the shuffle.
         context: the processes among which every batch is sharded.
+        unlabeled: images without masks, whose indexes are those from `size` on; see WithUnlabeled.
+        unlabeled_batch: of them in a step.
 
     Raises:
         UsageError: batches have fewer images than there are processes.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        context: DistributedContext = SINGLE_PROCESS,
+        unlabeled: int = 0,
+        unlabeled_batch: int = 0,
+    ):
         self.size, self.seed, self.context = size, seed, context
+        self.unlabeled, self.unlabeled_batch = unlabeled, unlabeled_batch if unlabeled else 0
         self.steps = math.ceil(size / batch_size)
         self.epoch = self.start = 0
         if size // self.steps < context.size:
@@ -52,8 +64,21 @@ class ResumableBatchSampler:
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        for batch in np.array_split(order, self.steps)[self.start :]:
-            yield [(self.epoch, int(index)) for index in self.context.shard(batch)]
+        for step, batch in enumerate(np.array_split(order, self.steps)[self.start :], start=self.start):
+            keys = [(self.epoch, int(index)) for index in self.context.shard(batch)]
+            yield keys + self.context.shard(self._unlabeled_keys(self.epoch * self.steps + step))
+
+    def _unlabeled_keys(self, step: int) -> list[tuple[int, int]]:
+        """Of a step since the first: (pass over the images without masks, index), each pass in an order of its own."""
+        places = range(step * self.unlabeled_batch, (step + 1) * self.unlabeled_batch)
+        orders = {
+            cycle: np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(self.unlabeled)
+            for cycle in {place // self.unlabeled for place in places}
+        }
+        return [
+            (place // self.unlabeled, self.size + int(orders[place // self.unlabeled][place % self.unlabeled]))
+            for place in places
+        ]
 
 
 def shard_batches(dataset: Dataset, batch_size: int, context: DistributedContext = SINGLE_PROCESS) -> list[list[int]]:

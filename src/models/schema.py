@@ -21,6 +21,9 @@ LOG_NUMBERS = (  # of the columns of the training log
 )
 
 
+UNLABELED_NUMBERS = ("confident_share", "pseudo_dice")  # of runs with images that have no masks
+
+
 class Rule(NamedTuple):
     """What a value must be, in words and as a test."""
 
@@ -110,12 +113,13 @@ WEIGHTS = DictOf(KEY, tensor("a tensor", lambda t: t.is_floating_point() or t.dt
 
 HISTORY_ROW = {"run_id": RUN_ID, **dict.fromkeys(LOG_NUMBERS, NUMBER)}
 HISTORY_ROW |= dict.fromkeys(("val_loss", "val_dice"), Maybe(NUMBER))  # of epochs without validation
+HISTORY_ROW |= dict.fromkeys(UNLABELED_NUMBERS, Maybe(NUMBER))
 PROGRESS = {
     "run_id": RUN_ID,
     "planned_epochs": whole(1, MAX_COUNT),
     "epoch": Maybe(whole(0, MAX_COUNT)),
     "step": Maybe(whole(0, MAX_COUNT)),
-    "sums": Maybe(tensor("three numbers", lambda t: t.is_floating_point() and t.shape == (3,))),
+    "sums": Maybe(tensor("three or six numbers", lambda t: t.is_floating_point() and t.shape in ((3,), (6,)))),
     "seconds": Maybe(real(0, 1e12)),
     "best_dice": real(-1, 1),
     "best_epoch": whole(0, MAX_COUNT),
@@ -160,6 +164,7 @@ def schema(model_names) -> dict:
             "train_names": ListOf(NAME),
             "seen_names": Maybe(ListOf(NAME)),
             "teacher": Maybe(SHA256),
+            "unlabeled": Maybe(SHA256),
         },
         "encoder_start": Rule("a text of at most 500 letters", lambda v: type(v) is str and len(v) <= 500),
         "settings": Maybe(DictOf(KEY, PLAIN)),

@@ -60,6 +60,10 @@ class Task:
         """
         return F.binary_cross_entropy_with_logits(logits, probabilities, pos_weight=weights, reduction=reduction)
 
+    def most_likely(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities (N, C, H, W) to the likeliest class, one-hot, and its probability, (N, 1, H, W)."""
+        return (probabilities > 0.5).float(), torch.maximum(probabilities, 1 - probabilities)
+
     def counted(self, target: torch.Tensor) -> torch.Tensor | None:
         """Which pixels of a target are learned and scored, bool (N, 1, H, W); None means all."""
         return None
@@ -110,6 +114,10 @@ class SoftmaxTask(Task):
         # Not of class indices: torch has no deterministic kernel for those on CUDA.
         loss = F.cross_entropy(logits, probabilities, weights, reduction=reduction)
         return loss if reduction == "mean" else loss[:, None]
+
+    def most_likely(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        likeliest, index = probabilities.max(dim=1, keepdim=True)
+        return torch.zeros_like(probabilities).scatter_(1, index, 1.0), likeliest
 
     def foreground(self, target: torch.Tensor) -> torch.Tensor:
         return target != BACKGROUND

@@ -24,6 +24,7 @@ from runtime.options import (
     cache_option,
     changeable,
     fixed,
+    fraction,
     fraction_or_one,
     fraction_or_zero,
     is_valid,
@@ -143,6 +144,16 @@ class TrainConfig(CommonConfig):
         choices=("none", "paste", "cutmix"),
     )
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
+    unlabeled: str | None = fixed(
+        None,
+        "learn from images without masks too: of a folder, or rest: those that --train_fraction leaves out",
+        metavar="DIR|rest",
+    )
+    unlabeled_batch: int | None = fixed(
+        None, "images without masks a step; by default as many as --batch_size", whole_number(1), metavar="N"
+    )
+    unlabeled_weight: float = fixed(1.0, "how much they count in the loss", positive_number, metavar="W")
+    confidence: float = fixed(0.95, "probability from which on a pixel of them counts", fraction, metavar="P")
     augment_uncertain: bool = fixed(False, "border pixels become pet or background at random")
     cache: str = cache_option()
 
@@ -222,7 +233,8 @@ class TrainConfig(CommonConfig):
     def from_flags(cls, overrides: dict) -> "TrainConfig":
         """The config of a new run: flags, then the recipe, then the defaults."""
         name, model = overrides.get("recipe", "report"), overrides.get("model_name", DEFAULT_MODEL)
-        return cls(**{**RECIPES[name], **NETWORK_RECIPES.get((name, model), {}), **overrides})
+        implied = {} if overrides.get("unlabeled") is None else {"ema": 0.99}  # which labels them
+        return cls(**{**implied, **RECIPES[name], **NETWORK_RECIPES.get((name, model), {}), **overrides})
 
     @property
     def augments(self) -> bool:
@@ -409,6 +421,14 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
         share, size = config.multi_scale, config.image_size
         raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
+    if config.unlabeled is None:
+        for name in ("unlabeled_batch", "unlabeled_weight", "confidence"):
+            if name in overrides:
+                raise UsageError(f"--{name} needs --unlabeled")
+    elif not config.ema:
+        raise UsageError("--unlabeled needs the average of --ema: it labels the images")
+    if config.unlabeled == "rest" and config.train_fraction == 1:
+        raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
     weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
     if weights != ["auto"] and len(weights) != channels:
         raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")

@@ -14,7 +14,7 @@ import torch
 
 from models import SegmentationModel
 from models.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
-from models.schema import RUN_ID, adopt_plain
+from models.schema import RUN_ID, UNLABELED_NUMBERS, adopt_plain
 from runtime.errors import CheckpointError, UsageError, first_line
 from runtime.files import lock_file, read_rows, write_rows
 from training.config import TrainConfig
@@ -157,7 +157,8 @@ class RunState:
     def write_log(self) -> None:
         """Writes the log anew from the history in the checkpoint, so that the two can't disagree."""
         if self.lock is not None:
-            write_rows(log_path(self.config), self.progress.history, LOG_COLUMNS)
+            more = UNLABELED_NUMBERS if self.config.unlabeled else ()
+            write_rows(log_path(self.config), self.progress.history, [*LOG_COLUMNS, *more])
 
 
 def log_path(config: TrainConfig) -> Path:

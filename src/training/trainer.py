@@ -13,15 +13,18 @@ from tqdm import tqdm
 
 from data.augment import BatchAugmentation, augment_batch
 from data.loader import ResumableBatchSampler
+from data.unlabeled import REST
 from evaluation.evaluator import validate
 from evaluation.metrics import image_dice, mean_dice, score_counts
 from evaluation.predictor import Predictor
+from models.schema import UNLABELED_NUMBERS
 from models.task import Task
 from runtime.cli import StopRequest
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import Interrupted, PeerLostError, RunError
 from training.run_state import LOG_COLUMNS, RunState
+from training.semi_supervised import PseudoLabelled, pseudo_label
 from training.teacher import Teacher
 
 
@@ -38,6 +41,7 @@ def training_step(
     batch_length: int | None = None,
     accumulate: int = 1,
     teacher: torch.Tensor | None = None,
+    unlabeled: PseudoLabelled | None = None,
 ) -> torch.Tensor:
     """One step of the optimizer. Nothing in here waits for the device.
 
@@ -54,6 +58,7 @@ def training_step(
         batch_length: images in the whole batch; None for those given.
         accumulate: compute the step in so many pieces.
         teacher: probabilities (N, C, H, W) that are learned too.
+        unlabeled: images without masks that are learned too.
 
     Returns:
         float (3,) on the device: the shard's sums of loss and Dice, and its size.
@@ -67,14 +72,13 @@ def training_step(
     per_image = context.size / length
     rows, parts = [], [images.tensor_split(pieces), targets.tensor_split(pieces)]
     parts.append([None] * pieces if teacher is None else teacher.tensor_split(pieces))
-    for number, (some, truth, taught) in enumerate(zip(*parts), start=1):
+    parts.append([None] * pieces if unlabeled is None else unlabeled.split(pieces))
+    for number, (some, truth, taught, extra) in enumerate(zip(*parts), start=1):
         unsynced = context.size > 1 and number < pieces  # gradients are exchanged once, with the last piece
         with model.no_sync() if unsynced else contextlib.nullcontext():
             with precision.autocast():
-                logits = model(some)
-            loss = loss_fn(logits, truth, task)
-            if taught is not None:
-                loss = loss + task.cross_entropy(logits.float(), taught)
+                logits, guess = model(_together(some, extra, precision)).tensor_split([len(some)])
+            loss = loss_fn(logits, truth, task) + _other_losses(logits, guess, taught, extra, task)
             scaler.scale(loss * (len(some) * per_image)).backward()
         with torch.no_grad():
             dice = image_dice(score_counts(task, task.decision_logits(logits), truth)).sum()
@@ -84,6 +88,27 @@ def training_step(
     scaler.step(optimizer)
     scaler.update()
     return torch.stack(rows).sum(0)
+
+
+def _together(images: torch.Tensor, extra: PseudoLabelled | None, precision: Precision) -> torch.Tensor:
+    """Images and those without masks, for one forward pass."""
+    return images if extra is None else torch.cat([images, precision.prepare_images(extra.images)])
+
+
+def _other_losses(
+    logits: torch.Tensor, guess: torch.Tensor, taught: torch.Tensor | None, extra: PseudoLabelled | None, task: Task
+) -> torch.Tensor | float:
+    """What is learned beside the masks: the teacher's probabilities, and labels of images without masks."""
+    of_teacher = 0.0 if taught is None else task.cross_entropy(logits.float(), taught)
+    return of_teacher if extra is None else of_teacher + extra.loss(guess, task)
+
+
+def _unlabeled_scores(sums: list[float], known: bool) -> dict:
+    """The columns of the log for images without masks, from their sums; `known`: they have masks all the same."""
+    if not sums:
+        return {}
+    shares = [round(value / sums[2], 6) for value in sums[:2]]
+    return dict(zip(UNLABELED_NUMBERS, shares if known else (shares[0], None)))
 
 
 @dataclass
@@ -150,7 +175,7 @@ class Trainer:
     def run_epoch(self) -> None:
         """Trains and validates one epoch, saves, logs and prints."""
         state, progress, context = self.state, self.state.progress, self.context
-        train_loss, train_dice, rate = self.train_one_epoch()
+        train_loss, train_dice, rate, unlabeled = self.train_one_epoch()
         learning_rate = state.optimizer.param_groups[0]["lr"]
         start = time.perf_counter()
         context.average_batch_norm(state.model)
@@ -161,7 +186,7 @@ class Trainer:
         seconds = progress.seconds + time.perf_counter() - start
         metrics = [x if x is None else float(f"{x:.8g}") for x in (train_loss, train_dice, *losses, learning_rate)]
         values = [progress.run_id, epoch, *metrics, round(seconds, 3), round(rate, 2)]
-        row = dict(zip(LOG_COLUMNS, values))
+        row = {**dict(zip(LOG_COLUMNS, values)), **unlabeled}
         progress.history.append(row)
         self.on_epoch(row)
         self._finish_epoch(losses[1])
@@ -203,11 +228,12 @@ class Trainer:
             state.save(*kinds)
             state.write_log()
 
-    def train_one_epoch(self) -> tuple[float, float, float]:
+    def train_one_epoch(self) -> tuple[float, float, float, dict]:
         """Trains from the step where the run stands to the end of the epoch.
 
         Returns:
-            Loss and Dice, averaged over the images of the epoch, each as it was when its step began; images a second.
+            Loss and Dice, averaged over the images of the epoch, each as it was when its step began; images a second;
+            and of images without masks the share of confident pixels, and the Dice of their labels where it is known.
 
         Raises:
             Interrupted, PeerLostError, RunError: see `train`; the position inside the epoch is in the progress.
@@ -215,7 +241,9 @@ class Trainer:
         state, progress, context = self.state, self.state.progress, self.context
         self.sampler.epoch, self.sampler.start = progress.epoch, progress.step
         # What was done before a resume is the first process's to count.
-        before = progress.sums if context.first and progress.sums is not None else torch.zeros(3, dtype=torch.float64)
+        before = torch.zeros(6 if self.state.config.unlabeled else 3, dtype=torch.float64)
+        if context.first and progress.sums is not None:
+            before = progress.sums
         self.totals = totals = before.clone()
         self.forward.train()
         title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
@@ -245,14 +273,26 @@ class Trainer:
         self.fetch_metrics()
         progress.seconds = time.perf_counter() - began
         progress.sums = context.all_reduce_sum(totals)
-        loss, dice, images = progress.sums.tolist()
-        return loss / images, dice / images, images / progress.seconds
+        loss, dice, images, *others = progress.sums.tolist()
+        return (
+            loss / images,
+            dice / images,
+            images / progress.seconds,
+            _unlabeled_scores(others, self.state.config.unlabeled == REST),
+        )
 
     def train_batch(self, batch: dict) -> torch.Tensor:
         """Augments a batch, takes a step, updates average and learning rate; see `training_step`."""
         state, progress, config = self.state, self.state.progress, self.state.config
         task, epoch, step = state.model.task, progress.epoch, progress.step
         images, targets = augment_batch(batch, task, self.augmentation, self.precision.device, epoch, step)
+        unlabeled, sums = None, []
+        if "unlabeled" in batch:
+            self.context.broadcast_batch_norm(state.ema.model)
+            averaged = Predictor(state.ema.model, self.precision)
+            how = self.augmentation
+            unlabeled, found = pseudo_label(batch["unlabeled"], averaged, how, config.confidence, epoch, step)
+            unlabeled, sums = unlabeled._replace(weight=config.unlabeled_weight), [found]
         metrics = training_step(
             self.forward,
             images,
@@ -266,12 +306,13 @@ class Trainer:
             self.sampler.batch_length(step),
             config.accumulate,
             None if self.teacher is None else self.teacher.probabilities(images),
+            unlabeled,
         )
         if state.ema:
             state.ema.update(state.model)
         if config.scheduler == "cosine":
             state.scheduler.step()
-        return metrics
+        return torch.cat([metrics, *sums])
 
     def fetch_metrics(self) -> None:
         """Adds the metrics of pending steps to the totals: here the host waits for the device.
@@ -297,6 +338,6 @@ class Trainer:
     def _extrapolated_totals(self) -> torch.Tensor:
         """This process's totals of the epoch, scaled to the images of all, when the others can't be asked."""
         if self.totals is None or not self.totals[2]:
-            return torch.zeros(3, dtype=torch.float64)
+            return torch.zeros(6 if self.state.config.unlabeled else 3, dtype=torch.float64)
         images = sum(self.sampler.batch_length(step) for step in range(self.state.progress.step))
         return self.totals * (images / self.totals[2])

@@ -1,0 +1,126 @@
+"""The data of a training run: its parts, images without masks, and what the checkpoint says of them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from data.augment import AugmentedDataset
+from data.cache import open_cache
+from data.check import print_resized_masks, warn_if_inverted
+from data.datasets import SimpleOxfordPetDataset, load_dataset
+from data.index import find_root, fingerprint, list_samples, read_as
+from data.loader import ResumableBatchSampler
+from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
+from data.unlabeled import REST, ImageDataset, WithUnlabeled, names_digest, open_folder, open_rest
+from runtime.distributed import DistributedContext
+from runtime.errors import UsageError
+from training.config import TrainConfig
+from training.losses import balanced_weights
+
+Parts = tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset]
+
+
+def open_data(
+    config: TrainConfig, content: dict | None, path: Path | None
+) -> tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset, dict]:
+    """The three parts of the dataset, and the checkpoint's record of them.
+
+    Raises:
+        UsageError: the run that is resumed had other images.
+    """
+    root = find_root(config.data_path)
+    if content is None:
+        groups = group_names(list_samples(root), config.group_regex, config.groups)
+        together = {"copies": "near", "fold": config.fold_of_folds, "groups": groups}
+    else:
+        together = {name: content["data"].get(name) for name in TOGETHER}
+    split = split_samples(root, config.split, config.seed, **together)
+    if config.train_fraction < 1:
+        split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
+        if not split.train:
+            raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
+    if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
+        raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
+    prints, first_prints = (
+        {mode: fingerprint(getattr(split, mode), sizes) for mode in MODES} for sizes in (True, False)
+    )
+    data = {
+        "split": config.split,
+        "seed": config.seed,
+        **together,
+        "fingerprints": prints,
+        "train_names": [sample.name for sample in split.train],
+    }
+    if content is not None and content["data"]["fingerprints"] not in (prints, first_prints):
+        raise UsageError(
+            f"{path} was trained on other images ({len(content['data']['train_names'])} for training, now "
+            f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"
+        )
+    if split.moved:
+        what = "copies, or others of the groups," if together["groups"] else "copies"
+        print(f"{split.moved} {what} of images in other parts were moved into training.")
+    print_resized_masks([sample for part in split[:3] for sample in part])
+    cache = open_cache(root, config.image_size, config.task, config.pixels) if config.cache == "on" else None
+    options = {"split": split, "seed": config.seed, "image_size": config.image_size, "cache": cache}
+    options |= {"task": config.task, "pixels": config.pixels}
+    train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)
+    valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
+    inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
+    warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
+    return train_set, valid_set, test_set, data
+
+
+def with_class_weights(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> TrainConfig:
+    """The config with --class_weights auto written out for these training images; up to 256 are looked at."""
+    if config.class_weights != "auto":
+        return config
+    some = np.linspace(0, len(dataset) - 1, min(256, len(dataset))).astype(int).tolist()
+    weights = balanced_weights(dataset.read_batch(some)[config.task.target], config.task)
+    return dataclasses.replace(config, class_weights=",".join(f"{weight:g}" for weight in weights))
+
+
+def open_unlabeled(
+    config: TrainConfig, content: dict | None, path: Path | None, data: dict, parts: Parts
+) -> SimpleOxfordPetDataset | ImageDataset | None:
+    """The images without masks, if there are any; their fingerprint goes into `data`.
+
+    Raises:
+        UsageError: see `open_folder` and `open_rest`; or the run that is resumed had others.
+    """
+    if config.unlabeled is None:
+        return None
+    train_set, *scored = parts
+    known = [sample for part in scored for sample in part.samples]
+    if config.unlabeled == REST:
+        split = split_samples(train_set.root, config.split, config.seed, **{name: data[name] for name in TOGETHER})
+        dataset, copies = open_rest(train_set, read_as(split.train, config.task, config.pixels), known)
+    else:
+        dataset, copies = open_folder(config.unlabeled, known, config.image_size, config.pixels)
+    data["unlabeled"] = names_digest(dataset.samples)
+    if content and content["data"].get("unlabeled") != data["unlabeled"]:
+        raise UsageError(f"{path} learned from other images without masks than {config.unlabeled} has now")
+    left_out = f", {copies} copies of validation and test images left out" if copies else ""
+    print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
+    return dataset
+
+
+def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxfordPetDataset | AugmentedDataset:
+    """The training set under --augment."""
+    if not config.augments:
+        return dataset
+    return AugmentedDataset(
+        dataset, config.seed, config.variants, config.color_jitter, config.augment_strength, config.distort or ""
+    )
+
+
+def open_training_set(
+    config: TrainConfig, train_set: SimpleOxfordPetDataset, unlabelled, context: DistributedContext
+) -> tuple[SimpleOxfordPetDataset | AugmentedDataset | WithUnlabeled, ResumableBatchSampler]:
+    """The training set, augmented and with images without masks as the config says, and the order of its batches."""
+    train_set = augmented(config, train_set)
+    others = (0 if unlabelled is None else len(unlabelled), config.unlabeled_batch or config.batch_size)
+    sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context, *others)
+    if unlabelled is not None:
+        train_set = WithUnlabeled(train_set, unlabelled, config.seed)
+    return train_set, sampler

@@ -1,0 +1,87 @@
+"""Semi-supervised training: the averaged network labels images that have no masks, and the network learns from it.
+
+FixMatch (Sohn et al., 2020: https://arxiv.org/abs/2001.07685) for pixels, the base of UniMatch (Yang et al., 2023:
+https://arxiv.org/abs/2208.09910): labels come from weakly augmented images, those of confident pixels alone count, and
+they are learned on strongly augmented ones, of which half have a rectangle of another image.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from data.augment import BatchAugmentation, apply_augmentations, apply_colors, mix, resize_batch
+from data.distortions import apply_distortions
+from evaluation.metrics import image_dice, score_counts
+from evaluation.predictor import Predictor
+from models.task import Task
+from runtime.device import copy_to_device
+from runtime.seeding import UNLABELED, step_rng
+
+
+class PseudoLabelled(NamedTuple):
+    """Strongly augmented images and what is to be learned of them.
+
+    Args:
+        images: (N, 3, H, W) in 0..255.
+        labels: one-hot, float (N, C, H, W).
+        confident: pixels that count, bool (N, 1, H, W).
+        weight: how much they count in the loss.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    confident: torch.Tensor
+    weight: float = 1.0
+
+    def split(self, pieces: int) -> list["PseudoLabelled"]:
+        """In so many pieces, each with its share of the weight: some may have no image."""
+        parts = zip(*(tensor.tensor_split(pieces) for tensor in self[:3]))
+        whole = pieces / max(1, len(self.images))
+        return [PseudoLabelled(*part, self.weight * len(part[0]) * whole) for part in parts]
+
+    def loss(self, logits: torch.Tensor, task: Task) -> torch.Tensor:
+        """Cross-entropy of the confident pixels, over all pixels and images, times the weight."""
+        pixels = task.cross_entropy(logits.float(), self.labels, None, "none") * self.confident
+        return self.weight * pixels.sum() / max(1, pixels.numel())
+
+
+@torch.no_grad()
+def pseudo_label(
+    batch: dict, predictor: Predictor, how: BatchAugmentation, confidence: float, epoch: int, step: int
+) -> tuple[PseudoLabelled, torch.Tensor]:
+    """Labels the images of `WithUnlabeled`.
+
+    Args:
+        batch: the entry `unlabeled`.
+        predictor: of the averaged network.
+        how: what is done to whole batches; of it sizes are used here.
+        confidence: probability of the likeliest class from which on a pixel counts.
+        epoch: finished epochs.
+        step: finished steps of the epoch.
+
+    Returns:
+        What is to be learned, and float (3,): sums over the images of the share of confident pixels and of the pseudo
+        labels' Dice (0 where masks are not known), and the number of images.
+    """
+    task, device = predictor.task, predictor.precision.device
+    images = copy_to_device(batch["image"], device)
+    known = task.target in batch
+    targets = (
+        copy_to_device(batch[task.target], device) if known else torch.zeros_like(images[:, :1], dtype=torch.uint8)
+    )
+    images, targets = apply_augmentations(images, targets, copy_to_device(batch["affine"], device))
+    images, targets = resize_batch(images, targets, how, epoch, step)
+    predictor.model.eval()
+    logits = predictor.logits(images)
+    labels, likeliest = task.most_likely(task.probabilities(logits))
+    confident = likeliest >= confidence
+    dice = torch.zeros_like(likeliest[:, 0, 0, 0])
+    if known:
+        dice = image_dice(score_counts(task, task.decision_logits(logits), targets))
+    shares = confident.float().mean(dim=(1, 2, 3))
+    sums = torch.stack([shares.sum(), dice.sum(), shares.new_tensor(len(shares))])
+    images = apply_colors(images, copy_to_device(batch["colors"], device))
+    images, _ = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
+    together = torch.cat([labels, confident.to(labels.dtype)], dim=1)
+    images, together = mix(images, together, "cutmix", 0.5, step_rng(how.seed, epoch, step, UNLABELED), task)
+    return PseudoLabelled(images, together[:, :-1], together[:, -1:] > 0), sums
