@@ -218,7 +218,9 @@ def main(argv=None) -> None:
     folder = writable_folder(config.output_path or path.parent)
     size = content["preprocessing"]["image_size"]
     images = sample_images(config.data_path, content, size)
-    print(f"Exporting {content['model']['name'].upper()} ({path}): bytes (N, 3, {size}, {size}) to probabilities")
+    kind = "bytes" if pixels_of(content["preprocessing"]) == RGB else "floats of 0 to 255"
+    print(f"Exporting {content['model']['name'].upper()} ({path}): ", end="")
+    print(f"{kind} (N, {model.in_channels}, {size}, {size}) to probabilities")
     for ending in config.formats:
         file = folder / f"{path.stem}{EXPORT_FORMATS[ending]}"
         if file.resolve() == path.resolve():

@@ -16,7 +16,7 @@ from data.check import check
 from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 from data.download import download
 from data.index import describe_layout, find_root, list_samples
-from data.pixels import Pixels
+from data.pixels import Pixels, percentiles, window_of
 from data.splits import MODES, SPLITS, split_samples
 from models.task import TASKS, class_names, task_named
 from runtime.files import writable_folder
@@ -46,6 +46,7 @@ class DatasetConfig:
         "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])
     )
     channels: int = option(3, "of the images, as in train.py", whole_number(1, 100), metavar="N")
+    window: str | None = option(None, "percentiles of the images' values, as in train.py", percentiles, metavar="P,P")
     seed: int = option(42, "of the split", whole_number(0, 2**32 - 1), metavar="N")
 
 
@@ -60,7 +61,7 @@ def main(argv=None) -> None:
     if config.download:
         download(writable_folder(config.data_path))
     root = find_root(config.data_path)
-    contents = task_named(config.classes), Pixels(config.channels)
+    contents = task_named(config.classes), Pixels(config.channels, window_of(config.window))
     if config.check:
         check(root, config.split, config.seed, *contents)
     if config.preview:

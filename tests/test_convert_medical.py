@@ -14,6 +14,7 @@ from helpers import SRC, TINY, assert_one_error, rows, run_ok, run_script
 
 TOOL = str(SRC.parent / "tools/convert_medical.py")
 ANATOMICAL = Path(data_path) / "anatomical.nii"  # 33 x 41 x 25 voxels of int16
+CT_PLACE = np.array([[-0.661468, 0, 0, 100], [0, -0.661468, 0, 80], [0, 0, 7.5, -5], [0, 0, 0, 1]])
 flags = ("--images", "scans", "--output")
 
 
@@ -23,6 +24,7 @@ def scans(tmp_path) -> Path:
     for name in ("scans/ct", "segmentations"):
         (tmp_path / name).mkdir(parents=True)
     image = nibabel.load(ANATOMICAL)
+    image = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
     nibabel.save(image, tmp_path / "scans/brain 1.nii.gz")
     values = np.asanyarray(image.dataobj)
     mask = nibabel.Nifti1Image((values > np.percentile(values, 60)).astype(np.uint8), image.affine)
@@ -34,7 +36,7 @@ def scans(tmp_path) -> Path:
         pixels[0, 1] = 1000 + number
         one.PixelData = pixels.tobytes()
         one.save_as(tmp_path / f"scans/ct/{number}.dcm")
-    ct = nibabel.Nifti1Image(np.zeros((128, 128, 3), np.uint8), np.eye(4))
+    ct = nibabel.Nifti1Image(np.zeros((128, 128, 3), np.uint8), CT_PLACE)
     nibabel.save(ct, tmp_path / "segmentations/ct.nii")
     return tmp_path
 
@@ -44,19 +46,43 @@ def test_volumes_become_slices_with_groups(scans):
     assert "28 slices of 2 volumes" in said
     image = nibabel.load(ANATOMICAL)
     values = np.asanyarray(image.dataobj)
-    assert np.array_equal(np.load(scans / "data/images/brain_1_0007.npy"), values[:, :, 7].T)
-    mask = np.asarray(Image.open(scans / "data/masks/brain_1_0007.png"))
+    low, high = np.percentile(values, (0.5, 99.5))
+    expected = (values[:, :, 7].T.clip(low, high) - low) / (high - low) * 65535
+    assert np.abs(np.load(scans / "data/images/brain_1_z0007.npy") - expected).max() < 2
+    mask = np.asarray(Image.open(scans / "data/masks/brain_1_z0007.png"))
     assert np.array_equal(mask, (values[:, :, 7] > np.percentile(values, 60)).T)
+    lines = (scans / "data/groups.txt").read_text().splitlines()
+    assert lines[0] == "brain_1_z0000 brain_1"
+    assert len(lines) == 28
+    run_ok(TOOL, *flags, "ct", "--low", -1000, "--high", 1000, cwd=scans)
     # In order of their places: the second file, then the third, then the first.
     one = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     for number, marked in enumerate((1001, 1002, 1000)):
-        slice_ = np.load(scans / f"data/images/ct_000{number}.npy")
-        assert slice_[0, 1] == marked * one.RescaleSlope + one.RescaleIntercept
-    lines = (scans / "data/groups.txt").read_text().splitlines()
-    assert lines[0] == "brain_1_0000 brain_1"
-    assert len(lines) == 28
+        hounsfield = marked * one.RescaleSlope + one.RescaleIntercept
+        slice_ = np.load(scans / f"ct/images/ct_z000{number}.npy")
+        assert slice_[0, 1] == pytest.approx((hounsfield + 1000) / 2000 * 65535, abs=1)
     run_ok(TOOL, *flags, "sagittal", "--axis", 0, cwd=scans)
-    assert np.array_equal(np.load(scans / "sagittal/images/brain_1_0032.npy"), values[32].T)
+    expected = (values[32].T.clip(low, high) - low) / (high - low) * 65535
+    assert np.abs(np.load(scans / "sagittal/images/brain_1_x0032.npy") - expected).max() < 2
+
+
+def test_masks_are_turned_to_their_volumes(scans):
+    path = scans / "segmentations/brain 1.nii.gz"
+    run_ok(TOOL, *flags, "first", "--masks", "segmentations", cwd=scans)
+    nibabel.save(nibabel.as_closest_canonical(nibabel.load(path)), path)
+    turned = nibabel.load(path)
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = turned.shape[0] - 1
+    values = np.asanyarray(turned.dataobj)[::-1]
+    nibabel.save(nibabel.Nifti1Image(values, turned.affine @ flip), path)
+    run_ok(TOOL, *flags, "second", "--masks", "segmentations", cwd=scans)
+    for file in (scans / "first/masks").iterdir():
+        assert file.read_bytes() == (scans / "second/masks" / file.name).read_bytes()
+    elsewhere = turned.affine @ flip
+    elsewhere[0, 3] += 10
+    nibabel.save(nibabel.Nifti1Image(values, elsewhere), path)
+    done = run_script(TOOL, *flags, "third", "--masks", "segmentations", cwd=scans)
+    assert_one_error(done, "lies elsewhere than its volume")
 
 
 def test_from_scans_to_predicted_volumes(scans):
@@ -68,7 +94,7 @@ def test_from_scans_to_predicted_volumes(scans):
             values = (values + rng.integers(0, noise, values.shape)).astype(values.dtype)
             nibabel.save(nibabel.Nifti1Image(values, image.affine), scans / f"{folder}/brain {number}.nii.gz")
     run_ok(TOOL, *flags, "data", "--masks", "segmentations", cwd=scans)
-    channels = ("--channels", 1, "--window", "1,99", "--groups", "data/groups.txt")
+    channels = ("--channels", 1, "--groups", "data/groups.txt")
     said = run_ok("train.py", "--data_path", "data", *channels, "--epochs", 2, *TINY, cwd=scans)
     assert "10 groups" in said
     model = ("--model_path", "saved_models/tiny_best.pth")
@@ -76,10 +102,10 @@ def test_from_scans_to_predicted_volumes(scans):
     assert len(rows(scans / "logs/tiny_inference_log.csv")) == 228
     said = run_ok(TOOL, *flags, "back", "--predictions", "out", cwd=scans)
     assert "10 of 10 volumes" in said
-    found, source = nibabel.load(scans / "back/brain 3.nii.gz"), nibabel.load(ANATOMICAL)
+    found, source = nibabel.load(scans / "back/brain_3.nii.gz"), nibabel.load(ANATOMICAL)
     assert found.shape == source.shape
     assert np.array_equal(found.affine, source.affine)
-    mask = np.asarray(Image.open(scans / "out/brain_3_0009_mask.png")) > 0
+    mask = np.asarray(Image.open(scans / "out/brain_3_z0009_mask.png")) > 0
     assert np.array_equal(np.asanyarray(found.dataobj)[:, :, 9], mask.T)
     ct = nibabel.load(scans / "back/ct.nii.gz")
     one = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
@@ -87,9 +113,9 @@ def test_from_scans_to_predicted_volumes(scans):
     assert place[:3] == pytest.approx([100.0, 80.0, -5.0])  # DICOM's left and posterior are NIfTI's right and anterior
     assert ct.header.get_zooms()[0] == pytest.approx(float(one.PixelSpacing[1]))
     assert ct.header.get_zooms()[2] == pytest.approx(7.5)
-    (scans / "out/brain_3_0009_mask.png").unlink()
+    (scans / "out/brain_3_z0009_mask.png").unlink()
     assert_one_error(
-        run_script(TOOL, *flags, "again", "--predictions", "out", cwd=scans), "brain_3_0009_mask.png is missing"
+        run_script(TOOL, *flags, "again", "--predictions", "out", cwd=scans), "brain_3_z0009_mask.png is missing"
     )
 
 
@@ -101,13 +127,24 @@ def test_bad_scans_are_one_error_and_leave_nothing(scans):
 
     (scans / "segmentations/ct.nii").unlink()
     error("has no NIfTI file for ct", more=("--masks", "segmentations"))
-    nibabel.save(nibabel.Nifti1Image(np.zeros((128, 128, 2), np.uint8), np.eye(4)), scans / "segmentations/ct.nii")
-    error("ct.nii has slices of", "they must be equal", more=("--masks", "segmentations"))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((128, 128, 2), np.uint8), CT_PLACE), scans / "segmentations/ct.nii")
+    error("ct.nii lies elsewhere than its volume", more=("--masks", "segmentations"))
     (scans / "scans/ct/notes.txt").write_text("no image")
     error("notes.txt can't be read as a DICOM image")
     (scans / "scans/ct/notes.txt").unlink()
+    third = scans / "scans/ct/2.dcm"
+    kept = third.read_bytes()
+    for place, words in (([-100.0, -80.0, -1.0], "not at equal distances"), (None, "has no place")):
+        one = pydicom.dcmread(third)
+        one.ImagePositionPatient = place
+        one.save_as(third)
+        error(words)
+    third.write_bytes(kept)
+    (scans / "scans/brain_1.nii").write_bytes(ANATOMICAL.read_bytes())
+    error("have one name, brain_1")
+    (scans / "scans/brain_1.nii").unlink()
     (scans / "scans/time.nii").write_bytes((Path(data_path) / "functional.nii").read_bytes())
-    error("time.nii has 4 dimensions, not 3")
+    error("time.nii is no volume of numbers in three dimensions")
     (scans / "scans/time.nii").write_bytes(b"no volume")
     error("time.nii can't be read as NIfTI")
     assert_one_error(run_script(TOOL, "--images", "empty", "--output", "data", cwd=scans), "there are no NIfTI files")

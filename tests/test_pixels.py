@@ -1,5 +1,8 @@
 """Images that are not 8-bit RGB, from the file to the network and to what people look at."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from PIL import Image
 from torchvision.models import resnet18, resnet34
 
 from data.cache import open_cache
+from data.copies import near_copies
 from data.datasets import load_dataset
 from data.image_io import image_size_of, read_pixels
 from data.pixels import RGB, Pixels, pixel_values, shown, to_tensor
@@ -16,6 +20,7 @@ from models.base import fold_channels
 from models.checkpoint import load_checkpoint
 from models.encoder_weights import load_encoder_weights
 from runtime.errors import DatasetError
+from stubs import photograph
 
 GRAY = Pixels(1)
 
@@ -75,13 +80,69 @@ def test_channels():
     five = np.random.default_rng(1).integers(0, 65536, (6, 4, 5)).astype(np.uint16)
     assert np.array_equal(pixel_values(five, Pixels(5), None, "x"), five)
     assert np.array_equal(pixel_values(five[..., 0], Pixels(3, (0.0, 100.0)), None, "x")[..., 2], _scaled(five[..., 0]))
-    with pytest.raises(DatasetError, match="x has 5 channels, not 3; use --channels 5"):
+    with pytest.raises(DatasetError, match="x has 5 channels, but 3 are wanted; train with --channels 5"):
         pixel_values(five, Pixels(3, (0.0, 100.0)), None, "x")
     with pytest.raises(DatasetError, match="not an image"):
         pixel_values(np.zeros((2, 2, 2, 2)), GRAY, None, "x")
-    assert np.array_equal(shown(five), (five[..., :3] // 257).astype(np.uint8))
-    assert np.array_equal(shown(five[..., :1])[..., 2], (five[..., 0] // 257).astype(np.uint8))
+    assert np.array_equal(shown(five), np.round(five[..., :3] / 257).astype(np.uint8))
+    assert np.array_equal(shown(five[..., :1])[..., 2], np.round(five[..., 0] / 257).astype(np.uint8))
     assert to_tensor(five).shape == (5, 6, 4)
+
+
+def test_each_channel_has_a_range_of_its_own_but_colors_share_one():
+    values = np.random.default_rng(2).random((20, 20, 2)) * [4000, 1]
+    found = pixel_values(values, Pixels(2), None, "x")
+    assert found.max(axis=(0, 1)).tolist() == [65535, 65535]
+    colors = np.dstack([values, values[..., 1]])
+    found = pixel_values(colors, Pixels(3, (0.0, 100.0)), None, "x")
+    assert found[..., 1].max() < 30
+    tiny = pixel_values(values[..., 1] * 1e-15, GRAY, None, "x")
+    assert (tiny.min(), tiny.max()) == (0, 65535)
+
+
+def test_byte_order_does_not_matter(tmp_path):
+    values = np.array([[10000, 20000, 30000]], np.uint16)
+    np.save(tmp_path / "big.npy", values.astype(">u2"))
+    np.save(tmp_path / "little.NPY", values.astype("<u2"))  # adds .npy
+    assert read_pixels(tmp_path / "big.npy", GRAY)[0, :, 0].tolist() == values[0].tolist()
+    for kind in (GRAY, RGB):
+        one, other = (read_pixels(tmp_path / name, kind) for name in ("big.npy", "little.NPY.npy"))
+        assert np.array_equal(one, other)
+
+
+def test_what_would_lose_its_depth_is_refused(tmp_path):
+    path = tmp_path / "color.png"
+    rows = b"".join(b"\0" + np.full((4, 3), 4095, ">u2").tobytes() for _ in range(4))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert read_pixels(path, RGB).shape == (4, 4, 3)
+    with pytest.raises(DatasetError, match=r"16 bits a channel in color can't be read; save it as \.npy"):
+        read_pixels(path, Pixels(3, (0.0, 100.0)))
+
+
+def test_settings_have_caches_of_their_own(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16 + i).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
+    caches = [open_cache(tmp_path, 64, pixels=pixels) for pixels in (RGB, GRAY, Pixels(1, (1.0, 99.0)))]
+    assert [cache.read(["0"]).dtype.itemsize for cache in caches] == [1, 2, 2]
+    assert len(list((tmp_path / ".pixel_cache").glob("*.npy"))) == 3
+
+
+def test_near_copies_of_arrays_are_found(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(4):
+        image = photograph(i % 3)
+        values = np.asarray(image.resize((180, 135)) if i == 3 else image).astype(np.uint16) * 4
+        np.save(tmp_path / f"images/{i}.npy", np.dstack([values, values[..., :2]]))
+        Image.fromarray(np.eye(*values.shape[:2], dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
+    assert [(a.name, b.name) for a, b in near_copies(tmp_path)] == [("0", "3")]
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -144,4 +205,4 @@ def test_a_set_of_arrays_from_training_to_panels(tmp_path):
     image = panel[34 : 34 + 256, 12 : 12 + 256]
     assert (image[..., 0] == image[..., 2]).all()  # gray
     done = run_script("train.py", "--data_path", root, *TINY, cwd=tmp_path)
-    assert_one_error(done, "has 2 channels, not 3; use --channels 2")
+    assert_one_error(done, "has 2 channels, but 3 are wanted; train with --channels 2")

@@ -5,12 +5,14 @@
     python tools/convert_medical.py --predictions out --images scans --output segmented
 
 A NIfTI file, or a folder with the files of one DICOM series, is a volume; its mask is the NIfTI file of the same name.
-Slices are NumPy files with the volume's own values (of DICOM after the modality's rescaling, in CT Hounsfield units).
-groups.txt names the volume of each slice, for train.py --groups: no volume is then in two parts.
+Slices are NumPy files of 16 bits: 0 to 65535 are the volume's percentiles 0.5 to 99.5, or --low and --high (in CT
+Hounsfield units). groups.txt names the volume of each slice, for train.py --groups: no volume is then in two parts.
 """
 
+import re
 import shutil
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,19 @@ from runtime.files import writable_folder  # noqa: E402
 from runtime.options import option, whole_number  # noqa: E402
 
 NIFTI = (".nii", ".nii.gz")
+ORIENTATION = "ImageOrientationPatient"
+# What the libraries raise on files that are damaged or lack entries.
+FAULTS = (
+    AttributeError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    OverflowError,
+    zlib.error,
+)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the axes of DICOM and of NIfTI
 
 
@@ -38,6 +53,12 @@ class MedicalConfig:
     masks: str | None = option(None, "folder of their masks, as NIfTI files of the same names", metavar="DIR")
     output: str | None = option(None, "the new folder", metavar="DIR")
     axis: int = option(2, "the volumes are cut across this axis, 0 to 2", whole_number(0, 2), metavar="N")
+    low: float | None = option(
+        None, "value that becomes black; by default percentile 0.5 of each volume", float, metavar="VALUE"
+    )
+    high: float | None = option(
+        None, "value that becomes white; by default percentile 99.5 of each volume", float, metavar="VALUE"
+    )
     predictions: str | None = option(
         None, "masks of inference.py, to be written as NIfTI with the places of --images", metavar="DIR"
     )
@@ -50,20 +71,21 @@ class Volume(NamedTuple):
     affine: np.ndarray
 
 
-def stem_of(path: Path) -> str:
-    """The name of a volume's file without its ending."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+def name_of(path: Path) -> str:
+    """The name of a volume in the names of its slices: that of the file without ending, spaces and commas."""
+    return re.sub(r"[\s,]+", "_", re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE))
 
 
 def find_volumes(folder: Path) -> dict[str, Path]:
     """NIfTI files and folders of DICOM files, by name. Raises UsageError where there are none, or two of one name."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
-        if path.name.startswith(".") or not (path.is_dir() or path.name.endswith(NIFTI)):
+        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(NIFTI)):
             continue
-        if stem_of(path) in found:
-            raise UsageError(f"{path} and {found[stem_of(path)].name} have one name; rename one")
-        found[stem_of(path)] = path
+        name = name_of(path)
+        if name in found:
+            raise UsageError(f"{path} and {found[name].name} have one name, {name}; rename one")
+        found[name] = path
     if not found:
         raise UsageError(f"{folder}: there are no NIfTI files and no folders of DICOM files; name another one")
     return found
@@ -72,9 +94,12 @@ def find_volumes(folder: Path) -> dict[str, Path]:
 def read_volume(path: Path) -> Volume:
     """Reads a volume. Raises UsageError where the file is none, or has more than three dimensions."""
     volume = read_series(path) if path.is_dir() else read_nifti(path)
-    if volume.values.ndim != 3:
-        raise UsageError(f"{path} has {volume.values.ndim} dimensions, not 3; split it first")
-    return volume
+    values = volume.values
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 3 or values.dtype.kind not in "buif" or 0 in values.shape:
+        raise UsageError(f"{path} is no volume of numbers in three dimensions ({values.shape}, {values.dtype})")
+    return volume._replace(values=values)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -84,40 +109,85 @@ def read_nifti(path: Path) -> Volume:
     try:
         image = nibabel.load(path)
         return Volume(np.asanyarray(image.dataobj), image.affine)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except (
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+        zlib.error,
+        *FAULTS,
+    ) as error:
         raise UsageError(f"{path} can't be read as NIfTI ({error}); replace the file") from None
 
 
-def read_series(folder: Path) -> Volume:
-    """Reads the files of one DICOM series, in the order of their places along the normal of the slices."""
+def read_slice(path: Path):
+    """A DICOM file and its values after the modality's rescaling, float32 (rows, columns)."""
     import pydicom
     from pydicom.pixels import apply_modality_lut
 
-    slices = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-        try:
-            slices.append(pydicom.dcmread(path))
-            slices[-1].pixel_array.shape  # noqa: B018  decodes the pixels
-        except (pydicom.errors.InvalidDicomError, AttributeError, OSError, ValueError, RuntimeError) as error:
-            raise UsageError(f"{path} can't be read as a DICOM image ({error}); move it elsewhere") from None
+    try:
+        one = pydicom.dcmread(path)
+        values = np.asarray(apply_modality_lut(one.pixel_array, one), np.float32)
+    except (pydicom.errors.InvalidDicomError, *FAULTS) as error:
+        raise UsageError(f"{path} can't be read as a DICOM image ({error}); move it elsewhere") from None
+    if values.ndim != 2 or "MONOCHROME" not in one.get("PhotometricInterpretation", "MONOCHROME2"):
+        raise UsageError(f"{path} is no gray image of one frame; move it elsewhere")
+    del one.PixelData
+    return one, -values if one.get("PhotometricInterpretation") == "MONOCHROME1" else values
+
+
+def read_series(folder: Path) -> Volume:
+    """Reads the files of one DICOM series, a stack of parallel slices at equal distances.
+
+    Raises:
+        UsageError: a file can't be read, or they are no such stack.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    slices = [read_slice(path) for path in files]
     if not slices:
         raise UsageError(f"{folder} has no DICOM files; move it elsewhere")
-    if len({(str(one.get("SeriesInstanceUID")), one.pixel_array.shape) for one in slices}) > 1:
-        raise UsageError(f"{folder} has files of several series or sizes; put each into a folder of its own")
-    across, down = np.array(slices[0].get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), float).reshape(2, 3)
-    normal = np.cross(across, down)
-    origins = [
-        np.array(one.get("ImagePositionPatient", [0, 0, one.get("InstanceNumber") or 0]), float) for one in slices
-    ]
-    order = np.argsort([origin @ normal for origin in origins], kind="stable")
-    slices, origins = [slices[i] for i in order], [origins[i] for i in order]
-    rows, columns = map(float, slices[0].get("PixelSpacing", [1, 1]))
-    thickness = float(slices[0].get("SliceThickness") or 1)
-    step = (origins[-1] - origins[0]) / (len(slices) - 1) if len(slices) > 1 else normal * thickness
+
+    def numbers(one, tag: str, count: int) -> tuple[float, ...] | None:
+        value = one.get(tag)
+        return tuple(map(float, value)) if value and len(value) == count else None
+
+    kinds = {
+        (str(one.get("SeriesInstanceUID")), values.shape, numbers(one, "PixelSpacing", 2), numbers(one, ORIENTATION, 6))
+        for one, values in slices
+    }
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{folder} has files of several series, sizes or orientations; put each into a folder of its own"
+        )
+    _, _, spacing, orientation = kinds.pop()
+    across, down = np.array(orientation or [1, 0, 0, 0, 1, 0]).reshape(2, 3)
+    normal, places = np.cross(across, down), [numbers(one, "ImagePositionPatient", 3) for one, _ in slices]
+    if None in places:
+        if any(places):
+            raise UsageError(f"{files[places.index(None)]} has no place (ImagePositionPatient), but others have one")
+        places = [(0.0, 0.0, float(one.get("InstanceNumber") or number)) for number, (one, _) in enumerate(slices)]
+    order = np.argsort([np.array(place) @ normal for place in places], kind="stable")
+    origins = np.array(places)[order]
+    steps = np.diff(origins, axis=0)
+    step = steps.mean(axis=0) if len(steps) else normal * float(slices[0][0].get("SliceThickness") or 1)
+    if len(steps) and (np.abs(steps - step).max() > 0.02 * np.linalg.norm(step) or not step.any()):
+        raise UsageError(f"{folder}: its slices are not at equal distances, each once; some may be missing")
+    rows, columns = spacing or (1.0, 1.0)
     affine = np.eye(4)
     affine[:3] = np.column_stack([across * columns, down * rows, step, origins[0]])
-    values = np.stack([apply_modality_lut(one.pixel_array, one).T for one in slices], axis=-1)
-    return Volume(values, LPS_TO_RAS @ affine)
+    return Volume(np.stack([slices[i][1].T for i in order], axis=-1), LPS_TO_RAS @ affine)
+
+
+def in_place_of(mask: Volume, volume: Volume, path: Path) -> np.ndarray:
+    """The values of a mask in the order of the volume's voxels. Raises UsageError where they lie elsewhere."""
+    from nibabel import orientations
+
+    ways = [orientations.io_orientation(one.affine) for one in (mask, volume)]
+    turn = orientations.ornt_transform(*ways)
+    affine = mask.affine @ orientations.inv_ornt_aff(turn, mask.values.shape)
+    values = orientations.apply_orientation(mask.values, turn)
+    size = np.abs(volume.affine[:3, :3]).max()
+    if values.shape != volume.values.shape or not np.allclose(affine, volume.affine, atol=0.05 * size):
+        raise UsageError(f"{path} lies elsewhere than its volume ({values.shape}, {volume.values.shape}); resample it")
+    return values
 
 
 def slices_of(values: np.ndarray, axis: int) -> np.ndarray:
@@ -125,18 +195,30 @@ def slices_of(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(values, axis, 0).transpose(0, 2, 1)
 
 
-def convert(name: str, path: Path, mask_path: Path | None, axis: int, folder: Path) -> list[str]:
+def sixteen_bits(values: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+    """Values as uint16, 0 at `low` and 65535 at `high`; by default at percentiles 0.5 and 99.5."""
+    limits = np.percentile(values[np.isfinite(values)], (0.5, 99.5))
+    low, high = (limit if given is None else given for given, limit in zip((low, high), limits))
+    scale = 65535 / (high - low) if high > low else 0.0
+    shares = (np.nan_to_num(values.astype(np.float32), nan=low).clip(low, high) - np.float32(low)) * np.float32(scale)
+    return np.round(shares).clip(0, 65535).astype(np.uint16)
+
+
+def slice_name(name: str, axis: int, number: int) -> str:
+    """The name of a slice: it says across which axis, so that masks go back into the right places."""
+    return f"{name}_{'xyz'[axis]}{number:04d}"
+
+
+def convert(name: str, path: Path, mask_path: Path | None, config: MedicalConfig, folder: Path) -> list[str]:
     """Writes the slices of a volume and of its mask; returns the slices' names."""
-    volume = read_volume(path)
-    values = volume.values.astype(np.float32) if volume.values.dtype.kind == "f" else volume.values
-    slices, masks = slices_of(values, axis), None
+    volume, masks = read_volume(path), None
     if mask_path is not None:
-        masks = slices_of(read_volume(mask_path).values, axis)
-        if masks.shape != slices.shape:
-            raise UsageError(f"{mask_path} has slices of {masks.shape}, {path} of {slices.shape}; they must be equal")
-        if masks.min() < 0 or masks.max() > 254 or (masks != np.round(masks)).any():
+        mask = in_place_of(read_volume(mask_path), volume, mask_path)
+        if mask.min() < 0 or mask.max() > 254 or (mask != np.round(mask)).any():
             raise UsageError(f"{mask_path} holds other values than whole numbers from 0 to 254")
-    names = [f"{name}_{number:04d}" for number in range(len(slices))]
+        masks = slices_of(mask, config.axis)
+    slices = slices_of(sixteen_bits(volume.values, config.low, config.high), config.axis)
+    names = [slice_name(name, config.axis, number) for number in range(len(slices))]
     for number, one in enumerate(names):
         np.save(folder / f"images/{one}.npy", np.ascontiguousarray(slices[number]))
         if masks is not None:
@@ -148,7 +230,7 @@ def convert_all(config: MedicalConfig, draft: Path) -> str:
     """Writes images/, masks/ and groups.txt; returns what they are, in words."""
     volumes, masks = find_volumes(Path(config.images)), {}
     if config.masks:
-        masks = {stem_of(path): path for path in Path(config.masks).glob("*") if path.name.endswith(NIFTI)}
+        masks = find_volumes(Path(config.masks))
         lacking = sorted(volumes.keys() - masks.keys())
         if lacking:
             raise UsageError(f"{config.masks} has no NIfTI file for {', '.join(lacking[:5])}; move these elsewhere")
@@ -156,10 +238,13 @@ def convert_all(config: MedicalConfig, draft: Path) -> str:
         (draft / kind).mkdir()
     lines = []
     for name, path in tqdm(volumes.items(), unit="volume", disable=None):
-        safe = name.replace(" ", "_")  # groups.txt separates by spaces
-        lines += [f"{one} {safe}" for one in convert(safe, path, masks.get(name), config.axis, draft)]
+        lines += [f"{one} {name}" for one in convert(name, path, masks.get(name), config, draft)]
     (draft / "groups.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return f"{len(lines)} slices of {len(volumes)} volumes"
+    others = [
+        path.name for path in Path(config.images).iterdir() if path not in volumes.values() and path.name[0] != "."
+    ]
+    skipped = f"; skipped {', '.join(sorted(others)[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
+    return f"{len(lines)} slices of {len(volumes)} volumes{skipped}"
 
 
 def restore_all(config: MedicalConfig, draft: Path) -> str:
@@ -171,7 +256,7 @@ def restore_all(config: MedicalConfig, draft: Path) -> str:
         volume = read_volume(path)
         labels = np.zeros(volume.values.shape, np.uint8)
         files = [
-            Path(config.predictions) / f"{name.replace(' ', '_')}_{number:04d}_mask.png"
+            Path(config.predictions) / f"{slice_name(name, config.axis, number)}_mask.png"
             for number in range(volume.values.shape[config.axis])
         ]
         there = [file for file in files if file.is_file()]
@@ -190,7 +275,10 @@ def restore_all(config: MedicalConfig, draft: Path) -> str:
         nibabel.save(nibabel.Nifti1Image(labels, volume.affine), draft / f"{name}.nii.gz")
         written += 1
     if not written:
-        raise UsageError(f"{config.predictions} has no masks of slices of these volumes, such as NAME_0000_mask.png")
+        raise UsageError(
+            f"{config.predictions} has no masks of slices of these volumes across axis {config.axis}, such as "
+            f"{slice_name('NAME', config.axis, 0)}_mask.png"
+        )
     return f"{written} of {len(volumes)} volumes"
 
 

@@ -95,8 +95,9 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"], pixels: Pixe
     names, folder = [sample.name for sample in samples], root / CACHE_FOLDER
     about = [task.classes] if task.classes and all(sample.binary_mask for sample in samples) else []
     about += [] if pixels == RGB else [pixels]
+    kind = f"{size}_{hashlib.sha256(repr(about).encode()).hexdigest()[:8]}_" if about else f"{size}_"
     record = np.empty((pixels.channels + 1, size, size), pixels.dtype)
-    file = folder / f"{size}_{files_digest(samples, FORMAT_VERSION, size, *about)}.npy"
+    file = folder / f"{kind}{files_digest(samples, FORMAT_VERSION, size, *about)}.npy"
     try:
         if not _is_whole(file, len(samples), record):
             folder.mkdir(exist_ok=True)
@@ -148,7 +149,8 @@ def _make(file: Path, samples: list[Sample], record: np.ndarray) -> None:
     finally:
         Path(temporary).unlink(missing_ok=True)
     sync_folder(file.parent)
-    for other in file.parent.glob(f"{record.shape[-1]}_*.npy"):  # of files that have changed since
+    kind = file.name[:-20]  # what stands before the digest
+    for other in file.parent.glob(f"{kind}{'[0-9a-f]' * 16}.npy"):  # of files that have changed since
         if other != file:
             other.unlink()
 

@@ -20,12 +20,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.cache import CACHE_FOLDER, files_digest
-from data.image_io import read_image
+from data.image_io import read_any
 from data.index import Sample, list_samples
 from runtime.errors import DatasetError
 from runtime.files import atomic_write, lock_file
 
-VERSION = 2  # changes when the same images give other pairs
+VERSION = 3  # changes when the same images give other pairs
 SIDE = 64  # of the thumbnails that are compared, in pixels
 FREQUENCIES = 8  # in each direction, that are hashed
 HASH_DISTANCE = 14  # of the 63 bits, in which candidates differ at most
@@ -149,7 +149,7 @@ def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
 def _thumbnail(sample: Sample) -> np.ndarray | None:
     """The image, uint8 (SIDE, SIDE, 3); None where it can't be read, which is told elsewhere, or has one color."""
     try:
-        thumbnail = read_image(sample.image_path, (SIDE, SIDE), sample.binary_mask)
+        thumbnail = read_any(sample.image_path, (SIDE, SIDE), sample.binary_mask)
     except DatasetError:
         return None
     return thumbnail if thumbnail.std() > 1 else None

@@ -20,6 +20,10 @@ ORIENTATION = 0x0112  # EXIF tag
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
+def _is_array(path) -> bool:
+    return Path(path).suffix.lower() == ARRAY
+
+
 def open_image(path) -> Image.Image:
     """Opens an image file of one of FORMATS, whatever it is called; raises one of UNREADABLE."""
     return Image.open(path, formats=FORMATS)
@@ -39,8 +43,12 @@ def read_image(path, size: tuple[int, int] | None = None, upright: bool = False)
     Raises:
         DatasetError: the file can't be read as an image.
     """
-    if Path(path).suffix == ARRAY:
-        return shown(pixel_values(load_array(path), RGB, size, path))
+    if _is_array(path):
+        stored = load_array(path)
+        if stored.dtype != np.uint8 or stored.shape[2:] != (3,) or 0 in stored.shape:
+            return shown(pixel_values(stored, RGB, size, path))
+        image = Image.fromarray(np.asarray(stored))
+        return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
     try:
         with open_image(path) as image:
             if size is not None:
@@ -65,7 +73,7 @@ def read_pixels(path, pixels: Pixels, size: tuple[int, int] | None = None, uprig
     """Reads an image as a network sees it: uint8 (H, W, 3) of RGB, or uint16 (H, W, C); see `read_image`."""
     if pixels == RGB:
         return read_image(path, size, upright)
-    if Path(path).suffix == ARRAY:
+    if _is_array(path):
         return pixel_values(load_array(path), pixels, size, path)
     try:
         with open_image(path) as image:
@@ -75,9 +83,30 @@ def read_pixels(path, pixels: Pixels, size: tuple[int, int] | None = None, uprig
     return pixel_values(stored, pixels, size, path)
 
 
+def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
+    """An image of any channels and depth as 8-bit RGB; what is not that gets its own range of values.
+
+    Raises:
+        DatasetError: the file can't be read as an image.
+    """
+    try:
+        if _is_array(path):
+            stored = load_array(path)
+        else:
+            with open_image(path) as image:
+                if image.mode[0] not in "IF":
+                    return read_image(path, size, upright)
+                stored = stored_values(image, upright)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+    if stored.dtype != np.uint8 or stored.shape[2:] != (3,):
+        stored = stored.mean(axis=2) if stored.ndim == 3 else stored
+    return shown(pixel_values(stored, Pixels(3, (0.0, 100.0)), size, path))
+
+
 def describe_image(path) -> str:
     """Format and mode of an image file. Raises one of UNREADABLE."""
-    if Path(path).suffix == ARRAY:
+    if _is_array(path):
         return f"NumPy {load_array(path).dtype}"
     with open_image(path) as image:
         return f"{image.format} {image.mode}"
@@ -85,7 +114,7 @@ def describe_image(path) -> str:
 
 def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
     """Width and height of an image as stored, and whether its EXIF orientation turns it by a quarter."""
-    if Path(path).suffix == ARRAY:
+    if _is_array(path):
         shape = load_array(path).shape
         if len(shape) not in (2, 3) or 0 in shape:
             raise DatasetError(f"{path} holds an array of shape {shape}, not an image")
@@ -114,7 +143,7 @@ def _turned(image: Image.Image, upright: bool) -> bool:
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
     """Gray levels of 16 or 32 bits or floating point as 8 bits; Pillow's own conversion would clip them to white."""
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.itemsize == 2:  # of either byte order
         return Image.fromarray((values >> 8).astype(np.uint8))
     values = np.nan_to_num(values.astype(np.float64))
     top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())  # the range it seems to use

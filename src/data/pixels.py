@@ -4,6 +4,7 @@ What a network sees of them has 16 bits a channel, here and in the cache, and fl
 8-bit RGB, which most images are, is read by `data.image_io.read_image` and stays in bytes.
 """
 
+import argparse
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,22 @@ class Pixels(NamedTuple):
 RGB = Pixels()
 
 
+def percentiles(text: str) -> str:
+    """Returns two percentiles with a comma. Raises argparse.ArgumentTypeError: it is none."""
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} must be two percentiles, such as 0.5,99.5")
+    return f"{low!r},{high!r}"
+
+
+def window_of(text: str | None) -> tuple[float, float] | None:
+    """The window that a value of `percentiles` means."""
+    return text and tuple(float(word) for word in text.split(","))
+
+
 def pixels_of(preprocessing: dict) -> Pixels:
     """What a checkpoint's preprocessing says."""
     window = preprocessing.get("window")
@@ -47,7 +64,7 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
 
     Args:
         stored: (H, W) or (H, W, C), of any type.
-        pixels: see there.
+        pixels: see there. Of three channels one window is taken of all together, else each has its own.
         size: width and height, bilinear with antialiasing; None keeps the size.
         path: named in errors.
 
@@ -56,36 +73,42 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
     """
     if stored.ndim not in (2, 3) or 0 in stored.shape or stored.dtype.kind not in "buif":
         raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")
-    values = _with_channels(np.atleast_3d(stored), pixels.channels, path)
-    low, high = _range(values, pixels.window, stored.dtype)
-    values = (np.clip(np.nan_to_num(values, copy=False, nan=low), low, high) - low) * (FULL / max(high - low, 1e-12))
-    if size is not None and size != values.shape[1::-1]:
-        channels = (Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(values, -1, 0))
-        values = np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=-1)
-    return np.round(values).astype(np.uint16)
+    values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), pixels, path)
+    together = pixels.channels == 3
+    ranges = [
+        _range(values if together else values[..., c], pixels.window) for c in range(1 if together else pixels.channels)
+    ]
+    seen = []
+    for number in range(values.shape[2]):
+        low, high = ranges[min(number, len(ranges) - 1)]
+        channel = np.nan_to_num(values[..., number].astype(np.float32), nan=low)
+        if size is not None and size != channel.shape[::-1]:
+            channel = np.asarray(Image.fromarray(channel.clip(low, high)).resize(size, Image.Resampling.BILINEAR))
+        scale = FULL / (high - low) if high > low else 0.0
+        seen.append(np.round((channel.clip(low, high) - low) * scale).astype(np.uint16))
+    return np.stack(seen, axis=-1).repeat(pixels.channels // len(seen), axis=2)
 
 
-def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
-    """Values (H, W, C) as float64 of this number of channels."""
-    found = values.shape[2]
-    values = values.astype(np.float64)
-    if found == channels:
+def _with_channels(values: np.ndarray, pixels: Pixels, path) -> np.ndarray:
+    """Values (H, W, C) of as many channels, or of one that is to be repeated."""
+    found, channels = values.shape[2], pixels.channels
+    if found in (1, channels):
         return values
-    if found == 1:
-        return values.repeat(channels, axis=2)
     if found in (3, 4) and channels in (1, 3):  # the fourth is alpha
         return values[..., :3] if channels == 3 else (values[..., :3] @ LUMA)[..., None]
-    raise DatasetError(f"{path} has {found} channels, not {channels}; use --channels {found}")
+    first = " (channels stand last)" if values.shape[0] == channels else ""
+    raise DatasetError(f"{path} has {found} channels, but {channels} are wanted{first}; train with --channels {found}")
 
 
-def _range(values: np.ndarray, window: tuple[float, float] | None, dtype: np.dtype) -> tuple[float, float]:
+def _range(values: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
     """The values that become black and white: the range of an unsigned type, or of the image's own values."""
-    if window is None and dtype in (np.uint8, np.uint16):
-        return 0.0, float(np.iinfo(dtype).max)
-    known = values[np.isfinite(values)]
-    if not len(known):
+    if window is None and values.dtype in (np.uint8, np.uint16):
+        return 0.0, float(np.iinfo(values.dtype).max)
+    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not known.size:
         return 0.0, 1.0
-    return tuple(np.percentile(known, window or (0, 100)))
+    low, high = np.percentile(known, window or (0, 100))
+    return float(low), float(high)
 
 
 def load_array(path) -> np.ndarray:
@@ -95,16 +118,27 @@ def load_array(path) -> np.ndarray:
         DatasetError: the file is none, or holds objects.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DatasetError(f"{path} can't be read as an array ({error}); replace the file") from None
+    if not isinstance(array, np.ndarray):
+        raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
+    return array
 
 
 def stored_values(image: Image.Image, upright: bool) -> np.ndarray:
-    """The values of an open image, (H, W) or (H, W, C), turned as its EXIF orientation says."""
+    """The values of an open image, (H, W) or (H, W, C), turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: it is in color with 16 bits a channel, of which Pillow reads 8.
+    """
+    if len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in image.tile):
+        raise ValueError("16 bits a channel in color can't be read; save it as .npy")
     if upright:
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode not in ("L", "RGB", "RGBA", "F") and image.mode[0] != "I":
+    if image.mode in ("1", "LA", "La") or (image.mode == "P" and image.palette.mode == "L"):
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB", "RGBA", "F") and image.mode[0] != "I":
         image = image.convert("RGB")
     return np.asarray(image)
 
@@ -120,5 +154,5 @@ def shown(image: np.ndarray) -> np.ndarray:
     if image.shape[2] != 3:
         image = image[..., :3] if image.shape[2] > 3 else image[..., :1].repeat(3, axis=2)
     if image.dtype == np.uint16:
-        return (image // 257).astype(np.uint8)
+        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return image if image.dtype == np.uint8 else image.clip(0, 255).astype(np.uint8)

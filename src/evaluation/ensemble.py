@@ -40,7 +40,10 @@ def open_checkpoints(paths: list[str] | None, model_name: str | None, save_dir: 
         return opened[0]
     for other, theirs, place in others:
         if other.task.name != first.task.name or theirs["preprocessing"] != content["preprocessing"]:
-            raise UsageError(f"{path} and {place} differ in classes or image size, so they make no ensemble")
+            raise UsageError(
+                f"{path} and {place} differ in classes, or in size, channels or window of the images, so they make no "
+                "ensemble"
+            )
     data = {**content["data"]}
     for name in ("train_names", "seen_names"):
         data[name] = sorted({one for _, some, _ in opened for one in some["data"].get(name) or ()})

@@ -4,7 +4,6 @@ To add a flag, add a field. A setting that a run must keep on --resume is FIXED,
 are saved in the checkpoint. Settings that an older checkpoint lacks take their defaults.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from data.augment import AUTO, STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
 from data.distortions import DISTORTIONS, distortion_names
-from data.pixels import Pixels, pixels_of
+from data.pixels import Pixels, percentiles, pixels_of, window_of
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.checkpoint import task_of_checkpoint
@@ -43,17 +42,6 @@ def class_weights(text: str) -> str:
         for word in text.split(","):
             positive_number(word)
     return text
-
-
-def percentiles(text: str) -> str:
-    """Returns two percentiles with a comma. Raises argparse.ArgumentTypeError: it is none."""
-    try:
-        low, high = (float(word) for word in text.split(","))
-    except ValueError:
-        low, high = 1.0, 0.0
-    if not 0 <= low < high <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} must be two percentiles, such as 0.5,99.5")
-    return f"{low:g},{high:g}"
 
 
 # Recipes: what differs from the defaults, which are the values of both reports: their Adam, learning rate and loss,
@@ -257,7 +245,7 @@ class TrainConfig(CommonConfig):
     @property
     def pixels(self) -> Pixels:
         """Which values of the images the network sees."""
-        return Pixels(self.channels, self.window and tuple(float(word) for word in self.window.split(",")))
+        return Pixels(self.channels, window_of(self.window))
 
     @property
     def preprocessing(self) -> dict:
@@ -369,7 +357,7 @@ def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> Trai
         "decoder": network.get("decoder", "plain"),
     }
     pixels = pixels_of(content["preprocessing"])
-    found |= {"channels": pixels.channels, "window": pixels.window and ",".join(f"{p:g}" for p in pixels.window)}
+    found |= {"channels": pixels.channels, "window": pixels.window and ",".join(map(repr, pixels.window))}
     differing = [f"{name} {value}" for name, value in found.items() if overrides.get(name, value) != value]
     if differing:
         raise UsageError(f"{config.init} has {', '.join(differing)}; leave these flags out, or use another file")
