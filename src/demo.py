@@ -32,7 +32,7 @@ from models.task import BACKGROUND
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
 from runtime.options import model_name_option, model_path_option, option, whole_number
-from visual.panels import draw_outline, sixteen_bits, soft_edges, write_png
+from visual.panels import draw_outline, palette_image, sixteen_bits, soft_edges, write_png
 
 MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000  # of an upload
 # The page gets all it needs from this server; what Gradio would fetch from others is refused by the browser.
@@ -84,15 +84,17 @@ class Network:
         """The overlay, and the files of cutout and mask in a new folder below `folder`."""
         image, _ = self.sample(path).read()
         height, width = image.shape[:2]
-        logit = math.log(threshold / (1 - threshold))
-        mask = (label_map_at_size(self.predictor.task, decision, logit, height, width) != BACKGROUND).astype(np.uint8)
+        logit = 0.0 if self.predictor.task.classes else math.log(threshold / (1 - threshold))
+        labels = label_map_at_size(self.predictor.task, decision, logit, height, width)
+        mask = (labels != BACKGROUND).astype(np.uint8)
         probabilities = sixteen_bits(resize_logits(decision[:1], height, width)[0])
         pixel = max(1, round(max(width, height) / max(decision.shape[1:])))
         results = Path(tempfile.mkdtemp(dir=folder))
         stem = Path(path).stem
         cutout, mask_file = results / f"{stem}_cutout.png", results / f"{stem}_mask.png"
         write_png(Image.fromarray(np.dstack([shown(image), soft_edges(mask, probabilities, pixel, threshold)])), cutout)
-        write_png(Image.fromarray(mask * 255), mask_file)
+        task = self.predictor.task
+        write_png(palette_image(labels, task) if task.classes else Image.fromarray(mask * 255), mask_file)
         return draw_outline(image, mask), cutout, mask_file
 
 

@@ -108,6 +108,8 @@ def require_comparable(evaluator: CheckpointEvaluator, other: CheckpointEvaluato
     config = evaluator.config
     if [s.name for s in other.dataset.samples] != [s.name for s in evaluator.dataset.samples]:
         raise UsageError(f"{other.path} has another {config.subset} part than {evaluator.path}: nothing to compare")
+    if evaluator.predictor.task.classes != other.predictor.task.classes:
+        raise UsageError(f"{other.path} and {evaluator.path} have learned other classes: nothing to compare")
     first, second = (one.dataset.preprocessing for one in (evaluator, other))
     if first != second and not config.original_size:
         raise UsageError(

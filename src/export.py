@@ -176,8 +176,7 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
     with torch.no_grad():
         theirs = exported(batch.numpy())
         one = exported(batch[:1].numpy())
-    foreground = model.task.foreground_of
-    equal = float((foreground(theirs) == foreground(ours)).mean())
+    equal = float((model.task.decided(theirs) == model.task.decided(ours)).mean())
     apart = float(np.abs(theirs - ours).max())
     alone = float(np.abs(one - theirs[:1]).max())
     if equal < least:

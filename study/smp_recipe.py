@@ -94,7 +94,7 @@ def main() -> None:
         start = time.perf_counter()
         loss = train_one_epoch(model, train_loader, optimizer, scheduler, loss_fn, precision)
         trained = time.perf_counter() - start
-        dice = mean_dice(validate(predictor, valid_loader)[0])
+        dice = mean_dice(validate(predictor, valid_loader)[0], predictor.task)
         if dice > max((row["val_dice"] for row in record["history"]), default=-1.0):
             best = copy.deepcopy(model.state_dict())
         seconds = {"seconds": time.perf_counter() - start, "training_seconds": trained}

@@ -13,11 +13,21 @@ from PIL import Image
 from data.datasets import load_dataset
 from data.image_io import read_class_mask
 from evaluation.confusion import confusion_matrix
-from evaluation.metrics import dice_from_counts, image_dice, intervals, label_counts, mean_dice, score_counts
+from evaluation.metrics import (
+    boundary_f,
+    dice_from_counts,
+    image_dice,
+    intervals,
+    label_counts,
+    mean_dice,
+    score_counts,
+)
+from evaluation.report import of_true_classes
 from helpers import TINY, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from models.task import BACKGROUND, IGNORED, SPECIES, ClassesTask, class_names, task_named
-from runtime.errors import DatasetError
+from runtime.errors import CheckpointError, DatasetError
+from training.config import restore_config
 from visual.panels import draw_panel, palette_image
 
 NAMED = ClassesTask(("background", "red", "green", "blue"))
@@ -54,7 +64,7 @@ def run_of_classes(tmp_path_factory, colored) -> Path:
     """A folder with a network of four classes."""
     folder = tmp_path_factory.mktemp("classes")
     flags = ("--data_path", colored, "--classes", colored / "classes.txt", "--loss", "focal_tversky")
-    flags += ("--class_weights", "auto", "--augment", "online", "--learning_rate", 0.03, "--batch_size", 4)
+    flags += ("--class_weights", "1,2,2,1", "--augment", "online", "--learning_rate", 0.03, "--batch_size", 4)
     said = run_ok("train.py", *flags, "--epochs", 8, *TINY, cwd=folder)
     assert "4 classes" in said
     return folder
@@ -92,8 +102,7 @@ def test_decision_is_the_likeliest_class():
     decision = NAMED.decision_logits(logits)
     assert torch.equal(NAMED.label_map(decision)[:, 0], logits.argmax(1).to(torch.uint8) + BACKGROUND)
     assert torch.equal(decision[:, :1] > 0, logits.argmax(1, keepdim=True) != 0)
-    found = NAMED.foreground_of(logits.softmax(1).numpy())
-    assert np.array_equal(found, (logits.argmax(1) != 0).numpy())
+    assert np.array_equal(NAMED.decided(logits.softmax(1).numpy()), logits.argmax(1).numpy())
 
 
 def test_species_come_from_the_lists(shared_dataset, tmp_path):
@@ -137,7 +146,7 @@ def test_dice_of_classes_by_hand():
                 dices.append(2 * (p & t).sum() / (p.sum() + t.sum()))
         by_class.append(np.mean(dices))
     assert len(dices) < 5
-    assert mean_dice(counts) == pytest.approx(np.mean(by_class))
+    assert mean_dice(counts, NAMED) == pytest.approx(np.mean(by_class))
     assert image_dice(counts)[1] == 1
     there = counts[0, :, :3].sum(-1) > 0
     assert image_dice(counts)[0].item() == pytest.approx(dice_from_counts(counts[0])[there].mean().item())
@@ -148,10 +157,12 @@ def test_to_predict_none_earns_nothing():
     truth[:2, :, :4] = BACKGROUND + 1
     truth[2, :, :4] = BACKGROUND + 2
     nothing = torch.full_like(truth, BACKGROUND)
-    assert mean_dice(label_counts(NAMED, nothing, truth)) == 0
-    assert mean_dice(label_counts(NAMED, truth, truth)) == 1
+    assert mean_dice(label_counts(NAMED, nothing, truth), NAMED) == 0
+    assert mean_dice(label_counts(NAMED, truth, truth), NAMED) == 1
     logits = NAMED.one_hot(truth) * 10
-    assert mean_dice(score_counts(NAMED, NAMED.decision_logits(logits), truth)) == 1
+    assert mean_dice(score_counts(NAMED, NAMED.decision_logits(logits), truth), NAMED) == 1
+    two = ClassesTask(("background", "road"))
+    assert mean_dice(label_counts(two, nothing, truth), two) == 0
 
 
 def test_scores_and_intervals_leave_out_what_an_image_has_not():
@@ -194,12 +205,13 @@ def test_panels_have_a_legend_and_masks_a_palette():
 def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
     content = load_checkpoint(run_of_classes / "saved_models/tiny_best.pth")
     assert content["model"]["config"]["classes"] == list(NAMED.classes)
-    assert len(content["settings"]["class_weights"].split(",")) == 4  # auto is written out
     flags = ("--data_path", colored, "--save_dir", run_of_classes / "saved_models")
     files = ("--csv", "rows.csv", "--json", "all.json", "--confusion", "c.png", "--worst", 1)
     said = run_ok("evaluate.py", *flags, *files, cwd=tmp_path)
     found = json.loads((tmp_path / "all.json").read_text())
-    assert found["dice"] == pytest.approx(np.mean([found[f"dice_{name}"] for name in NAMED.classes[1:]]), abs=1e-6)
+    assert found["dice"] == pytest.approx(
+        np.mean([v for name, v in found.items() if name.startswith("dice_")]), abs=1e-6
+    )
     assert found["dice"] > 0.5
     assert f"test Dice score: {found['dice']:.4f}" in said
     assert "Pixels of a class (row) by predicted class" in said
@@ -222,6 +234,56 @@ def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
     assert (tmp_path / "out/index.html").is_file()
     said = run_ok("export.py", *flags, "--formats", "onnx", "--output_path", ".", cwd=tmp_path)
     assert "100.00" in said
+
+
+def test_masks_without_a_class_are_refused_and_absent_ones_named(colored, tmp_path):
+    root = shutil.copytree(colored, tmp_path / "data")
+    flags = ("train.py", "--data_path", root, "--epochs", 1, *TINY)
+    done = run_script(*flags, "--classes", "background,red,green,blue,violet", cwd=tmp_path)
+    assert "WARNING: no pixel is violet in 32 training images." in done.stderr
+    for file in (root / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 255).save(file)
+    done = run_script(*flags, "--classes", "background,object", cwd=tmp_path)
+    assert_one_error(done, "have no class but background", "255 is left out")
+    Image.fromarray(np.full((64, 64), -1, np.int32)).save(root / "masks/0.tiff")
+    (root / "masks/0.png").unlink()
+    done = run_script(*flags, "--classes", "background,object", cwd=tmp_path)
+    assert_one_error(done, "0.tiff holds the value -1")
+
+
+def test_images_are_segmented_without_masks_of_other_classes(run_of_classes, shared_dataset, tmp_path):
+    flags = ("--data_path", shared_dataset, "--save_dir", run_of_classes / "saved_models")
+    said = run_ok("inference.py", *flags, "--output_path", "out", cwd=tmp_path)
+    assert "The masks are not used" in said
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 4
+
+
+def test_saved_classes_never_name_a_file(run_of_classes, tmp_path):
+    content = load_checkpoint(run_of_classes / "saved_models/tiny_best.pth")
+    (tmp_path / "names").write_text("a\nb\n")
+    content["settings"]["classes"] = str(tmp_path / "names")
+    with pytest.raises(CheckpointError, match="its setting classes has an impossible value"):
+        restore_config({}, content, tmp_path)
+
+
+def test_groups_are_scored_by_the_classes_they_have():
+    base = dict.fromkeys(("true_positives", "false_positives", "false_negatives", "true_negatives"), 4)
+    rows = [
+        {**base, "dice": 0.5, "boundary_f": 0.5, "pixels_cat": 9, "dice_cat": 0.9, "iou_cat": 0.8, "pixels_dog": 0}
+        | {"dice_dog": 0.0, "iou_dog": 0.0}
+    ] * 2  # some pixels are taken for a dog
+    assert intervals(rows)["dice"].value == pytest.approx(0.45)
+    assert intervals(of_true_classes(rows))["dice"].value == pytest.approx(0.9)
+
+
+def test_outlines_beside_ignored_pixels_do_not_count():
+    y, x = torch.meshgrid(torch.arange(80), torch.arange(80), indexing="ij")
+    distance = ((y - 40.0) ** 2 + (x - 40.0) ** 2).sqrt()[None, None]
+    truth, counted = distance < 20, (distance < 20) | (distance > 30)
+    assert boundary_f(distance < 26, truth, 2, counted).item() == 1  # nothing known is wrong
+    right = (x > 39)[None, None]
+    assert boundary_f(~truth & right, truth & right, 2, right).item() == 1  # the same outline
+    assert boundary_f((distance < 10) & right, truth & right, 2, right).item() == 0
 
 
 def test_check_and_preview_know_the_classes(colored, tmp_path):
@@ -261,6 +323,8 @@ def test_classes_resume_exactly_without_their_file(colored, tmp_path):
         for number, epochs in enumerate(parts):
             more = ("--resume",) if number else classes
             run_ok("train.py", *flags, *more, "--epochs", epochs, cwd=folder)
+        content = load_checkpoint(folder / "saved_models/tiny_last.pth")
+        assert len(content["settings"]["class_weights"].split(",")) == 4  # auto is written out
         weights.append(load_checkpoint(folder / "saved_models/tiny_last.pth")["weights"])
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
 

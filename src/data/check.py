@@ -99,7 +99,8 @@ def check(root: Path, split: str, seed: int, task: Task = TASKS["binary"], pixel
         empty = [s.name for s, inspection in zip(samples, found) if not (inspection.fault or inspection.pet_share)]
         if empty:
             print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
-        print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
+        if not task.classes:
+            print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
     print_resized_masks(samples)
     raise_faults([inspection.fault for inspection in found if inspection.fault], root)
     copies = find_copies(samples)

@@ -214,9 +214,9 @@ def read_class_mask(path, classes: tuple[str, ...], size: tuple[int, int] | None
         DatasetError: the file can't be read, has several channels, or holds a number without a name.
     """
     values = _read_values(path, "class mask")
-    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16, np.int32):
+    if values.ndim != 2 or values.dtype not in (bool, np.uint8, np.uint16, np.int32):
         raise DatasetError(f"{path} is no mask of classes: expected one channel of whole numbers; save it as index PNG")
-    unnamed = np.unique(values[(values >= len(classes)) & (values != IGNORED)])
+    unnamed = np.unique(values[((values < 0) | (values >= len(classes))) & (values != IGNORED)])
     if len(unnamed):
         raise DatasetError(
             f"{path} holds the value {unnamed[0]}, but --classes names {len(classes)} classes, 0 to "

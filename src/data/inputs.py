@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import glob
 import os
 from pathlib import Path
@@ -36,8 +37,14 @@ def find_samples(
         DatasetError: it is a dataset, but an incomplete one.
     """
     task = task_of_checkpoint(content)
-    samples, what = _find(Path(data_path), data_path, content, subset, recursive, output)
-    return read_as(samples, task, pixels_of(content["preprocessing"])), what
+    plain = {**content, "model": {**content["model"], "config": {}}}  # masks are looked at below
+    samples, what = _find(Path(data_path), data_path, plain, subset, recursive, output)
+    pixels = pixels_of(content["preprocessing"])
+    try:
+        return read_as(samples, task, pixels), what
+    except DatasetError as error:  # images can be segmented without their masks
+        print(f"The masks are not used: {error}", flush=True)
+        return read_as([dataclasses.replace(sample, mask_path=None) for sample in samples], task, pixels), what
 
 
 def _find(

@@ -27,6 +27,7 @@ def true_shares(matrix: np.ndarray) -> np.ndarray:
 def print_confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> None:
     """Prints which class the pixels of each class are taken for."""
     if len(classes) > SHOWN:
+        print(f"The confusion matrix of {len(classes)} classes is in the file of --json; --confusion draws it.")
         return
     width = max(8, *map(len, classes))
     print(f"Pixels of a class (row) by predicted class\n  {'':<{width}}", *(f"{name:>{width}}" for name in classes))

@@ -154,7 +154,7 @@ def score_sample(
     row = dict(zip(COUNTS, counts.tolist()))
     row["dice"] = dice_from_counts(counts).item()
     # Without the border no outline is known.
-    row["boundary_f"] = math.nan if config.ignore_border else boundary_f(final, mask, config.tolerance).item()
+    row["boundary_f"] = math.nan if config.ignore_border else boundary_f(final, mask, config.tolerance, counted).item()
     if config.tta:
         row["plain_dice"] = dice_from_counts(pixel_counts(plain, mask, counted)).item()
     if task.classes:
@@ -164,6 +164,7 @@ def score_sample(
             row["plain_dice"] = image_dice(of_classes[0]).item()
         for name, (tp, fp, fn, _) in zip(task.classes[1:], of_classes[1][0].tolist()):
             there = tp + fp + fn > 0
+            row[f"pixels_{name}"] = tp + fn
             row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if there else math.nan
             row[f"iou_{name}"] = tp / (tp + fp + fn) if there else math.nan
     elif not (binary_mask or config.ignore_border):

@@ -93,15 +93,21 @@ def _outline(mask: torch.Tensor) -> torch.Tensor:
     return mask & ~inside
 
 
-def boundary_f(prediction: torch.Tensor, mask: torch.Tensor, tolerance: int) -> torch.Tensor:
+def boundary_f(
+    prediction: torch.Tensor, mask: torch.Tensor, tolerance: int, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """F-score of outlines (Martin et al., 2004; Perazzi et al., 2016: https://davischallenge.org).
 
     The harmonic mean, float (N,), of the shares of either outline that lie within `tolerance` pixels of the other; 1
-    where neither mask has one, 0 where one has none. Masks are (N, 1, H, W), zero for background.
+    where neither mask has one, 0 where one has none. Masks are (N, 1, H, W), zero for background. Outlines within
+    `tolerance` of a pixel that is not counted are left out: where they would be is not known.
     """
     steps = torch.arange(-tolerance, tolerance + 1, device=mask.device)
     disc = (steps[:, None] ** 2 + steps**2 <= tolerance**2).float()[None, None]
     outlines = [_outline(m != 0) for m in (prediction, mask)]
+    if counted is not None:
+        reach = F.max_pool2d((~counted).float(), 2 * tolerance + 3, stride=1, padding=tolerance + 1) > 0
+        outlines = [o & ~reach for o in outlines]
     near = [F.conv2d(o.float(), disc, padding=tolerance) > 0.5 for o in outlines]
     lengths = [o.sum(dim=(1, 2, 3)) for o in outlines]
     shares = [
@@ -150,8 +156,6 @@ def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
     if named["dice"]:
         with warnings.catch_warnings(action="ignore"):  # of means of nothing
             dice, iou = (np.nanmean(named[kind], axis=0) for kind in ("dice", "iou"))
-        if means.ndim == 1:  # all images together
-            dice, iou = np.nan_to_num(dice, nan=1.0), np.nan_to_num(iou, nan=1.0)
 
     def share(part, whole):
         return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
@@ -171,13 +175,13 @@ def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
     }
 
 
-def mean_dice(counts: torch.Tensor) -> float:
+def mean_dice(counts: torch.Tensor, task: Task) -> float:
     """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
 
-    Of several classes each is averaged over the images that have it in truth or prediction: to predict none earns
-    nothing. Classes in no image don't count.
+    Each named class is averaged over the images that have it in truth or prediction: to predict none earns nothing.
+    Classes in no image don't count.
     """
-    if counts.shape[1] == 1:
+    if not task.classes:
         return summarize(counts[:, 0])["dice"]
     dice, there = dice_from_counts(counts).double(), counts[..., :3].sum(-1) > 0
     sums, images = (dice * there).sum(0), there.sum(0)

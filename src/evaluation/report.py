@@ -16,6 +16,7 @@ from evaluation.confusion import draw_confusion, print_confusion
 from evaluation.evaluator import CheckpointEvaluator, predict_samples
 from evaluation.metrics import Interval, differences, intervals, mean_scores
 from evaluation.predictor import label_map_at_size
+from runtime.errors import UsageError
 from runtime.files import append_rows, atomic_write, write_rows
 from visual.panels import draw_panel, write_png
 
@@ -28,6 +29,9 @@ VERDICTS = [
 ]
 
 
+KINDS = ("dice", "iou")  # of scores of named classes
+
+
 @dataclasses.dataclass
 class Report:
     """The scores of one checkpoint, and how they differ from those of another."""
@@ -38,10 +42,12 @@ class Report:
     def __post_init__(self):
         rows, config = self.evaluator.rows, self.evaluator.config
         self.scores = _known(intervals(rows))
+        if "dice" not in self.scores:
+            raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
         self.differences = _known(differences(rows, self.other.rows)) if self.other else {}
         pets = describe_layout(self.evaluator.dataset.root) == "Oxford-IIIT Pet layout"
         groups = group_rows(rows) if pets else {}
-        self.groups = {name: (len(some), intervals(some)["dice"]) for name, some in groups.items()}
+        self.groups = {name: (len(some), intervals(of_true_classes(some))["dice"]) for name, some in groups.items()}
         self.plain_dice = float(np.mean([row["plain_dice"] for row in rows])) if config.tta else None
         dataset = self.evaluator.dataset
         copies = copies_of_training(dataset.root, self.evaluator.content, dataset.samples)
@@ -132,7 +138,8 @@ class Report:
             },
             "without_near_copies": self._without_copies(),
             "confusion": None if evaluator.confusion is None else evaluator.confusion.tolist(),
-            "dice_without_tta": self.plain_dice and round(self.plain_dice, 6),
+            # Of named classes the Dice is no average over images.
+            "dice_without_tta": evaluator.confusion is None and self.plain_dice and round(self.plain_dice, 6),
             "differences": {name: _rounded(score) for name, score in self.differences.items()},
         }
         if config.reliability:
@@ -143,7 +150,12 @@ class Report:
             write_rows(config.csv, evaluator.rows)
         if config.json:
             with atomic_write(config.json) as file:
-                json.dump({**facts, **{name: value for name, value in details.items() if value}}, file, indent=2)
+                json.dump(
+                    {**facts, **{name: value for name, value in details.items() if value}},
+                    file,
+                    indent=2,
+                    allow_nan=False,
+                )
                 file.write("\n")
         stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
         append_rows(log_dir / f"{evaluator.name}_evaluation_log.csv", [{**stamp, **facts}])
@@ -165,6 +177,13 @@ def _rounded(score: Interval) -> list[float]:
     return [round(x, 6) for x in score]
 
 
+def of_true_classes(rows: list[dict]) -> list[dict]:
+    """The rows without the scores of named classes that none of their images has: a group has few of them."""
+    names = [name.removeprefix("pixels_") for name in rows[0] if name.startswith("pixels_")]
+    absent = {f"{kind}_{name}" for name in names if not any(row[f"pixels_{name}"] for row in rows) for kind in KINDS}
+    return [{name: value for name, value in row.items() if name not in absent} for row in rows]
+
+
 def group_rows(rows: list[dict]) -> dict[str, list[dict]]:
     """Rows by cats and dogs (file names of cats have capital letters) and then by breed, the worst first."""
     groups: dict[str, list[dict]] = {"cats": [], "dogs": []}
@@ -173,7 +192,7 @@ def group_rows(rows: list[dict]) -> dict[str, list[dict]]:
         name = row["name"]
         groups["cats" if name[0].isupper() else "dogs"].append(row)
         breeds.setdefault(name.rpartition("_")[0] or name, []).append(row)
-    worst_first = sorted(breeds.items(), key=lambda item: mean_scores(item[1])["dice"])
+    worst_first = sorted(breeds.items(), key=lambda item: mean_scores(of_true_classes(item[1]))["dice"])
     return {name: rows for name, rows in {**groups, **dict(worst_first)}.items() if rows}
 
 

@@ -90,8 +90,8 @@ class Task:
         """A trimap as this task knows it."""
         return np.where(trimap == BORDER, np.uint8(PET), trimap)
 
-    def foreground_of(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities (N, C, H, W) to where they are foreground, bool (N, H, W)."""
+    def decided(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities (N, C, H, W) to the class of each pixel, (N, H, W)."""
         return probabilities[:, 0] > 0.5
 
 
@@ -125,6 +125,9 @@ class SoftmaxTask(Task):
     def visible(self, trimap: np.ndarray) -> np.ndarray:
         return trimap
 
+    def decided(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities.argmax(1)
+
 
 class TrimapTask(SoftmaxTask):
     """Pet, background and border: three logits in this order."""
@@ -140,9 +143,6 @@ class TrimapTask(SoftmaxTask):
     def label_map(self, decision: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
         labels = super().label_map(decision, threshold)
         return labels.masked_fill_((labels == PET) & (decision.narrow(-3, 1, 1) > 0), BORDER)
-
-    def foreground_of(self, probabilities: np.ndarray) -> np.ndarray:
-        return probabilities[:, 1] < 0.5
 
 
 class ClassesTask(SoftmaxTask):
@@ -175,9 +175,6 @@ class ClassesTask(SoftmaxTask):
         foreground, others = decision.split([1, self.out_channels - 1], dim=-3)
         likeliest = others.argmax(dim=-3, keepdim=True).to(torch.uint8) + (BACKGROUND + 1)
         return likeliest.masked_fill_(foreground <= threshold, BACKGROUND)
-
-    def foreground_of(self, probabilities: np.ndarray) -> np.ndarray:
-        return probabilities.argmax(1) != 0
 
 
 def class_colors(count: int) -> np.ndarray:
@@ -226,6 +223,13 @@ def class_names(text: str) -> str:
     return ",".join(names)
 
 
+def are_classes(text: str) -> str:
+    """A value of `class_names`, from a file that must not make us read others. Raises ValueError: it is none."""
+    if text in TASKS or ("," in text and are_class_names(text.split(","))):
+        return text
+    raise ValueError("no classes")
+
+
 def task_named(classes: str) -> Task:
     """The task of a value of `class_names`."""
     return TASKS[classes] if classes in TASKS else task_of(classes=classes.split(","))
@@ -238,6 +242,8 @@ def task_of(out_channels: int = 1, classes: Sequence[str] | None = None) -> Task
         ValueError: there is none.
     """
     if classes is not None:
+        if not are_class_names(list(classes)):
+            raise ValueError(f"{classes} are no names of classes: 2 to {MAX_CLASSES} different ones")
         return SPECIES if tuple(classes) == SPECIES.classes else ClassesTask(classes)
     for task in TASKS.values():
         if task.out_channels == out_channels and not task.classes:

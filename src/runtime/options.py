@@ -26,6 +26,7 @@ class Option(NamedTuple):
     bare: Any = None
     resume: str | None = None
     nargs: str | None = None
+    saved: Callable[[str], Any] | None = None
 
 
 def option(default, help: str, parse: Callable[[str], Any] = str, **more):
@@ -37,7 +38,7 @@ def option(default, help: str, parse: Callable[[str], Any] = str, **more):
         parse: turns the flag's text into the value, or raises argparse.ArgumentTypeError.
         **more: `choices`, the values allowed; `aliases`, other spellings; `metavar`; `group`, the heading in the help
             from this field on; `bare`, the value of the flag without a value; `nargs` as in argparse; `resume`, FIXED
-            or CHANGEABLE for settings that a checkpoint keeps.
+            or CHANGEABLE for settings that a checkpoint keeps; `saved`, which parses these where `parse` reads files.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, parse, **more)})
 
@@ -81,7 +82,7 @@ def is_valid(config_class, name: str, value) -> bool:
     if type(value) not in (int, float, str):
         return False
     try:
-        parsed = made.parse(str(value))
+        parsed = (made.saved or made.parse)(str(value))
     except (argparse.ArgumentTypeError, ValueError):  # ValueError: of str, for numbers of thousands of digits
         return False
     return type(parsed) is type(value) and parsed == value

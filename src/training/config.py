@@ -15,7 +15,7 @@ from data.pixels import Pixels, percentiles, pixels_of, window_of
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.checkpoint import task_of_checkpoint
-from models.task import TASKS, Task, class_names, task_named
+from models.task import TASKS, Task, are_classes, class_names, task_named
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import (
     FIXED,
@@ -166,6 +166,7 @@ class TrainConfig(CommonConfig):
         f"what is learned: {', '.join(TASKS)}, or the names of classes, a file with one in a line or with commas",
         class_names,
         metavar="|".join([*TASKS, "FILE"]),
+        saved=are_classes,
     )
     recipe: str = fixed("report", "values of the flags that are not given", choices=tuple(RECIPES))
     epochs: int = option(
@@ -330,6 +331,8 @@ def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
         default = options_of(TrainConfig)[name][1]
         if kind == FIXED or (name not in overrides and name in content["settings"]):
             kept[name] = content["settings"].get(name, default)
+    written_out = {name: kept[name] for name in ("class_weights", "progressive") if overrides.get(name) == "auto"}
+    overrides = {**overrides, **{name: value for name, value in written_out.items() if value is not None}}
     differing = [
         f"{name} {value} (now {overrides[name]})" for name, value in kept.items() if overrides.get(name, value) != value
     ]
@@ -358,7 +361,8 @@ def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> Trai
     }
     pixels = pixels_of(content["preprocessing"])
     found |= {"channels": pixels.channels, "window": pixels.window and ",".join(map(repr, pixels.window))}
-    differing = [f"{name} {value}" for name, value in found.items() if overrides.get(name, value) != value]
+    given = {**overrides, **({"classes": config.task.name} if "classes" in overrides else {})}
+    differing = [f"{name} {value}" for name, value in found.items() if given.get(name, value) != value]
     if differing:
         raise UsageError(f"{config.init} has {', '.join(differing)}; leave these flags out, or use another file")
     size = overrides.get("image_size", content["preprocessing"]["image_size"])
@@ -418,6 +422,11 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     if config.unlabeled == "rest" and config.train_fraction == 1:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
     weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
+    of_regions = config.loss in ("dice", "tversky", "focal_tversky")
+    if config.class_weights and of_regions and (channels == 1 or weights == ["auto"]):
+        raise UsageError(f"--class_weights {config.class_weights} would do nothing useful with --loss {config.loss}")
+    if config.distort and "jpeg" in config.distort and config.channels != 3:
+        raise UsageError("--distort jpeg is for images of three channels; name others")
     if weights != ["auto"] and len(weights) != channels:
         raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")
     if config.mix != "none" and config.batch_size < 2 * processes:

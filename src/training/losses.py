@@ -91,8 +91,11 @@ def focal_tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, w
 
 
 def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """The sum of both: the steady gradient of cross-entropy, and Dice, to which small pets count as much."""
-    return bce_loss(logits, target, task, weights) + dice_loss(logits, target, task, weights)
+    """The sum of both: the steady gradient of cross-entropy, and Dice, to which small pets count as much.
+
+    Weights are of the cross-entropy alone.
+    """
+    return bce_loss(logits, target, task, weights) + dice_loss(logits, target, task)
 
 
 LOSSES = {
@@ -109,11 +112,12 @@ def balanced_weights(targets: torch.Tensor, task: Task) -> list[float]:
     """Weights inverse to the number of pixels of each class in targets (N, 1, H, W), to three digits.
 
     With them all classes count alike, and pixels count 1 on average; of a single logit it is background over
-    foreground. A class of less than a thousandth of the pixels counts as one of that.
+    foreground. A class of less than a thousandth of the pixels counts as one of that; one without any weighs 1.
     """
     shares = task.one_hot(targets).sum(dim=(0, 2, 3), dtype=torch.float64)
     counted = task.counted(targets)
     shares = shares / (targets.numel() if counted is None else max(1, int(counted.sum())))
+    there = shares > 0
     shares = shares.clamp(min=1e-3, max=1 - 1e-3)
-    weights = (1 - shares) / shares if len(shares) == 1 else 1 / (len(shares) * shares)
+    weights = (1 - shares) / shares if len(shares) == 1 else torch.where(there, 1 / (there.sum() * shares), 1.0)
     return [float(f"{weight:.3g}") for weight in weights.tolist()]

@@ -1,6 +1,7 @@
 """The data of a training run: its parts, images without masks, and what the checkpoint says of them."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from data.index import find_root, fingerprint, list_samples, read_as
 from data.loader import ResumableBatchSampler
 from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
 from data.unlabeled import REST, ImageDataset, WithUnlabeled, names_digest, open_folder, open_rest
+from models.task import BACKGROUND, IGNORED, Task
 from runtime.distributed import DistributedContext
 from runtime.errors import UsageError
 from training.config import TrainConfig
@@ -67,8 +69,29 @@ def open_data(
     train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)
     valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
     inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
-    warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
+    if config.task.classes:
+        require_classes(train_set, config.task, root)
+    else:
+        warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
     return train_set, valid_set, test_set, data
+
+
+def require_classes(train_set: SimpleOxfordPetDataset, task: Task, root: Path) -> None:
+    """Warns on stderr of classes without a pixel in up to 256 training images.
+
+    Raises:
+        UsageError: none has any but background.
+    """
+    some = np.linspace(0, len(train_set) - 1, min(256, len(train_set))).astype(int).tolist()
+    found = set(train_set.read_batch(some)["trimap"].unique().tolist())
+    absent = [name for value, name in enumerate(task.classes[1:], start=BACKGROUND + 1) if value not in found]
+    if len(absent) == len(task.classes) - 1:
+        raise UsageError(
+            f"the masks of {len(some)} training images in {root} have no class but {task.classes[0]}; values must "
+            f"be the numbers of the classes, and {IGNORED} is left out"
+        )
+    if absent:
+        print(f"WARNING: no pixel is {', '.join(absent)} in {len(some)} training images.", file=sys.stderr)
 
 
 def with_class_weights(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> TrainConfig:

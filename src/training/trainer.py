@@ -210,7 +210,7 @@ class Trainer:
         check = self.stop.check if context.size == 1 else lambda: None
         predictor = Predictor(evaluated, self.precision)
         counts, loss = validate(predictor, self.valid_loader, self.loss_fn, check, context)
-        return loss, mean_dice(counts)
+        return loss, mean_dice(counts, state.model.task)
 
     def _finish_epoch(self, val_dice: float | None) -> None:
         """Moves on to the next epoch. Saves where it was validated, is to be kept, or a save is due."""
