@@ -64,7 +64,7 @@ def run_of_classes(tmp_path_factory, colored) -> Path:
     """A folder with a network of four classes."""
     folder = tmp_path_factory.mktemp("classes")
     flags = ("--data_path", colored, "--classes", colored / "classes.txt", "--loss", "focal_tversky")
-    flags += ("--class_weights", "1,2,2,1", "--augment", "online", "--learning_rate", 0.03, "--batch_size", 4)
+    flags += ("--class_weights", "0.3,4,5,5", "--augment", "online", "--learning_rate", 0.03, "--batch_size", 4)
     said = run_ok("train.py", *flags, "--epochs", 8, *TINY, cwd=folder)
     assert "4 classes" in said
     return folder
