@@ -6,7 +6,7 @@ DEMO_RUN := --save_dir demo/saved_models --log_dir demo/logs
 DEMO_FLAGS := --image_size 64 --epochs 8 --learning_rate 1.5e-3 --loss bce_dice --scheduler cosine \
 	--encoder_weights none
 
-.PHONY: setup demo test lint bench report folds clean
+.PHONY: setup demo test test-all lint bench report folds clean
 
 setup: .venv/.installed
 
@@ -32,6 +32,9 @@ demo: setup
 	@echo "and at the tri-panels, demo/inference_results/index.html"
 
 test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not long"
+
+test-all: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: .venv/.installed-dev

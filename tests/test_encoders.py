@@ -12,6 +12,8 @@ from runtime.errors import CheckpointError
 
 STRIDES = {"convnext_tiny": [4, 8, 16, 32], "swin_t": [4, 8, 16, 32]}
 
+LONG = ("resnet50", "resnext50_32x4d", "efficientnet_b3", "efficientnet_v2_s", "swin_t")  # seconds each
+
 
 @pytest.fixture(scope="module", params=ENCODERS)
 def pair(request, tmp_path_factory):
@@ -57,7 +59,7 @@ def test_weights_of_another_classifier_are_refused(pair, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in ENCODERS])
 def test_every_encoder_trains_resumes_scores_and_infers(name, shared_dataset, tmp_path):
     data = ("--data_path", shared_dataset)
     flags = (*data, "--model_name", f"{name}_unet", "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)

@@ -65,7 +65,7 @@ def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_pat
     content["preprocessing"]["image_size"] = 96
     save_checkpoint(content, [tmp_path / "larger.pth"])
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "larger.pth")
-    assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes or image size")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes, or in size")
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--find_threshold")
     assert_one_error(run_script(*flags, cwd=tmp_path), "needs images that no member was trained on")
     content["preprocessing"]["image_size"], content["data"]["seed"] = 64, 7

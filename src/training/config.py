@@ -425,8 +425,6 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     of_regions = config.loss in ("dice", "tversky", "focal_tversky")
     if config.class_weights and of_regions and (channels == 1 or weights == ["auto"]):
         raise UsageError(f"--class_weights {config.class_weights} would do nothing useful with --loss {config.loss}")
-    if config.distort and "jpeg" in config.distort and config.channels != 3:
-        raise UsageError("--distort jpeg is for images of three channels; name others")
     if weights != ["auto"] and len(weights) != channels:
         raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")
     if config.mix != "none" and config.batch_size < 2 * processes:
