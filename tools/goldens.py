@@ -41,6 +41,15 @@ IGNORED |= {
     "resize",
     "tile",
     "calibration_error",
+    "channels",
+    "class_weights",
+    "confidence",
+    "distort",
+    "unlabeled",
+    "unlabeled_batch",
+    "unlabeled_weight",
+    "window",
+    "interval",
 }  # not in BASE
 TINY = "--data_path data --image_size 64 --encoder_weights none --batch_size 8 --learning_rate 1e-3"
 
