@@ -173,7 +173,9 @@ def cache_option():
 
 def model_path_option(several: bool = False):
     """Which checkpoint to use, or which checkpoints together."""
-    text = "checkpoint; by default <save_dir>/<model>_best.pth" + ("; several: their mean probabilities" * several)
+    text = "checkpoint; by default <model>_best.pth in --save_dir, or pets_small.pth" + (
+        "; several: their mean probabilities" * several
+    )
     return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
 
 
