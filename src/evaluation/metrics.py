@@ -154,7 +154,8 @@ def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
         classes = {n: s if (k > 1 - 1e-9).all() else s / k for n, s, k in zip(class_scores, singles, known)}
     named = {kind: [v for n, v in classes.items() if n.startswith(f"{kind}_")] for kind in ("dice", "iou")}
     if named["dice"]:
-        with warnings.catch_warnings(action="ignore"):  # of means of nothing
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of means of nothing
             dice, iou = (np.nanmean(named[kind], axis=0) for kind in ("dice", "iou"))
 
     def share(part, whole):
