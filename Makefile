@@ -41,7 +41,7 @@ lint: .venv/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# Half an hour on 2 cores. DATA=dataset takes the real images for the two that read any.
+# Over half an hour on 2 cores. DATA=dataset takes the real images for the two that read any.
 DATA ?= demo/dataset
 bench: .venv/.installed-dev
 	test -d $(DATA)/images || $(RUN) tools/sample_pets.py --data_path $(DATA) --count 1000 --side 128
@@ -49,6 +49,8 @@ bench: .venv/.installed-dev
 	$(RUN) benchmarks/training_step.py --model_name unet
 	$(RUN) benchmarks/memory.py
 	$(RUN) benchmarks/inference.py
+	$(RUN) benchmarks/small.py
+	$(RUN) benchmarks/networks.py
 	$(RUN) benchmarks/panels.py
 	$(RUN) benchmarks/data_loading.py --data_path $(DATA)
 	$(RUN) benchmarks/training_loop.py --data_path $(DATA) --image_size 96 --rounds 3

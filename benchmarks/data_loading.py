@@ -54,10 +54,8 @@ def read_all(loader, augment: bool) -> None:
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/data_loading.csv."""
-    parser = measure.parser(__doc__, rounds=7)
+    parser = measure.parser(__doc__, rounds=7, image_size=256, batch_size=32)
     parser.add_argument("--data_path", default="dataset")
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     args = parser.parse_args()
     root, cpu, size = find_root(args.data_path), torch.device("cpu"), args.image_size

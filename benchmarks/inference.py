@@ -53,7 +53,7 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
         samples.append(Sample(path.stem, path))
     precision = choose_precision("auto", device, size)
     predictor = Predictor(precision.to_device(build_model("resnet34_unet")).eval(), precision)
-    images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
+    images = measure.random_images(batch_size, size)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -74,12 +74,10 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/inference.csv."""
-    parser = measure.parser(__doc__, rounds=7)
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser = measure.parser(__doc__, rounds=7, image_size=256, batch_size=8)
     args = parser.parse_args()
     device, size = get_device(args.device), args.image_size
-    images = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8)
+    images = measure.random_images(args.batch_size, size)
     last, rows = torch.channels_last, []
     for name, other in (("resnet34_unet", "smp"), ("unet", "unet")):
         who = "smp Unet(resnet34)" if other == "smp" else "our network, plain loop"

@@ -18,12 +18,19 @@ import torch  # noqa: E402  the path must be set first, here and wherever this i
 from runtime.files import write_rows  # noqa: E402
 
 
-def parser(text: str, rounds: int) -> argparse.ArgumentParser:
-    """The flags of all benchmarks."""
+def parser(text: str, rounds: int, **sizes: int) -> argparse.ArgumentParser:
+    """The flags of all benchmarks, and `sizes` with their defaults, such as image_size and batch_size."""
     made = argparse.ArgumentParser(description=text.splitlines()[0])
     made.add_argument("--rounds", type=int, default=rounds, help="how often each variant is timed")
     made.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto")
+    for name, value in sizes.items():
+        made.add_argument(f"--{name}", type=int, default=value)
     return made
+
+
+def random_images(count: int, size: int) -> torch.Tensor:
+    """Noise, uint8 (N, 3, S, S)."""
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
 def synchronize(device: torch.device) -> None:

@@ -29,7 +29,7 @@ def peak_of_two_steps(name: str, mode: str, args) -> float:
     """Gigabytes. Two steps, because the first one creates the optimizer's state."""
     device = get_device(args.device)
     step = our_step(TrainConfig(model_name=name, image_size=args.image_size, **MODES[mode]), device)
-    images = torch.randint(0, 256, (args.batch_size, 3, args.image_size, args.image_size), dtype=torch.uint8)
+    images = measure.random_images(args.batch_size, args.image_size)
     masks = torch.randint(0, 2, (args.batch_size, 1, args.image_size, args.image_size), dtype=torch.uint8)
     for _ in range(2):
         step(images, masks)
@@ -41,9 +41,7 @@ def peak_of_two_steps(name: str, mode: str, args) -> float:
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/memory.csv."""
-    parser = measure.parser(__doc__, rounds=1)
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser = measure.parser(__doc__, rounds=1, image_size=256, batch_size=32)
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "MODE"), help="measure in this process")
     args = parser.parse_args()
     if args.one:

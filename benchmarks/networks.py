@@ -1,6 +1,6 @@
 """All networks: parameters, multiply-adds, and images a second in training and inference.
 
-    python benchmarks/networks.py --image_size 128
+    python benchmarks/networks.py
 
 Weights are freshly drawn: they don't change the time. All networks take turns in one run.
 """
@@ -35,7 +35,7 @@ def build(variant: str) -> SegmentationModel:
 def multiply_adds(model: SegmentationModel, size: int) -> int:
     """Of one image: convolutions and products of matrices, not batch norms and activations."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, size, size))
+        model.train()(torch.zeros(1, 3, size, size))  # what torch fuses for evaluation is not counted
     return counter.get_total_flops() // 2
 
 
@@ -58,12 +58,10 @@ def inference(variant: str, images: torch.Tensor, device: torch.device) -> Calla
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/networks.csv."""
-    parser = measure.parser(__doc__, rounds=3)
-    parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser = measure.parser(__doc__, rounds=3, image_size=128, batch_size=8)
     args = parser.parse_args()
     device, size = get_device(args.device), args.image_size
-    images = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8)
+    images = measure.random_images(args.batch_size, size)
     rates = {}
     for kind in (training, inference):
         calls = {variant: kind(variant, images, device) for variant in NETWORKS}

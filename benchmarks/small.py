@@ -35,7 +35,7 @@ def write_files(folder: Path, size: int) -> None:
     """The small network as ONNX, and quantised on noise."""
     torch.manual_seed(0)
     export(build_model("unet_small"), {"preprocessing": {"image_size": size}}, folder / "onnx.onnx")
-    images = list(torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8))
+    images = list(measure.random_images(8, size))
     quantize(folder / "onnx.onnx", images, folder / "int8.onnx")
 
 
@@ -62,8 +62,7 @@ def memory_of(variant: str, folder: Path, size: int) -> float:
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/small.csv."""
-    parser = measure.parser(__doc__, rounds=15)
-    parser.add_argument("--image_size", type=int, default=256)
+    parser = measure.parser(__doc__, rounds=15, image_size=256)
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

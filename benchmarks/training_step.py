@@ -88,14 +88,12 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/training_step_<model>.csv."""
-    parser = measure.parser(__doc__, rounds=5)
+    parser = measure.parser(__doc__, rounds=5, image_size=256, batch_size=8)
     parser.add_argument("--model_name", choices=["resnet34_unet", "unet"], default="resnet34_unet")
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device, size = get_device(args.device), args.image_size
-    images = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8)
+    images = measure.random_images(args.batch_size, size)
     masks = torch.randint(0, 2, (args.batch_size, 1, size, size), dtype=torch.uint8)
     config = TrainConfig(model_name=args.model_name, image_size=size, compile=args.compile)
     steps = variants_of(config, device)

@@ -134,8 +134,8 @@ def prepare(
 
     train_set, valid_set, _ = parts
     config = with_class_weights(config, train_set)
-    unlabelled = open_unlabeled(config, content, resumed_from, data, parts)
-    train_set, sampler = open_training_set(config, train_set, unlabelled, context)
+    unlabeled = open_unlabeled(config, content, resumed_from, data, parts)
+    train_set, sampler = open_training_set(config, train_set, unlabeled, context)
     progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
     total_steps = progress.planned_epochs * sampler.steps

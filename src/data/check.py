@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.copies import find_copies, near_copies
-from data.image_io import UNREADABLE, describe_image, image_size_of
+from data.image_io import describe_image, image_size_of
 from data.index import Sample, describe_layout, list_samples, read_as
 from data.pixels import RGB, Pixels
 from data.splits import MODES, split_samples
@@ -68,9 +68,8 @@ def inspect(sample: Sample) -> Inspection:
     try:
         mode = describe_image(sample.image_path)
         image, trimap = sample.read()
-    except UNREADABLE as error:  # DatasetError is among them
-        known = isinstance(error, DatasetError)
-        return Inspection(str(error) if known else f"{sample.image_path} can't be read: {error}")
+    except DatasetError as error:
+        return Inspection(str(error))
     mask = trimap != BACKGROUND
     return Inspection("", mode, image.shape[1::-1], float(mask.mean()), looks_inverted(mask))
 

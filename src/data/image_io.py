@@ -1,6 +1,8 @@
 """Reading images, trimaps and masks from files."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,16 @@ def _is_array(path) -> bool:
     return Path(path).suffix.lower() == ARRAY
 
 
-def open_image(path) -> Image.Image:
-    """Opens an image file of one of FORMATS, whatever it is called; raises one of UNREADABLE."""
-    return Image.open(path, formats=FORMATS)
+@contextlib.contextmanager
+def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
+    """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except DatasetError:
+        raise
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} can't be read as {what} ({error}); replace the file") from None
 
 
 def read_image(path, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
@@ -49,38 +58,28 @@ def read_image(path, size: tuple[int, int] | None = None, upright: bool = False)
             return shown(pixel_values(stored, RGB, size, path))
         image = Image.fromarray(np.asarray(stored))
         return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
-    try:
-        with open_image(path) as image:
-            if size is not None:
-                stored = size[::-1] if _turned(image, upright) else size
-                image.draft("RGB", stored)  # lets the JPEG decoder skip detail that the resize would average away
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode[0] in "IF":
-                image = _eight_bits(np.asarray(image))
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            if image.mode != "RGB":  # else it would be a copy, and images can be large
-                image = image.convert("RGB")
-            if size is not None:
-                image = image.resize(size, Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+    with _opened(path) as image:
+        if size is not None:
+            stored = size[::-1] if _turned(image, upright) else size
+            image.draft("RGB", stored)  # lets the JPEG decoder skip detail that the resize would average away
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode[0] in "IF":
+            image = _eight_bits(np.asarray(image))
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        if image.mode != "RGB":  # else it would be a copy, and images can be large
+            image = image.convert("RGB")
+        if size is not None:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(image)
 
 
 def read_pixels(path, pixels: Pixels, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
     """Reads an image as a network sees it: uint8 (H, W, 3) of RGB, or uint16 (H, W, C); see `read_image`."""
     if pixels == RGB:
         return read_image(path, size, upright)
-    if _is_array(path):
-        return pixel_values(load_array(path), pixels, size, path)
-    try:
-        with open_image(path) as image:
-            stored = stored_values(image, upright)
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
-    return pixel_values(stored, pixels, size, path)
+    return pixel_values(_read_stored(path, upright), pixels, size, path)
 
 
 def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
@@ -89,26 +88,29 @@ def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
     Raises:
         DatasetError: the file can't be read as an image.
     """
-    try:
-        if _is_array(path):
-            stored = load_array(path)
-        else:
-            with open_image(path) as image:
-                if image.mode[0] not in "IF":
-                    return read_image(path, size, upright)
-                stored = stored_values(image, upright)
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
-    if stored.dtype != np.uint8 or stored.shape[2:] != (3,):
-        stored = stored.mean(axis=2) if stored.ndim == 3 else stored
+    if not _is_array(path):
+        with _opened(path) as image:
+            if image.mode[0] not in "IF":
+                return read_image(path, size, upright)
+    stored = _read_stored(path, upright)
+    if stored.dtype.kind in "buif" and stored.shape[2:] not in ((), (1,), (3,)):
+        stored = stored.mean(axis=2)
     return shown(pixel_values(stored, Pixels(3, (0.0, 100.0)), size, path))
 
 
+def _read_stored(path, upright: bool) -> np.ndarray:
+    """The values of a file as they are stored; see `stored_values` and `load_array`."""
+    if _is_array(path):
+        return load_array(path)
+    with _opened(path) as image:
+        return stored_values(image, upright)
+
+
 def describe_image(path) -> str:
-    """Format and mode of an image file. Raises one of UNREADABLE."""
+    """Format and mode of an image file. Raises DatasetError: it can't be read as an image."""
     if _is_array(path):
         return f"NumPy {load_array(path).dtype}"
-    with open_image(path) as image:
+    with _opened(path) as image:
         return f"{image.format} {image.mode}"
 
 
@@ -119,11 +121,8 @@ def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
         if len(shape) not in (2, 3) or 0 in shape:
             raise DatasetError(f"{path} holds an array of shape {shape}, not an image")
         return shape[1::-1], False
-    try:
-        with open_image(path) as image:
-            return image.size, _turned(image, upright)
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as an image ({error}); replace the file") from None
+    with _opened(path) as image:
+        return image.size, _turned(image, upright)
 
 
 def image_size_of(path, upright: bool = False) -> tuple[int, int]:
@@ -226,15 +225,12 @@ def read_class_mask(path, classes: tuple[str, ...], size: tuple[int, int] | None
 
 
 def _read_values(path, what: str) -> np.ndarray:
-    try:
-        with open_image(path) as image:
-            if image.mode != "P" or what != "mask":
-                return np.asarray(image)
-            # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
-            colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
-            return colors if (colors.reshape(-1, 3).sum(1) == 0).any() else indices
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} can't be read as a {what} ({error}); replace the file") from None
+    with _opened(path, f"a {what}") as image:
+        if image.mode != "P" or what != "mask":
+            return np.asarray(image)
+        # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
+        colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
+        return colors if (colors.reshape(-1, 3).sum(1) == 0).any() else indices
 
 
 def _nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

@@ -99,29 +99,29 @@ class WithUnlabeled(Dataset):
 
     Args:
         labelled: the training set, augmented or not.
-        unlabelled: SimpleOxfordPetDataset, or ImageDataset.
+        unlabeled: SimpleOxfordPetDataset, or ImageDataset.
         seed: of the draws.
     """
 
-    def __init__(self, labelled: Dataset, unlabelled: SimpleOxfordPetDataset | ImageDataset, seed: int):
-        self.labelled, self.unlabelled, self.seed = labelled, unlabelled, seed
+    def __init__(self, labelled: Dataset, unlabeled: SimpleOxfordPetDataset | ImageDataset, seed: int):
+        self.labelled, self.unlabeled, self.seed = labelled, unlabeled, seed
 
     def __len__(self) -> int:
-        return len(self.labelled) + len(self.unlabelled)
+        return len(self.labelled) + len(self.unlabeled)
 
     @property
     def decodes(self) -> bool:
         """See SimpleOxfordPetDataset."""
-        return self.labelled.decodes or self.unlabelled.decodes
+        return self.labelled.decodes or self.unlabeled.decodes
 
     def read_batch(self, keys: list) -> dict:
         """A whole batch."""
         count = len(self.labelled)
         batch = self.labelled.read_batch([key for key in keys if key[1] < count])
         others = [(cycle, index - count) for cycle, index in keys if index >= count]
-        extra, draws = self.unlabelled.read_batch(others), []
+        extra, draws = self.unlabeled.read_batch(others), []
         for cycle, index in others:
-            rng = sample_rng(self.seed, cycle, self.unlabelled.samples[index].name, UNLABELED)
+            rng = sample_rng(self.seed, cycle, self.unlabeled.samples[index].name, UNLABELED)
             affine, colors = draw_augmentation(rng, *STRENGTHS["light"]), draw_colors(rng, STRONG_COLORS)
             draws.append((affine, colors, draw_distortions(rng, STRONG, 1.0), rng.integers(2**62)))
         names = ("affine", "colors", "distortions", "seeds")

@@ -20,6 +20,7 @@ from runtime.errors import UsageError
 from training.config import TrainConfig
 from training.losses import balanced_weights
 
+LOOKED_AT = 256  # training images, at most, whose classes are counted
 Parts = tuple[SimpleOxfordPetDataset, SimpleOxfordPetDataset, SimpleOxfordPetDataset]
 
 
@@ -68,22 +69,26 @@ def open_data(
     options |= {"task": config.task, "pixels": config.pixels}
     train_set = load_dataset(root, "train", augment_uncertain=config.augment_uncertain, **options)
     valid_set, test_set = (load_dataset(root, mode, **options) for mode in ("valid", "test"))
-    inspected = np.linspace(0, len(train_set) - 1, min(64, len(train_set))).astype(int).tolist()
     if config.task.classes:
         require_classes(train_set, config.task, root)
     else:
-        warn_if_inverted([mask[0].numpy() for mask in train_set.read_batch(inspected)["mask"]], root)
+        warn_if_inverted([mask[0].numpy() for mask in _some_of(train_set, 64)["mask"]], root)
     return train_set, valid_set, test_set, data
 
 
+def _some_of(dataset: SimpleOxfordPetDataset, most: int) -> dict:
+    """A batch of up to so many samples, evenly spread."""
+    return dataset.read_batch(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int).tolist())
+
+
 def require_classes(train_set: SimpleOxfordPetDataset, task: Task, root: Path) -> None:
-    """Warns on stderr of classes without a pixel in up to 256 training images.
+    """Warns on stderr of classes without a pixel in up to LOOKED_AT training images.
 
     Raises:
         UsageError: none has any but background.
     """
-    some = np.linspace(0, len(train_set) - 1, min(256, len(train_set))).astype(int).tolist()
-    found = set(train_set.read_batch(some)["trimap"].unique().tolist())
+    some = _some_of(train_set, LOOKED_AT)["trimap"]
+    found = set(some.unique().tolist())
     absent = [name for value, name in enumerate(task.classes[1:], start=BACKGROUND + 1) if value not in found]
     if len(absent) == len(task.classes) - 1:
         raise UsageError(
@@ -95,11 +100,10 @@ def require_classes(train_set: SimpleOxfordPetDataset, task: Task, root: Path) -
 
 
 def with_class_weights(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> TrainConfig:
-    """The config with --class_weights auto written out for these training images; up to 256 are looked at."""
+    """The config with --class_weights auto written out for up to LOOKED_AT of these training images."""
     if config.class_weights != "auto":
         return config
-    some = np.linspace(0, len(dataset) - 1, min(256, len(dataset))).astype(int).tolist()
-    weights = balanced_weights(dataset.read_batch(some)[config.task.target], config.task)
+    weights = balanced_weights(_some_of(dataset, LOOKED_AT)[config.task.target], config.task)
     return dataclasses.replace(config, class_weights=",".join(f"{weight:g}" for weight in weights))
 
 
@@ -138,12 +142,12 @@ def augmented(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> SimpleOxf
 
 
 def open_training_set(
-    config: TrainConfig, train_set: SimpleOxfordPetDataset, unlabelled, context: DistributedContext
+    config: TrainConfig, train_set: SimpleOxfordPetDataset, unlabeled, context: DistributedContext
 ) -> tuple[SimpleOxfordPetDataset | AugmentedDataset | WithUnlabeled, ResumableBatchSampler]:
     """The training set, augmented and with images without masks as the config says, and the order of its batches."""
     train_set = augmented(config, train_set)
-    others = (0 if unlabelled is None else len(unlabelled), config.unlabeled_batch or config.batch_size)
+    others = (0 if unlabeled is None else len(unlabeled), config.unlabeled_batch or config.batch_size)
     sampler = ResumableBatchSampler(len(train_set), config.batch_size, config.seed, context, *others)
-    if unlabelled is not None:
-        train_set = WithUnlabeled(train_set, unlabelled, config.seed)
+    if unlabeled is not None:
+        train_set = WithUnlabeled(train_set, unlabeled, config.seed)
     return train_set, sampler

@@ -18,7 +18,7 @@ from runtime.device import copy_to_device
 from runtime.seeding import UNLABELED, step_rng
 
 
-class PseudoLabelled(NamedTuple):
+class PseudoLabeled(NamedTuple):
     """Strongly augmented images and what is to be learned of them.
 
     Args:
@@ -33,11 +33,11 @@ class PseudoLabelled(NamedTuple):
     confident: torch.Tensor
     weight: float = 1.0
 
-    def split(self, pieces: int) -> list["PseudoLabelled"]:
+    def split(self, pieces: int) -> list["PseudoLabeled"]:
         """In so many pieces, each with its share of the weight: some may have no image."""
         parts = zip(*(tensor.tensor_split(pieces) for tensor in self[:3]))
         whole = pieces / max(1, len(self.images))
-        return [PseudoLabelled(*part, self.weight * len(part[0]) * whole) for part in parts]
+        return [PseudoLabeled(*part, self.weight * len(part[0]) * whole) for part in parts]
 
     def loss(self, logits: torch.Tensor, task: Task) -> torch.Tensor:
         """Cross-entropy of the confident pixels, over all pixels and images, times the weight."""
@@ -48,7 +48,7 @@ class PseudoLabelled(NamedTuple):
 @torch.no_grad()
 def pseudo_label(
     batch: dict, predictor: Predictor, how: BatchAugmentation, confidence: float, epoch: int, step: int
-) -> tuple[PseudoLabelled, torch.Tensor]:
+) -> tuple[PseudoLabeled, torch.Tensor]:
     """Labels the images of `WithUnlabeled`.
 
     Args:
@@ -84,4 +84,4 @@ def pseudo_label(
     images, _ = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
     together = torch.cat([labels, confident.to(labels.dtype)], dim=1)
     images, together = mix(images, together, "cutmix", 0.5, step_rng(how.seed, epoch, step, UNLABELED), task)
-    return PseudoLabelled(images, together[:, :-1], together[:, -1:] > 0), sums
+    return PseudoLabeled(images, together[:, :-1], together[:, -1:] > 0), sums

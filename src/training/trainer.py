@@ -24,7 +24,7 @@ from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import Interrupted, PeerLostError, RunError
 from training.run_state import LOG_COLUMNS, RunState
-from training.semi_supervised import PseudoLabelled, pseudo_label
+from training.semi_supervised import PseudoLabeled, pseudo_label
 from training.teacher import Teacher
 
 
@@ -41,7 +41,7 @@ def training_step(
     batch_length: int | None = None,
     accumulate: int = 1,
     teacher: torch.Tensor | None = None,
-    unlabeled: PseudoLabelled | None = None,
+    unlabeled: PseudoLabeled | None = None,
 ) -> torch.Tensor:
     """One step of the optimizer. Nothing in here waits for the device.
 
@@ -90,13 +90,13 @@ def training_step(
     return torch.stack(rows).sum(0)
 
 
-def _together(images: torch.Tensor, extra: PseudoLabelled | None, precision: Precision) -> torch.Tensor:
+def _together(images: torch.Tensor, extra: PseudoLabeled | None, precision: Precision) -> torch.Tensor:
     """Images and those without masks, for one forward pass."""
     return images if extra is None else torch.cat([images, precision.prepare_images(extra.images)])
 
 
 def _other_losses(
-    logits: torch.Tensor, guess: torch.Tensor, taught: torch.Tensor | None, extra: PseudoLabelled | None, task: Task
+    logits: torch.Tensor, guess: torch.Tensor, taught: torch.Tensor | None, extra: PseudoLabeled | None, task: Task
 ) -> torch.Tensor | float:
     """What is learned beside the masks: the teacher's probabilities, and labels of images without masks."""
     of_teacher = 0.0 if taught is None else task.cross_entropy(logits.float(), taught)
