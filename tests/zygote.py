@@ -13,6 +13,7 @@ import atexit
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import traceback
@@ -27,6 +28,7 @@ from tiny import SRC
 
 def run(request: dict) -> None:
     """Becomes the script, in a child; never returns."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.chdir(request["cwd"])
     for number, name in ((1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
