@@ -11,21 +11,46 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 SMP = "smp_recipe.py"  # stands before flags for this script instead of train.py
 SMALL, UNET = "--image_size 128", "--image_size 96 --model_name unet"
+STRONG = f"{SMALL} --recipe strong"
+FEW = f"{STRONG} --batch_size 8 --model_name unet_small"  # about 2,000 steps
 
 EXPERIMENTS: dict[str, dict[str, str]] = {
     # ResNet34-UNet; 33,120 images seen by each.
     "recipes": {
-        "strong": f"{SMALL} --recipe strong --epochs 10",
+        "strong": f"{STRONG} --epochs 10",
         "smp": f"{SMP} {SMALL} --epochs 10",
         "report": f"{SMALL} --epochs 10",
     },
     "recipes, 20 epochs": {
-        "strong": f"{SMALL} --recipe strong --epochs 20",
+        "strong": f"{STRONG} --epochs 20",
         "smp": f"{SMP} {SMALL} --epochs 20",
     },
     "recipes, UNet": {
         "strong": f"{UNET} --recipe strong --epochs 10",
         "smp": f"{UNET} --loss dice --scheduler cosine --learning_rate 2e-4 --batch_size 16 --epochs 10",
+    },
+    # Each for about 20 minutes of one core; one seed, so no claims.
+    "encoders, 20 minutes": {
+        "resnet18": f"{STRONG} --model_name resnet18_unet --epochs 10",
+        "resnet34": f"{STRONG} --model_name resnet34_unet --epochs 7",
+        "resnet34, transformer": f"{STRONG} --model_name resnet34_unet --attention transformer --epochs 7",
+        "mobilenet_v3_large": f"{STRONG} --model_name mobilenet_v3_large_unet --epochs 11",
+        "efficientnet_b0": f"{STRONG} --model_name efficientnet_b0_unet --epochs 8",
+        "convnext_tiny": f"{STRONG} --model_name convnext_tiny_unet --epochs 5",
+        "swin_t": f"{STRONG} --model_name swin_t_unet --epochs 4",
+    },
+    # A part of the masks, alone and with the other training images as unlabeled ones.
+    "5 % of the masks": {
+        "alone": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12",
+        "--unlabeled rest": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12 --unlabeled rest",
+    },
+    "1 % of the masks": {
+        "alone": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50",
+        "--unlabeled rest": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50 --unlabeled rest",
+    },
+    "10 % of the masks": {
+        "alone": f"{FEW} --train_fraction 0.1 --epochs 48 --validate_every 6",
+        "--unlabeled rest": f"{FEW} --train_fraction 0.1 --epochs 48 --validate_every 6 --unlabeled rest",
     },
     # For the claims of the reports.
     "networks": {"resnet34_unet": "--image_size 96 --epochs 10", "unet": f"{UNET} --epochs 10"},
@@ -39,14 +64,14 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
     },
     # One thing is changed in the strong recipe; scored on validation images alone.
     "choice": {
-        "as it is": f"{SMALL} --recipe strong --epochs 10",
-        "--decoder plain": f"{SMALL} --recipe strong --epochs 10 --decoder plain",
-        "--progressive off": f"{SMALL} --recipe strong --epochs 10 --progressive off",
-        "--augment off": f"{SMALL} --recipe strong --epochs 10 --augment off",
-        "--ema 0": f"{SMALL} --recipe strong --epochs 10 --ema 0",
-        "--learning_rate 2e-3": f"{SMALL} --recipe strong --epochs 10 --learning_rate 2e-3",
-        "--batch_size 8": f"{SMALL} --recipe strong --epochs 10 --batch_size 8",
-        "--loss dice": f"{SMALL} --recipe strong --epochs 10 --loss dice",
-        "--mix cutmix": f"{SMALL} --recipe strong --epochs 10 --mix cutmix",
+        "as it is": f"{STRONG} --epochs 10",
+        "--decoder plain": f"{STRONG} --epochs 10 --decoder plain",
+        "--progressive off": f"{STRONG} --epochs 10 --progressive off",
+        "--augment off": f"{STRONG} --epochs 10 --augment off",
+        "--ema 0": f"{STRONG} --epochs 10 --ema 0",
+        "--learning_rate 2e-3": f"{STRONG} --epochs 10 --learning_rate 2e-3",
+        "--batch_size 8": f"{STRONG} --epochs 10 --batch_size 8",
+        "--loss dice": f"{STRONG} --epochs 10 --loss dice",
+        "--mix cutmix": f"{STRONG} --epochs 10 --mix cutmix",
     },
 }

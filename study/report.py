@@ -71,7 +71,7 @@ def table_of(groups: Groups, name: str, base: str) -> str:
             continue
         found = compare(trained, group.get(base)) if member != base else None
         scores = [mean_of(trained.figures(f"test_{kind}")) for kind in ("dice", "dataset_dice")]
-        best = mean_of(trained.curves().max(axis=1).tolist())
+        best = mean_of(np.nanmax(trained.curves(), axis=1).tolist())
         rows.append([title, trained.rows[0]["epochs"], best, *scores, f"{found}: {found.verdict}" if found else ""])
     header = ["", "epochs", "best validation Dice", "test Dice", "dataset Dice", f"minus {TITLES.get(base, base)}"]
     return table(header, rows)

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import experiments
@@ -169,7 +170,7 @@ def score(run: Run, common: list) -> dict[str, list[list[int]]]:
 def row_of(run: Run, images: str, machine: str, counts: dict) -> dict:
     """A run's row of the table."""
     history = read_history(run)
-    valid = [float(row["val_dice"]) for row in history]
+    valid = [float(row["val_dice"] or "nan") for row in history]  # empty in epochs without validation
     scores = {kind: summarize(torch.tensor(rows)) for kind, rows in counts.items()}
 
     def scored(kind: str, name: str):
@@ -182,7 +183,7 @@ def row_of(run: Run, images: str, machine: str, counts: dict) -> dict:
         "data": DATA,
         "images": images,
         "epochs": len(history),
-        "best_epoch": max(range(len(valid)), key=valid.__getitem__) + 1,
+        "best_epoch": int(np.nanargmax(valid)) + 1,
         "test_dice": scored("best", "dice"),
         "test_dataset_dice": scored("best", "dataset_dice"),
         "test_dataset_dice_last_epoch": scored("last", "dataset_dice"),
@@ -206,7 +207,7 @@ def do(run: Run, args, images: str, machine: str) -> None:
     with lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
         if not run.is_done:  # by another process meanwhile
             write_rows(TABLE, [*(row for row in read_rows(TABLE) if not run.matches(row)), row], list(row))
-    valid, test = max(row["valid_curve"].split()), row["test_dataset_dice"] or "not scored"
+    valid, test = max(row["valid_curve"].replace("nan", "").split()), row["test_dataset_dice"] or "not scored"
     print(f"{run.experiment}, seed {run.seed}: best valid Dice {valid}, test {test}", flush=True)
     for checkpoint in () if args.keep else run.folder.glob("*.pth"):
         checkpoint.unlink()
