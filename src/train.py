@@ -24,8 +24,9 @@ from data.datasets import SimpleOxfordPetDataset
 from data.download import download
 from data.loader import make_loader, shard_batches
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
-from models.checkpoint import build_from_checkpoint, load_checkpoint, seen_names
+from models.checkpoint import load_checkpoint, seen_names, take_weights
 from models.encoder_weights import load_encoder_weights
+from models.task import DenoisingTask
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import UsageError
@@ -35,7 +36,7 @@ from training.config import TrainConfig, check_flags, restore_config, with_netwo
 from training.header import print_header, resume_command
 from training.losses import LOSSES
 from training.optim import ModelEMA, build_optimizer, build_scheduler
-from training.run_data import Parts, open_data, open_training_set, open_unlabeled, with_class_weights
+from training.run_data import Parts, open_data, open_images, open_training_set, open_unlabeled, with_class_weights
 from training.run_state import Progress, RunState, lock_run, resume_source, start_progress
 from training.teacher import Teacher, load_teacher
 from training.tensorboard import Board
@@ -61,13 +62,20 @@ def build_parser() -> cli.Parser:
 def main(argv=None) -> None:
     """Reads the flags and trains."""
     overrides = build_parser().parse_overrides(argv)
+    if overrides.get("recipe") == DenoisingTask.name:
+        raise UsageError(f"--recipe {DenoisingTask.name} is what pretrain.py sets; use that script")
     overrides.update({name: None for name in ("augment", "progressive") if overrides.get(name) == "off"})
-    if "model_name" in overrides:
-        overrides["model_name"] = known_model(overrides["model_name"])
     if "folds" in overrides:
         for name in ("save_dir", "log_dir"):
             folder = overrides.get(name, getattr(TrainConfig(), name))
             overrides[name] = str(Path(folder) / f"fold_{overrides.get('fold', 1)}")
+    start(overrides)
+
+
+def start(overrides: dict) -> None:
+    """Trains with these flags, on one process or several."""
+    if "model_name" in overrides:
+        overrides["model_name"] = known_model(overrides["model_name"])
     config = TrainConfig.from_flags(overrides)
     device = get_device(config.device)
     with init_distributed(device) as context:
@@ -122,7 +130,7 @@ def prepare(
     if config.download and context.first:
         download(writable_folder(config.data_path))
     context.barrier()  # the others wait for the download here
-    *parts, data = open_data(config, content, resumed_from)
+    *parts, data = (open_images if config.denoises else open_data)(config, content, resumed_from)
     teacher = open_teacher(config, device, source, data, parts[1])
     lock = None
     if context.first:
@@ -132,7 +140,7 @@ def prepare(
         if content is not None and resumed_from.stat().st_mtime_ns != source.written:
             raise UsageError(f"another run has just written {resumed_from}; try again")
 
-    train_set, valid_set, _ = parts
+    train_set, valid_set = parts[:2]
     config = with_class_weights(config, train_set)
     unlabeled = open_unlabeled(config, content, resumed_from, data, parts)
     train_set, sampler = open_training_set(config, train_set, unlabeled, context)
@@ -181,11 +189,10 @@ def build_state(
 ) -> RunState:
     """Network, average, optimizer and scheduler, seeded and freshly initialised; see RunState for the arguments."""
     seed_everything(config.seed, config.deterministic)
+    model = build_model(config.model_name, **config.network)
     if source.initial is not None:
-        model = build_from_checkpoint(source.initial, config.init)
-        encoder_start = f"from {Path(config.init).name}, like the whole network"
+        encoder_start = take_weights(model, source.initial, config.init)
     else:
-        model = build_model(config.model_name, **config.network)
         encoder_start = source.content["encoder_start"] if source.content else ""
         if source.content is None and context.first:  # the others get the first one's weights
             encoder_start = load_encoder_weights(model, config.encoder_weights)

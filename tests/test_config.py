@@ -33,7 +33,7 @@ def test_defaults_are_valid_and_configs_are_frozen():
         ("learning_rate", -1.0),
         ("learning_rate", 1),
         ("ema", 1.0),
-        ("loss", "mse"),
+        ("loss", "hinge"),
         ("loss", None),
         ("augment", "twice"),
         ("augment", 3),

@@ -112,7 +112,7 @@ def find_root(data_path) -> Path:
 def describe_layout(root: Path) -> str:
     """The layout of a dataset, in words."""
     if not (root / "annotations").is_dir():
-        return "own images: images/ and masks/"
+        return "own images: images/ and masks/" if (root / "masks").is_dir() else "images without masks"
     return "Oxford-IIIT Pet layout" if has_lists(root) else "Oxford-IIIT Pet layout without lists"
 
 

@@ -28,7 +28,8 @@ class SegmentationModel(nn.Module):
     `blocks`.
 
     Args:
-        out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap.
+        out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap; 0 for the
+            noise in an image, of as many channels as it has.
         attention: a key of `attention.ATTENTION`: a block at the end of each decoder step, or behind the bottleneck.
         decoder: one of the network's `decoders`.
         classes: names of the classes, the first of them background; then there are as many channels.
@@ -53,10 +54,9 @@ class SegmentationModel(nn.Module):
         super().__init__()
         if decoder not in self.decoders:
             raise ValueError(f"its decoder can't be {decoder!r}; it can be {', '.join(self.decoders)}")
-        self.task = task_of(out_channels, classes)
+        self.task = task_of(out_channels, classes, in_channels)
         # Plain values: they go into the checkpoint and rebuild the model.
-        outputs = {"out_channels": out_channels} if classes is None else {"classes": list(classes)}
-        self.config = {**outputs, "attention": attention}
+        self.config = {**self.task.outputs, "attention": attention}
         if decoder != "plain":  # absent in checkpoints of the first versions
             self.config["decoder"] = decoder
         self.in_channels = in_channels

@@ -29,7 +29,7 @@ import torch
 from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
 from models.pickle_check import check_archive
 from models.schema import find_problem, schema
-from models.task import Task, task_of
+from models.task import DenoisingTask, Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
@@ -169,8 +169,11 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
     """The network that a checkpoint describes, with its weights, in evaluation mode on the CPU.
 
     Raises:
+        UsageError: it does not segment.
         CheckpointError: the weights don't fit the network.
     """
+    if task_of_checkpoint(content).name == DenoisingTask.name:
+        raise UsageError(f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init")
     try:
         model = build_model(content["model"]["name"], **content["model"]["config"])
         model.load_state_dict(dict(content["weights"]))
@@ -179,6 +182,26 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
             f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
         ) from None
     return model.eval()
+
+
+def take_weights(model: SegmentationModel, content: dict, path) -> str:
+    """Gives a network the weights of a checkpoint, but for the head if that has learned another task.
+
+    Returns:
+        What the network starts from, in words.
+
+    Raises:
+        CheckpointError: they don't fit.
+    """
+    same = task_of_checkpoint(content).name == model.task.name
+    head = {} if same else {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
+    try:
+        model.load_state_dict({**content["weights"], **head})
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
+        ) from None
+    return f"from {Path(path).name}, like {'the whole network' if same else 'all but the head'}"
 
 
 def without_training_state(content: dict) -> dict:
@@ -192,7 +215,7 @@ def without_training_state(content: dict) -> dict:
 def task_of_checkpoint(content: dict) -> Task:
     """What the network of a checkpoint has learned."""
     config = content["model"]["config"]
-    return task_of(config.get("out_channels", 1), config.get("classes"))
+    return task_of(config.get("out_channels", 1), config.get("classes"), config.get("in_channels", 3))
 
 
 def seen_names(content: dict) -> set[str]:

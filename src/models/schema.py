@@ -137,7 +137,7 @@ def schema(model_names) -> dict:
         "model": {
             "name": one_of(*model_names),
             "config": {
-                "out_channels": Maybe(one_of(1, 3)),
+                "out_channels": Maybe(one_of(0, 1, 3)),
                 "classes": Maybe(
                     Rule(f"2 to {MAX_CLASSES} names of classes", lambda v: type(v) is list and are_class_names(v))
                 ),

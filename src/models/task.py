@@ -31,6 +31,11 @@ class Task:
     class_scores: Mapping[int, str] = {}  # score of each class of its own, by the class's value in a label map
     colors: Mapping[int, tuple] = {PET: PET_BLUE, BACKGROUND: BACKGROUND_ORANGE, BORDER: BORDER_DARK}
 
+    @property
+    def outputs(self) -> dict:
+        """Arguments of a network's constructor that give it this task."""
+        return {"classes": list(self.classes)} if self.classes else {"out_channels": self.out_channels}
+
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """(..., 1, H, W) to the same shape."""
         return logits.sigmoid()
@@ -177,6 +182,35 @@ class ClassesTask(SoftmaxTask):
         return likeliest.masked_fill_(foreground <= threshold, BACKGROUND)
 
 
+class DenoisingTask(Task):
+    """The noise in each channel of an image, in its standard deviations: what pretrain.py learns.
+
+    Where Dice is computed, the foreground is where the noise brightens the first channel.
+
+    Args:
+        channels: of the images.
+    """
+
+    name, title, target = "denoising", "denoising", "noise"
+
+    def __init__(self, channels: int = 3):
+        self.out_channels = channels
+
+    @property
+    def outputs(self) -> dict:
+        return {"out_channels": 0}
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The noise itself."""
+        return logits
+
+    def foreground(self, target: torch.Tensor) -> torch.Tensor:
+        return target[:, :1] > 0
+
+    def decision_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.narrow(-3, 0, 1)
+
+
 def class_colors(count: int) -> np.ndarray:
     """Colors of classes, uint8 (count, 3), black first: those of Pascal VOC's palette, which many programs use.
 
@@ -225,18 +259,20 @@ def class_names(text: str) -> str:
 
 def are_classes(text: str) -> str:
     """A value of `class_names`, from a file that must not make us read others. Raises ValueError: it is none."""
-    if text in TASKS or ("," in text and are_class_names(text.split(","))):
+    if text in (*TASKS, DenoisingTask.name) or ("," in text and are_class_names(text.split(","))):
         return text
     raise ValueError("no classes")
 
 
-def task_named(classes: str) -> Task:
-    """The task of a value of `class_names`."""
+def task_named(classes: str, channels: int = 3) -> Task:
+    """The task of a value of `class_names`, or of `denoising` images of so many channels."""
+    if classes == DenoisingTask.name:
+        return DenoisingTask(channels)
     return TASKS[classes] if classes in TASKS else task_of(classes=classes.split(","))
 
 
-def task_of(out_channels: int = 1, classes: Sequence[str] | None = None) -> Task:
-    """The task of a network, by the names of its classes or, without names, the channels of its logits.
+def task_of(out_channels: int = 1, classes: Sequence[str] | None = None, in_channels: int = 3) -> Task:
+    """The task of a network, from the arguments of its constructor.
 
     Raises:
         ValueError: there is none.
@@ -245,6 +281,8 @@ def task_of(out_channels: int = 1, classes: Sequence[str] | None = None) -> Task
         if not are_class_names(list(classes)):
             raise ValueError(f"{classes} are no names of classes: 2 to {MAX_CLASSES} different ones")
         return SPECIES if tuple(classes) == SPECIES.classes else ClassesTask(classes)
+    if out_channels == 0:
+        return DenoisingTask(in_channels)
     for task in TASKS.values():
         if task.out_channels == out_channels and not task.classes:
             return task

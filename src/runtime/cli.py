@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Container
 
 from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
@@ -21,12 +22,20 @@ BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser for a config: errors in one line, no abbreviations, hyphens as good as underscores."""
+    """ArgumentParser for a config: errors in one line, no abbreviations, hyphens as good as underscores.
 
-    def __init__(self, script: str, description: str, config_class, folder: str = "src"):
-        self.folder = folder  # where the script is
+    Args:
+        script: its file name.
+        description: what it does.
+        config_class: its flags.
+        folder: where the script is.
+        without: fields of the config that are no flags of this script.
+    """
+
+    def __init__(self, script: str, description: str, config_class, folder: str = "src", without: Container[str] = ()):
+        self.folder = folder
         super().__init__(prog=script, description=description, allow_abbrev=False)
-        add_flags(self, config_class)
+        add_flags(self, config_class, without)
 
     def error(self, message: str):
         """Prints one line and exits with status 2."""

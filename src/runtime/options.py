@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 FIXED, CHANGEABLE = "fixed", "changeable"  # on --resume; both are saved in the checkpoint
@@ -52,12 +52,14 @@ def options_of(config_class) -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in dataclasses.fields(config_class)}
 
 
-def add_flags(parser: argparse.ArgumentParser, config_class) -> None:
-    """Adds a flag for every field. Flags that are not given leave no trace in the parsed namespace."""
+def add_flags(parser: argparse.ArgumentParser, config_class, without: Container[str] = ()) -> None:
+    """Adds a flag for every field but some. Flags that are not given leave no trace in the parsed namespace."""
     groups, group = {}, parser
     for name, (made, default) in options_of(config_class).items():
         if made.group is not None:
             group = groups[made.group] = groups.get(made.group) or parser.add_argument_group(made.group)
+        if name in without:
+            continue
         shown = ",".join(default) if isinstance(default, tuple) else default
         note = "" if shown in (None, False) else f" (default: {shown})"
         words: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": made.help + note}
@@ -88,10 +90,12 @@ def is_valid(config_class, name: str, value) -> bool:
     return type(parsed) is type(value) and parsed == value
 
 
-def flag_table(config_class) -> str:
-    """The flags of a config as a table in Markdown: spellings, meaning, default."""
+def flag_table(config_class, without: Container[str] = ()) -> str:
+    """The flags of a config but some as a table in Markdown: spellings, meaning, default."""
     rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
     for name, (made, default) in options_of(config_class).items():
+        if name in without:
+            continue
         value = "\\|".join(made.choices) or (made.metavar or "").replace("|", "\\|")
         value = f" [{value}]" if made.bare is not None else f" {value}" if value else ""
         more = (f"--no-{name}",) if isinstance(default, bool) else made.aliases

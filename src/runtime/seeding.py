@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 # What random numbers are drawn for: each purpose has a stream of its own.
-UNCERTAIN_BORDER, AUGMENTATION, SIZE, MIX, UNLABELED = range(5)
+UNCERTAIN_BORDER, AUGMENTATION, SIZE, MIX, UNLABELED, NOISE = range(6)
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:

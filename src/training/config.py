@@ -15,7 +15,7 @@ from data.pixels import Pixels, percentiles, pixels_of, window_of
 from data.splits import SPLITS
 from models import ATTENTION, DEFAULT_MODEL, MODELS
 from models.checkpoint import task_of_checkpoint
-from models.task import TASKS, Task, are_classes, class_names, task_named
+from models.task import TASKS, DenoisingTask, Task, are_classes, class_names, task_named
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import (
     FIXED,
@@ -61,9 +61,21 @@ RECIPES: dict[str, dict] = {
         "augment_strength": "light",
         "progressive": "auto",
     },
+    # Of pretrain.py.
+    DenoisingTask.name: {
+        "classes": DenoisingTask.name,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "loss": "mse",
+        "optimizer": "adamw",
+        "scheduler": "cosine",
+        "ema": 0.99,
+    },
 }
 # What a recipe sets besides for one network.
-NETWORK_RECIPES: dict[tuple[str, str], dict] = {("strong", "resnet34_unet"): {"decoder": "stem"}}
+NETWORK_RECIPES: dict[tuple[str, str], dict] = {
+    (recipe, "resnet34_unet"): {"decoder": "stem"} for recipe in ("strong", DenoisingTask.name)
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +165,11 @@ class TrainConfig(CommonConfig):
         group="model and optimization",
     )
     encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
-    init: str | None = fixed(None, "start from the weights of this checkpoint, with its network", metavar="FILE")
+    init: str | None = fixed(
+        None,
+        "start from the weights of this checkpoint, with its network; with other --classes its head is drawn anew",
+        metavar="FILE",
+    )
     teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
     attention: str = fixed(
         "none", "se, cbam: in each decoder step; transformer: behind the bottleneck", choices=tuple(ATTENTION)
@@ -238,10 +254,9 @@ class TrainConfig(CommonConfig):
     @property
     def network(self) -> dict:
         """Arguments of the network's constructor."""
-        task, others = self.task, {} if self.decoder == "plain" else {"decoder": self.decoder}
+        others = {} if self.decoder == "plain" else {"decoder": self.decoder}
         others |= {} if self.channels == 3 else {"in_channels": self.channels}
-        outputs = {"classes": list(task.classes)} if task.classes else {"out_channels": task.out_channels}
-        return {**outputs, "attention": self.attention, **others}
+        return {**self.task.outputs, "attention": self.attention, **others}
 
     @property
     def pixels(self) -> Pixels:
@@ -258,7 +273,12 @@ class TrainConfig(CommonConfig):
     @property
     def task(self) -> Task:
         """What is learned."""
-        return task_named(self.classes)
+        return task_named(self.classes, self.channels)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether it is a run of pretrain.py."""
+        return self.classes == DenoisingTask.name
 
     @property
     def variants(self) -> int:
@@ -355,18 +375,19 @@ def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> Trai
     network = content["model"]["config"]
     found = {
         "model_name": content["model"]["name"],
-        "classes": task_of_checkpoint(content).name,
         "attention": network.get("attention", "none"),
         "decoder": network.get("decoder", "plain"),
     }
     pixels = pixels_of(content["preprocessing"])
     found |= {"channels": pixels.channels, "window": pixels.window and ",".join(map(repr, pixels.window))}
-    given = {**overrides, **({"classes": config.task.name} if "classes" in overrides else {})}
-    differing = [f"{name} {value}" for name, value in found.items() if given.get(name, value) != value]
+    differing = [f"{name} {value}" for name, value in found.items() if overrides.get(name, value) != value]
     if differing:
         raise UsageError(f"{config.init} has {', '.join(differing)}; leave these flags out, or use another file")
     size = overrides.get("image_size", content["preprocessing"]["image_size"])
-    return dataclasses.replace(config, **found, image_size=size)
+    before = task_of_checkpoint(content).name
+    keeps_task = "classes" not in overrides and before != DenoisingTask.name
+    classes = before if keeps_task else config.classes
+    return dataclasses.replace(config, **found, classes=classes, image_size=size)
 
 
 def with_size_plan(config: TrainConfig) -> TrainConfig:
@@ -422,8 +443,8 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     if config.unlabeled == "rest" and config.train_fraction == 1:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
     weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
-    of_regions = config.loss in ("dice", "tversky", "focal_tversky")
-    if config.class_weights and of_regions and (channels == 1 or weights == ["auto"]):
+    unweighted = config.loss in ("dice", "tversky", "focal_tversky", "mse")
+    if config.class_weights and unweighted and (channels == 1 or weights == ["auto"]):
         raise UsageError(f"--class_weights {config.class_weights} would do nothing useful with --loss {config.loss}")
     if weights != ["auto"] and len(weights) != channels:
         raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")

@@ -67,7 +67,10 @@ def describe_augmentation(config: TrainConfig, count: int) -> str:
 
 def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PROCESS) -> str:
     """The command that resumes this run."""
-    words = [f"{context.launcher} src/train.py", f"--model_name {config.model_name}"]
+    words = [
+        f"{context.launcher} src/{'pretrain' if config.denoises else 'train'}.py",
+        f"--model_name {config.model_name}",
+    ]
     for name in ("data_path", "save_dir", "log_dir", "tensorboard", "device", "num_workers", "cache"):
         if getattr(config, name) != options_of(TrainConfig)[name][1]:
             words.append(f"--{name} {shlex.quote(str(getattr(config, name)))}")

@@ -10,13 +10,15 @@ from data.augment import AugmentedDataset
 from data.cache import open_cache
 from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
+from data.denoising import NoisyDataset, loss_of_statistics
 from data.index import find_root, fingerprint, list_samples, read_as
+from data.inputs import list_images
 from data.loader import ResumableBatchSampler
 from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
 from data.unlabeled import REST, ImageDataset, WithUnlabeled, names_digest, open_folder, open_rest
 from models.task import BACKGROUND, IGNORED, Task
 from runtime.distributed import DistributedContext
-from runtime.errors import UsageError
+from runtime.errors import DatasetError, UsageError
 from training.config import TrainConfig
 from training.losses import balanced_weights
 
@@ -74,6 +76,46 @@ def open_data(
     else:
         warn_if_inverted([mask[0].numpy() for mask in _some_of(train_set, 64)["mask"]], root)
     return train_set, valid_set, test_set, data
+
+
+def open_images(
+    config: TrainConfig, content: dict | None, path: Path | None
+) -> tuple[NoisyDataset, NoisyDataset, dict]:
+    """The images of a pre-training, and the checkpoint's record of them.
+
+    They are a dataset's training and validation images, or all in a folder, of which a tenth are for validation.
+
+    Raises:
+        UsageError: there are none; or the run that is resumed had others.
+    """
+    try:
+        root = find_root(config.data_path)
+    except DatasetError:
+        root = Path(config.data_path)
+        samples = list_images(root, config.pixels)
+        order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
+        drawn = {"train": order[len(order) // 10 :], "valid": order[: len(order) // 10]}
+        parts = {mode: [samples[i] for i in sorted(some)] for mode, some in drawn.items()}
+        if not parts["valid"]:
+            raise UsageError(f"{root} has {len(samples)} images; at least ten are needed") from None
+        data = {
+            "split": config.split,
+            "seed": config.seed,
+            "fingerprints": {mode: names_digest(some) for mode, some in parts.items()},
+            "train_names": [sample.name for sample in parts["train"]],
+        }
+        if content and content["data"]["fingerprints"] != data["fingerprints"]:
+            raise UsageError(
+                f"{path} was trained on other images than {root} has now; use the same ones, or start a new run"
+            ) from None
+        train_set, valid_set = (ImageDataset(some, config.image_size) for some in parts.values())
+    else:
+        train_set, valid_set, _, data = open_data(config, content, path)
+    train_set = NoisyDataset(train_set, root, "train", config.seed)
+    valid_set = NoisyDataset(valid_set, root, "valid", config.seed)
+    guess = loss_of_statistics(_some_of(valid_set, 64)["image"])
+    print(f"A guess from each pixel's value alone has a loss of {guess:.4f}; a network that learns falls below.")
+    return train_set, valid_set, data
 
 
 def _some_of(dataset: SimpleOxfordPetDataset, most: int) -> dict:
