@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 import measure
-import train
 from runtime.device import get_device
+from train import build_parser
 from training.config import TrainConfig
 from training.losses import LOSSES
+from training.run import prepare
 from training.trainer import Trainer
 
 
@@ -46,7 +47,7 @@ def our_epoch(trainer: Trainer) -> None:
 
 def main() -> None:
     """Prints both medians and their ratio, and writes them into benchmarks/results/training_loop.csv."""
-    parser = train.build_parser()
+    parser = build_parser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.set_defaults(image_size=128, encoder_weights="none", split="official")
     overrides = parser.parse_overrides()
@@ -54,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         config = TrainConfig.from_flags({**overrides, "save_dir": scratch, "log_dir": scratch})
         device = get_device(config.device)
-        trainer, _, _ = train.prepare(config, overrides, device)
+        trainer, _, _ = prepare(config, overrides, device)
         bare = Path(scratch) / "bare.pth"
         variants = {"bare": lambda: bare_epoch(trainer, bare), "train.py": lambda: our_epoch(trainer)}
         seconds = measure.take_turns(variants, rounds, device)

@@ -12,8 +12,8 @@ with cli.explain_import_errors():
     import torchvision  # noqa: F401
 
 from models.task import DenoisingTask
-from train import LESS_MEMORY, start
 from training.config import TrainConfig
+from training.run import LESS_MEMORY, start
 
 # Flags of train.py that are about masks, or would change the noise.
 UNUSED = (

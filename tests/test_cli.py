@@ -50,7 +50,7 @@ def test_mismatched_torchvision_is_explained(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["train.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py"],
+    ["train.py", "pretrain.py", "evaluate.py", "inference.py", "plot_dice_curve.py", "export.py", "oxford_pet.py"],
 )
 def test_help_of_every_script(script, tmp_path):
     said = run_ok(script, "--help", cwd=tmp_path)

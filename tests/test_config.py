@@ -98,6 +98,8 @@ def test_recipes_hold_valid_settings():
     for values in (*RECIPES.values(), *NETWORK_RECIPES.values()):
         for name, value in values.items():
             assert is_valid(TrainConfig, name, value), name
+            if name == "classes":
+                continue  # set by pretrain.py, and no value of the flag
             words = [f"--{name}"] if value is True else [f"--{name}", str(value)]
             assert build_parser().parse_overrides(words) == {name: value}
 

@@ -208,7 +208,7 @@ STATES = {
 def fresh_state(tmp_path_factory):
     from runtime.device import Precision
     from runtime.distributed import SINGLE_PROCESS
-    from train import Source, build_state
+    from training.run import Source, build_state
     from training.run_state import Progress
 
     config = TrainConfig(image_size=64, encoder_weights="none", save_dir=str(tmp_path_factory.mktemp("none")))

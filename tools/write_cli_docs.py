@@ -10,11 +10,13 @@ from evaluation.config import EvalConfig, InferConfig  # noqa: E402  the path mu
 from export import ExportConfig  # noqa: E402
 from oxford_pet import DatasetConfig  # noqa: E402
 from plot_dice_curve import PlotConfig  # noqa: E402
+from pretrain import UNUSED  # noqa: E402
 from runtime.options import flag_table  # noqa: E402
 from training.config import NETWORK_RECIPES, RECIPES, TrainConfig  # noqa: E402
 
 SCRIPTS = {
     "train.py": TrainConfig,
+    "pretrain.py": TrainConfig,
     "evaluate.py": EvalConfig,
     "inference.py": InferConfig,
     "export.py": ExportConfig,
@@ -31,9 +33,10 @@ def document() -> str:
         "`--batch-size` is `--batch_size`. Every switch has a form that turns it off.",
     ]
     for script, config in SCRIPTS.items():
-        parts += [f"## {script}", flag_table(config)]
-    parts += ["## Recipes", "`--recipe report`: the defaults of train.py."]
-    for (recipe, network), values in {("strong", ""): RECIPES["strong"], **NETWORK_RECIPES}.items():
+        parts += [f"## {script}", flag_table(config, UNUSED if script == "pretrain.py" else ())]
+    parts += ["## Recipes", "`--recipe report`: the defaults of train.py. `denoising` is that of pretrain.py."]
+    others = {(recipe, ""): values for recipe, values in RECIPES.items() if values}
+    for (recipe, network), values in {**others, **NETWORK_RECIPES}.items():
         title = f"`--recipe {recipe}`" + (f", for {network} also" if network else "")
         parts += [f"{title}: {', '.join(f'`--{name} {value}`' for name, value in values.items())}."]
     return "\n\n".join(parts) + "\n"

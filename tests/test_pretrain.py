@@ -1,0 +1,116 @@
+"""Pre-training by denoising, and what train.py takes of it."""
+
+import signal
+
+import pytest
+import torch
+from PIL import ImageEnhance
+
+from data.denoising import LEVEL, NoisyDataset, loss_of_statistics
+from data.pixels import RGB
+from data.unlabeled import ImageDataset, list_images
+from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
+from models.checkpoint import load_checkpoint
+from models.task import DenoisingTask
+from stubs import photograph
+from training.losses import LOSSES
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 30 images."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(30):
+        ImageEnhance.Contrast(photograph(number)).enhance(2).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, images):
+    """What pretrain.py has said, and the folder of its files."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    flags = ("--data_path", images, "--epochs", 16, "--batch_size", 2, "--validate_every", 8, "--ema", 0, *TINY)
+    return run_ok("pretrain.py", *flags, cwd=folder), folder / "saved_models/pretrained"
+
+
+def test_noise_is_drawn_anew_each_epoch_and_found_again(images):
+    dataset = NoisyDataset(ImageDataset(list_images(images, RGB), 64), images, "train", 5)
+    clean = dataset.dataset.read_batch([0, 1])["image"].float()
+    first, second, again = (dataset.read_batch([(epoch, 0), (epoch, 1)]) for epoch in (0, 1, 0))
+    assert torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["noise"], second["noise"])
+    torch.testing.assert_close(first["image"], clean + 255 * LEVEL * first["noise"])
+    assert first["noise"].std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_guess_from_a_pixel_alone_is_a_linear_regression(images):
+    batch = NoisyDataset(ImageDataset(list_images(images, RGB), 64), images, "valid", 5).read_batch(list(range(8)))
+    errors = []
+    for image, noise in zip(batch["image"].flatten(2).double(), batch["noise"].flatten(2).double()):
+        for values, truth in zip(image, noise):
+            line = torch.stack([values, torch.ones_like(values)], dim=1)
+            fit = torch.linalg.lstsq(line, truth[:, None]).solution
+            errors.append((line @ fit - truth[:, None]).square().mean().item())
+    assert loss_of_statistics(batch["image"]) == pytest.approx(sum(errors) / len(errors), rel=0.02)
+
+
+def test_squared_error_of_noise_and_the_sign_that_dice_is_of():
+    task, noise = DenoisingTask(), torch.tensor([[1.0, -2.0], [3.0, 0.5], [0.0, 1.0]]).view(1, 3, 1, 2)
+    assert LOSSES["mse"](torch.zeros_like(noise), noise, task).item() == pytest.approx((1 + 4 + 9 + 0.25 + 0 + 1) / 6)
+    assert task.foreground(noise).flatten().tolist() == [True, False]
+
+
+def test_a_network_learns_more_than_the_guess(pretrained):
+    said, folder = pretrained
+    guess = float(said.split("has a loss of ")[1].split(";")[0])
+    losses = [float(row["val_loss"] or 1) for row in rows(folder.parents[1] / "logs/pretrained/tiny_training_log.csv")]
+    assert losses[-1] < 0.9 * guess
+    assert "27 train, 3 valid" in said
+    assert "(images without masks)" in said
+
+
+def test_it_starts_a_training_and_segments_nothing_before(pretrained, shared_dataset, tmp_path):
+    file = pretrained[1] / "tiny_best.pth"
+    for script in ("evaluate.py", "inference.py"):
+        done = run_script(script, "--data_path", shared_dataset, "--model_path", file, cwd=tmp_path)
+        assert_one_error(done, "was pre-trained by denoising and can't segment yet")
+    flags = ("train.py", "--data_path", shared_dataset, "--init", file, "--epochs", 1, "--learning_rate", 1e-30)
+    assert "encoder from tiny_best.pth, like all but the head" in run_ok(*flags, cwd=tmp_path)
+    before, after = (load_checkpoint(f)["weights"] for f in (file, tmp_path / "saved_models/tiny_best.pth"))
+    assert torch.equal(before["stem.0.weight"], after["stem.0.weight"])
+    assert after["head.weight"].shape[0] == 1
+    run_ok(*flags, "--classes", "species", cwd=tmp_path)
+    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth")["weights"]["head.weight"].shape[0] == 3
+
+
+def test_a_dataset_lends_its_training_images_and_a_stopped_run_resumes_exactly(shared_dataset, tmp_path):
+    contents = []
+    for name in ("whole", "parts"):
+        folder = tmp_path / name
+        folder.mkdir()
+        flags = ("--data_path", shared_dataset, "--epochs", 2, "--batch_size", 4, *TINY)
+        if name == "whole":
+            assert "32 train, 4 valid;" in run_ok("pretrain.py", *flags, cwd=folder)
+        else:
+            script = Script(SRC / "pretrain.py", ("--checkpoint_minutes", 1e-9, *flags), cwd=folder)
+            script.wait_for("epoch   1/2")
+            script.send_signal(signal.SIGTERM)
+            said = script.finish().stdout
+            assert "src/pretrain.py --model_name tiny" in said or "epoch   2/2" in said
+            run_ok("pretrain.py", "--data_path", shared_dataset, "--resume", cwd=folder)
+        contents.append(load_checkpoint(folder / "saved_models/pretrained/tiny_last.pth"))
+    assert all(torch.equal(value, contents[1]["weights"][key]) for key, value in contents[0]["weights"].items())
+
+
+def test_other_images_and_flags_of_masks_are_refused(pretrained, images, tmp_path):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for number in range(9):
+        photograph(number).save(folder / f"{number}.png")
+    assert_one_error(run_script("pretrain.py", "--data_path", folder, cwd=tmp_path), "9 images; at least ten")
+    photograph(10).save(folder / "10.png")
+    last = ("--resume", pretrained[1] / "tiny_last.pth", "--epochs", 1)
+    assert_one_error(run_script("pretrain.py", "--data_path", folder, *last, cwd=tmp_path), "trained on other images")
+    assert_one_error(run_script("pretrain.py", "--loss", "dice", cwd=tmp_path), "--loss")
+    done = run_script("train.py", "--data_path", images, "--recipe", "denoising", cwd=tmp_path)
+    assert_one_error(done, "use that script")
