@@ -262,7 +262,8 @@ def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_
 @pytest.mark.slow
 def test_torture_in_short(capsys, monkeypatch):
     monkeypatch.setattr(torture, "PYTHON", PYTHON)
-    short = "--kills 2 --models tiny --workers 2 --epochs 2 --count 20 --seed 1"
+    monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --multi_scale 0.5 --augment_uncertain"})
+    short = "--kills 2 --workers 2 --epochs 2 --count 20 --seed 1"
     status = torture.main(short.split())
     *_, table, verdict = capsys.readouterr().out.strip().splitlines()
     row = json.loads(table)

@@ -2,11 +2,11 @@
 
     python tools/torture.py --kills 40
 
-For each model and number of workers one run is trained without a break. Then runs with the same flags are killed, by
-SIGKILL, SIGTERM or SIGINT, many of them while a file is being written (`slow_writes.py` makes writing slow, in the test
-alone), and resumed each time in a new process until they are done. After every kill all checkpoints must be whole; at
-the end weights, optimizer, scheduler, history, best checkpoint and log must equal those of the unbroken run, bit for
-bit (but for the columns of time).
+For each kind of run and number of workers one run is trained without a break. Then runs with the same flags are
+killed, by SIGKILL, SIGTERM or SIGINT, many of them while a file is being written (`slow_writes.py` makes writing slow,
+in the test alone), and resumed each time in a new process until they are done. After every kill all checkpoints must be
+whole; at the end weights, optimizer, scheduler, history, best checkpoint and log must equal those of the unbroken run,
+bit for bit (but for the columns of time).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,19 +31,27 @@ from models.checkpoint import load_checkpoint  # noqa: E402
 from sample_pets import draw_sample_dataset  # noqa: E402  the path must be set first
 
 PYTHON = [sys.executable]  # what runs a script
+# The kinds of runs, by their flags beside those of all: everything that is random or holds a state of its own is on.
+KINDS = {
+    "resnet34_unet": "--model_name resnet34_unet --multi_scale 0.5 --augment_uncertain",
+    "unet": "--model_name unet --multi_scale 0.5 --mix cutmix --distort all",
+    "progressive": "--model_name unet_small --image_size 96 --progressive 64:2",
+    "teacher": f"--model_name unet_small --teacher {shlex.quote(str(HERE.parent / 'saved_models/pets_small.pth'))}",
+    "unlabeled": "--model_name unet_small --train_fraction 0.5 --unlabeled rest --confidence 0.6",
+    "three classes": "--model_name unet_small --classes trimap --patience 9 --scheduler plateau",
+}
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MUST_DIFFER = ("run_id", "seconds", "images_per_second", "resumed")
 
 
-def command(data: Path, model: str, workers: int, epochs: int) -> tuple[list, list]:
-    """Flags of any start, and those that make a new run: all that is random is on, and it saves every second or so."""
-    any_start = ["--data_path", data, "--model_name", model, "--num_workers", workers]
+def command(data: Path, kind: str, workers: int, epochs: int) -> tuple[list, list]:
+    """Flags of any start, and those that make a new run, which saves every second or so."""
+    any_start = ["--data_path", data, "--num_workers", workers]
     if workers:
         any_start += ["--cache", "off"]  # from the cache the run would read by itself
     new = [
-        *("--recipe", "strong", "--augment_uncertain", "--multi_scale", 0.5, "--epochs", epochs),
-        *("--image_size", 64, "--batch_size", 4, "--learning_rate", "1e-3", "--encoder_weights", "none"),
-        *("--checkpoint_minutes", "0.02", "--save_every", 2),
+        *("--recipe", "strong", "--epochs", epochs, "--image_size", 64, "--batch_size", 4, "--learning_rate", "1e-3"),
+        *("--encoder_weights", "none", "--checkpoint_minutes", "0.02", "--save_every", 2, *shlex.split(KINDS[kind])),
     ]
     return any_start, new
 
@@ -51,7 +60,7 @@ def start(flags: tuple[list, list], folder: Path, slow: bool) -> subprocess.Pope
     """Starts the run in `folder`, or goes on with it; in a session of its own, which a signal reaches with workers."""
     script = HERE / "slow_writes.py" if slow else HERE.parent / "src/train.py"
     any_start, new = flags
-    resumes = (folder / f"saved_models/{any_start[3]}_last.pth").exists()
+    resumes = any(folder.glob("saved_models/*_last.pth"))
     words = [*any_start, *(["--resume"] if resumes else new)]
     return subprocess.Popen(
         [*PYTHON, str(script), *map(str, words)],
@@ -131,7 +140,7 @@ def differences(a, b, where: str = "") -> list[str]:
     return [] if a == b or (a != a and b != b) else [f"{where} ({a!r} and {b!r})"]
 
 
-def compare(reference: Path, tortured: Path, model: str) -> list[str]:
+def compare(reference: Path, tortured: Path) -> list[str]:
     """Where the files of two runs differ, but for time."""
     found = []
     names = [sorted(p.name for p in (folder / "saved_models").glob("*.pth")) for folder in (reference, tortured)]
@@ -144,23 +153,24 @@ def compare(reference: Path, tortured: Path, model: str) -> list[str]:
         found += [f"{name}{d}" for d in differences(*contents)]
     logs = []
     for folder in (reference, tortured):
-        with (folder / f"logs/{model}_training_log.csv").open(newline="") as file:
+        (log,) = folder.glob("logs/*_training_log.csv")
+        with log.open(newline="") as file:
             logs.append([plain(row) for row in csv.DictReader(file)])
     return found + [f"log{d}" for d in differences(*logs)]
 
 
-def torture(data: Path, model: str, workers: int, kills: int, epochs: int, seed: int, folder: Path) -> dict:
-    """Tortures runs of one configuration until `kills` kills have been survived.
+def torture(data: Path, kind: str, workers: int, kills: int, epochs: int, seed: int, folder: Path) -> dict:
+    """Tortures runs of one kind until `kills` kills have been survived.
 
     Returns:
         A row of the table: kills by signal, runs, corrupt files, differences.
     """
     rng = random.Random(seed)
-    flags = command(data, model, workers, epochs)
+    flags = command(data, kind, workers, epochs)
     reference = folder / "reference"
     reference.mkdir(parents=True)
     finish(start(flags, reference, slow=False))
-    row = {"model": model, "workers": workers, "kills": 0, "SIGKILL": 0, "SIGTERM": 0, "SIGINT": 0, "runs": 0}
+    row = {"kind": kind, "workers": workers, "kills": 0, "SIGKILL": 0, "SIGTERM": 0, "SIGINT": 0, "runs": 0}
     corrupt, different = [], []
     while row["kills"] < kills:
         victim = folder / f"victim_{row['runs']}"
@@ -172,10 +182,10 @@ def torture(data: Path, model: str, workers: int, kills: int, epochs: int, seed:
                 row["kills"] += 1
                 row[name] += 1
                 corrupt += corrupt_files(victim)
-                print(f"{model}, {workers} workers: {row['kills']}/{kills} {name}", file=sys.stderr, flush=True)
+                print(f"{kind}, {workers} workers: {row['kills']}/{kills} {name}", file=sys.stderr, flush=True)
         if killed:
             finish(start(flags, victim, slow=False))
-        different += compare(reference, victim, model)
+        different += compare(reference, victim)
         row["runs"] += 1
         for path in (victim / "saved_models").iterdir():
             path.unlink()  # a third of a gigabyte each
@@ -185,22 +195,22 @@ def torture(data: Path, model: str, workers: int, kills: int, epochs: int, seed:
 def main(argv=None) -> int:
     """The command line. Ends with 1 where anything was corrupt or differed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=40, help="in all, shared out over the configurations")
-    parser.add_argument("--models", nargs="+", default=["resnet34_unet", "unet"])
+    parser.add_argument("--kills", type=int, default=40, help="in all, shared out over the kinds of runs")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--count", type=int, default=40, help="of pictures")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and signals")
     args = parser.parse_args(argv)
-    pairs = [(model, workers) for model in args.models for workers in args.workers]
+    pairs = [(kind, workers) for kind in args.kinds for workers in args.workers]
     print(f"seed {args.seed}", file=sys.stderr)
     rows = []
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
         data = draw_sample_dataset(Path(scratch) / "dataset", count=args.count, side=64)
-        for i, (model, workers) in enumerate(pairs):
+        for i, (kind, workers) in enumerate(pairs):
             kills = args.kills // len(pairs) + (i < args.kills % len(pairs))
             rows.append(
-                torture(data, model, workers, kills, args.epochs, args.seed + i, Path(scratch) / f"{model}_{workers}")
+                torture(data, kind, workers, kills, args.epochs, args.seed + i, Path(scratch) / f"{kind}_{workers}")
             )
             print(json.dumps(rows[-1]), flush=True)
     killed = sum(row["kills"] for row in rows)
