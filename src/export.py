@@ -32,7 +32,7 @@ from models.checkpoint import (
     without_training_state,
 )
 from runtime.errors import RunError, UsageError
-from runtime.files import writable_folder
+from runtime.files import put_in_place, writable_folder
 from runtime.options import model_name_option, model_path_option, option, words_of
 
 # What a format's file is called after the checkpoint's stem.
@@ -235,7 +235,7 @@ def main(argv=None) -> None:
             else:
                 export(model, content, fresh)
             print(f"{file}: {check(model, fresh, images, least)}")
-            fresh.replace(file)
+            put_in_place(fresh, file)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 SMP = "smp_recipe.py"  # stands before flags for this script instead of train.py
 SMALL, UNET = "--image_size 128", "--image_size 96 --model_name unet"
 STRONG = f"{SMALL} --recipe strong"
+RESNET34 = f"{STRONG} --model_name resnet34_unet --decoder plain"
 FEW = f"{STRONG} --batch_size 8 --model_name unet_small"  # about 2,000 steps
 
 EXPERIMENTS: dict[str, dict[str, str]] = {
@@ -32,8 +33,8 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
     # Each for about 20 minutes of one core; one seed, so no claims.
     "encoders, 20 minutes": {
         "resnet18": f"{STRONG} --model_name resnet18_unet --epochs 10",
-        "resnet34": f"{STRONG} --model_name resnet34_unet --epochs 7",
-        "resnet34, transformer": f"{STRONG} --model_name resnet34_unet --attention transformer --epochs 7",
+        "resnet34": f"{RESNET34} --epochs 7",
+        "resnet34, transformer": f"{RESNET34} --attention transformer --epochs 7",
         "mobilenet_v3_large": f"{STRONG} --model_name mobilenet_v3_large_unet --epochs 11",
         "efficientnet_b0": f"{STRONG} --model_name efficientnet_b0_unet --epochs 8",
         "convnext_tiny": f"{STRONG} --model_name convnext_tiny_unet --epochs 5",

@@ -13,6 +13,7 @@ import pytest
 
 import data.download as download_module
 import oxford_pet
+from crashes import recorded, try_all
 from data.download import download
 from data.index import find_root, list_samples
 from data.splits import split_samples
@@ -71,6 +72,26 @@ def test_download_is_whole_and_safe_to_repeat(archives, tmp_path, capsys):
     (archives / "images.tar.gz").unlink()
     assert download(tmp_path / "data") == root  # asks nobody
     assert "is complete" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_after_any_crash_the_next_download_completes(archives, tmp_path, monkeypatch):
+    target = tmp_path / "data"
+    monkeypatch.setattr(download_module, "tqdm", lambda items, **_: items)
+    with recorded(target) as moments:
+        root = download(target)
+
+    def content() -> dict:
+        folders = (root / "images", root / "annotations")  # an archive may be left behind
+        return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+    expected = content()
+
+    def check():
+        assert download(target) == root
+        assert content() == expected
+
+    try_all(target, moments, check, 500)
 
 
 def test_a_tampered_archive_is_refused_and_not_unpacked(archives, tmp_path):

@@ -1,6 +1,7 @@
 """Downloads the Oxford-IIIT Pet dataset from its authors, verified."""
 
 import contextlib
+import os
 import shutil
 import tarfile
 import tempfile
@@ -78,6 +79,8 @@ def _unpack(archive: Path, root: Path) -> None:
             if ".." in Path(member.name).parts or Path(member.name).is_absolute():
                 raise tarfile.TarError(f"{member.name} is outside the destination")
             tar.extract(member, scratch, **FILTER)
+        if hasattr(os, "sync"):  # not on Windows
+            os.sync()  # else a power failure could leave empty files in a folder that looks whole
         for folder in Path(scratch).iterdir():
             place_whole(folder, root / folder.name)
 

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import io
 import os
 import secrets
 import tempfile
@@ -135,18 +134,16 @@ def read_rows(path) -> list[dict]:
 
 
 def append_rows(path, rows: list[dict]) -> None:
-    """Appends rows to a CSV log. Columns that the log lacks are added to it.
-
-    Where it lacks none, the rows are appended in one write, so that several processes may share a log.
-    """
+    """Adds rows to a CSV log, atomically. Columns that the log lacks are added to it. Processes may share a log."""
     path = Path(path)
-    old = read_rows(path)
-    header = list(dict.fromkeys([*(old[0] if old else []), *rows[0]]))
-    if not old or len(header) > len(old[0]):
-        write_rows(path, [*old, *rows], header)
-        return
-    text = io.StringIO()
-    csv.DictWriter(text, header, lineterminator="\n").writerows(rows)
-    unended = not path.read_bytes().endswith(b"\n")  # as some editors leave the last line
-    with path.open("a", **TEXT) as file:
-        file.write("\n" * unended + text.getvalue())
+    with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
+        old = read_rows(path)
+        write_rows(path, [*old, *rows], list(dict.fromkeys([*(old[0] if old else []), *rows[0]])))
+
+
+def put_in_place(source, path) -> None:
+    """Moves a file that is complete to where it belongs, when it is on the disk."""
+    with Path(source).open("rb+") as file:
+        os.fsync(file.fileno())
+    Path(source).replace(path)
+    sync_folder(Path(path).parent)

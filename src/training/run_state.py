@@ -16,7 +16,7 @@ from models import SegmentationModel
 from models.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
 from models.schema import RUN_ID, UNLABELED_NUMBERS, adopt_plain
 from runtime.errors import CheckpointError, UsageError, first_line
-from runtime.files import lock_file, read_rows, write_rows
+from runtime.files import lock_file, read_rows, sync_folder, write_rows
 from training.config import TrainConfig
 from training.optim import ModelEMA, change_learning_rate, restore_optimizer
 
@@ -277,4 +277,8 @@ def archive_previous_run(config: TrainConfig) -> list[Path]:
             number += 1
             target = path.with_name(f"{path.stem}_{owner}-{number}{path.suffix}")
         moved.append(path.rename(target))
+    for folder in {path.parent for path in moved}:
+        sync_folder(
+            folder
+        )  # before a new file takes a name: else a power failure could keep that and lose the renaming
     return moved
