@@ -233,7 +233,8 @@ def main() -> None:
     parts = split_samples(find_root(args.data_path), "official")
     images = " ".join(str(len(getattr(parts, mode))) for mode in MODES)
     machine = measure.machine(get_device(args.device))
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for signum in (signal.SIGINT, signal.SIGTERM):  # in background jobs of a shell the first is ignored otherwise
+        signal.signal(signum, signal.default_int_handler)
     failed = False
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
