@@ -39,7 +39,7 @@ def main(argv=None) -> None:
     if config.tile:
         config = dataclasses.replace(config, original_size=True)
     device = get_device(config.device)
-    with init_distributed(device) as context:
+    with init_distributed(device, config.peer_minutes) as context:
         evaluate(config, device, context)
 
 

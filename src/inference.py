@@ -38,7 +38,7 @@ def main(argv=None) -> None:
     """Reads the flags and segments."""
     config = InferConfig(**build_parser().parse_overrides(argv))
     device = get_device(config.device)
-    with init_distributed(device) as context:
+    with init_distributed(device, config.peer_minutes) as context:
         infer(config, device, context)
 
 

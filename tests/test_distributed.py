@@ -144,6 +144,47 @@ def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp
     assert f"in epoch {stopped[1]} of {stopped[1]} after step {stopped[2]}" in said
 
 
+FREEZES = """
+import os, signal, sys
+
+from runtime import cli, distributed
+from training import run, trainer
+import train
+
+def freezing(function):
+    def frozen(*args, **kwargs):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return function(*args, **kwargs)
+    return frozen
+
+owner, name = {
+    "start": (distributed.dist, "init_process_group"),
+    "training": (trainer, "training_step"),
+    "validation": (trainer, "validate"),
+}[sys.argv.pop(1)]
+setattr(owner, name, freezing(getattr(owner, name)))
+cli.run(train.main)
+"""
+
+
+@pytest.mark.parametrize("where", ["start", "training", "validation"])
+def test_a_frozen_process_ends_the_run_in_time(where, shared_dataset, tmp_path):
+    flags = (where, "--data_path", shared_dataset, "--epochs", 2, "--peer_minutes", 0.05, *TINY)
+    script = Script(FREEZES, flags, tmp_path, processes=2)
+    script.wait_until(lambda: script.poll() is not None or script.ends[script.pid] is not None, 40)
+    os.kill(script.pids[1], signal.SIGKILL)
+    done = script.finish()
+    assert script.ends[script.pid] == 1
+    if where == "start":
+        assert "the processes could not find each other" in done.stderr
+        return
+    assert "another process of this run has ended or does not answer" in done.stderr
+    assert "Stopped in epoch 1" in done.stdout
+    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
+    assert "epoch   2/2" in said
+
+
 def second_of(launcher: int) -> int:
     """Process id of the second of a launcher's processes."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
@@ -156,7 +197,9 @@ def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp
     done = Script(SRC / "train.py", flags, tmp_path, processes=2).finish()
     first, *others = done.stderr.strip().splitlines()
     assert "none.pth" in first
-    assert others == ["error: another process of this run has ended; see its output, and start again"]
+    assert others == [
+        "error: another process of this run has ended or does not answer; see its output, and start again"
+    ]
 
 
 def test_a_stray_variable_is_no_launcher(monkeypatch):

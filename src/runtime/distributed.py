@@ -18,8 +18,6 @@ from torch import nn
 
 from runtime.errors import PeerLostError, RunError, UsageError, first_line
 
-TIMEOUT = timedelta(hours=1)  # one process may be downloading or decoding the dataset for all
-
 
 class DistributedContext:
     """The processes of a run as one of them sees them.
@@ -121,7 +119,9 @@ class DistributedContext:
             yield
         except RuntimeError as error:
             if self.size > 1 and _means_lost_peer(error):
-                raise PeerLostError("another process of this run has ended; see its output, and start again") from None
+                raise PeerLostError(
+                    "another process of this run has ended or does not answer; see its output, and start again"
+                ) from None
             raise
 
 
@@ -134,10 +134,14 @@ SINGLE_PROCESS = DistributedContext()
 
 
 @contextlib.contextmanager
-def init_distributed(device: torch.device):
+def init_distributed(device: torch.device, peer_minutes: float = 60):
     """Joins the run that torchrun started. Without torchrun it yields SINGLE_PROCESS.
 
     Inside, all processes but the first print nothing but errors. On CUDA, `cuda` means the GPU of this process.
+
+    Args:
+        device: where to compute.
+        peer_minutes: how long to wait for another process, which may be downloading or decoding the dataset for all.
 
     Yields:
         The DistributedContext.
@@ -160,7 +164,9 @@ def init_distributed(device: torch.device):
             )
         torch.cuda.set_device(local_rank)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=peer_minutes)
+        )
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"the processes could not find each other ({first_line(error)}); check torchrun's flags"

@@ -216,5 +216,8 @@ class CommonConfig:
         "precision of convolutions; auto: bf16 where the device computes in it, else float32, as off",
         choices=("auto", "off", "bf16", "fp16"),
     )
+    peer_minutes: float = option(
+        60.0, "under torchrun: end when another process has not answered for so long", positive_number, metavar="M"
+    )
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="folders")
     log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR")

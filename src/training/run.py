@@ -51,7 +51,7 @@ def start(overrides: dict) -> None:
         overrides["model_name"] = known_model(overrides["model_name"])
     config = TrainConfig.from_flags(overrides)
     device = get_device(config.device)
-    with init_distributed(device) as context:
+    with init_distributed(device, config.peer_minutes) as context:
         run(config, overrides, device, context)
 
 
