@@ -61,7 +61,7 @@ def test_confident_pixels_alone_count_and_labels_follow_the_images(shared_datase
     by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits, found.labels, reduction="none")
     expected = (by_hand * found.confident).sum() / by_hand.numel()
     torch.testing.assert_close(found.loss(logits, TASKS["binary"]), expected)
-    pieces = found.split(2)
+    pieces = found.tensor_split(2)
     assert torch.equal(torch.cat([piece.images for piece in pieces]), found.images)
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from helpers import TINY, make_dataset, run_ok
+from helpers import TINY, make_dataset, run_ok, same
 from models import build_model
 from models.checkpoint import load_checkpoint
 from runtime.device import choose_precision
@@ -71,6 +71,43 @@ def test_non_finite_loss_names_its_step(bad):
     run.state.progress.step = 15
     with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch 1, step 13, on step2\.jpg; start again"):
         run.fetch_metrics()
+
+
+def test_a_flipped_bit_is_found_where_steps_are_verified():
+    model = Plain()
+    flips = []
+
+    def flip(grad):
+        flips.append(True)
+        if len(flips) % 2 == 0:
+            bits = grad.view(torch.int32).clone()
+            bits.flatten()[5] ^= 1  # the lowest bit of one number
+            return bits.view(torch.float32)
+        return grad
+
+    run = make_run(model, verify_steps=3)
+    for run.state.progress.step in (0, 1, 2):
+        run.train_batch(make_batch())
+    model.layers[0].weight.register_hook(flip)
+    for run.state.progress.step in (4, 5):
+        run.train_batch(make_batch())  # nobody looks
+    before = copy.deepcopy(model.state_dict())
+    run.state.progress.step = 6
+    with pytest.raises(RunError, match=r"\(the gradient of layers.0.weight, 1 of 5 differ\): memory or processor"):
+        run.train_batch(make_batch())
+    assert same(model.state_dict(), before)
+
+
+def test_verified_steps_are_the_same_steps():
+    weights = []
+    for verify in (0, 1):
+        torch.manual_seed(0)
+        model = build_model("unet_small")
+        run = make_run(model, verify_steps=verify)
+        image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+        run.train_batch({"image": image, "mask": (image[:, :1] > 99).to(torch.uint8), "path": ["a", "b"]})
+        weights.append(model.state_dict())
+    assert same(*weights)
 
 
 def test_fp16_keeps_its_scale_over_a_resume(tmp_path):

@@ -227,6 +227,9 @@ class TrainConfig(CommonConfig):
     tensorboard: str | None = option(
         None, "write curves and panels for TensorBoard, by default to <log_dir>/tensorboard", bare="", metavar="DIR"
     )
+    verify_steps: int = changeable(
+        0, "compute every N-th step twice and stop if a bit differs; 0 never does", whole_number(0), metavar="N"
+    )
     deterministic: bool = changeable(False, "only algorithms that always give the same bits")
     checkpoint_minutes: float = changeable(10.0, "also save this often within an epoch", positive_number, metavar="M")
 

@@ -51,6 +51,8 @@ def start(overrides: dict) -> None:
         overrides["model_name"] = known_model(overrides["model_name"])
     config = TrainConfig.from_flags(overrides)
     device = get_device(config.device)
+    if config.verify_steps and device.type != "cpu" and not config.deterministic:
+        raise UsageError(f"on {device} only --deterministic gives the same bits twice; --verify_steps needs it")
     with init_distributed(device, config.peer_minutes) as context:
         run(config, overrides, device, context)
 

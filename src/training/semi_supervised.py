@@ -33,7 +33,7 @@ class PseudoLabeled(NamedTuple):
     confident: torch.Tensor
     weight: float = 1.0
 
-    def split(self, pieces: int) -> list["PseudoLabeled"]:
+    def tensor_split(self, pieces: int) -> list["PseudoLabeled"]:
         """In so many pieces, each with its share of the weight: some may have no image."""
         parts = zip(*(tensor.tensor_split(pieces) for tensor in self[:3]))
         whole = pieces / max(1, len(self.images))

@@ -26,6 +26,7 @@ from runtime.errors import Interrupted, PeerLostError, RunError
 from training.run_state import LOG_COLUMNS, RunState
 from training.semi_supervised import PseudoLabeled, pseudo_label
 from training.teacher import Teacher
+from training.verify import compute_twice
 
 
 def training_step(
@@ -42,8 +43,9 @@ def training_step(
     accumulate: int = 1,
     teacher: torch.Tensor | None = None,
     unlabeled: PseudoLabeled | None = None,
+    verify: bool = False,
 ) -> torch.Tensor:
-    """One step of the optimizer. Nothing in here waits for the device.
+    """One step of the optimizer. Nothing in here waits for the device, unless it is to verify.
 
     Args:
         model: the network, wrapped for several processes.
@@ -59,35 +61,49 @@ def training_step(
         accumulate: compute the step in so many pieces.
         teacher: probabilities (N, C, H, W) that are learned too.
         unlabeled: images without masks that are learned too.
+        verify: see training/verify.py.
 
     Returns:
         float (3,) on the device: the shard's sums of loss and Dice, and its size.
     """
-    length = len(images) if batch_length is None else batch_length
-    images = precision.prepare_images(images)
-    optimizer.zero_grad(set_to_none=True)
+    length, images = batch_length or len(images), precision.prepare_images(images)
     # As many pieces in all processes as the smallest shard allows: batch norms on GPUs wait for each other in each.
     pieces = min(accumulate, length // context.size)
-    # Losses are means: each piece counts by its share of the whole batch, and the mean over processes is undone.
-    per_image = context.size / length
-    rows, parts = [], [images.tensor_split(pieces), targets.tensor_split(pieces)]
-    parts.append([None] * pieces if teacher is None else teacher.tensor_split(pieces))
-    parts.append([None] * pieces if unlabeled is None else unlabeled.split(pieces))
-    for number, (some, truth, taught, extra) in enumerate(zip(*parts), start=1):
-        unsynced = context.size > 1 and number < pieces  # gradients are exchanged once, with the last piece
-        with model.no_sync() if unsynced else contextlib.nullcontext():
-            with precision.autocast():
-                logits, guess = model(_together(some, extra, precision)).tensor_split([len(some)])
-            loss = loss_fn(logits, truth, task) + _other_losses(logits, guess, taught, extra, task)
-            scaler.scale(loss * (len(some) * per_image)).backward()
-        with torch.no_grad():
-            dice = image_dice(score_counts(task, task.decision_logits(logits), truth)).sum()
-            rows.append(torch.stack([loss.detach() * len(logits), dice, torch.full_like(dice, len(logits))]))
+    nothing = [None] * pieces
+    parts = [nothing if of is None else of.tensor_split(pieces) for of in (images, targets, teacher, unlabeled)]
+
+    def compute() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        rows = []
+        for number, (some, truth, taught, extra) in enumerate(zip(*parts), start=1):
+            unsynced = context.size > 1 and number < pieces  # gradients are exchanged once, with the last piece
+            with model.no_sync() if unsynced else contextlib.nullcontext():
+                with precision.autocast():
+                    logits, guess = model(_together(some, extra, precision)).tensor_split([len(some)])
+                loss = loss_fn(logits, truth, task) + _other_losses(logits, guess, taught, extra, task)
+                # A piece counts by its share of the whole batch, and the mean over processes is undone.
+                scaler.scale(loss * (len(some) * context.size / length)).backward()
+            rows.append(_figures(loss, logits, truth, task))
+        return torch.stack(rows).sum(0)
+
+    sums = compute_twice(compute, model) if verify else compute()
+    _update(model, optimizer, scaler)
+    return sums
+
+
+def _update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Clips the gradients and takes the step."""
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
     scaler.step(optimizer)
     scaler.update()
-    return torch.stack(rows).sum(0)
+
+
+@torch.no_grad()
+def _figures(loss: torch.Tensor, logits: torch.Tensor, truth: torch.Tensor, task: Task) -> torch.Tensor:
+    """Sums of loss and Dice of some images, and how many they are."""
+    dice = image_dice(score_counts(task, task.decision_logits(logits), truth)).sum()
+    return torch.stack([loss.detach() * len(logits), dice, torch.full_like(dice, len(logits))])
 
 
 def _together(images: torch.Tensor, extra: PseudoLabeled | None, precision: Precision) -> torch.Tensor:
@@ -307,6 +323,7 @@ class Trainer:
             config.accumulate,
             None if self.teacher is None else self.teacher.probabilities(images),
             unlabeled,
+            bool(config.verify_steps) and step % config.verify_steps == 0,
         )
         if state.ema:
             state.ema.update(state.model)
