@@ -93,9 +93,9 @@ def names_digest(samples: list[Sample]) -> str:
 class WithUnlabeled(Dataset):
     """Labelled batches with images of another dataset: indexes from the number of labelled samples on are theirs.
 
-    A batch gains `unlabeled`: `image`; `affine`, which is applied to them; `colors`, `distortions` and `seeds`, of the
-    strongly augmented images; and, where masks are known, `mask` and `trimap`. The epoch of their keys counts passes
-    over them.
+    A batch gains `unlabeled`: `image`; `affine`, which is applied to them; `strong_affine`, `colors`, `distortions` and
+    `seeds`, of the strongly augmented images; and, where masks are known, `mask` and `trimap`. The epoch of their keys
+    counts passes over them.
 
     Args:
         labelled: the training set, augmented or not.
@@ -122,8 +122,9 @@ class WithUnlabeled(Dataset):
         extra, draws = self.unlabeled.read_batch(others), []
         for cycle, index in others:
             rng = sample_rng(self.seed, cycle, self.unlabeled.samples[index].name, UNLABELED)
-            affine, colors = draw_augmentation(rng, *STRENGTHS["light"]), draw_colors(rng, STRONG_COLORS)
-            draws.append((affine, colors, draw_distortions(rng, STRONG, 1.0), rng.integers(2**62)))
-        names = ("affine", "colors", "distortions", "seeds")
+            affines = [draw_augmentation(rng, *STRENGTHS[strength]) for strength in ("light", "strong")]
+            colors, distortions = draw_colors(rng, STRONG_COLORS), draw_distortions(rng, STRONG, 1.0)
+            draws.append((*affines, colors, distortions, rng.integers(2**62)))
+        names = ("affine", "strong_affine", "colors", "distortions", "seeds")
         extra.update((name, torch.from_numpy(np.stack(values))) for name, values in zip(names, zip(*draws)))
         return {**batch, "unlabeled": extra}

@@ -172,8 +172,6 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
         UsageError: it does not segment.
         CheckpointError: the weights don't fit the network.
     """
-    if task_of_checkpoint(content).name == DenoisingTask.name:
-        raise UsageError(f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init")
     try:
         model = build_model(content["model"]["name"], **content["model"]["config"])
         model.load_state_dict(dict(content["weights"]))
@@ -181,6 +179,8 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
         raise CheckpointError(
             f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
         ) from None
+    if model.task.name == DenoisingTask.name:
+        raise UsageError(f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init")
     return model.eval()
 
 

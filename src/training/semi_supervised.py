@@ -2,7 +2,8 @@
 
 FixMatch (Sohn et al., 2020: https://arxiv.org/abs/2001.07685) for pixels, the base of UniMatch (Yang et al., 2023:
 https://arxiv.org/abs/2208.09910): labels come from weakly augmented images, those of confident pixels alone count, and
-they are learned on strongly augmented ones, of which half have a rectangle of another image.
+they are learned on strongly augmented ones: turned, scaled and colored further, and half of them with a rectangle of
+another image.
 """
 
 from typing import NamedTuple
@@ -80,8 +81,9 @@ def pseudo_label(
         dice = image_dice(score_counts(task, task.decision_logits(logits), targets))
     shares = confident.float().mean(dim=(1, 2, 3))
     sums = torch.stack([shares.sum(), dice.sum(), shares.new_tensor(len(shares))])
+    together = torch.cat([labels, confident.to(labels.dtype)], dim=1).to(torch.uint8)
+    images, together = apply_augmentations(images, together, copy_to_device(batch["strong_affine"], device))
     images = apply_colors(images, copy_to_device(batch["colors"], device))
     images, _ = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
-    together = torch.cat([labels, confident.to(labels.dtype)], dim=1)
     images, together = mix(images, together, "cutmix", 0.5, step_rng(how.seed, epoch, step, UNLABELED), task)
-    return PseudoLabeled(images, together[:, :-1], together[:, -1:] > 0), sums
+    return PseudoLabeled(images, together[:, :-1].float(), together[:, -1:] > 0), sums
