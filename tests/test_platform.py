@@ -1,0 +1,92 @@
+"""What differs between systems: locks, signals, worker processes that start afresh, folders that can't be synced."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data.augment import AugmentedDataset
+from data.cache import open_cache
+from data.datasets import load_dataset
+from data.denoising import NoisyDataset
+from data.unlabeled import WithUnlabeled
+from helpers import PYTHON, SRC, TINY, Script, run_ok
+from models.checkpoint import load_checkpoint
+from runtime.files import atomic_write, lock_file, put_in_place, sync_folder
+
+HOLDS = """
+from runtime.files import lock_file
+
+with lock_file("lock", wait=True):
+    print("held", flush=True)
+    input()
+"""
+STOPS = """
+import signal
+import train
+from runtime import cli
+from training.trainer import Trainer
+
+step = Trainer.train_batch
+
+def stopping(run, batch):
+    if run.state.progress.step == 2:
+        signal.raise_signal(signal.SIGINT)
+    return step(run, batch)
+
+Trainer.train_batch = stopping
+cli.run(train.main)
+"""
+
+
+def test_a_lock_of_another_process_is_seen_until_it_ends(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-c", HOLDS]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=-1, stdout=-1, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), lock_file(tmp_path / "lock", wait=False):
+            pass
+        holder.kill()
+        holder.wait()
+        with lock_file(tmp_path / "lock", wait=False) as file:
+            file.write("mine")
+
+
+def test_files_are_replaced_and_folders_synced(tmp_path):
+    for text in ("first", "second"):
+        with atomic_write(tmp_path / "file.txt") as file:
+            file.write(text)
+    (tmp_path / "fresh").write_text("third")
+    put_in_place(tmp_path / "fresh", tmp_path / "file.txt")
+    assert (tmp_path / "file.txt").read_text() == "third"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    sync_folder(tmp_path)
+
+
+def test_ctrl_c_saves_where_the_run_stands(tmp_path, shared_dataset):
+    flags = ["--data_path", str(shared_dataset), "--epochs", "2", *map(str, TINY)]
+    if hasattr(os, "fork"):
+        done = Script(STOPS, flags, tmp_path).finish()
+    else:
+        done = subprocess.run([*PYTHON, "-c", STOPS, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth")["progress"]["step"] == 3
+    assert "epoch   2/2" in run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
+
+
+def test_datasets_reach_processes_that_start_afresh(dataset):
+    plain = load_dataset(dataset, "train", image_size=64, cache=open_cache(dataset, 64))
+    for one in (
+        plain,
+        AugmentedDataset(plain, 3),
+        WithUnlabeled(plain, plain, 3),
+        NoisyDataset(plain, dataset, "train", 3),
+    ):
+        keys = [(0, 0), (1, len(one) - 1)]
+        ours, theirs = one.read_batch(keys), pickle.loads(pickle.dumps(one)).read_batch(keys)  # noqa: S301
+        assert torch.equal(ours["image"], theirs["image"])
+        assert ours.keys() == theirs.keys()
