@@ -61,7 +61,10 @@ def test_every_parameter_gets_a_gradient(network):
     assert not silent
 
 
-@every_model
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=pytest.mark.long if n in ("unet plain", "swin_t_unet stem") else ()) for n in NETWORKS],
+)
 def test_network_fits_one_batch(network):
     model = build(network).train()
     masks = torch.zeros(2, 1, 64, 64)

@@ -112,7 +112,7 @@ def test_non_finite_loss_stops_the_run(tmp_path, shared_dataset):
         (["--learning_rate", "nan"], ["--learning_rate", "above 0"]),
         (["-lr", "0"], ["above 0"]),
         (["--image_size", "17"], ["--image_size", "between 64"]),
-        (["--loss", "mse"], ["--loss", "bce_dice"]),
+        (["--loss", "hinge"], ["--loss", "bce_dice"]),
         (["--augment", "double"], ["bulk", "online"]),
         (["--epoch", "3"], ["--epoch"]),
         (["--device", "cuda"], ["cuda is not available here"]),

@@ -126,7 +126,7 @@ class DistributedContext:
 
 
 def _means_lost_peer(error: RuntimeError) -> bool:
-    words = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "nccl")
+    words = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "timeout", "nccl")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
