@@ -263,7 +263,7 @@ def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_
 def test_torture_in_short(capsys, monkeypatch):
     monkeypatch.setattr(torture, "PYTHON", PYTHON)
     monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --multi_scale 0.5 --augment_uncertain"})
-    short = "--kills 1 --workers 2 --epochs 2 --count 20 --seed 1"
+    short = "--kills 1 --workers 2 --epochs 1 --count 12 --seed 1"
     status = torture.main(short.split())
     *_, table, verdict = capsys.readouterr().out.strip().splitlines()
     row = json.loads(table)
