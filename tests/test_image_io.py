@@ -7,6 +7,7 @@ from PIL import Image
 from data.image_io import read_image, read_mask, read_pair, read_trimap
 from data.index import read_list
 from helpers import WRITERS, disc
+from runtime.errors import DatasetError, first_line
 
 
 def test_any_image_mode_is_read(tmp_path):
@@ -21,6 +22,20 @@ def test_any_image_mode_is_read(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "0.jpg"), np.asarray(rgb))
     np.testing.assert_array_equal(read_image(tmp_path / "2.jpg"), np.asarray(rgb))
     np.testing.assert_array_equal(read_image(tmp_path / "5.jpg")[..., 0], np.asarray(gray))
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError("too deep"), OverflowError("too far"), MemoryError(), AssertionError()]
+)
+def test_whatever_pillow_raises_names_the_file(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(
+        DatasetError, match=rf"a.png can't be read as an image \({first_line(error)}\); replace the file"
+    ):
+        read_image("a.png")
 
 
 def test_deep_and_float_images_keep_their_range(tmp_path):

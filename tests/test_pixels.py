@@ -76,6 +76,16 @@ def test_window_clips_at_percentiles_and_odd_values_do_no_harm():
     assert not pixel_values(np.full((4, 4), 7.0), GRAY, None, "x").any()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_values_at_the_limits_of_their_type(kind):
+    largest = np.finfo(kind).max
+    values = np.array([[-largest, 0, largest, np.nan, np.inf]], kind)
+    assert pixel_values(values, GRAY, None, "x")[0, :, 0].tolist() == [0, 32768, 65535, 0, 65535]
+    least = np.array([[0, np.finfo(kind).smallest_subnormal]], kind)
+    assert pixel_values(least, GRAY, None, "x")[0, 0, 0] == 0
+
+
 def test_channels():
     five = np.random.default_rng(1).integers(0, 65536, (6, 4, 5)).astype(np.uint16)
     assert np.array_equal(pixel_values(five, Pixels(5), None, "x"), five)
@@ -121,6 +131,32 @@ def test_what_would_lose_its_depth_is_refused(tmp_path):
     assert read_pixels(path, RGB).shape == (4, 4, 3)
     with pytest.raises(DatasetError, match=r"16 bits a channel in color can't be read; save it as \.npy"):
         read_pixels(path, Pixels(3, (0.0, 100.0)))
+
+
+def test_booleans_are_black_and_white(tmp_path):
+    values = np.eye(6, dtype=bool)
+    np.save(tmp_path / "b.npy", values)
+    for pixels in (RGB, GRAY, Pixels(1, (1.0, 99.0))):
+        found = read_pixels(tmp_path / "b.npy", pixels)[..., 0]
+        assert np.array_equal(found, values * np.iinfo(found.dtype).max)
+
+
+def test_palette_image_without_its_palette_is_read(tmp_path):
+    Image.new("P", (4, 4)).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    start = data.index(b"PLTE") - 4
+    (tmp_path / "p.png").write_bytes(data[:start] + data[start + 12 + struct.unpack_from(">I", data, start)[0] :])
+    assert read_pixels(tmp_path / "p.png", RGB).shape == (4, 4, 3)
+    assert read_pixels(tmp_path / "p.png", GRAY).shape == (4, 4, 1)
+
+
+def test_broken_arrays_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
+    header = (tmp_path / "a.npy").read_bytes()
+    for data in (b"PK\3\4 no archive", header.replace(b"}", b" "), header.replace(b"'<f8'", b"'<f9'"), b""):
+        (tmp_path / "a.npy").write_bytes(data)
+        with pytest.raises(DatasetError, match=r"a.npy can't be read as an array \(.+\); replace the file"):
+            read_pixels(tmp_path / "a.npy", GRAY)
 
 
 def test_settings_have_caches_of_their_own(tmp_path):

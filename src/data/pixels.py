@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from runtime.errors import DatasetError
+from runtime.errors import DatasetError, first_line
 
 FULL = 65535  # of 16 bits
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+LARGEST, LEAST = 1e37, 1e-30  # value, and range of values, that float32 can scale
 
 
 class Pixels(NamedTuple):
@@ -59,6 +60,7 @@ def pixels_of(preprocessing: dict) -> Pixels:
     return Pixels(preprocessing.get("channels") or 3, window and tuple(window))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of values that float32 can't hold, which are clipped
 def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | None, path) -> np.ndarray:
     """Stored values to what the network sees, uint16 (H, W, C).
 
@@ -73,6 +75,8 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
     """
     if stored.ndim not in (2, 3) or 0 in stored.shape or stored.dtype.kind not in "buif":
         raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")
+    if stored.dtype == bool:
+        stored = stored.astype(np.uint8) * 255
     values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), pixels, path)
     together = pixels.channels == 3
     ranges = [
@@ -84,7 +88,7 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
         channel = np.nan_to_num(values[..., number].astype(np.float32), nan=low)
         if size is not None and size != channel.shape[::-1]:
             channel = np.asarray(Image.fromarray(channel.clip(low, high)).resize(size, Image.Resampling.BILINEAR))
-        scale = FULL / (high - low) if high > low else 0.0
+        scale = FULL / (high - low) if high - low > LEAST else 0.0
         seen.append(np.round((channel.clip(low, high) - low) * scale).astype(np.uint16))
     return np.stack(seen, axis=-1).repeat(pixels.channels // len(seen), axis=2)
 
@@ -104,7 +108,7 @@ def _range(values: np.ndarray, window: tuple[float, float] | None) -> tuple[floa
     """The values that become black and white: the range of an unsigned type, or of the image's own values."""
     if window is None and values.dtype in (np.uint8, np.uint16):
         return 0.0, float(np.iinfo(values.dtype).max)
-    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    known = values[np.isfinite(values)].clip(-LARGEST, LARGEST) if values.dtype.kind == "f" else values
     if not known.size:
         return 0.0, 1.0
     low, high = np.percentile(known, window or (0, 100))
@@ -119,8 +123,8 @@ def load_array(path) -> np.ndarray:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise DatasetError(f"{path} can't be read as an array ({error}); replace the file") from None
+    except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
+        raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
     return array
@@ -136,7 +140,7 @@ def stored_values(image: Image.Image, upright: bool) -> np.ndarray:
         raise ValueError("16 bits a channel in color can't be read; save it as .npy")
     if upright:
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("1", "LA", "La") or (image.mode == "P" and image.palette.mode == "L"):
+    if image.mode in ("1", "LA", "La") or (image.mode == "P" and getattr(image.palette, "mode", "") == "L"):
         image = image.convert("L")
     elif image.mode not in ("L", "RGB", "RGBA", "F") and image.mode[0] != "I":
         image = image.convert("RGB")

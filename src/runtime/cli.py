@@ -5,13 +5,17 @@ Exit statuses: 0 done; 1 the run failed; 2 bad usage or bad input; 128 + signal 
 
 import argparse
 import contextlib
+import ctypes
 import errno
+import logging
 import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Container
+
+from PIL import Image
 
 from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
@@ -99,8 +103,14 @@ def explain_import_errors():
 
 
 def quiet_pillow() -> None:
-    """Silences Pillow's warnings of odd EXIF data and of images of 90 million pixels: it refuses twice as many."""
+    """Silences what Pillow and libtiff write to stderr about odd files; one that can't be read is an error of ours.
+
+    Among that are warnings of images of 90 million pixels: Pillow refuses twice as many.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):  # on Windows libtiff can't be reached
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def run(main, less_memory: str = "a smaller --batch_size") -> None:
