@@ -20,14 +20,12 @@ import os
 import pickle
 import re
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 
 import torch
 
 from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
-from models.pickle_check import check_archive
+from models.pickle_check import DAMAGE, load_archive
 from models.schema import find_problem, schema
 from models.task import DenoisingTask, Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
@@ -35,8 +33,6 @@ from runtime.files import atomic_write, sync_folder
 
 PUBLISHED = "pets_small.pth"  # the network that comes with this program; see docs/model_card.md
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 had no average
-# What zipfile and torch raise on files that are damaged, or something else altogether.
-DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
 
 
 # ------------------------------------------------------------------------------------------------------- save and load
@@ -102,6 +98,11 @@ def load_checkpoint(path) -> dict:
     if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}, not {FORMAT_VERSION} or less; update this program")
     problem = find_problem(content, schema(MODELS))
+    if not problem:
+        config = {name: value for name, value in content["model"]["config"].items() if value is not None}
+        content["model"]["config"] = config
+        if config.get("in_channels", 3) != (content["preprocessing"].get("channels") or 3):
+            problem = "model.config.in_channels contradicts preprocessing.channels"
     if problem:
         raise CheckpointError(f"{path} is malformed: {problem}; use another checkpoint, or train again")
     content["encoder_start"] = "".join(c if c.isprintable() else "?" for c in content["encoder_start"])  # a file's name
@@ -115,15 +116,7 @@ def _read(path: Path, verify: bool):
         CheckpointError: see `load_checkpoint`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch looks at these attributes, and reads wrongly where they are damaged.
-            damaged = next((i.filename for i in archive.infolist() if i.external_attr or i.compress_type), None)
-            if verify and not damaged:  # torch stores a CRC-32 with every tensor, and does not check it
-                damaged = archive.testzip()
-            if damaged:
-                raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); {_alternatives(path)}")
-            check_archive(archive)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
+        return load_archive(path, verify)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors and plain values; use a checkpoint of train.py"
@@ -173,6 +166,10 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
         CheckpointError: the weights don't fit the network.
     """
     try:
+        if task_of_checkpoint(content).name == DenoisingTask.name:
+            raise UsageError(
+                f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init"
+            )
         model = build_model(content["model"]["name"], **content["model"]["config"])
         model.load_state_dict(dict(content["weights"]))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -273,7 +270,7 @@ def resumed_after(save_dir, model_name: str, run_id: str) -> list[int]:
     for path in (checkpoint_path(save_dir, model_name, "last"), Path(save_dir) / f"{model_name}_last_{run_id}.pth"):
         progress = _progress_of(path)
         if progress.get("run_id") == run_id:
-            return progress.get("resumed", [])
+            return progress.get("resumed") or []
     return []
 
 

@@ -6,14 +6,16 @@ import socket
 import sys
 import threading
 import urllib.request
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import torch
 from torchvision.models import get_model_weights
 
 from models.base import SegmentationModel, fold_channels
-from models.checkpoint import DAMAGE
 from models.encoder_unet import HEAD
+from models.pickle_check import DAMAGE, load_archive, load_stream
 from runtime.errors import CheckpointError, first_line
 
 CONNECT_SECONDS = 10  # how long `--encoder_weights auto` waits for the server of the ImageNet weights
@@ -102,13 +104,16 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
         return part in HEAD or (part == "features" and number.isdigit() and int(number) >= layers)
 
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        weights = {key: value for key, value in weights.items() if not of_head(key)}
-        if model.in_channels != 3:
-            first = next(key for key, value in weights.items() if value.ndim == 4)
+        read = partial(load_archive, shared=True) if zipfile.is_zipfile(file) else load_stream
+        weights = {key: value for key, value in read(Path(file)).items() if not of_head(key)}
+        own = model.encoder.state_dict()
+        first = next(key for key, value in own.items() if value.ndim == 4)
+        if model.in_channels != 3 and weights[first].shape == (len(own[first]), 3, *own[first].shape[2:]):
             weights[first] = fold_channels(weights[first], model.in_channels)
         model.encoder.load_state_dict(weights)
-    except (*DAMAGE, AttributeError, pickle.UnpicklingError) as error:
+        if not all(value.isfinite().all() for value in model.encoder.state_dict().values()):
+            raise ValueError("a weight is not finite")
+    except (*DAMAGE, pickle.UnpicklingError) as error:
         why = "not only tensors are in it" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(
             f"--encoder_weights: {file} can't be loaded into the encoder ({why}); it must be a state dict of "

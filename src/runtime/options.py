@@ -157,7 +157,7 @@ def regex(text: str) -> str:
     """Accepts regular expressions."""
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
     return text
 

@@ -57,7 +57,7 @@ class Progress:
 
         Patience of 0 is endless. It is counted from the epoch in which more epochs were asked for.
         """
-        validated = bool(self.history) and self.history[-1]["val_dice"] is not None
+        validated = bool(self.history) and self.history[-1].get("val_dice") is not None
         tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from) and validated
         return self.epoch >= self.planned_epochs or tired
 
@@ -157,8 +157,9 @@ class RunState:
     def write_log(self) -> None:
         """Writes the log anew from the history in the checkpoint, so that the two can't disagree."""
         if self.lock is not None:
-            more = UNLABELED_NUMBERS if self.config.unlabeled else ()
-            write_rows(log_path(self.config), self.progress.history, [*LOG_COLUMNS, *more])
+            columns = [*LOG_COLUMNS, *(UNLABELED_NUMBERS if self.config.unlabeled else ())]
+            rows = [{name: row.get(name) for name in columns} for row in self.progress.history]
+            write_rows(log_path(self.config), rows, columns)
 
 
 def log_path(config: TrainConfig) -> Path:
@@ -198,6 +199,8 @@ def start_progress(
     if progress.step > steps or (progress.step and done <= 0):
         raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
     if progress.sums is not None:
+        if len(progress.sums) != (6 if config.unlabeled else 3):
+            raise CheckpointError(f"{resumed_from} is malformed: progress.sums has {len(progress.sums)} numbers")
         progress.sums = progress.sums.double()  # the first versions had float32 on MPS
     progress.resumed = [*progress.resumed, progress.epoch]
     if more_epochs:
