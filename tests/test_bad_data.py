@@ -1,14 +1,19 @@
 """Every way in which a dataset can be wrong: one clear line, and nothing is trained on it."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.cache import open_cache
+from data.cache import CACHE_FOLDER, make_cache_folder, open_cache
+from data.copies import near_copies
 from data.datasets import SimpleOxfordPetDataset
 from data.index import find_root, read_list
+from data.inputs import list_images, matching
+from data.pixels import RGB
 from data.splits import split_samples
-from helpers import TINY, assert_one_error, disc, run_script, save, write_list
+from helpers import SRC, TINY, Script, assert_one_error, disc, run_script, save, scene, write_list
 from runtime.errors import DatasetError
 
 LISTS = ("list", "trainval", "test")
@@ -71,6 +76,22 @@ def bomb(root) -> None:
     Image.new("1", (20000, 20000)).save((root / PHOTO).with_suffix(".png"))
 
 
+# What may stand in the place of an image. A pipe would never open, and some devices never end.
+TRAPS = {
+    "pipe": os.mkfifo,
+    "link to a text": lambda p: p.symlink_to("/etc/passwd"),
+    "link to an endless device": lambda p: p.symlink_to("/dev/zero"),
+    "link to a folder": lambda p: p.symlink_to("/etc"),
+    "link to itself": lambda p: p.symlink_to(p.name),
+    "link to nothing": lambda p: p.symlink_to("gone.jpg"),
+}
+
+
+def set_traps(files) -> None:
+    for file, make in zip(sorted(files), TRAPS.values()):
+        replace(file, make)
+
+
 UNREADABLE = ["Cat0_0.jpg can't be read", "replace"]
 NO_TRIMAP, NO_MASK = "Cat0_0.png is no trimap", "photo 0.png is no mask"
 PETS = {
@@ -106,6 +127,15 @@ PETS = {
         ["Cat0_0.jpg is 80x64", "Cat0_0.png is 160x128", "same size"],
     ),
     "empty trimap file": (lambda r: (r / TRIMAP).write_bytes(b""), ["Cat0_0.png can't be read", "replace"]),
+    "name that leads out": (
+        lambda r: write_list(r, "list", ["../images/Cat0_0 1 1 1"]),
+        ["list.txt line 1", "'../images/Cat0_0 1 1 1'"],
+    ),
+    "absolute name": (lambda r: write_list(r, "list", ["/etc/Cat0_0 1 1 1"]), ["list.txt line 1", "/etc/Cat0_0"]),
+    "no regular files": (
+        lambda r: [set_traps((r / name).glob("*.*g")) for name in ("images", "annotations/trimaps")],
+        ["10 of the 80 listed files are missing", "Cat0_0.jpg"],
+    ),
 }
 UNREADABLE = ["photo 0.jpg can't be read", "replace"]
 OWN = {
@@ -142,7 +172,11 @@ OWN = {
     "truncated mask": (lambda r: truncate(r / MASK, 60), ["photo 0.png can't be read"]),
     "text as mask": (lambda r: (r / MASK).write_text("no mask"), ["photo 0.png can't be read"]),
     "folder as image": (lambda r: replace(r / PHOTO, lambda p: p.mkdir()), ["photo 0.jpg can't be read"]),
-    "dead link": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to(r / "gone.jpg")), ["photo 0.jpg"]),
+    "no regular files": (
+        lambda r: [set_traps((r / name).glob("*.[jp][pn]g")) for name in ("images", "masks")],
+        ["10 faults", "photo 0.jpg can't be read", "photo 0.png can't be read"],
+    ),
+    "link to a text": (lambda r: replace(r / PHOTO, TRAPS["link to a text"]), ["photo 0.jpg can't be read"]),
     "bomb": (bomb, ["photo 0.png can't be read", "decompression bomb"]),
     "too few": (few_images, ["5 images in all", "at least ten different ones are needed"]),
     "only copies": (only_copies, ["is empty", "were moved into training, with copies"]),
@@ -196,3 +230,89 @@ def test_error_in_a_worker_is_one_line(dataset, tmp_path):
     flags = ("--num_workers", 2, "--cache", "off", *TINY)
     done = run_script("train.py", "--data_path", dataset, *flags, cwd=tmp_path)
     assert_one_error(done, "can't be read as an image", "replace the file")
+
+
+def everything(folder) -> dict:
+    """What is in a folder: contents of files, and where links lead."""
+    return {p: p.readlink() if p.is_symlink() else p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("oxford_pet.py", ("--check",), "5 faults"),
+        ("train.py", TINY, "5 faults"),
+        ("inference.py", ("--save_results", "--save", "masks,cutouts"), "5 of 39 images could not be segmented"),
+    ],
+)
+def test_pipes_devices_and_links_are_one_line(own, tmp_path, model_flags, script, flags, words):
+    run, images = tmp_path / "run", own / "images"
+    run.mkdir()
+    set_traps(images.glob("*.jpg"))
+    before = everything(own)
+    started = Script(
+        SRC / script, ["--data_path", own, *flags, *(model_flags if script == "inference.py" else ())], run
+    )
+    started.wait_until(lambda: started.poll() is not None)
+    done = started.finish()
+    assert_one_error(done, words, "photo 0.jpg can't be read", status=1 if script == "inference.py" else 2)
+    assert everything(own) == before
+    assert not [
+        file for file in run.rglob("*") if file.is_symlink() or (file.is_file() and b"root:" in file.read_bytes())
+    ]
+    assert len(list(run.rglob("*.png"))) == (2 * 34 if script == "inference.py" else 0)
+
+
+def test_folders_that_link_to_themselves_are_read_once(tmp_path, monkeypatch):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    scene().save(tmp_path / "in/deep/pet.png")
+    scene().save(tmp_path / "in/.hidden.png")
+    for name in ("a", "b"):
+        (tmp_path / f"in/{name}").symlink_to(".")
+        (tmp_path / f"in/deep/{name}").symlink_to("..")
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("in/**/*.png", "**/*.png", f"{tmp_path}/**/deep/*", "in/**/**/p*.png", "**"):
+        found = [path for path in matching(pattern) if path.suffix]
+        assert [path.resolve() for path in found] == [tmp_path / "in/deep/pet.png"], pattern
+    assert [sample.name for sample in list_images(tmp_path / "in", RGB)] == ["deep/pet"]
+
+
+def test_a_cache_that_leads_out_of_the_dataset_is_not_used(dataset, tmp_path, capsys):
+    outside, cache = tmp_path / "outside", dataset / CACHE_FOLDER
+    outside.mkdir()
+    for name in ("mine.tmp", "near_copies_mine.json", "32_0123456789abcdef.npy"):
+        (outside / name).write_text("precious")
+    before = everything(outside)
+    cache.symlink_to(outside)
+    assert open_cache(dataset, 32) is None
+    assert near_copies(dataset) == []
+    said = capsys.readouterr().err
+    assert said.startswith("No cache in ")
+    assert "Near copies are not kept" in said
+    replace(cache, lambda path: path.symlink_to(outside / "new"))
+    with pytest.raises(OSError, match="File exists"):
+        make_cache_folder(cache)
+    replace(cache, lambda path: path.mkdir())
+    for name in ("lock", "copies_lock", "near_copies_0123456789abcdef.json"):
+        for make in (os.mkfifo, lambda path: path.symlink_to(outside / "new")):
+            make(cache / name)
+            with pytest.raises(OSError, match=f"{name} is a link or no file"):
+                make_cache_folder(cache)
+            (cache / name).unlink()
+    make_cache_folder(cache)
+    assert everything(outside) == before
+
+
+def test_a_damaged_cache_is_one_error(dataset):
+    near_copies(dataset)
+    (file,) = (dataset / CACHE_FOLDER).glob("near_copies_*.json")
+    for content in ("[" * 100_000, "{}x", "[[1]]", '[["a", "b"]]', "7"):
+        file.write_text(content)
+        with pytest.raises(DatasetError, match="is damaged; delete it"):
+            near_copies(dataset)
+    records = open_cache(dataset, 32).file
+    size = records.stat().st_size
+    for content in (b"x" * size, b"PK\x05\x06" + b"x" * size, b"\x93NUMPY\x01\x00v\x00{" + b"(" * size):
+        records.write_bytes(content)
+        with pytest.raises(DatasetError, match="is damaged; delete it"):
+            open_cache(dataset, 32)

@@ -1,10 +1,16 @@
-"""The page, in a real browser."""
+"""The page: in a real browser, and as an attacker asks it."""
 
+import contextlib
+import http.client
 import json
+import os
 import shutil
 import socket
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -40,7 +46,7 @@ def page(trained, tmp_path_factory):
     yield address, script
     script.send_signal(2)
     assert script.finish().returncode in (0, 130)
-    assert "Traceback" not in script.stderr.read_text()
+    assert "demo.py" not in script.stderr.read_text()  # in no stack trace; Gradio prints some of what it refuses
 
 
 @pytest.fixture
@@ -116,7 +122,7 @@ class TestPage:
         said = wait_for(browser, ".toast-body")
         assert ("60 megapixels; at most 50" if kind == "large" else "odd.png can't be read as an image") in said
         assert "/tmp" not in said
-        assert "Traceback" not in page[1].stderr.read_text()
+        assert "demo.py" not in page[1].stderr.read_text()
 
     def test_two_users_at_once(self, browser, page, tmp_path):
         sizes = [(200, 120), (90, 160)]
@@ -133,6 +139,193 @@ class TestPage:
             wait_for(browser, "#overlay img", "src")
             image = browser.find_element(By.CSS_SELECTOR, "#overlay img")
             assert (int(image.get_property("naturalWidth")), int(image.get_property("naturalHeight"))) == size
+
+
+class Attacker:
+    """Talks to the page without a browser.
+
+    Args:
+        address: of the page.
+    """
+
+    def __init__(self, address: str):
+        self.host, self.sessions = address.removeprefix("http://"), 0
+        self.checkpoint = next(
+            part["props"]["value"]
+            for part in json.loads(self.ask("GET", "/config")[2])["components"]
+            if part["props"].get("elem_id") == "checkpoint"
+        )
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers) -> tuple[int, dict, bytes]:
+        """Status, headers and content of an answer; of a header's name hyphens are underscores."""
+        with contextlib.closing(http.client.HTTPConnection(self.host, timeout=30)) as connection:
+            connection.putrequest(method, path, skip_host="Host" in headers)
+            for name, value in {"Content_Length": len(body), **headers}.items():
+                if value is not None:
+                    connection.putheader(name.replace("_", "-"), str(value))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+
+    def upload(self, name: bytes, content: bytes) -> tuple[int, str]:
+        """The status and, if that is 200, where the upload is."""
+        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="' + name + b'"\r\n\r\n'
+        kind = "multipart/form-data; boundary=x"
+        status, _, said = self.ask("POST", UPLOAD, head + content + b"\r\n--x--\r\n", Content_Type=kind)
+        return status, json.loads(said)[0] if status == 200 else ""
+
+    def segment(self, photograph, *more, function: int = 0, session: str = "") -> tuple[bool, str]:
+        """Whether the page has segmented a photograph, and the answer."""
+        if not session:
+            self.sessions += 1
+            session = f"session{self.sessions}"
+        data = {"data": [photograph, *more, self.checkpoint, 0.5], "fn_index": function, "session_hash": session}
+        status, _, said = self.ask(
+            "POST", "/gradio_api/queue/join", json.dumps(data).encode(), Content_Type="application/json"
+        )
+        assert status == 200, said
+        with urllib.request.urlopen(
+            f"http://{self.host}/gradio_api/queue/data?session_hash={session}", timeout=40
+        ) as stream:
+            for line in stream:
+                if b"process_completed" in line:
+                    message = json.loads(line.removeprefix(b"data:"))
+                    return message["success"], json.dumps(message["output"])
+        raise AssertionError("no answer")
+
+
+UPLOAD = "/gradio_api/upload"
+META = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def attacker(page):
+    return Attacker(page[0])
+
+
+@pytest.fixture(scope="module")
+def photograph(attacker, tmp_path_factory) -> str:
+    """Where an upload is."""
+    file = tmp_path_factory.mktemp("photograph") / "my pet.png"
+    scene().save(file)
+    return attacker.upload(b"my pet.png", file.read_bytes())[1]
+
+
+class TestAttacks:
+    """What the page refuses, and that it serves others meanwhile."""
+
+    @pytest.mark.parametrize("form", ["{}", "{}%00.png", "file://{}", "/{}", "../../../../../../../../..{}"])
+    def test_files_of_this_machine_are_not_served(self, attacker, tmp_path, form):
+        scene().save(tmp_path / "secret.png")
+        for route in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
+            for path in (form.format(tmp_path / "secret.png"), form.format("/etc/passwd")):
+                for escaped in (path, quote(path, safe="%"), path.replace("..", "%2e%2e"), quote(quote(path))):
+                    status, _, said = attacker.ask("GET", route + escaped)
+                    assert status in (400, 403, 404), route + escaped
+                    assert b"root:" not in said
+
+    def test_files_of_this_machine_are_not_segmented(self, attacker, photograph, tmp_path):
+        assert attacker.segment({"path": photograph, **META})[0]
+        scene().save(tmp_path / "secret.png")
+        os.mkfifo(tmp_path / "pipe.png")
+        inside = Path(photograph).parent
+        for path in (
+            *(str(tmp_path / "secret.png"), str(tmp_path / "pipe.png"), "/dev/zero", "/etc/passwd", str(inside)),
+            *(f"{inside}/../../../../../..{tmp_path}/secret.png", f"file://{tmp_path}/secret.png", "a" * 5000),
+            *("http://127.0.0.1:9/secret.png", "https://localhost/secret.png", photograph + "x"),
+        ):
+            for meta in ({}, META, {**META, "url": path, "is_stream": True}):
+                done, said = attacker.segment({"path": path, **meta})
+                assert not done, said
+                assert "root:" not in said
+        for other in ([photograph], photograph, {"path": [photograph]}, 7):
+            assert not attacker.segment(other)[0]
+
+    def test_uploads_stay_in_their_folder_and_are_never_html(self, attacker, photograph):
+        folder, content = Path(photograph).parents[1], b"<html><script>alert(1)</script></html>"
+        for name in (
+            *(b"../../../../evil.png", b"/tmp/evil.png", b"a/b.png", b"a\\..\\b.png", b"n\0ul.png", b"..", b".", b""),
+            *(b"%2e%2e%2fevil.png", b"\xff.png", b"<img src=x onerror=alert(1)>.png", b".hidden", b"x" * 300 + b".png"),
+            *(b"evil.html", b"evil.svg", b"evil.xhtml", b"a.js", b"a.png\r\nContent-Type: text/html", b"x" * 9000),
+        ):
+            status, path = attacker.upload(name, content)
+            if name in (b"..", b"x" * 9000):
+                assert status in (400, 413)
+                continue
+            assert Path(path).parents[1] == folder
+            status, headers, said = attacker.ask("GET", f"/gradio_api/file={quote(path)}")
+            assert (status, said) == (200, content)
+            assert headers["content-type"] in ("image/png", "application/octet-stream")
+            assert headers["content-type"] == "image/png" or headers["content-disposition"].startswith("attachment")
+            assert headers["x-content-type-options"] == "nosniff"
+            assert "default-src 'self'" in headers["content-security-policy"]
+        assert not Path("/tmp/evil.png").exists()
+
+    def test_requests_of_other_sites_and_for_them_are_refused(self, attacker):
+        port = attacker.host.rpartition(":")[2]
+        for origin in ("http://evil.example", "null", f"http://localhost:{port}0", f"https://{attacker.host}"):
+            assert attacker.ask("GET", "/config", Origin=origin)[0] == 403
+            assert attacker.ask("POST", UPLOAD, Origin=origin)[0] == 403
+        for host in (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", ""):  # a name that leads here
+            assert attacker.ask("GET", "/config", Host=host)[0] in (400, 403)
+        for host in (attacker.host, f"localhost:{port}"):
+            assert attacker.ask("GET", "/config", Host=host, Origin=f"http://{host}")[0] == 200
+        for path in ("file=http://example.org/a.png", "file=https%3A//example.org/a.png", "proxy=http://127.0.0.1:9/"):
+            assert attacker.ask("GET", f"/gradio_api/{path}")[0] == 403
+        assert attacker.ask("POST", "/gradio_api/process_recording")[0] == 403
+        past_the_queue = "/gradio_api/run/segment", b'{"data": []}'
+        assert attacker.ask("POST", *past_the_queue, Content_Type="application/json")[0] == 404
+
+    def test_large_and_odd_requests_are_refused_before_they_are_read(self, attacker, page):
+        form = {"Content_Type": "multipart/form-data; boundary=x"}
+        for length in (52_000_000, 10**12, 10**30, "-5", "1e3", None):
+            assert attacker.ask("POST", UPLOAD, Content_Length=length, **form)[0] in (400, 411, 413)
+        assert attacker.ask("POST", "/gradio_api/queue/join", Content_Length=2_000_000)[0] == 413
+        assert attacker.ask("POST", UPLOAD, Transfer_Encoding="chunked", Content_Length=None, **form)[0] == 411
+        for kind in ("application/json", "text/html", "multipart/form-data", "multipart/form-data; boundary=", ""):
+            assert attacker.ask("POST", UPLOAD, b"--x--", Content_Type=kind)[0] == 400
+        deep = b"[" * 400_000
+        assert attacker.ask("POST", "/gradio_api/queue/join", deep, Content_Type="application/json")[0] in (400, 422)
+        assert attacker.ask("GET", "/" + "a" * 100_000)[0] in (400, 404, 414)
+        assert page[1].poll() is None
+
+    def test_other_users_are_served_beside_slow_ones_and_those_who_leave(self, attacker, photograph):
+        folder, (host, port) = Path(photograph).parents[1], attacker.host.split(":")
+        before, sockets = set(folder.iterdir()), []
+        head = f"POST {UPLOAD} HTTP/1.1\r\nHost: {attacker.host}\r\n".encode()
+        form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
+        file = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"x" * 100_000
+        for beginning in (b"", b"GET / HT", head, head + form, head + form + file) * 40:
+            sockets.append(socket.create_connection((host, int(port)), timeout=30))
+            sockets[-1].sendall(beginning)
+        content = Path(photograph).read_bytes()
+        with ThreadPoolExecutor(20) as pool:
+            users = list(pool.map(lambda i: attacker.upload(b"%d.png" % i, content), range(20)))
+            assert [status for status, _ in users] == [200] * 20
+            segmented = pool.map(lambda user: attacker.segment({"path": user[1], **META}), users[:4])
+            assert all(done for done, _ in segmented)
+        for one in sockets:
+            one.close()
+        Script.wait_until(lambda: not [path for path in set(folder.iterdir()) - before if path.is_file()])
+
+    def test_another_image_in_the_session_may_not_be_larger(self, attacker, photograph, tmp_path):
+        Image.new("1", (10_000, 6_000)).save(tmp_path / "large.png")
+        _, large = attacker.upload(b"large.png", (tmp_path / "large.png").read_bytes())
+        assert attacker.segment({"path": photograph, **META}, session="mine")[0]
+        done, said = attacker.segment({"path": large, **META}, None, function=2, session="mine")
+        assert not done
+        assert "60 megapixels; at most 50" in said
+
+
+def test_uploads_end_before_the_disk_is_full(tmp_path, monkeypatch):
+    import demo
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(demo.shutil, "disk_usage", lambda _path: usage._replace(free=10**9))
+    headers = [(b"host", b"127.0.0.1:7860"), (b"content-length", b"10")]
+    scope = {"method": "POST", "path": UPLOAD, "headers": headers}
+    assert demo.refusal(scope, tmp_path) == (507, "The disk is full.")
+    assert demo.refusal({**scope, "method": "GET"}, tmp_path) is None
 
 
 def test_a_port_in_use_is_one_error(trained, tmp_path):

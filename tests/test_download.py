@@ -18,7 +18,9 @@ from data.download import download
 from data.index import find_root, list_samples
 from data.splits import split_samples
 from helpers import make_dataset
+from runtime import fetch as fetch_module
 from runtime.errors import DatasetError
+from runtime.files import atomic_write
 
 
 def test_the_real_addresses_are_torchvisions():
@@ -154,6 +156,13 @@ def member(name, **fields):
     return info
 
 
+def expect_checksum(archives, monkeypatch) -> None:
+    """Makes images.tar.gz, as it is now, the one that is to be downloaded."""
+    (address, _), annotations = download_module.resources()
+    right = hashlib.md5((archives / "images.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(download_module, "resources", lambda: [(address, right), annotations])
+
+
 @pytest.mark.parametrize(
     ("evil", "words"),
     [
@@ -168,13 +177,60 @@ def member(name, **fields):
 def test_members_that_leave_the_folder_links_and_devices_are_refused(archives, tmp_path, monkeypatch, evil, words):
     with tarfile.open(archives / "images.tar.gz", "w:gz") as tar:
         tar.addfile(evil, io.BytesIO(b"evil"[: evil.size]))
-    (address, _), annotations = download_module.resources()
-    right = hashlib.md5((archives / "images.tar.gz").read_bytes()).hexdigest()
-    monkeypatch.setattr(download_module, "resources", lambda: [(address, right), annotations])
+    expect_checksum(archives, monkeypatch)
     with pytest.raises(DatasetError, match=words):
         download(tmp_path / "data")
     assert not [p for p in tmp_path.rglob("escaped.txt") if "oxford-iiit-pet" not in p.parts]
     assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
+
+
+SPARSE = {"GNU.sparse.size": str(10**15), "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,4"}
+ODD = {
+    "a bomb": ([member("images/large", size=200_000)], "unpacks to more than"),
+    "many empty files": ([member(f"images/{i}") for i in range(50)], "unpacks to more than"),
+    "a sparse file": ([member("images/sparse", size=4, pax_headers=SPARSE)], "unpacks to more than"),
+    "a name with a NUL": ([member("images/x", pax_headers={"path": "images/a\0b"})], "can't be downloaded"),
+    "a long name": ([member("images/" + "x" * 300)], "File name too long"),
+    "a name twice": ([member("images/one.jpg", size=4), member("images/one.jpg", size=5)], "listed files are missing"),
+    "names alike": ([member("images/one.jpg"), member("images/ONE.jpg")], "listed files are missing"),
+    "a name in Latin-1": ([member("images/caf\udce9.jpg")], "listed files are missing"),
+    "a file for a folder": ([member("images")], "listed files are missing"),
+    "a folder and a file": ([member("images/a", type=tarfile.DIRTYPE), member("images/a")], "can't be downloaded"),
+}
+
+
+def test_odd_archives_are_told(archives, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "NEEDED_BYTES", 200_000)
+    for kind, (members, words) in ODD.items():
+        with tarfile.open(archives / "images.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+            for one in members:
+                tar.addfile(one, io.BytesIO(b"x" * one.size))
+        expect_checksum(archives, monkeypatch)
+        (tmp_path / kind).mkdir()
+        with pytest.raises(DatasetError, match=words):
+            download(tmp_path / kind)
+        assert not list((tmp_path / kind / "oxford-iiit-pet").glob(".*"))
+        assert sum(path.stat().st_size for path in (tmp_path / kind).rglob("*") if path.is_file()) < 100_000
+
+
+def test_what_is_no_archive_is_told(archives, tmp_path, monkeypatch):
+    whole = (archives / "images.tar.gz").read_bytes()
+    for content in (b"", b"<html>no archive</html>", whole[:1], whole[:20], whole[:600], whole[:-600], whole[99:]):
+        (archives / "images.tar.gz").write_bytes(content)
+        expect_checksum(archives, monkeypatch)
+        with pytest.raises(DatasetError, match="images.tar.gz can't be downloaded"):
+            download(tmp_path / "data")
+
+
+def test_what_a_kill_leaves_is_deleted(archives, tmp_path):
+    (tmp_path / "data/oxford-iiit-pet").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *_args, **_options: None)  # as if there were no time for it
+        with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "data/oxford-iiit-pet/images.tar.gz", "wb"):
+            raise KeyboardInterrupt
+    assert list((tmp_path / "data/oxford-iiit-pet").iterdir())
+    root = download(tmp_path / "data")
+    assert sorted(path.name for path in root.iterdir()) == ["annotations", "images"]
 
 
 def test_a_download_that_breaks_off_is_told_and_starts_again(archives, tmp_path, monkeypatch):
@@ -189,6 +245,30 @@ def test_a_download_that_breaks_off_is_told_and_starts_again(archives, tmp_path,
     assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
     monkeypatch.setattr(Quiet, "copyfile", whole)
     assert len(list_samples(download(tmp_path / "data"))) == 40
+
+
+@pytest.mark.parametrize("more", [b"", b"endless"])
+def test_a_server_that_stalls_or_never_ends_is_told(archives, tmp_path, monkeypatch, more):
+    gone = threading.Event()
+
+    def stalls(self, source, outputfile):
+        outputfile.write(source.read(500) + more * 10_000)
+        outputfile.flush()
+        gone.wait(0 if more else 30)
+
+    def without_length(self, name, value):
+        if not more or name != "Content-Length":
+            SimpleHTTPRequestHandler.send_header(self, name, value)
+
+    monkeypatch.setattr(Quiet, "copyfile", stalls)
+    monkeypatch.setattr(Quiet, "send_header", without_length)
+    monkeypatch.setattr(download_module, "SECONDS", 0.3)
+    if more:
+        monkeypatch.setattr(fetch_module, "MAX_BYTES", 50_000)
+    with pytest.raises(DatasetError, match="has more than" if more else "timed out"):
+        download(tmp_path / "data")
+    gone.set()
+    assert not list((tmp_path / "data/oxford-iiit-pet").iterdir())
 
 
 def test_the_disk_is_looked_at_first(archives, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """What an encoder starts from: cache, download, file."""
 
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -60,18 +59,6 @@ def test_offline_auto_warns_and_imagenet_fails(offline, capsys):
         load_encoder_weights(model, "imagenet")
     assert load_encoder_weights(model, "none") == "from scratch"
     assert capsys.readouterr().err == ""
-
-
-def test_unanswered_connection_times_out(monkeypatch):
-    monkeypatch.setattr(encoder_weights, "CONNECT_SECONDS", 0.2)
-
-    def never(*_args, **_options):
-        time.sleep(3)
-        raise OSError("too late")
-
-    monkeypatch.setattr(encoder_weights.urllib.request, "urlopen", never)
-    with pytest.raises(TimeoutError, match="within 0.2 seconds"):
-        encoder_weights._require_answer("https://example.org/weights.pth")
 
 
 def test_stalled_download_times_out(offline, monkeypatch, capsys):

@@ -27,15 +27,16 @@ def test_any_image_mode_is_read(tmp_path):
 @pytest.mark.parametrize(
     "error", [RecursionError("too deep"), OverflowError("too far"), MemoryError(), AssertionError()]
 )
-def test_whatever_pillow_raises_names_the_file(monkeypatch, error):
+def test_whatever_pillow_raises_names_the_file(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(
         DatasetError, match=rf"a.png can't be read as an image \({first_line(error)}\); replace the file"
     ):
-        read_image("a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_deep_and_float_images_keep_their_range(tmp_path):

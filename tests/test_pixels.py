@@ -12,7 +12,7 @@ from torchvision.models import resnet18, resnet34
 from data.cache import open_cache
 from data.copies import near_copies
 from data.datasets import load_dataset
-from data.image_io import image_size_of, read_pixels
+from data.image_io import image_size_of, read_image, read_pixels
 from data.pixels import RGB, Pixels, pixel_values, shown, to_tensor
 from helpers import TINY, assert_one_error, run_ok, run_script
 from models import build_model
@@ -90,6 +90,7 @@ def test_channels():
     five = np.random.default_rng(1).integers(0, 65536, (6, 4, 5)).astype(np.uint16)
     assert np.array_equal(pixel_values(five, Pixels(5), None, "x"), five)
     assert np.array_equal(pixel_values(five[..., 0], Pixels(3, (0.0, 100.0)), None, "x")[..., 2], _scaled(five[..., 0]))
+    assert np.array_equal(pixel_values(five[..., 0], Pixels(4), None, "x")[..., 3], five[..., 0])  # gray is repeated
     with pytest.raises(DatasetError, match="x has 5 channels, but 3 are wanted; train with --channels 5"):
         pixel_values(five, Pixels(3, (0.0, 100.0)), None, "x")
     with pytest.raises(DatasetError, match="not an image"):
@@ -106,6 +107,8 @@ def test_each_channel_has_a_range_of_its_own_but_colors_share_one():
     colors = np.dstack([values, values[..., 1]])
     found = pixel_values(colors, Pixels(3, (0.0, 100.0)), None, "x")
     assert found[..., 1].max() < 30
+    for kind in (GRAY, Pixels(2), Pixels(3, (1.0, 99.0))):
+        assert np.array_equal(pixel_values(values[..., 0] > 2000, kind, None, "x")[..., 0] > 0, values[..., 0] > 2000)
     tiny = pixel_values(values[..., 1] * 1e-15, GRAY, None, "x")
     assert (tiny.min(), tiny.max()) == (0, 65535)
 
@@ -118,6 +121,25 @@ def test_byte_order_does_not_matter(tmp_path):
     for kind in (GRAY, RGB):
         one, other = (read_pixels(tmp_path / name, kind) for name in ("big.npy", "little.NPY.npy"))
         assert np.array_equal(one, other)
+
+
+def test_broken_arrays_are_one_error(tmp_path):
+    def header(text: str) -> bytes:
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + bytes(48)
+
+    whole = "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, 3), }"
+    for content in (
+        *(b"", b"\x93NUM", b"PK\x03\x04" + bytes(40), header(whole[:20]), header("(" * 5000), header(whole)[:-1]),
+        *(header(whole.replace("'|u1'", kind)) for kind in ("'|O'", "('i4',)", "'<U0'", "None", "[('a', '<i4')]")),
+        *(
+            header(whole.replace("4, 4, 3", sides))
+            for sides in ("True, 4", "-4, 4", "0, 4", "", "10**9", "9" * 30 + ",")
+        ),
+    ):
+        (tmp_path / "image.npy").write_bytes(content)
+        for read in (read_image, lambda path: read_pixels(path, GRAY)):
+            with pytest.raises(DatasetError, match=r"image\.npy (can't be read as|holds) an array"):
+                read(tmp_path / "image.npy")
 
 
 def test_what_would_lose_its_depth_is_refused(tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.index import Sample, list_samples, read_as
-from data.pixels import RGB, Pixels
+from data.pixels import RGB, Pixels, load_array
 from models.task import TASKS, Task
 from runtime.errors import DatasetError, raise_faults
 from runtime.files import lock_file, sync_folder
@@ -45,13 +45,16 @@ class PixelCache:
         names: of the images, in the file's order.
 
     Raises:
-        ValueError: the file is not of the shape that the names ask for.
+        DatasetError: the file is damaged, or not of the shape that the names ask for.
     """
 
     def __init__(self, file: Path, names: list[str]):
-        array = np.load(file, mmap_mode="r")
+        try:
+            array = load_array(file)
+        except DatasetError:
+            array = np.empty(0)
         if array.dtype not in (np.uint8, np.uint16) or array.ndim != 4 or len(array) != len(names):
-            raise ValueError(f"{file} is no cache of {len(names)} images")
+            raise DatasetError(f"{file} is damaged; delete it and start again")
         self.file, self.shape, self.dtype, self.offset = file, array.shape[1:], array.dtype, array.offset
         self.rows = {name: row for row, name in enumerate(names)}
         self.handle: int | None = None
@@ -99,8 +102,8 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"], pixels: Pixe
     record = np.empty((pixels.channels + 1, size, size), pixels.dtype)
     file = folder / f"{kind}{files_digest(samples, FORMAT_VERSION, size, *about)}.npy"
     try:
+        make_cache_folder(folder)
         if not _is_whole(file, len(samples), record):
-            folder.mkdir(exist_ok=True)
             with lock_file(folder / "lock", wait=True):
                 if not _is_whole(file, len(samples), record):  # nobody else has made it while we waited
                     _make(file, samples, record)
@@ -111,6 +114,19 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"], pixels: Pixe
             file=sys.stderr,
         )
         return None
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Makes the cache folder of a dataset, where it is missing.
+
+    Raises:
+        OSError: it can't be made, or a link in its place or in it may lead out of the dataset.
+    """
+    folder.mkdir(exist_ok=True)
+    with os.scandir(folder) as entries:
+        odd = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+    if folder.is_symlink() or odd:
+        raise OSError(f"{odd[0] if odd else 'it'} is a link or no file")
 
 
 def _is_whole(file: Path, count: int, record: np.ndarray) -> bool:

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.cache import CACHE_FOLDER, files_digest
+from data.cache import CACHE_FOLDER, files_digest, make_cache_folder
 from data.image_io import read_any
 from data.index import Sample, list_samples
 from runtime.errors import DatasetError
-from runtime.files import atomic_write, lock_file
+from runtime.files import atomic_write, lock_file, require_regular
 
 VERSION = 3  # changes when the same images give other pairs
 SIDE = 64  # of the thumbnails that are compared, in pixels
@@ -50,12 +50,17 @@ BOXES = _boxes()
 
 def find_copies(samples: list[Sample]) -> list[list[Sample]]:
     """Groups of images whose files are equal, byte for byte. Only files of equal size are read."""
+
+    def digest(sample: Sample) -> bytes:
+        require_regular(sample.image_path)
+        return hashlib.sha256(sample.image_path.read_bytes()).digest()
+
     try:
         with ThreadPoolExecutor() as pool:
             sizes = list(pool.map(lambda sample: sample.image_path.stat().st_size, samples))
             count = collections.Counter(sizes)
             suspects = [sample for size, sample in zip(sizes, samples) if count[size] > 1]
-            digests = list(pool.map(lambda sample: hashlib.sha256(sample.image_path.read_bytes()).digest(), suspects))
+            digests = list(pool.map(digest, suspects))
     except OSError as error:
         raise DatasetError(f"{error.filename} can't be read ({error.strerror}); replace the file") from None
     groups: dict[bytes, list[Sample]] = {}
@@ -127,7 +132,7 @@ def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
     names, folder = {sample.name: sample for sample in samples}, root / CACHE_FOLDER
     file = folder / f"near_copies_{files_digest(samples, VERSION)}.json"
     try:
-        folder.mkdir(exist_ok=True)
+        make_cache_folder(folder)
         with lock_file(folder / "copies_lock", wait=True):
             if not file.is_file():
                 if len(samples) > 1000:
@@ -142,7 +147,7 @@ def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
     except OSError as error:
         print(f"Near copies are not kept in {folder} ({error.strerror or error}).", file=sys.stderr)
         return find_near_copies(samples)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DatasetError(f"{file} is damaged; delete it and start again") from None
 
 

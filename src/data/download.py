@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,9 +13,12 @@ from tqdm import tqdm
 from data.index import find_root, has_lists
 from data.splits import split_samples
 from runtime.errors import DatasetError
+from runtime.fetch import fetch
 
 FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.10.12 has none
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
+SECONDS = 30  # how long the server may be silent
+BLOCK = 4096  # bytes that a file takes at least
 
 
 def resources() -> tuple[tuple[str, str], ...]:
@@ -36,7 +40,7 @@ def download(data_path) -> Path:
     Raises:
         DatasetError: the archives can't be had, are not the real ones, or don't fit on the disk.
     """
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import check_integrity
 
     try:
         root = find_root(data_path)
@@ -52,6 +56,8 @@ def download(data_path) -> Path:
             raise DatasetError(f"{root} holds images of your own; name another folder for the download")
     for leftover in root.glob(".unpacking-*"):
         shutil.rmtree(leftover)
+    for leftover in root.glob(".*.tar.gz.*.tmp"):
+        leftover.unlink()
     free = shutil.disk_usage(data_path).free
     if free < NEEDED_BYTES:
         raise DatasetError(
@@ -61,9 +67,11 @@ def download(data_path) -> Path:
     for url, md5 in resources():
         archive = root / url.rsplit("/", 1)[1]
         try:
-            download_url(url, root, md5=md5)
+            root.mkdir(exist_ok=True)
+            if not check_integrity(archive, md5):
+                fetch(url, archive, "md5", md5, SECONDS)
             _unpack(archive, root)
-        except (OSError, RuntimeError, tarfile.TarError) as error:
+        except (OSError, RuntimeError, tarfile.TarError, EOFError, ValueError, zlib.error) as error:
             raise DatasetError(f"{url} can't be downloaded into {root} ({error}); try again later") from None
     split_samples(root, copies=None)
     for url, _ in resources():
@@ -72,12 +80,16 @@ def download(data_path) -> Path:
 
 
 def _unpack(archive: Path, root: Path) -> None:
+    total = 0
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as scratch, tarfile.open(archive) as tar:
         for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file", disable=None):
             if not (member.isfile() or member.isdir()):
                 raise tarfile.TarError(f"{member.name} is a link or a device")
             if ".." in Path(member.name).parts or Path(member.name).is_absolute():
                 raise tarfile.TarError(f"{member.name} is outside the destination")
+            total += member.size + BLOCK
+            if total > NEEDED_BYTES:
+                raise tarfile.TarError(f"it unpacks to more than {NEEDED_BYTES / 1e9:.1f} GB")
             tar.extract(member, scratch, **FILTER)
         if hasattr(os, "sync"):  # not on Windows
             os.sync()  # else a power failure could leave empty files in a folder that looks whole

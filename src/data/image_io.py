@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from data.pixels import RGB, Pixels, load_array, pixel_values, shown, stored_values
 from models.task import BACKGROUND, IGNORED, PET
 from runtime.errors import DatasetError, first_line
+from runtime.files import require_regular
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
 ARRAY = ".npy"  # of numpy.save
@@ -26,6 +27,7 @@ def _is_array(path) -> bool:
 def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
     """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
     try:
+        require_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except DatasetError:

@@ -10,6 +10,7 @@ A dataset is a folder in one of three layouts:
 import collections
 import dataclasses
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,8 @@ def read_list(root: Path, name: str) -> list[Sample]:
             continue
         try:
             stem, breed, species = [*line.split(), "0"][:3]
+            if ".." in Path(stem).parts or Path(stem).is_absolute():  # results would be written there
+                raise ValueError
             image, trimap = root / "images" / f"{stem}.jpg", root / "annotations/trimaps" / f"{stem}.png"
             sample = Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0)
         except ValueError:
@@ -169,9 +172,11 @@ def _pair_up(root: Path) -> list[Sample]:
     found: list[dict[str, Path]] = [{}, {}]
     faults = []
     for files, folder in zip(found, folders):
-        for path in sorted(folder.glob("*")):
+        for path, regular in sorted(_contents(folder).items()):
             if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
                 continue
+            if not regular:
+                faults.append(f"{path} can't be read: it is not a regular file, nor a link to one")
             if path.stem in files:
                 faults.append(f"{path} and {files[path.stem].name} have the same stem")
             files[path.stem] = path
@@ -184,6 +189,14 @@ def _pair_up(root: Path) -> list[Sample]:
     return [
         Sample(stem, images[stem], masks[stem], own, breeds[re.sub(r"_?\d+$", "", stem)]) for stem in sorted(images)
     ]
+
+
+def _contents(folder: Path) -> dict[Path, bool]:
+    """What is in a folder, and whether it is a regular file or a link to one. Only links take a question each."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {folder / e.name: e.is_file(follow_symlinks=False) or (folder / e.name).is_file() for e in entries}
 
 
 def read_as(samples: list[Sample], task: Task, pixels: Pixels = RGB) -> list[Sample]:
@@ -212,7 +225,8 @@ def by_name(sample: Sample) -> str:
 def require_files(root: Path, samples: list[Sample]) -> None:
     # Two listings instead of two questions an image: 15,000 stats over a network drive take a minute.
     files = [path for sample in samples for path in (sample.image_path, sample.mask_path)]
-    present = {path for folder in {file.parent for file in files} for path in folder.glob("*")}
+    folders = {file.parent for file in files}
+    present = {path for folder in folders for path, regular in _contents(folder).items() if regular}
     missing = [path for path in files if path not in present]
     if missing:
         raise DatasetError(

@@ -51,7 +51,7 @@ def _find(
     path: Path, pattern: str, content: dict, subset: str, recursive: bool, output: Path | None
 ) -> tuple[list[Sample], str]:
     root = None
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return [_with_mask(path, path.stem)], str(path)
     if not recursive:
         with contextlib.suppress(DatasetError):
@@ -59,8 +59,7 @@ def _find(
     if root is None and not path.is_dir():
         if not any(letter in pattern for letter in "*?["):
             raise UsageError(f"--data_path {path} does not exist; name a dataset, a folder, an image or a pattern")
-        found = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  with ** anywhere
-        return _name_all(found, f"images that match {pattern}", None, output)
+        return _name_all(matching(pattern), f"images that match {pattern}", None, output)
     if root is None:
         found = sorted(path.rglob("*") if recursive else path.iterdir())
         return _name_all(found, f"images in {path}", path, output)
@@ -74,6 +73,19 @@ def _find(
     return dataset.samples, f"{subset} images of {dataset.root} ({describe_layout(dataset.root)})"
 
 
+def matching(pattern: str) -> list[Path]:
+    """As glob.glob, but below `**` no links to folders are followed: they may lead in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(p) for p in sorted(glob.glob(pattern))]  # noqa: PTH207  it may be absolute
+    stars, found = parts.index("**"), set()
+    for base in glob.glob(str(Path(*parts[:stars]))):  # noqa: PTH207
+        for folder, below, _ in os.walk(base):
+            below[:] = [name for name in below if not name.startswith(".")]
+            found.update(matching(str(Path(glob.escape(folder), *(parts[stars + 1 :] or "*")))))
+    return sorted(found)
+
+
 def list_images(folder: Path, pixels: Pixels) -> list[Sample]:
     """The images in a folder and in those below, without masks. Raises UsageError: there is none."""
     if not folder.is_dir():
@@ -85,8 +97,9 @@ def list_images(folder: Path, pixels: Pixels) -> list[Sample]:
 def _name_all(found: list[Path], what: str, base: Path | None, output: Path | None) -> tuple[list[Sample], str]:
     """The images among these files, each under a name of its own that mirrors its place below `base`."""
     if output is not None:
-        found = [p for p in found if output.resolve() not in p.resolve().parents] or found
-    found = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        found = [p for p in found if output.resolve() not in Path(os.path.realpath(p)).parents] or found
+    # Links that lead nowhere stay: they are reported with the images.
+    found = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()]
     if not found:
         raise UsageError(f"there are no {what} ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
     base = base or Path(os.path.commonpath([p.parent for p in found]))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from runtime.errors import DatasetError, first_line
+from runtime.files import require_regular
 
 FULL = 65535  # of 16 bits
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -80,7 +81,7 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
     values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), pixels, path)
     together = pixels.channels == 3
     ranges = [
-        _range(values if together else values[..., c], pixels.window) for c in range(1 if together else pixels.channels)
+        _range(values if together else values[..., c], pixels.window) for c in range(1 if together else values.shape[2])
     ]
     seen = []
     for number in range(values.shape[2]):
@@ -122,6 +123,7 @@ def load_array(path) -> np.ndarray:
         DatasetError: the file is none, or holds objects.
     """
     try:
+        require_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
         raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None

@@ -2,10 +2,7 @@
 
 import pickle
 import re
-import socket
 import sys
-import threading
-import urllib.request
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -17,8 +14,9 @@ from models.base import SegmentationModel, fold_channels
 from models.encoder_unet import HEAD
 from models.pickle_check import DAMAGE, load_archive, load_stream
 from runtime.errors import CheckpointError, first_line
+from runtime.fetch import fetch
 
-CONNECT_SECONDS = 10  # how long `--encoder_weights auto` waits for the server of the ImageNet weights
+CONNECT_SECONDS = 10  # how long the server of the ImageNet weights may be silent
 
 
 def load_encoder_weights(model: SegmentationModel, source: str) -> str:
@@ -61,39 +59,13 @@ def load_encoder_weights(model: SegmentationModel, source: str) -> str:
 
 
 def _imagenet_weights(name: str) -> Path:
-    """The file in torch's cache, downloaded where it is missing; gives up after CONNECT_SECONDS of silence."""
+    """The file in torch's cache, downloaded where it is missing."""
     url = get_model_weights(name).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not file.is_file():
-        _require_answer(url)
         file.parent.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(CONNECT_SECONDS)  # torch's download itself would wait for ever
-        try:
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=re.search(r"-([0-9a-f]+)\.pth", url)[1])
-        finally:
-            socket.setdefaulttimeout(timeout)
+        fetch(url, file, "sha256", re.search(r"-([0-9a-f]+)\.pth", url)[1], CONNECT_SECONDS)
     return file
-
-
-def _require_answer(url: str) -> None:
-    # In a thread of its own, because a name that can't be resolved may block for minutes, beyond any socket's timeout.
-    outcome: list[Exception | None] = []
-
-    def ask():
-        try:
-            urllib.request.urlopen(url, timeout=CONNECT_SECONDS).close()
-            outcome.append(None)
-        except OSError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    if not outcome:
-        raise TimeoutError(f"no answer from {url} within {CONNECT_SECONDS} seconds")
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def _fit_encoder(model: SegmentationModel, file) -> None:

@@ -5,6 +5,7 @@ import csv
 import errno
 import os
 import secrets
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -47,6 +48,12 @@ def lock_file(path, wait: bool):
         yield file
 
 
+def require_regular(path) -> None:
+    """Raises OSError: there is no file, or not a regular one. Opening a pipe waits, and a device may have no end."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 @contextlib.contextmanager
 def atomic_write(path, mode: str = "w", sync: bool = True):
     """Opens a file for writing that replaces `path` when it is complete and on the disk.
@@ -76,7 +83,7 @@ def atomic_write(path, mode: str = "w", sync: bool = True):
             sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 
