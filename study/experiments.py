@@ -14,6 +14,7 @@ SMALL, UNET = "--image_size 128", "--image_size 96 --model_name unet"
 STRONG = f"{SMALL} --recipe strong"
 RESNET34 = f"{STRONG} --model_name resnet34_unet --decoder plain"
 FEW = f"{STRONG} --batch_size 8 --model_name unet_small"  # about 2,000 steps
+PRETRAINED = "saved_models/pretrained/unet_small_best.pth"
 
 EXPERIMENTS: dict[str, dict[str, str]] = {
     # ResNet34-UNet; 33,120 images seen by each.
@@ -41,9 +42,13 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
         "swin_t": f"{STRONG} --model_name swin_t_unet --epochs 4",
     },
     # A part of the masks, alone and with the other training images as unlabeled ones.
+    # "pre-trained" needs: src/pretrain.py --data_path dataset --split official --model_name unet_small --image_size 128
+    # --epochs 10
     "5 % of the masks": {
         "alone": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12",
         "--unlabeled rest": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12 --unlabeled rest",
+        "pre-trained": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12 --init {PRETRAINED}",
+        "all masks, as many steps": f"{FEW} --epochs 5",
     },
     "1 % of the masks": {
         "alone": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50",
