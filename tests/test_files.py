@@ -3,6 +3,7 @@
 import csv
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +23,9 @@ def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
 def test_atomic_write_syncs_the_file_then_renames_then_syncs_the_folder(tmp_path, monkeypatch):
     done = []
     kind = {True: "folder", False: "file"}
-    fsync, replace = os.fsync, os.replace
+    fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: done.append(kind[stat.S_ISDIR(os.fstat(fd).st_mode)]) or fsync(fd))
-    monkeypatch.setattr(os, "replace", lambda *args: done.append("rename") or replace(*args))
+    monkeypatch.setattr(Path, "replace", lambda *args: done.append("rename") or replace(*args))
     with utils.atomic_write(tmp_path / "x") as file:
         file.write("text")
     assert done == ["file", "rename", "folder"]

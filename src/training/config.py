@@ -421,7 +421,7 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
         raise UsageError("--augment_strength auto draws colors and distortions, too; leave their flags out")
     if config.group_regex and config.groups:
         raise UsageError("--group_regex and --groups say the same; leave one of them out")
-    if config.init is not None and "encoder_weights" in overrides:
+    if config.init is not None and overrides.get("encoder_weights", "none") != "none":
         raise UsageError("--init brings the weights of the encoder, too; leave --encoder_weights out")
     if "fold" in overrides and not config.folds:
         raise UsageError("--fold needs --folds K")
