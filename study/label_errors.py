@@ -23,7 +23,7 @@ from data.index import find_root, list_samples
 from models.task import BACKGROUND, PET
 from runtime.files import read_rows
 
-TRAINING = "--recipe strong --model_name unet_small --image_size 128 --epochs 6"
+TRAINING = "--recipe strong --model_name unet_small --image_size 128"
 SEED = 1
 
 
@@ -99,9 +99,9 @@ def main() -> None:
 
     best = [str(saved / f"fold_{fold}/unet_small_best.pth") for fold in (1, 2)]
     for fold, file in enumerate(best, start=1):
-        last = Path(file.replace("best", "last"))
-        settings = f"{TRAINING} --folds 2 --fold {fold} --seed {SEED}"
-        run("train.py", *settings.split(), *(("--resume", str(last)) if last.exists() else ()))
+        last = file.replace("best", "last")
+        start = f"--resume {last}" if Path(last).exists() else "--epochs 6"
+        run("train.py", *f"{TRAINING} --folds 2 --fold {fold} --seed {SEED} {start}".split())
     found = args.work_dir / "looked_at"
     run("evaluate.py", "--model_path", *best, "--label_errors", "40", "--output_path", str(found))
     ranked = [row["name"] for row in read_rows(found / "label_errors/label_errors.csv")]

@@ -299,8 +299,20 @@ def test_a_cache_that_leads_out_of_the_dataset_is_not_used(dataset, tmp_path, ca
             with pytest.raises(OSError, match=f"{name} is a link or no file"):
                 make_cache_folder(cache)
             (cache / name).unlink()
+    (cache / "@eaDir").mkdir()  # of a network drive
     make_cache_folder(cache)
     assert everything(outside) == before
+
+
+def test_a_cache_of_another_user_is_not_a_damaged_one(dataset, monkeypatch, capsys):
+    assert open_cache(dataset, 32) is not None
+
+    def forbidden(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    assert open_cache(dataset, 32) is None
+    assert "No cache in" in capsys.readouterr().err
 
 
 def test_a_damaged_cache_is_one_error(dataset):

@@ -9,6 +9,7 @@ import torch
 from helpers import same
 from models import build_model, encoder_weights
 from models.encoder_weights import load_encoder_weights
+from models.pickle_check import load_stream
 from runtime.errors import CheckpointError
 
 
@@ -82,12 +83,21 @@ def test_stalled_download_times_out(offline, monkeypatch, capsys):
     weights = ResNet34_Weights.IMAGENET1K_V1
     address = f"http://127.0.0.1:{server.server_port}/resnet34-b627a593.pth"
     monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
-    monkeypatch.setattr(encoder_weights, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(encoder_weights, "ANSWER_SECONDS", 0.5)
     assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
     assert "timed out" in capsys.readouterr().err
     gone.set()
     server.shutdown()
     server.server_close()
+
+
+def test_files_of_python_2_are_read(tmp_path):
+    torch.save({"conv.weight": torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "w.pth").read_bytes()
+    data = data.replace(b"X\x0b\0\0\0conv.weight", b"U\x0bconv.weight").replace(b"X\x03\0\0\0cpu", b"U\x03cpu")
+    assert data.count(b"U") >= 2
+    (tmp_path / "w.pth").write_bytes(data)
+    torch.testing.assert_close(load_stream(tmp_path / "w.pth"), {"conv.weight": torch.ones(2)})
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
@@ -99,11 +109,20 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
         load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "missing.pth"))
 
 
-def test_damaged_cache_makes_auto_start_from_scratch(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("damage", ["half a download", "a weight that is not finite"])
+def test_damaged_cache_makes_auto_start_from_scratch(tmp_path, monkeypatch, capsys, damage):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    (tmp_path / "hub/checkpoints/resnet34-b627a593.pth").write_bytes(b"half a download")
-    assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
+    file, model = tmp_path / "hub/checkpoints/resnet34-b627a593.pth", build_model("resnet34_unet")
+    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
+    if damage == "half a download":
+        file.write_bytes(b"half a download")
+    else:
+        weights = {key: value + 1 for key, value in before.items()}
+        weights["layer4.2.bn2.weight"][7] = float("nan")
+        torch.save(weights, file)
+    assert load_encoder_weights(model, "auto").startswith("from scratch")
+    assert all(torch.equal(value, before[key]) for key, value in model.encoder.state_dict().items())
     said = capsys.readouterr().err
     assert "FROM SCRATCH" in said
     assert len(said.strip().splitlines()) == 1

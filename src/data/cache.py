@@ -45,16 +45,19 @@ class PixelCache:
         names: of the images, in the file's order.
 
     Raises:
+        OSError: this user may not read the file.
         DatasetError: the file is damaged, or not of the shape that the names ask for.
     """
 
     def __init__(self, file: Path, names: list[str]):
+        damaged = DatasetError(f"{file} is damaged; delete it and start again")
+        os.close(os.open(file, os.O_RDONLY))  # a file of another user is not a damaged one
         try:
             array = load_array(file)
         except DatasetError:
-            array = np.empty(0)
+            raise damaged from None
         if array.dtype not in (np.uint8, np.uint16) or array.ndim != 4 or len(array) != len(names):
-            raise DatasetError(f"{file} is damaged; delete it and start again")
+            raise damaged
         self.file, self.shape, self.dtype, self.offset = file, array.shape[1:], array.dtype, array.offset
         self.rows = {name: row for row, name in enumerate(names)}
         self.handle: int | None = None
@@ -120,11 +123,11 @@ def make_cache_folder(folder: Path) -> None:
     """Makes the cache folder of a dataset, where it is missing.
 
     Raises:
-        OSError: it can't be made, or a link in its place or in it may lead out of the dataset.
+        OSError: it can't be made, or a link in its place or in it may lead out of the dataset, or a pipe in it waits.
     """
     folder.mkdir(exist_ok=True)
     with os.scandir(folder) as entries:
-        odd = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+        odd = [e.name for e in entries if not (e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False))]
     if folder.is_symlink() or odd:
         raise OSError(f"{odd[0] if odd else 'it'} is a link or no file")
 

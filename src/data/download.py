@@ -17,7 +17,7 @@ from runtime.fetch import fetch
 
 FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.10.12 has none
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
-SECONDS = 30  # how long the server may be silent
+SECONDS = 30  # for the server's answer; then how long it may be silent
 BLOCK = 4096  # bytes that a file takes at least
 
 
@@ -85,7 +85,7 @@ def _unpack(archive: Path, root: Path) -> None:
         for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file", disable=None):
             if not (member.isfile() or member.isdir()):
                 raise tarfile.TarError(f"{member.name} is a link or a device")
-            if ".." in Path(member.name).parts or Path(member.name).is_absolute():
+            if ".." in Path(member.name).parts or Path(member.name).anchor:
                 raise tarfile.TarError(f"{member.name} is outside the destination")
             total += member.size + BLOCK
             if total > NEEDED_BYTES:

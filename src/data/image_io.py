@@ -30,7 +30,7 @@ def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
         require_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             yield image
-    except DatasetError:
+    except (DatasetError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  Pillow raises nearly anything on broken files
         raise DatasetError(f"{path} can't be read as {what} ({first_line(error)}); replace the file") from None

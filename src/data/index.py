@@ -153,7 +153,7 @@ def read_list(root: Path, name: str) -> list[Sample]:
             continue
         try:
             stem, breed, species = [*line.split(), "0"][:3]
-            if ".." in Path(stem).parts or Path(stem).is_absolute():  # results would be written there
+            if ".." in Path(stem).parts or Path(stem).anchor:  # results would be written there
                 raise ValueError
             image, trimap = root / "images" / f"{stem}.jpg", root / "annotations/trimaps" / f"{stem}.png"
             sample = Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0)

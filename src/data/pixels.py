@@ -125,6 +125,8 @@ def load_array(path) -> np.ndarray:
     try:
         require_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
         raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None
     if not isinstance(array, np.ndarray):

@@ -99,6 +99,7 @@ def load_checkpoint(path) -> dict:
         raise CheckpointError(f"{path} has format version {version}, not {FORMAT_VERSION} or less; update this program")
     problem = find_problem(content, schema(MODELS))
     if not problem:
+        # The schema takes None for a setting that is not there; a network does not.
         config = {name: value for name, value in content["model"]["config"].items() if value is not None}
         content["model"]["config"] = config
         if config.get("in_channels", 3) != (content["preprocessing"].get("channels") or 3):
@@ -117,9 +118,10 @@ def _read(path: Path, verify: bool):
     """
     try:
         return load_archive(path, verify)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is refused: it holds more than tensors and plain values; use a checkpoint of train.py"
+            f"{path} is refused: it holds more than tensors and plain values, each once ({first_line(error)}); use a "
+            "checkpoint of train.py"
         ) from None
     except DAMAGE as error:
         raise CheckpointError(
@@ -176,8 +178,6 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
         raise CheckpointError(
             f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
         ) from None
-    if model.task.name == DenoisingTask.name:
-        raise UsageError(f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init")
     return model.eval()
 
 

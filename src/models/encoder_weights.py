@@ -16,7 +16,7 @@ from models.pickle_check import DAMAGE, load_archive, load_stream
 from runtime.errors import CheckpointError, first_line
 from runtime.fetch import fetch
 
-CONNECT_SECONDS = 10  # how long the server of the ImageNet weights may be silent
+ANSWER_SECONDS = 10  # for the answer of the server of the ImageNet weights; then how long it may be silent
 
 
 def load_encoder_weights(model: SegmentationModel, source: str) -> str:
@@ -64,7 +64,7 @@ def _imagenet_weights(name: str) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        fetch(url, file, "sha256", re.search(r"-([0-9a-f]+)\.pth", url)[1], CONNECT_SECONDS)
+        fetch(url, file, "sha256", re.search(r"-([0-9a-f]+)\.pth", url)[1], ANSWER_SECONDS)
     return file
 
 
@@ -82,12 +82,20 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
         first = next(key for key, value in own.items() if value.ndim == 4)
         if model.in_channels != 3 and weights[first].shape == (len(own[first]), 3, *own[first].shape[2:]):
             weights[first] = fold_channels(weights[first], model.in_channels)
-        model.encoder.load_state_dict(weights)
-        if not all(value.isfinite().all() for value in model.encoder.state_dict().values()):
-            raise ValueError("a weight is not finite")
+        _load_or_keep(model.encoder, weights)
     except (*DAMAGE, pickle.UnpicklingError) as error:
-        why = "not only tensors are in it" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(
-            f"--encoder_weights: {file} can't be loaded into the encoder ({why}); it must be a state dict of "
-            f"torchvision's {model.encoder_name}"
+            f"--encoder_weights: {file} can't be loaded into the encoder ({first_line(error)}); it must be a state "
+            f"dict of torchvision's {model.encoder_name}"
         ) from None
+
+
+def _load_or_keep(encoder: torch.nn.Module, weights: dict) -> None:
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    try:
+        encoder.load_state_dict(weights)
+        if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+            raise ValueError("a weight is not finite")
+    except Exception:
+        encoder.load_state_dict(before)  # what fits has been copied already
+        raise

@@ -25,12 +25,14 @@ ENTRY = re.compile(
 STORAGE = re.compile(r"torch \w+Storage")
 ARGUMENTS = {  # how many arguments each callable may get
     "collections OrderedDict": (0,),
+    "torch._utils _rebuild_tensor": (4,),
     "torch._utils _rebuild_tensor_v2": (6, 7),
     "torch._utils _rebuild_parameter": (3,),
 }
+TEXTS = ("BINUNICODE", "SHORT_BINSTRING")  # the second in files of Python 2
 VALUES = {
     *("EMPTY_DICT", "EMPTY_LIST", "NONE", "NEWTRUE", "NEWFALSE"),
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", *TEXTS),
 }
 MAX_BYTES, MAX_STEPS, MAX_DEPTH = 16 << 20, 2 * 10**6, 16  # ours take less than 1 MB
 MARK, SINGLE = object(), object()
@@ -127,7 +129,7 @@ class _Walk:
     def _step(self, name: str, argument) -> None:
         stack = self.stack
         if name in VALUES:
-            stack.append({"EMPTY_DICT": SINGLE, "BINUNICODE": argument}.get(name))
+            stack.append(argument if name in TEXTS else SINGLE if name == "EMPTY_DICT" else None)
         elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):

@@ -48,7 +48,7 @@ def fetch(url: str, file, algorithm: str, digest: str, seconds: float) -> None:
             tqdm(total=response.length, unit="B", unit_scale=True, disable=None) as bar,
         ):
             announced = response.length or 0
-            while chunk := response.read1(CHUNK):
+            while chunk := _chunk(response):
                 received += len(chunk)
                 if max(received, announced) > MAX_BYTES:
                     raise OSError(f"it has more than {MAX_BYTES / 1e9:.1f} GB")
@@ -63,6 +63,13 @@ def fetch(url: str, file, algorithm: str, digest: str, seconds: float) -> None:
                 raise OSError(f"its checksum is not {digest}")
     except (http.client.HTTPException, ValueError) as error:
         raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def _chunk(response) -> bytes:
+    try:
+        return response.read1(CHUNK)
+    except OSError as error:  # its errno would be taken for one of the file
+        raise OSError(str(error.strerror or error)) from None
 
 
 def _answer(url: str, seconds: float):

@@ -162,6 +162,11 @@ class RunState:
             write_rows(log_path(self.config), rows, columns)
 
 
+def no_sums(config: TrainConfig) -> torch.Tensor:
+    """`Progress.sums` of no images: of loss, Dice and images, and with --unlabeled of three numbers more."""
+    return torch.zeros(6 if config.unlabeled else 3, dtype=torch.float64)
+
+
 def log_path(config: TrainConfig) -> Path:
     """The training log of a model."""
     return Path(config.log_dir) / f"{config.model_name}_training_log.csv"
@@ -199,7 +204,7 @@ def start_progress(
     if progress.step > steps or (progress.step and done <= 0):
         raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
     if progress.sums is not None:
-        if len(progress.sums) != (6 if config.unlabeled else 3):
+        if len(progress.sums) != len(no_sums(config)):
             raise CheckpointError(f"{resumed_from} is malformed: progress.sums has {len(progress.sums)} numbers")
         progress.sums = progress.sums.double()  # the first versions had float32 on MPS
     progress.resumed = [*progress.resumed, progress.epoch]

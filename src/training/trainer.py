@@ -23,7 +23,7 @@ from runtime.cli import StopRequest
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import Interrupted, PeerLostError, RunError
-from training.run_state import LOG_COLUMNS, RunState
+from training.run_state import LOG_COLUMNS, RunState, no_sums
 from training.semi_supervised import PseudoLabeled, pseudo_label
 from training.teacher import Teacher
 from training.verify import compute_twice
@@ -257,7 +257,7 @@ class Trainer:
         state, progress, context = self.state, self.state.progress, self.context
         self.sampler.epoch, self.sampler.start = progress.epoch, progress.step
         # What was done before a resume is the first process's to count.
-        before = torch.zeros(6 if self.state.config.unlabeled else 3, dtype=torch.float64)
+        before = no_sums(self.state.config)
         if context.first and progress.sums is not None:
             before = progress.sums
         self.totals = totals = before.clone()
@@ -355,6 +355,6 @@ class Trainer:
     def _extrapolated_totals(self) -> torch.Tensor:
         """This process's totals of the epoch, scaled to the images of all, when the others can't be asked."""
         if self.totals is None or not self.totals[2]:
-            return torch.zeros(6 if self.state.config.unlabeled else 3, dtype=torch.float64)
+            return no_sums(self.state.config)
         images = sum(self.sampler.batch_length(step) for step in range(self.state.progress.step))
         return self.totals * (images / self.totals[2])
