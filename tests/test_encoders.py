@@ -12,7 +12,7 @@ from runtime.errors import CheckpointError
 
 STRIDES = {"convnext_tiny": [4, 8, 16, 32], "swin_t": [4, 8, 16, 32]}
 
-LONG = set(ENCODERS) - {"resnet18", "mobilenet_v3_large"}  # seconds each
+LONG = set(ENCODERS) - {"resnet18"}  # seconds each
 
 
 @pytest.fixture(scope="module", params=ENCODERS)

@@ -14,6 +14,7 @@ from models.unet import MaxPool, UpBlock
 
 NETWORKS = ["unet plain", "unet_small plain", "resnet34_unet plain", "resnet34_unet stem"]
 NETWORKS += ["mobilenet_v3_large_unet plain", "swin_t_unet stem"]  # the others: test_encoders.py
+LONG = ("unet plain", "resnet34_unet stem", "swin_t_unet stem")  # to fit a batch
 every_model = pytest.mark.parametrize("network", NETWORKS)
 
 
@@ -61,10 +62,7 @@ def test_every_parameter_gets_a_gradient(network):
     assert not silent
 
 
-@pytest.mark.parametrize(
-    "network",
-    [pytest.param(n, marks=pytest.mark.long if n in ("unet plain", "swin_t_unet stem") else ()) for n in NETWORKS],
-)
+@pytest.mark.parametrize("network", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in NETWORKS])
 def test_network_fits_one_batch(network):
     model = build(network).train()
     masks = torch.zeros(2, 1, 64, 64)

@@ -184,7 +184,7 @@ def test_older_runs_resume_with_near_copies_apart(dataset, tmp_path):
 
 @pytest.mark.parametrize("split", ["80-10-10", "official"])
 def test_folds_are_disjoint_complete_and_stratified(tmp_path, split):
-    root = make_dataset(tmp_path / "data", count=120, breeds=4)
+    root = make_dataset(tmp_path / "data", count=80, breeds=4)
     whole = split_samples(root, split)
     parts = [split_samples(root, split, fold=(number, 5)) for number in range(1, 6)]
     pool = sorted(names(whole.train + whole.valid))

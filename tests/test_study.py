@@ -88,7 +88,7 @@ def test_runs_on_different_images_are_not_mixed(monkeypatch, tmp_path):
         evidence.load("whole set")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_others_recipe_resumes_after_its_last_epoch(tmp_path, shared_dataset):
     def start(name: str) -> Script:
         flags = ["--data_path", shared_dataset, "--image_size", 64, "--epochs", 2, "--seed", 1, "--out", name]
