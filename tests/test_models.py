@@ -192,7 +192,10 @@ def test_max_pool_equals_torchs_and_keeps_no_indices():
     assert torch.equal(torch.autograd.grad((pooled * weights).sum(), x)[0], grad)
 
 
-@pytest.mark.parametrize(("name", "amp"), [("unet", False), ("resnet34_unet", False), ("tiny", False), ("tiny", True)])
+@pytest.mark.parametrize(
+    ("name", "amp"),
+    [("resnet34_unet", False), ("tiny", False), ("tiny", True), pytest.param("unet", False, marks=pytest.mark.long)],
+)
 def test_checkpointed_activations_change_no_bit(name, amp):
     plain = build_model(name).train()
     saving = copy.deepcopy(plain)

@@ -222,7 +222,10 @@ def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
     assert_one_error(wrong, "there is no fold 3 of 2")
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3)]
+
+
+@pytest.mark.parametrize("seed", [1, *LONG])
 def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
     root = make_dataset(tmp_path / "data", count=120, breeds=4)
     groups = {sample.name: f"video {int(sample.name.split('_')[1]) // 6}" for sample in list_samples(root)}
