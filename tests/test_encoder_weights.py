@@ -9,7 +9,7 @@ import torch
 from helpers import same
 from models import build_model, encoder_weights
 from models.encoder_weights import load_encoder_weights
-from models.pickle_check import load_stream
+from models.torch_file import load_stream
 from runtime.errors import CheckpointError
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
-from models.pickle_check import DAMAGE, load_archive
 from models.schema import find_problem, schema
 from models.task import DenoisingTask, Task, task_of
+from models.torch_file import DAMAGE, load_archive
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 

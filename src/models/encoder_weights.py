@@ -1,5 +1,6 @@
 """What an encoder starts from: ImageNet weights, a file, or nothing."""
 
+import copy
 import pickle
 import re
 import sys
@@ -12,7 +13,7 @@ from torchvision.models import get_model_weights
 
 from models.base import SegmentationModel, fold_channels
 from models.encoder_unet import HEAD
-from models.pickle_check import DAMAGE, load_archive, load_stream
+from models.torch_file import DAMAGE, load_archive, load_stream
 from runtime.errors import CheckpointError, first_line
 from runtime.fetch import fetch
 
@@ -82,20 +83,13 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
         first = next(key for key, value in own.items() if value.ndim == 4)
         if model.in_channels != 3 and weights[first].shape == (len(own[first]), 3, *own[first].shape[2:]):
             weights[first] = fold_channels(weights[first], model.in_channels)
-        _load_or_keep(model.encoder, weights)
+        trial = copy.deepcopy(model.encoder)  # load_state_dict copies what fits before it raises
+        trial.load_state_dict(weights)
+        if not all(value.isfinite().all() for value in trial.state_dict().values()):
+            raise ValueError("a weight is not finite")
+        model.encoder.load_state_dict(weights)
     except (*DAMAGE, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"--encoder_weights: {file} can't be loaded into the encoder ({first_line(error)}); it must be a state "
             f"dict of torchvision's {model.encoder_name}"
         ) from None
-
-
-def _load_or_keep(encoder: torch.nn.Module, weights: dict) -> None:
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    try:
-        encoder.load_state_dict(weights)
-        if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-            raise ValueError("a weight is not finite")
-    except Exception:
-        encoder.load_state_dict(before)  # what fits has been copied already
-        raise
