@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.image_io import load_array
 from data.index import Sample, list_samples, read_as
-from data.pixels import RGB, Pixels, load_array
+from data.pixels import RGB, Pixels
 from models.task import TASKS, Task
 from runtime.errors import DatasetError, raise_faults
 from runtime.files import lock_file, sync_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.pixels import RGB, Pixels, load_array, pixel_values, shown, stored_values
+from data.pixels import RGB, Pixels, pixel_values, shown, stored_values
 from models.task import BACKGROUND, IGNORED, PET
 from runtime.errors import DatasetError, first_line
 from runtime.files import require_regular
@@ -21,6 +21,24 @@ SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from t
 
 def _is_array(path) -> bool:
     return Path(path).suffix.lower() == ARRAY
+
+
+def load_array(path) -> np.ndarray:
+    """The array of a file of `numpy.save`, mapped, not read.
+
+    Raises:
+        DatasetError: the file is none, or holds objects.
+    """
+    try:
+        require_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
+        raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None
+    if not isinstance(array, np.ndarray):
+        raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
+    return array
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from runtime.errors import DatasetError, first_line
-from runtime.files import require_regular
+from runtime.errors import DatasetError
 
 FULL = 65535  # of 16 bits
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -114,24 +113,6 @@ def _range(values: np.ndarray, window: tuple[float, float] | None) -> tuple[floa
         return 0.0, 1.0
     low, high = np.percentile(known, window or (0, 100))
     return float(low), float(high)
-
-
-def load_array(path) -> np.ndarray:
-    """The array of a file of `numpy.save`, mapped, not read.
-
-    Raises:
-        DatasetError: the file is none, or holds objects.
-    """
-    try:
-        require_regular(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
-        raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None
-    if not isinstance(array, np.ndarray):
-        raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
-    return array
 
 
 def stored_values(image: Image.Image, upright: bool) -> np.ndarray:
