@@ -32,10 +32,10 @@ demo: setup
 	@echo "and at the tri-panels, demo/inference_results/index.html"
 
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not long"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal -m "not long"
 
 test-all: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check .
