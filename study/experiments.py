@@ -50,6 +50,10 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
         "pre-trained": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12 --init {PRETRAINED}",
         "all masks, as many steps": f"{FEW} --epochs 5",
     },
+    "5 % of the masks, twice the steps": {
+        "alone": f"{FEW} --train_fraction 0.05 --epochs 192 --validate_every 24",
+        "--unlabeled rest": f"{FEW} --train_fraction 0.05 --epochs 192 --validate_every 24 --unlabeled rest",
+    },
     "1 % of the masks": {
         "alone": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50",
         "--unlabeled rest": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50 --unlabeled rest",
