@@ -21,7 +21,7 @@ from evaluation.label_errors import find_suspects, write_suspects
 from evaluation.metrics import differences, mean_scores
 from evaluation.report import Report
 from runtime.device import get_device
-from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
+from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import UsageError
 from runtime.files import writable_folder
 
@@ -57,6 +57,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     ]
     for member in members:
         require_comparable(evaluator, member)
+    ranked = parts_to_rank(evaluator, members) if config.label_errors else []
     log_dir = prepare_outputs(config, evaluator)
     content, dataset = evaluator.content, evaluator.dataset
     encoder, precision = content["encoder_start"], evaluator.predictor.precision
@@ -69,7 +70,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     for member in members:
         report_gain(evaluator, member)
     if config.label_errors and context.first:
-        look_for_label_errors(evaluator, device)
+        look_for_label_errors(config, ranked)
     if context.first:
         if config.calibrate:
             path = evaluator.calibrate()
@@ -87,18 +88,22 @@ def report_gain(ensemble: CheckpointEvaluator, member: CheckpointEvaluator) -> N
         print(f"together {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})", flush=True)
 
 
-def look_for_label_errors(evaluator: CheckpointEvaluator, device: torch.device) -> None:
-    """Ranks images by how wrong their masks look: the scored ones, or of several checkpoints each one's validation."""
-    config, suspects = evaluator.config, []
-    paths = config.model_path or []
-    if len(paths) > 1:
-        for path in paths:
-            one = CheckpointEvaluator(dataclasses.replace(config, model_path=[path]), device, SINGLE_PROCESS)
-            suspects += find_suspects(one, "valid", config.label_errors)
-        if len({suspect.sample.name for suspect in suspects}) < len(suspects):
-            raise UsageError("--label_errors: the validation images of the checkpoints overlap; name those of folds")
-    else:
-        suspects = find_suspects(evaluator, config.subset, config.label_errors)
+def parts_to_rank(evaluator: CheckpointEvaluator, members: list[CheckpointEvaluator]) -> list[tuple]:
+    """Who ranks which images: the scored ones are the evaluator's, validation images each member's own.
+
+    Raises:
+        UsageError: an image is in two of these parts.
+    """
+    ranked = [*((member, "valid") for member in members), (evaluator, evaluator.config.subset)]
+    names = [sample.name for one, subset in ranked for sample in one.part(subset).samples]
+    if len(set(names)) < len(names):
+        raise UsageError("--label_errors: the images of the checkpoints overlap; name the checkpoints of folds")
+    return ranked
+
+
+def look_for_label_errors(config: EvalConfig, ranked: list[tuple]) -> None:
+    """Ranks images by how wrong their masks look; see `parts_to_rank`."""
+    suspects = [suspect for one, subset in ranked for suspect in find_suspects(one, subset, config.label_errors)]
     file = write_suspects(suspects, config.label_errors, Path(config.output_path) / "label_errors")
     print(f"Ranked {len(suspects)} images by likely label error, worst first: {file}")
 

@@ -1,6 +1,6 @@
 """Spoils a share of a dataset's masks, looks for them with evaluate.py --label_errors, and counts those that it finds.
 
-    python study/label_errors.py --data_path dataset --work_dir DIR --share 0.05
+    python study/label_errors.py --data_path dataset --work_dir DIR --share 0.05 --epochs 20
 
 Two folds are trained: each network ranks the masks of the other half. DIR gets the dataset with its spoiled masks, and
 the ranking as looked_at/label_errors/label_errors.csv. With --share 0 the masks stay as they are. Started again it goes
@@ -24,7 +24,6 @@ from models.task import BACKGROUND, PET
 from runtime.files import read_rows
 
 TRAINING = "--recipe strong --model_name unet_small --image_size 128"
-SEED = 1
 
 
 def swap(trimap: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -63,17 +62,19 @@ def fill(trimap: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.
 WAYS = (swap, shift, cut, fill)  # they take turns
 
 
-def spoil(root: Path, to: Path, share: float) -> dict[str, str]:
+def spoil(root: Path, to: Path, share: float, seed: int) -> dict[str, str]:
     """Copies a dataset, its images as links, with this share of its masks spoiled.
 
     Returns:
         How each is spoiled, by the names of their images.
     """
+    if to.resolve() in (root.resolve(), *root.resolve().parents):
+        raise SystemExit(f"{to} is to be replaced, and holds the dataset; name another --work_dir")
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(root / "annotations", to / "annotations")
     (to / "images").symlink_to((root / "images").resolve())
     samples = [s for s in list_samples(root) if (read_trimap(s.mask_path) != BACKGROUND).any()]
-    rng, spoiled = np.random.default_rng(SEED), {}
+    rng, spoiled = np.random.default_rng(seed), {}
     for number, index in enumerate(rng.permutation(len(samples))[: round(share * len(samples))]):
         sample, way = samples[index], WAYS[number % len(WAYS)]
         other = samples[(index + rng.integers(1, len(samples))) % len(samples)]
@@ -89,9 +90,11 @@ def main() -> None:
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     data, saved = args.work_dir / "dataset", args.work_dir / "saved_models"
-    spoiled = spoil(find_root(args.data_path), data, args.share)
+    spoiled = spoil(find_root(args.data_path), data, args.share, args.seed)
     flags = ["--data_path", str(data), "--save_dir", str(saved), "--log_dir", str(args.work_dir / "logs")]
 
     def run(script: str, *more: str) -> None:
@@ -100,8 +103,8 @@ def main() -> None:
     best = [str(saved / f"fold_{fold}/unet_small_best.pth") for fold in (1, 2)]
     for fold, file in enumerate(best, start=1):
         last = file.replace("best", "last")
-        start = f"--resume {last}" if Path(last).exists() else "--epochs 6"
-        run("train.py", *f"{TRAINING} --folds 2 --fold {fold} --seed {SEED} {start}".split())
+        start = f"--resume {last}" if Path(last).exists() else f"--epochs {args.epochs}"
+        run("train.py", *f"{TRAINING} --folds 2 --fold {fold} --seed {args.seed} {start}".split())
     found = args.work_dir / "looked_at"
     run("evaluate.py", "--model_path", *best, "--label_errors", "40", "--output_path", str(found))
     ranked = [row["name"] for row in read_rows(found / "label_errors/label_errors.csv")]
