@@ -27,6 +27,7 @@ def test_copies_are_found_and_nothing_else(tmp_path, change):
         CHANGES[change](photograph(number)).save(sample.image_path, quality=60)
     pairs = [(int(a.name), int(b.name)) for a, b in find_near_copies(samples)]
     assert pairs == [(number, 20 + number) for number in range(4)]
+    assert [(int(a.name), int(b.name)) for a, b in find_near_copies(samples[2:], samples[:2])] == [(20, 0), (21, 1)]
 
 
 def test_images_of_one_scene_are_no_copies(tmp_path):

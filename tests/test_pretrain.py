@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from PIL import ImageEnhance
+from PIL import Image, ImageEnhance
 
 from data.denoising import LEVEL, NoisyDataset, loss_of_statistics
 from data.pixels import RGB
@@ -13,7 +13,9 @@ from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_scrip
 from models.checkpoint import load_checkpoint
 from models.task import DenoisingTask
 from stubs import photograph
+from training.config import TrainConfig
 from training.losses import LOSSES
+from training.run_data import open_images
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,16 @@ def test_a_dataset_lends_its_training_images_and_a_stopped_run_resumes_exactly(s
             run_ok("pretrain.py", "--data_path", shared_dataset, "--resume", cwd=folder)
         contents.append(load_checkpoint(folder / "saved_models/pretrained/tiny_last.pth"))
     assert all(torch.equal(value, contents[1]["weights"][key]) for key, value in contents[0]["weights"].items())
+
+
+def test_own_images_may_lack_masks(images, tmp_path):
+    own = tmp_path / "own"
+    (own / "masks").mkdir(parents=True)
+    (own / "images").symlink_to(images)
+    Image.new("L", (200, 150)).save(own / "masks/03.png")
+    config = TrainConfig.from_flags({"recipe": "denoising", "data_path": str(own), "image_size": 64})
+    train_set, valid_set, data = open_images(config, None, None)
+    assert (len(train_set), len(valid_set), len(data["train_names"])) == (27, 3, 27)
 
 
 def test_other_images_and_flags_of_masks_are_refused(pretrained, images, tmp_path):

@@ -16,6 +16,8 @@ from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_s
 from models.checkpoint import load_checkpoint
 from models.task import TASKS
 from runtime.device import Precision
+from runtime.distributed import DistributedContext
+from runtime.errors import DatasetError, UsageError
 from stubs import CPU, Brightness, photograph
 from training.semi_supervised import pseudo_label
 
@@ -86,6 +88,20 @@ def test_copies_of_scored_images_are_left_out(shared_dataset, tmp_path):
     assert [sample.name for sample in dataset.samples] == ["more/new"]
     assert left_out == 2
     assert dataset.read_batch([(0, 0)])["image"].shape == (1, 3, 64, 64)
+
+
+def test_of_a_dataset_its_images_are_taken_and_a_broken_one_is_told_at_once(dataset):
+    kept, _ = open_folder(str(dataset), [], 64, RGB)
+    assert len(kept) == 40  # neither masks nor a cache
+    path = kept.samples[7].image_path
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DatasetError, match=rf"1 fault: .*{path.name}"):
+        open_folder(str(dataset), [], 64, RGB)
+
+
+def test_every_process_has_an_image_without_a_mask():
+    with pytest.raises(UsageError, match="steps of 1 images can.t be shared by 2 .* larger --unlabeled_batch"):
+        ResumableBatchSampler(20, 4, 0, DistributedContext(0, 2), 9, 1)
 
 
 def test_the_rest_without_masks_resumes_exactly_and_is_logged(shared_dataset, tmp_path):

@@ -191,6 +191,9 @@ def test_patience_ends_a_run_and_survives_a_resume(tmp_path, shared_dataset):
     dice = [float(row["val_dice"]) for row in done]
     assert len(done) == dice.index(max(dice)) + 3 < 40
     assert "This run is complete" in run_ok("train.py", *data, "--resume", cwd=tmp_path)
+    apart = ("--save_dir", "apart", "--log_dir", "apart")  # where no best is known: patience begins anew
+    run_ok("train.py", *data, "--resume", tmp_path / "saved_models/tiny_last.pth", *apart, cwd=tmp_path)
+    assert len(rows(tmp_path / "apart/tiny_training_log.csv")) >= len(done) + 3
     run_ok("train.py", *data, "--resume", "--patience", 3, cwd=tmp_path)
     assert len(log_rows(tmp_path)) == len(done) + 1
     run_ok("train.py", *data, "--resume", "--epochs", 9, "--patience", 2, cwd=tmp_path)

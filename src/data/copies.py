@@ -160,23 +160,29 @@ def _thumbnail(sample: Sample) -> np.ndarray | None:
     return thumbnail if thumbnail.std() > 1 else None
 
 
-def find_near_copies(samples: list[Sample]) -> list[tuple[Sample, Sample]]:
-    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them."""
+def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -> list[tuple[Sample, Sample]]:
+    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them.
+
+    With `known`, pairs of a sample and a known one alone.
+    """
+    ours, samples = len(samples), [*samples, *(known or ())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(_thumbnail, samples)
         bar = tqdm(found, total=len(samples), desc="comparing", unit="image", disable=None, delay=1)
-        read = [(sample, thumbnail) for sample, thumbnail in zip(samples, bar) if thumbnail is not None]
+        read = [(i, thumbnail) for i, thumbnail in enumerate(bar) if thumbnail is not None]
     if not read:
         return []
-    samples, thumbnails = [sample for sample, _ in read], np.stack([thumbnail for _, thumbnail in read])
+    ours = sum(i < ours for i, _ in read)  # of those that were read
+    samples, thumbnails = [samples[i] for i, _ in read], np.stack([thumbnail for _, thumbnail in read])
     hashes = np.stack([image_hash(one) for one in thumbnails])
     found, candidates = set(), {}
     for mirrored in (False, True):
         others = thumbnails[:, :, ::-1] if mirrored else thumbnails
         theirs = np.stack([image_hash(one) for one in others]) if mirrored else hashes
-        for i, row in enumerate(hashes):
-            distances = (len(row) - theirs[i + 1 :] @ row) / 2
-            for j in (i + 1 + np.flatnonzero(distances <= HASH_DISTANCE)).tolist():
+        for i, row in enumerate(hashes[:ours]):
+            start = i + 1 if known is None else ours
+            distances = (len(row) - theirs[start:] @ row) / 2
+            for j in (start + np.flatnonzero(distances <= HASH_DISTANCE)).tolist():
                 for number, flipped in ((i, False), (j, mirrored)):
                     if (number, flipped) not in candidates:
                         source = others if flipped else thumbnails

@@ -87,10 +87,13 @@ def matching(pattern: str) -> list[Path]:
 
 
 def list_images(folder: Path, pixels: Pixels) -> list[Sample]:
-    """The images in a folder and in those below, without masks. Raises UsageError: there is none."""
+    """The images in a folder and in those below, or of a dataset, without masks. Raises UsageError: there is none."""
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist; name another one")
-    found, _ = _name_all(sorted(folder.rglob("*")), f"images in {folder}", folder, None)
+    with contextlib.suppress(DatasetError):
+        folder = find_root(folder) / "images"
+    found = [p for p in sorted(folder.rglob("*")) if not any(q.startswith(".") for q in p.relative_to(folder).parts)]
+    found, _ = _name_all(found, f"images in {folder}", folder, None)
     return [Sample(sample.name, sample.image_path, pixels=pixels) for sample in found]
 
 

@@ -49,10 +49,16 @@ class ResumableBatchSampler:
         self.unlabeled, self.unlabeled_batch = unlabeled, unlabeled_batch if unlabeled else 0
         self.steps = math.ceil(size / batch_size)
         self.epoch = self.start = 0
-        if size // self.steps < context.size:
+        self._require_shares(size // self.steps, "--batch_size")
+        if unlabeled:
+            self._require_shares(unlabeled_batch, "--unlabeled_batch")
+
+    def _require_shares(self, images: int, flag: str) -> None:
+        """Raises UsageError where a step has fewer images than there are processes."""
+        if images < self.context.size:
             raise UsageError(
-                f"steps of {size // self.steps} images can't be shared by {context.size} processes; use a larger "
-                "--batch_size, or fewer processes"
+                f"steps of {images} images can't be shared by {self.context.size} processes; use a larger {flag}, or "
+                "fewer processes"
             )
 
     def batch_length(self, step: int) -> int:

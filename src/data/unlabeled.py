@@ -2,11 +2,14 @@
 
 import copy
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from data.augment import STRENGTHS, draw_augmentation, draw_colors
 from data.copies import find_copies, find_near_copies, near_copies
@@ -15,7 +18,7 @@ from data.distortions import draw_distortions
 from data.index import Sample
 from data.inputs import list_images, read_input
 from data.pixels import Pixels
-from runtime.errors import UsageError
+from runtime.errors import DatasetError, UsageError, raise_faults
 from runtime.seeding import UNLABELED, sample_rng
 
 REST = "rest"  # not a folder, but the training images whose masks are not used
@@ -48,6 +51,21 @@ class ImageDataset(Dataset):
         return {"image": torch.stack(images), "path": [str(sample.image_path) for sample in samples]}
 
 
+def require_readable(samples: list[Sample], folder: str | Path) -> None:
+    """Reads every image once, so that a broken one is told before the run. Raises DatasetError."""
+
+    def fault_of(sample: Sample) -> str | None:
+        try:
+            sample.read((1, 1))
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(fault_of, samples), total=len(samples), desc="reading", disable=None, delay=1)
+        raise_faults([fault for fault in bar if fault], folder)
+
+
 def open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixels) -> tuple[ImageDataset, int]:
     """The images of a folder and those in it, without copies and near copies of `known`.
 
@@ -56,10 +74,12 @@ def open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixel
 
     Raises:
         UsageError: there are none.
+        DatasetError: some can't be read.
     """
     samples = list_images(Path(folder), pixels)
+    require_readable(samples, folder)
     ours = set(samples)
-    groups = [*find_copies([*samples, *known]), *find_near_copies([*samples, *known])]
+    groups = [*find_copies([*samples, *known]), *find_near_copies(samples, known)]
     copies = {one for group in groups if not ours.issuperset(group) for one in group} & ours
     kept = [sample for sample in samples if sample not in copies]
     if not kept:

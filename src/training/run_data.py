@@ -11,11 +11,19 @@ from data.cache import open_cache
 from data.check import print_resized_masks, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
 from data.denoising import NoisyDataset, loss_of_statistics
-from data.index import find_root, fingerprint, list_samples, read_as
+from data.index import find_root, fingerprint, has_lists, list_samples, read_as
 from data.inputs import list_images
 from data.loader import ResumableBatchSampler
 from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
-from data.unlabeled import REST, ImageDataset, WithUnlabeled, names_digest, open_folder, open_rest
+from data.unlabeled import (
+    REST,
+    ImageDataset,
+    WithUnlabeled,
+    names_digest,
+    open_folder,
+    open_rest,
+    require_readable,
+)
 from models.task import BACKGROUND, IGNORED, Task
 from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, UsageError
@@ -83,16 +91,22 @@ def open_images(
 ) -> tuple[NoisyDataset, NoisyDataset, dict]:
     """The images of a pre-training, and the checkpoint's record of them.
 
-    They are a dataset's training and validation images, or all in a folder, of which a tenth are for validation.
+    They are a dataset's training and validation images, or all in a folder, of which a tenth are for validation. So are
+    own images that lack some of their masks.
 
     Raises:
         UsageError: there are none; or the run that is resumed had others.
+        DatasetError: some can't be read.
     """
+    root = Path(config.data_path)
     try:
-        root = find_root(config.data_path)
+        root = find_root(root)
+        train_set, valid_set, _, data = open_data(config, content, path)
     except DatasetError:
-        root = Path(config.data_path)
+        if has_lists(root):
+            raise
         samples = list_images(root, config.pixels)
+        require_readable(samples, root)
         order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
         drawn = {"train": order[len(order) // 10 :], "valid": order[: len(order) // 10]}
         parts = {mode: [samples[i] for i in sorted(some)] for mode, some in drawn.items()}
@@ -109,8 +123,6 @@ def open_images(
                 f"{path} was trained on other images than {root} has now; use the same ones, or start a new run"
             ) from None
         train_set, valid_set = (ImageDataset(some, config.image_size) for some in parts.values())
-    else:
-        train_set, valid_set, _, data = open_data(config, content, path)
     train_set = NoisyDataset(train_set, root, "train", config.seed)
     valid_set = NoisyDataset(valid_set, root, "valid", config.seed)
     guess = loss_of_statistics(_some_of(valid_set, 64)["image"])

@@ -50,7 +50,7 @@ class Progress:
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)  # a row of the log per epoch
     resumed: list[int] = field(default_factory=list)  # after which epochs
-    patient_from: int = 0  # the epoch after which --patience counts
+    patient_from: int = 0  # the epoch after which --patience counts at the earliest
 
     def is_over(self, patience: int) -> bool:
         """Whether no epoch is left, or the last one was validated and none of the last `patience` was the best.
@@ -221,6 +221,8 @@ def start_progress(
         # A kill between the writes of best and last leaves a best that is an epoch ahead: the score never falls back.
         if record.get("run_id") == progress.run_id:
             progress.best_dice, progress.best_epoch = record["best_dice"], record["best_epoch"]
+    if not progress.best_epoch:  # it is not known, so patience begins here
+        progress.patient_from = progress.epoch
     return progress
 
 
