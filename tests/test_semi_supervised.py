@@ -61,10 +61,13 @@ def test_confident_pixels_alone_count_and_labels_follow_the_images(shared_datase
     assert found.images.mean(1, keepdim=True)[inside].mean() > 2 * found.images.mean(1, keepdim=True)[~inside].mean()
     logits = torch.randn(4, 1, 64, 64)
     by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits, found.labels, reduction="none")
+    found = found._replace(weight=1 / 4)
     expected = (by_hand * found.confident).sum() / by_hand.numel()
     torch.testing.assert_close(found.loss(logits, TASKS["binary"]), expected)
-    pieces = found.tensor_split(2)
+    pieces = found.tensor_split(3)
     assert torch.equal(torch.cat([piece.images for piece in pieces]), found.images)
+    parts = [piece.loss(some, TASKS["binary"]) for piece, some in zip(pieces, logits.tensor_split(3))]
+    torch.testing.assert_close(sum(parts), expected)
 
 
 def test_likeliest_class():
@@ -122,6 +125,7 @@ def test_the_rest_without_masks_resumes_exactly_and_is_logged(shared_dataset, tm
             run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
         contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
     first, second = contents
+    assert len(first["data"]["seen_names"]) == 32 - len(first["data"]["train_names"])
     for part in (first["weights"], first["average"]["trained_weights"]):
         other = second["weights"] if part is first["weights"] else second["average"]["trained_weights"]
         assert all(torch.equal(part[key], other[key]) for key in part)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageOps
@@ -11,7 +12,7 @@ from PIL import ImageOps
 from data.copies import connected, find_copies, near_copies
 from data.datasets import OxfordPetDataset
 from data.index import Sample, fingerprint, list_samples, read_list
-from data.splits import group_names, split_samples, stratified_subset
+from data.splits import _deal_out, group_names, split_samples, stratified_subset
 from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
 from runtime.errors import DatasetError, UsageError
 from stubs import photograph
@@ -247,6 +248,25 @@ def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
     assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
     assert 7 <= len(official.valid) <= 9
     assert len(official.test) == 39
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([500, 400, 300, *[50] * 10], [1350, 200, 150]),
+        ([300, 250, 200, 150, 100, *[20] * 20], [1120, 140, 140]),
+        ([10, 10, 10], [10, 10, 10]),
+        ([90, 1, 1], [90, 1, 1]),
+    ],
+)
+def test_large_groups_leave_parts_their_sizes(sizes, expected):
+    ends = np.cumsum([0, *sizes]).tolist()
+    groups = [list(range(*ends[i : i + 2])) for i in range(len(sizes))]
+    parts = _deal_out(list(range(ends[-1])), groups, {"train": 0.8, "valid": 0.1, "test": 0.1})
+    assert [len(part) for part in parts.values()] == expected
+    assert sorted(sum(parts.values(), [])) == list(range(ends[-1]))
+    homes = {number: mode for mode, part in parts.items() for number in part}
+    assert all(len({homes[number] for number in group}) == 1 for group in groups)
 
 
 def test_groups_by_regex_and_file(shared_dataset, tmp_path):

@@ -13,6 +13,7 @@ from stubs import CPU, Brightness, Plain
 from training.config import TrainConfig
 from training.losses import bce_loss
 from training.optim import build_optimizer
+from training.semi_supervised import PseudoLabeled
 from training.teacher import Teacher
 from training.trainer import training_step
 
@@ -31,13 +32,15 @@ def test_probabilities_have_the_size_of_the_images(size):
     assert (found - model(images).sigmoid()).abs().mean() < 0.02
 
 
-def gradients(taught: torch.Tensor | None, targets: torch.Tensor, accumulate: int = 1) -> list[torch.Tensor]:
+def gradients(
+    taught: torch.Tensor | None, targets: torch.Tensor, accumulate: int = 1, unlabeled: PseudoLabeled | None = None
+) -> list[torch.Tensor]:
     """Of one step, without clipping: gradients of few pixels are small."""
     torch.manual_seed(0)
-    model, images = Plain().train(), torch.rand(4, 3, 16, 16) * 255
+    model, images = Plain().train(), torch.rand(len(targets), 3, 16, 16) * 255
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     parts = (model, images, targets, build_optimizer(TrainConfig(), model), scaler, TASKS["binary"], bce_loss)
-    training_step(*parts, Precision(CPU), accumulate=accumulate, teacher=taught)
+    training_step(*parts, Precision(CPU), accumulate=accumulate, teacher=taught, unlabeled=unlabeled)
     return [p.grad for p in model.parameters()]
 
 
@@ -48,6 +51,15 @@ def test_masks_and_probabilities_are_learned_alike():
         torch.testing.assert_close(2 * one, two)
     taught = torch.rand(4, 1, 16, 16)
     for one, two in zip(gradients(taught, targets), gradients(taught, targets, accumulate=2)):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_pieces_of_unequal_size_count_by_their_images(count):
+    targets = torch.randint(0, 2, (3, 1, 16, 16), dtype=torch.uint8)
+    labels = torch.randint(0, 2, (count, 1, 16, 16))
+    extra = PseudoLabeled(torch.rand(count, 3, 16, 16) * 255, labels.float(), labels >= 0, 1 / count)
+    for one, two in zip(gradients(None, targets, 1, extra), gradients(None, targets, 2, extra)):
         torch.testing.assert_close(one, two)
 
 

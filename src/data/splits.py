@@ -145,15 +145,22 @@ def _members(samples: list[Sample], groups: dict[str, str] | None) -> list[list[
 def _deal_out(order: list[Sample], together: list, shares: dict) -> dict:
     """Divides samples among the keys of `shares`, whole groups first and the largest first.
 
-    Each goes where the least of the share is there yet, so that what follows each other, such as a breed, is spread.
+    Each goes where the least of the share is there yet, so that what follows each other, such as a breed, is spread; of
+    the parts with room for all of a group, or, if none has it, to the one with the most room. The last groups go to
+    parts that are still empty.
     """
     place = {sample: i for i, sample in enumerate(order)}
     grouped = [sorted((s for s in group if s in place), key=place.get) for group in connected(together)]
     grouped = sorted((unit for unit in grouped if unit), key=lambda unit: (-len(unit), place[unit[0]]))
     taken = {sample for unit in grouped for sample in unit}
     parts: dict = {key: [] for key in shares}
-    for unit in grouped + [[sample] for sample in order if sample not in taken]:
-        parts[min(parts, key=lambda key: len(parts[key]) / shares[key])] += unit
+    units = grouped + [[sample] for sample in order if sample not in taken]
+    for left, unit in zip(range(len(units), 0, -1), units):
+        room = {key: share * len(place) - len(parts[key]) for key, share in shares.items()}
+        empty = [key for key in parts if not parts[key]]
+        fitting = empty if left <= len(empty) else [key for key in parts if room[key] >= len(unit)]
+        key = min(fitting, key=lambda key: len(parts[key]) / shares[key]) if fitting else max(room, key=room.get)
+        parts[key] += unit
     return parts
 
 

@@ -106,6 +106,7 @@ def prepare(
         download(writable_folder(config.data_path))
     context.barrier()  # the others wait for the download here
     *parts, data = (open_images if config.denoises else open_data)(config, content, resumed_from)
+    unlabeled = open_unlabeled(config, content, resumed_from, data, parts)
     teacher = open_teacher(config, device, source, data, parts[1])
     lock = None
     if context.first:
@@ -117,7 +118,6 @@ def prepare(
 
     train_set, valid_set = parts[:2]
     config = with_class_weights(config, train_set)
-    unlabeled = open_unlabeled(config, content, resumed_from, data, parts)
     train_set, sampler = open_training_set(config, train_set, unlabeled, context)
     progress = start_progress(config, "epochs" in overrides, sampler.steps, content, resumed_from)
     precision = choose_precision(config.amp, device, config.image_size)
@@ -201,7 +201,7 @@ def open_teacher(
     teacher = load_teacher(config, device, config.task, before.get("teacher"))
     if source.content and (teacher is None) != (before.get("teacher") is None):
         raise UsageError(f"{source.path} was trained {'without' if teacher else 'with'} a teacher; resume it likewise")
-    seen = {*(before.get("seen_names") or ()), *(teacher.seen_names if teacher else ())}
+    seen = {*data.get("seen_names", ()), *(before.get("seen_names") or ()), *(teacher.seen_names if teacher else ())}
     seen |= seen_names(source.initial) if source.initial else set()
     data.update(seen_names=sorted(seen - {*data["train_names"]}), teacher=teacher and teacher.fingerprint)
     known = len(seen & {sample.name for sample in valid_set.samples})

@@ -164,7 +164,7 @@ def with_class_weights(config: TrainConfig, dataset: SimpleOxfordPetDataset) -> 
 def open_unlabeled(
     config: TrainConfig, content: dict | None, path: Path | None, data: dict, parts: Parts
 ) -> SimpleOxfordPetDataset | ImageDataset | None:
-    """The images without masks, if there are any; their fingerprint goes into `data`.
+    """The images without masks, if there are any; their fingerprint, and the names of the rest, go into `data`.
 
     Raises:
         UsageError: see `open_folder` and `open_rest`; or the run that is resumed had others.
@@ -176,6 +176,7 @@ def open_unlabeled(
     if config.unlabeled == REST:
         split = split_samples(train_set.root, config.split, config.seed, **{name: data[name] for name in TOGETHER})
         dataset, copies = open_rest(train_set, read_as(split.train, config.task, config.pixels), known)
+        data["seen_names"] = [sample.name for sample in dataset.samples]
     else:
         dataset, copies = open_folder(config.unlabeled, known, config.image_size, config.pixels)
     data["unlabeled"] = names_digest(dataset.samples)

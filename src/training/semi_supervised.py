@@ -26,7 +26,7 @@ class PseudoLabeled(NamedTuple):
         images: (N, 3, H, W) in 0..255.
         labels: one-hot, float (N, C, H, W).
         confident: pixels that count, bool (N, 1, H, W).
-        weight: how much they count in the loss.
+        weight: how much each image counts in the loss.
     """
 
     images: torch.Tensor
@@ -35,15 +35,13 @@ class PseudoLabeled(NamedTuple):
     weight: float = 1.0
 
     def tensor_split(self, pieces: int) -> list["PseudoLabeled"]:
-        """In so many pieces, each with its share of the weight: some may have no image."""
-        parts = zip(*(tensor.tensor_split(pieces) for tensor in self[:3]))
-        whole = pieces / max(1, len(self.images))
-        return [PseudoLabeled(*part, self.weight * len(part[0]) * whole) for part in parts]
+        """In so many pieces: some may have no image."""
+        return [PseudoLabeled(*part, self.weight) for part in zip(*(t.tensor_split(pieces) for t in self[:3]))]
 
     def loss(self, logits: torch.Tensor, task: Task) -> torch.Tensor:
-        """Cross-entropy of the confident pixels, over all pixels and images, times the weight."""
+        """Cross-entropy of the confident pixels, over all pixels of an image; the sum over images, times the weight."""
         pixels = task.cross_entropy(logits.float(), self.labels, None, "none") * self.confident
-        return self.weight * pixels.sum() / max(1, pixels.numel())
+        return self.weight * pixels.flatten(1).mean(1).sum()
 
 
 @torch.no_grad()

@@ -34,20 +34,23 @@ class Board:
     def __init__(self, folder: Path, state: RunState, valid_set: SimpleOxfordPetDataset, precision: Precision):
         if not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter
 
         self.state, self.dataset, self.precision = state, valid_set, precision
         self.numbers = np.linspace(0, len(valid_set) - 1, min(PANELS, len(valid_set))).astype(int).tolist()
         place, progress = folder / state.progress.run_id, state.progress
-        earlier = [] if place.is_dir() else progress.history  # trained without a board
+        written = EventAccumulator(str(place)).Reload() if place.is_dir() else None
+        steps = {point.step for point in written.Scalars("train_loss")} if written and written.Tags()["scalars"] else ()
+        earlier = [row for row in progress.history if row["epoch"] not in steps]  # trained without a board
         self.writer = SummaryWriter(str(place), purge_step=progress.epoch + 1)
         for row in earlier:
             self._write_curves(row)
 
     def _write_curves(self, row: dict) -> None:
-        for name in LOG_COLUMNS[2:]:
-            if row[name] is not None:
-                self.writer.add_scalar(name, row[name], row["epoch"])
+        for name, value in row.items():
+            if name not in LOG_COLUMNS[:2] and value is not None:
+                self.writer.add_scalar(name, value, row["epoch"])
 
     @torch.inference_mode()
     def write(self, row: dict) -> None:

@@ -80,9 +80,14 @@ def training_step(
             with model.no_sync() if unsynced else contextlib.nullcontext():
                 with precision.autocast():
                     logits, guess = model(_together(some, extra, precision)).tensor_split([len(some)])
-                loss = loss_fn(logits, truth, task) + _other_losses(logits, guess, taught, extra, task)
                 # A piece counts by its share of the whole batch, and the mean over processes is undone.
-                scaler.scale(loss * (len(some) * context.size / length)).backward()
+                share = len(some) * context.size / length
+                loss = loss_fn(logits, truth, task)
+                if taught is not None:
+                    loss = loss + task.cross_entropy(logits.float(), taught)
+                if extra is not None:
+                    loss = loss + extra.loss(guess, task) / share
+                scaler.scale(loss * share).backward()
             rows.append(_figures(loss, logits, truth, task))
         return torch.stack(rows).sum(0)
 
@@ -109,14 +114,6 @@ def _figures(loss: torch.Tensor, logits: torch.Tensor, truth: torch.Tensor, task
 def _together(images: torch.Tensor, extra: PseudoLabeled | None, precision: Precision) -> torch.Tensor:
     """Images and those without masks, for one forward pass."""
     return images if extra is None else torch.cat([images, precision.prepare_images(extra.images)])
-
-
-def _other_losses(
-    logits: torch.Tensor, guess: torch.Tensor, taught: torch.Tensor | None, extra: PseudoLabeled | None, task: Task
-) -> torch.Tensor | float:
-    """What is learned beside the masks: the teacher's probabilities, and labels of images without masks."""
-    of_teacher = 0.0 if taught is None else task.cross_entropy(logits.float(), taught)
-    return of_teacher if extra is None else of_teacher + extra.loss(guess, task)
 
 
 def _unlabeled_scores(sums: list[float], known: bool) -> dict:
@@ -308,7 +305,8 @@ class Trainer:
             averaged = Predictor(state.ema.model, self.precision)
             how = self.augmentation
             unlabeled, found = pseudo_label(batch["unlabeled"], averaged, how, config.confidence, epoch, step)
-            unlabeled, sums = unlabeled._replace(weight=config.unlabeled_weight), [found]
+            weight = config.unlabeled_weight * self.context.size / self.sampler.unlabeled_batch
+            unlabeled, sums = unlabeled._replace(weight=weight), [found]
         metrics = training_step(
             self.forward,
             images,
