@@ -177,28 +177,35 @@ def draw(group: dict[str, Trained], file: str, title: str) -> str:
 def in_short(groups: Groups, claims: list[list[str]], before: list[list[str]]) -> str:
     """The main results, a row each."""
 
-    def difference(group: str) -> str:
-        found = compare(*(groups.get(group, {}).get(name) for name in ("strong", "smp")))
-        return f"**{found}**: {found.verdict}" if found else "not run"
-
     def counted(judged: list[list[str]]) -> str:
         verdicts = collections.Counter(row[-1].split(":")[0] for row in judged)
         return ", ".join(f"{count} {word}" for word, count in sorted(verdicts.items()))
 
     smp = TITLES["smp"]
+    few = [(5, "--unlabeled rest"), (1, "--unlabeled rest"), (10, "--unlabeled rest"), (5, "pre-trained")]
     rows = [
-        [f"ResNet34-UNet, 128 px, 10 epochs: `--recipe strong` minus {smp}", difference("recipes")],
-        ["the same, 20 epochs", difference(LONGER)],
-        [f"UNet, 96 px, 10 epochs: `--recipe strong` minus {smp}", difference("recipes, UNet")],
-        ["`--recipe strong` minus `--recipe report`, 128 px, 10 epochs", against_report(groups)],
+        [f"ResNet34-UNet, 128 px, 10 epochs: `--recipe strong` minus {smp}", difference(groups, "recipes")],
+        ["the same, 20 epochs", difference(groups, LONGER)],
+        [f"UNet, 96 px, 10 epochs: `--recipe strong` minus {smp}", difference(groups, "recipes, UNet")],
+        [
+            "`--recipe strong` minus `--recipe report`, 128 px, 10 epochs",
+            difference(groups, "recipes", "strong", "report"),
+        ],
+        *(
+            [
+                f"{share} % of the masks, 2,000 steps: {name} minus alone",
+                difference(groups, f"{share} % of the masks", name, "alone"),
+            ]
+            for share, name in few
+        ),
         [f"{len(claims)} claims of the two reports", f"{counted(claims)}; on a part of the set: {counted(before)}"],
     ]
     return table(["dataset Dice of the 3,419 test images", "difference, 95 % interval"], rows)
 
 
-def against_report(groups: Groups) -> str:
-    """The strong recipe minus the reports'."""
-    found: Difference | None = compare(*(groups.get("recipes", {}).get(name) for name in ("strong", "report")))
+def difference(groups: Groups, group: str, first: str = "strong", second: str = "smp") -> str:
+    """The difference of two experiments of a group, and what it says."""
+    found: Difference | None = compare(*(groups.get(group, {}).get(name) for name in (first, second)))
     return f"**{found}**: {found.verdict}" if found else "not run"
 
 
