@@ -89,12 +89,14 @@ def report_gain(ensemble: CheckpointEvaluator, member: CheckpointEvaluator) -> N
 
 
 def parts_to_rank(evaluator: CheckpointEvaluator, members: list[CheckpointEvaluator]) -> list[tuple]:
-    """Who ranks which images: the scored ones are the evaluator's, validation images each member's own.
+    """Who ranks which images: of several checkpoints each its validation images, and all together the test images.
 
     Raises:
         UsageError: an image is in two of these parts.
     """
-    ranked = [*((member, "valid") for member in members), (evaluator, evaluator.config.subset)]
+    ranked = [(member, "valid") for member in members]
+    if not members or evaluator.config.subset == "test":
+        ranked.append((evaluator, evaluator.config.subset))
     names = [sample.name for one, subset in ranked for sample in one.part(subset).samples]
     if len(set(names)) < len(names):
         raise UsageError("--label_errors: the images of the checkpoints overlap; name the checkpoints of folds")

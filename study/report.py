@@ -217,7 +217,8 @@ def section_run(groups: Groups) -> list[str]:
     return [
         prose(f"""{len(rows)} trainings on the whole Oxford-IIIT Pet dataset, official split: 3,312 images for training,
         368 for validation, 3,419 of the 3,669 test images (250 are not at hand). Most of the images were at hand as
-        squares of 256 pixels. All networks start from scratch. {machines}; {versions}; {hours:.1f} hours in all.
+        squares of 256 pixels. All networks start from scratch, but for those called pre-trained: they start from ten
+        epochs of src/pretrain.py, which are not counted. {machines}; {versions}; {hours:.1f} hours in all.
         study.csv has the commit of each run."""),
         prose(f"""Test figures are of the epoch with the best validation Dice, at threshold 0.5, without test-time
         augmentation; pet and border count as pet. Dice is averaged over images; dataset Dice takes the pixels of all

@@ -267,6 +267,8 @@ def test_folders_that_link_to_themselves_are_read_once(tmp_path, monkeypatch):
     (tmp_path / "in/deep").mkdir(parents=True)
     scene().save(tmp_path / "in/deep/pet.png")
     scene().save(tmp_path / "in/.hidden.png")
+    (tmp_path / "in/.thumbnails").mkdir()
+    scene().save(tmp_path / "in/.thumbnails/pet.png")
     for name in ("a", "b"):
         (tmp_path / f"in/{name}").symlink_to(".")
         (tmp_path / f"in/deep/{name}").symlink_to("..")

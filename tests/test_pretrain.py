@@ -1,5 +1,6 @@
 """Pre-training by denoising, and what train.py takes of it."""
 
+import dataclasses
 import signal
 
 import pytest
@@ -12,6 +13,7 @@ from data.unlabeled import ImageDataset, list_images
 from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from models.task import DenoisingTask
+from runtime.errors import DatasetError
 from stubs import photograph
 from training.config import TrainConfig
 from training.losses import LOSSES
@@ -112,6 +114,11 @@ def test_own_images_may_lack_masks(images, tmp_path):
     config = TrainConfig.from_flags({"recipe": "denoising", "data_path": str(own), "image_size": 64})
     train_set, valid_set, data = open_images(config, None, None)
     assert (len(train_set), len(valid_set), len(data["train_names"])) == (27, 3, 27)
+    for number in range(30):
+        Image.new("L", (200, 150)).save(own / f"masks/{number:02}.png")
+    assert len(open_images(config, None, None)[0]) == 24
+    with pytest.raises(DatasetError, match="no trainval.txt"):
+        open_images(dataclasses.replace(config, split="official"), None, None)
 
 
 def test_other_images_and_flags_of_masks_are_refused(pretrained, images, tmp_path):

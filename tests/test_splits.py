@@ -251,19 +251,21 @@ def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
+    ("sizes", "expected", "before"),
     [
-        ([500, 400, 300, *[50] * 10], [1350, 200, 150]),
-        ([300, 250, 200, 150, 100, *[20] * 20], [1120, 140, 140]),
-        ([10, 10, 10], [10, 10, 10]),
-        ([90, 1, 1], [90, 1, 1]),
+        ([500, 400, 300, *[50] * 10], [1350, 200, 150], [1000, 400, 300]),
+        ([300, 250, 200, 150, 100, *[20] * 20], [1120, 140, 140], [950, 250, 200]),
+        ([10, 10, 10], [10, 10, 10], [10, 10, 10]),
+        ([90, 1, 1], [90, 1, 1], [90, 1, 1]),
     ],
 )
-def test_large_groups_leave_parts_their_sizes(sizes, expected):
+def test_large_groups_leave_parts_their_sizes(sizes, expected, before):
     ends = np.cumsum([0, *sizes]).tolist()
     groups = [list(range(*ends[i : i + 2])) for i in range(len(sizes))]
     parts = _deal_out(list(range(ends[-1])), groups, {"train": 0.8, "valid": 0.1, "test": 0.1})
     assert [len(part) for part in parts.values()] == expected
+    of_old = _deal_out(list(range(ends[-1])), groups, {"train": 0.8, "valid": 0.1, "test": 0.1}, None)
+    assert [len(part) for part in of_old.values()] == before
     assert sorted(sum(parts.values(), [])) == list(range(ends[-1]))
     homes = {number: mode for mode, part in parts.items() for number in part}
     assert all(len({homes[number] for number in group}) == 1 for group in groups)
@@ -299,6 +301,7 @@ def test_a_run_remembers_its_groups(shared_dataset, tmp_path):
     content = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)
     digits = {name.split("_")[1][0] for name in content["data"]["train_names"]}
     assert len(content["data"]["groups"]) == 40
+    assert content["data"]["dealing"] == "fitting"
     run_ok("train.py", *data, "--resume", "--epochs", 1, cwd=tmp_path)
     run_ok("evaluate.py", *data, "--csv", "rows.csv", cwd=tmp_path)
     assert not digits & {row["name"].split("_")[1][0] for row in rows(tmp_path / "rows.csv")}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from evaluation.predictor import Predictor
 from helpers import TINY, assert_one_error, log_rows, run_ok, run_script
-from models.checkpoint import load_checkpoint, save_checkpoint, weights_fingerprint
+from models.checkpoint import load_checkpoint, save_checkpoint, seen_names, weights_fingerprint
 from models.task import TASKS
 from runtime.device import Precision
 from stubs import CPU, Brightness, Plain
@@ -140,3 +140,8 @@ def test_what_a_teacher_or_initial_weights_saw_is_remembered_and_told(trained, s
     assert "validation images were seen by the initial weights or the teacher" in done.stderr
     own = run_script(*flags, "--teacher", "saved_models/tiny_best.pth", cwd=first)
     assert_one_error(own, "this run replaces its teacher")
+
+
+def test_seen_images_are_known_with_and_without_folders():
+    data = {"train_names": ["cats/a_1", "b"], "seen_names": ["more/deep/c"]}
+    assert seen_names({"data": data}) == {"cats/a_1", "a_1", "b", "more/deep/c", "c"}

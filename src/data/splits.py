@@ -15,7 +15,7 @@ from runtime.errors import DatasetError, UsageError, raise_faults
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")
-TOGETHER = ("copies", "fold", "groups")  # arguments of `split_samples` that a checkpoint may lack
+TOGETHER = ("copies", "fold", "groups", "dealing")  # arguments of `split_samples` that a checkpoint may lack
 
 
 class Split(NamedTuple):
@@ -49,6 +49,7 @@ def split_samples(
     copies: str | None = "near",
     fold: Sequence[int] | None = None,
     groups: dict[str, str] | None = None,
+    dealing: str | None = "fitting",
 ) -> Split:
     """Divides the samples into the parts train, valid and test, disjoint in names and in content.
 
@@ -63,6 +64,7 @@ def split_samples(
         fold: (I, K) divides all images but the test part into K folds with the same share of every breed, copies in
             one fold; the I-th, from 1 on, is for validation.
         groups: by name of an image; images of one group, such as frames of a video, are never in two parts.
+        dealing: with `fitting` a group goes to a part that has room for it; None, of old, does not look for room.
 
     Raises:
         DatasetError: a list is missing or malformed, listed files are missing, or a part is empty.
@@ -71,12 +73,12 @@ def split_samples(
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     if split == "official":
-        parts = _official(root, needed, groups)
+        parts = _official(root, needed, groups, dealing)
     else:
         if has_lists(root) and not (root / "annotations/list.txt").is_file():
             for name in ("trainval", "test"):  # a part of the images would be divided in another way
                 read_list(root, name)
-        parts = _stratified(list_samples(root), seed, groups)
+        parts = _stratified(list_samples(root), seed, groups, dealing)
     require_files(root, [sample for part in parts.values() for sample in part])
     everything = [sample for part in parts.values() for sample in part]
     together = [*find_copies(everything), *_members(everything, groups)]
@@ -95,7 +97,9 @@ def split_samples(
     return Split(**parts, moved=moved)
 
 
-def _official(root: Path, needed: tuple[str, ...], groups: dict[str, str] | None) -> dict[str, list[Sample]]:
+def _official(
+    root: Path, needed: tuple[str, ...], groups: dict[str, str] | None, dealing: str | None
+) -> dict[str, list[Sample]]:
     """The parts that the lists of a dataset give; see `split_samples`."""
     if not has_lists(root):
         raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
@@ -106,7 +110,8 @@ def _official(root: Path, needed: tuple[str, ...], groups: dict[str, str] | None
     raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
     train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
     if groups:
-        return {**_deal_out(trainval, _members(trainval, groups), {"train": 0.9, "valid": 0.1}), "test": test}
+        shares = {"train": 0.9, "valid": 0.1}
+        return {**_deal_out(trainval, _members(trainval, groups), shares, dealing), "test": test}
     return {"train": train, "valid": trainval[9::10], "test": test}
 
 
@@ -122,10 +127,12 @@ def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
     ]
 
 
-def _stratified(samples: list[Sample], seed: int, groups: dict[str, str] | None) -> dict[str, list[Sample]]:
+def _stratified(
+    samples: list[Sample], seed: int, groups: dict[str, str] | None, dealing: str | None
+) -> dict[str, list[Sample]]:
     order = _by_breed(samples, seed)
     if groups:
-        return _deal_out(order, _members(order, groups), {"train": 0.8, "valid": 0.1, "test": 0.1})
+        return _deal_out(order, _members(order, groups), {"train": 0.8, "valid": 0.1, "test": 0.1}, dealing)
     # Every run of ten gives eight, one and one: each part gets its share of every breed, to within one image.
     parts: dict[str, list[Sample]] = {mode: [] for mode in MODES}
     for i, sample in enumerate(order):
@@ -142,12 +149,12 @@ def _members(samples: list[Sample], groups: dict[str, str] | None) -> list[list[
     return list(found.values())
 
 
-def _deal_out(order: list[Sample], together: list, shares: dict) -> dict:
+def _deal_out(order: list[Sample], together: list, shares: dict, dealing: str | None = "fitting") -> dict:
     """Divides samples among the keys of `shares`, whole groups first and the largest first.
 
-    Each goes where the least of the share is there yet, so that what follows each other, such as a breed, is spread; of
-    the parts with room for all of a group, or, if none has it, to the one with the most room. The last groups go to
-    parts that are still empty.
+    Each goes where the least of the share is there yet, so that what follows each other, such as a breed, is spread.
+    With `fitting` it is one of the parts with room for the whole group, or, if none has it, the one with the most room;
+    and the last groups go to parts that are still empty.
     """
     place = {sample: i for i, sample in enumerate(order)}
     grouped = [sorted((s for s in group if s in place), key=place.get) for group in connected(together)]
@@ -159,6 +166,8 @@ def _deal_out(order: list[Sample], together: list, shares: dict) -> dict:
         room = {key: share * len(place) - len(parts[key]) for key, share in shares.items()}
         empty = [key for key in parts if not parts[key]]
         fitting = empty if left <= len(empty) else [key for key in parts if room[key] >= len(unit)]
+        if dealing is None:
+            fitting = list(parts)
         key = min(fitting, key=lambda key: len(parts[key]) / shares[key]) if fitting else max(room, key=room.get)
         parts[key] += unit
     return parts

@@ -88,7 +88,7 @@ class EvalConfig(PredictConfig):
     label_errors: int | None = option(
         None,
         "rank images by how wrong their masks look, and draw the first N; of several checkpoints each takes its own "
-        "validation images, and all take the scored ones",
+        "validation images, and all together the test images",
         whole_number(1),
         metavar="N",
     )

@@ -216,9 +216,9 @@ def task_of_checkpoint(content: dict) -> Task:
 
 
 def seen_names(content: dict) -> set[str]:
-    """Names, without folders, of the images that a network, its initial weights or its teacher were trained on."""
-    names = [*content["data"]["train_names"], *(content["data"].get("seen_names") or ())]
-    return {name.rpartition("/")[2] for name in names}
+    """Names of the images that a network, its initial weights or its teacher were trained on, also without folders."""
+    names = {*content["data"]["train_names"], *(content["data"].get("seen_names") or ())}
+    return names | {name.rpartition("/")[2] for name in names}
 
 
 def weights_fingerprint(weights: dict[str, torch.Tensor]) -> str:

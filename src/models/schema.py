@@ -157,6 +157,7 @@ def schema(model_names) -> dict:
         "data": {
             "split": one_of("80-10-10", "official"),
             "seed": whole(0, 2**32 - 1),
+            "dealing": Maybe(one_of("fitting")),  # of groups
             "copies": Maybe(one_of("near")),  # which copies `80-10-10` keeps in one part; of old: byte for byte equal
             "fingerprints": DictOf(one_of("train", "valid", "test"), SHA256),
             "groups": Maybe(DictOf(NAME, NAME)),

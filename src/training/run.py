@@ -106,8 +106,6 @@ def prepare(
         download(writable_folder(config.data_path))
     context.barrier()  # the others wait for the download here
     *parts, data = (open_images if config.denoises else open_data)(config, content, resumed_from)
-    unlabeled = open_unlabeled(config, content, resumed_from, data, parts)
-    teacher = open_teacher(config, device, source, data, parts[1])
     lock = None
     if context.first:
         for folder in (config.save_dir, config.log_dir):
@@ -116,6 +114,8 @@ def prepare(
         if content is not None and resumed_from.stat().st_mtime_ns != source.written:
             raise UsageError(f"another run has just written {resumed_from}; try again")
 
+    unlabeled = open_unlabeled(config, content, resumed_from, data, parts)
+    teacher = open_teacher(config, device, source, data, parts[1])
     train_set, valid_set = parts[:2]
     config = with_class_weights(config, train_set)
     train_set, sampler = open_training_set(config, train_set, unlabeled, context)

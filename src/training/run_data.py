@@ -45,7 +45,7 @@ def open_data(
     root = find_root(config.data_path)
     if content is None:
         groups = group_names(list_samples(root), config.group_regex, config.groups)
-        together = {"copies": "near", "fold": config.fold_of_folds, "groups": groups}
+        together = {"copies": "near", "fold": config.fold_of_folds, "groups": groups, "dealing": "fitting"}
     else:
         together = {name: content["data"].get(name) for name in TOGETHER}
     split = split_samples(root, config.split, config.seed, **together)
@@ -101,10 +101,12 @@ def open_images(
     root = Path(config.data_path)
     try:
         root = find_root(root)
-        train_set, valid_set, _, data = open_data(config, content, path)
-    except DatasetError:
+        list_samples(root)
+    except DatasetError as error:
         if has_lists(root):
             raise
+        if (root / "images").is_dir():
+            print(f"The masks are not used: {error}", flush=True)
         samples = list_images(root, config.pixels)
         require_readable(samples, root)
         order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
@@ -123,6 +125,8 @@ def open_images(
                 f"{path} was trained on other images than {root} has now; use the same ones, or start a new run"
             ) from None
         train_set, valid_set = (ImageDataset(some, config.image_size) for some in parts.values())
+    else:
+        train_set, valid_set, _, data = open_data(config, content, path)
     train_set = NoisyDataset(train_set, root, "train", config.seed)
     valid_set = NoisyDataset(valid_set, root, "valid", config.seed)
     guess = loss_of_statistics(_some_of(valid_set, 64)["image"])

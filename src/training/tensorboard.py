@@ -16,6 +16,15 @@ from visual.panels import draw_panel
 PANELS = 4  # an epoch, always of the same validation images
 
 
+def _written_epochs(place: Path) -> set[int]:
+    """The epochs whose curves are in a run's folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(place)).Reload() if place.is_dir() else None
+    known = events is not None and "train_loss" in events.Tags()["scalars"]
+    return {point.step for point in events.Scalars("train_loss")} if known else set()
+
+
 class Board:
     """Writes the rows of a run's log, and panels, into a folder of its own.
 
@@ -34,15 +43,13 @@ class Board:
     def __init__(self, folder: Path, state: RunState, valid_set: SimpleOxfordPetDataset, precision: Precision):
         if not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter
 
         self.state, self.dataset, self.precision = state, valid_set, precision
         self.numbers = np.linspace(0, len(valid_set) - 1, min(PANELS, len(valid_set))).astype(int).tolist()
         place, progress = folder / state.progress.run_id, state.progress
-        written = EventAccumulator(str(place)).Reload() if place.is_dir() else None
-        steps = {point.step for point in written.Scalars("train_loss")} if written and written.Tags()["scalars"] else ()
-        earlier = [row for row in progress.history if row["epoch"] not in steps]  # trained without a board
+        written = _written_epochs(place)
+        earlier = [row for row in progress.history if row["epoch"] not in written]  # trained without a board
         self.writer = SummaryWriter(str(place), purge_step=progress.epoch + 1)
         for row in earlier:
             self._write_curves(row)
