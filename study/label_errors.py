@@ -2,9 +2,9 @@
 
     python study/label_errors.py --data_path dataset --work_dir DIR --share 0.05 --epochs 20
 
-Two folds are trained: each network ranks the masks of the other half. DIR gets the dataset with its spoiled masks, and
-the ranking as looked_at/label_errors/label_errors.csv. With --share 0 the masks stay as they are. Started again it goes
-on where it was stopped.
+Two folds are trained: each network ranks the masks of the other half, and both together those of the test part. DIR
+gets the dataset with its spoiled masks, and the ranking as looked_at/label_errors/label_errors.csv. With --share 0 the
+masks stay as they are. Started again it goes on where it was stopped.
 """
 
 import argparse
