@@ -221,7 +221,8 @@ def start_progress(
         # A kill between the writes of best and last leaves a best that is an epoch ahead: the score never falls back.
         if record.get("run_id") == progress.run_id:
             progress.best_dice, progress.best_epoch = record["best_dice"], record["best_epoch"]
-    if not progress.best_epoch:  # it is not known, so patience begins here
+    validated = any(row.get("val_dice") is not None for row in progress.history)
+    if validated and not progress.best_epoch:  # it is not known, so patience begins here
         progress.patient_from = progress.epoch
     return progress
 

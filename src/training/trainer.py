@@ -80,13 +80,8 @@ def training_step(
             with model.no_sync() if unsynced else contextlib.nullcontext():
                 with precision.autocast():
                     logits, guess = model(_together(some, extra, precision)).tensor_split([len(some)])
-                # A piece counts by its share of the whole batch, and the mean over processes is undone.
-                share = len(some) * context.size / length
-                loss = loss_fn(logits, truth, task)
-                if taught is not None:
-                    loss = loss + task.cross_entropy(logits.float(), taught)
-                if extra is not None:
-                    loss = loss + extra.loss(guess, task) / share
+                share = len(some) * context.size / length  # of the batch; undoes the mean over processes
+                loss = loss_fn(logits, truth, task) + _other_losses(logits, guess, taught, extra, task, share)
                 scaler.scale(loss * share).backward()
             rows.append(_figures(loss, logits, truth, task))
         return torch.stack(rows).sum(0)
@@ -122,6 +117,22 @@ def _unlabeled_scores(sums: list[float], known: bool) -> dict:
         return {}
     shares = [round(value / sums[2], 6) for value in sums[:2]]
     return dict(zip(UNLABELED_NUMBERS, shares if known else (shares[0], None)))
+
+
+def _other_losses(
+    logits: torch.Tensor,
+    guess: torch.Tensor,
+    taught: torch.Tensor | None,
+    extra: PseudoLabeled | None,
+    task: Task,
+    share: float,
+) -> torch.Tensor | float:
+    """What a piece of a step learns beside the masks: the teacher's probabilities, and labels of images without masks.
+
+    Those are weighted by their own number, so the share by which the piece counts is undone.
+    """
+    of_teacher = 0.0 if taught is None else task.cross_entropy(logits.float(), taught)
+    return of_teacher if extra is None else of_teacher + extra.loss(guess, task) / share
 
 
 @dataclass
