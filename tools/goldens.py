@@ -37,6 +37,7 @@ IGNORED |= {
     "folds",
     "fold",
     "groups",
+    "dealing",
     "group_regex",
     "resize",
     "tile",
