@@ -27,6 +27,7 @@ def test_curves_are_those_of_the_log_without_doubles_after_a_resume(tmp_path, sh
         assert (events.Images(name)[0].width, events.Images(name)[0].height) == (3 * 268 + 12, 314)
 
 
+@pytest.mark.long
 def test_a_run_with_a_board_is_the_same_run(tmp_path, shared_dataset):
     losses = []
     for name, more in (("with", ["--tensorboard", "board"]), ("without", [])):
