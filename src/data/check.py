@@ -63,6 +63,21 @@ def print_resized_masks(samples: list[Sample]) -> None:
         print(f"{count} of {len(samples)} masks have another size than their images, of the same shape.", flush=True)
 
 
+def require_readable(samples: list[Sample], folder: str | Path) -> None:
+    """Reads every image once, so that a broken one is told before the run. Raises DatasetError."""
+
+    def fault_of(sample: Sample) -> str | None:
+        try:
+            sample.read((1, 1))
+        except DatasetError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(fault_of, samples), total=len(samples), desc="reading", disable=None, delay=1)
+        raise_faults([fault for fault in bar if fault], folder)
+
+
 def inspect(sample: Sample) -> Inspection:
     """Reads both files whole."""
     try:

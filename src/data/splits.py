@@ -165,9 +165,9 @@ def _deal_out(order: list[Sample], together: list, shares: dict, dealing: str | 
     for left, unit in zip(range(len(units), 0, -1), units):
         room = {key: share * len(place) - len(parts[key]) for key, share in shares.items()}
         empty = [key for key in parts if not parts[key]]
-        fitting = empty if left <= len(empty) else [key for key in parts if room[key] >= len(unit)]
-        if dealing is None:
-            fitting = list(parts)
+        fitting = [key for key in parts if dealing is None or room[key] >= len(unit)]
+        if dealing and left <= len(empty):
+            fitting = empty
         key = min(fitting, key=lambda key: len(parts[key]) / shares[key]) if fitting else max(room, key=room.get)
         parts[key] += unit
     return parts

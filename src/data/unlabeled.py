@@ -2,23 +2,21 @@
 
 import copy
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from data.augment import STRENGTHS, draw_augmentation, draw_colors
+from data.check import require_readable
 from data.copies import find_copies, find_near_copies, near_copies
 from data.datasets import Preprocessing, SimpleOxfordPetDataset, as_keys
 from data.distortions import draw_distortions
 from data.index import Sample
 from data.inputs import list_images, read_input
 from data.pixels import Pixels
-from runtime.errors import DatasetError, UsageError, raise_faults
+from runtime.errors import UsageError
 from runtime.seeding import UNLABELED, sample_rng
 
 REST = "rest"  # not a folder, but the training images whose masks are not used
@@ -49,21 +47,6 @@ class ImageDataset(Dataset):
         samples = [self.samples[index] for _, index in as_keys(keys)]
         images = [read_input(sample, self.preprocessing)[0] for sample in samples]
         return {"image": torch.stack(images), "path": [str(sample.image_path) for sample in samples]}
-
-
-def require_readable(samples: list[Sample], folder: str | Path) -> None:
-    """Reads every image once, so that a broken one is told before the run. Raises DatasetError."""
-
-    def fault_of(sample: Sample) -> str | None:
-        try:
-            sample.read((1, 1))
-        except DatasetError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(fault_of, samples), total=len(samples), desc="reading", disable=None, delay=1)
-        raise_faults([fault for fault in bar if fault], folder)
 
 
 def open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixels) -> tuple[ImageDataset, int]:

@@ -8,22 +8,14 @@ import numpy as np
 
 from data.augment import AugmentedDataset
 from data.cache import open_cache
-from data.check import print_resized_masks, warn_if_inverted
+from data.check import print_resized_masks, require_readable, warn_if_inverted
 from data.datasets import SimpleOxfordPetDataset, load_dataset
 from data.denoising import NoisyDataset, loss_of_statistics
 from data.index import find_root, fingerprint, has_lists, list_samples, read_as
 from data.inputs import list_images
 from data.loader import ResumableBatchSampler
 from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
-from data.unlabeled import (
-    REST,
-    ImageDataset,
-    WithUnlabeled,
-    names_digest,
-    open_folder,
-    open_rest,
-    require_readable,
-)
+from data.unlabeled import REST, ImageDataset, WithUnlabeled, names_digest, open_folder, open_rest
 from models.task import BACKGROUND, IGNORED, Task
 from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, UsageError
