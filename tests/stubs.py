@@ -52,6 +52,7 @@ def make_run(model, context=SINGLE_PROCESS, images=7, augmentation=PLAIN, ema=No
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     return Trainer(
         state=RunState(config, model, ema, optimizer, None, scaler, {}, "", Progress("run", 1), None),
+        wrap=context.wrap_model,
         forward=context.wrap_model(model),
         sampler=ResumableBatchSampler(images, images, 0, context),
         train_loader=None,

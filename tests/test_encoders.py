@@ -6,8 +6,8 @@ from torchvision.models import get_model
 
 from helpers import run_ok
 from models import build_model
-from models.encoder_unet import ENCODERS, encode
-from models.encoder_weights import load_encoder_weights
+from models.encoders import ENCODERS, encode
+from models.weights import load_encoder_weights
 from runtime.errors import CheckpointError
 
 STRIDES = {"convnext_tiny": [4, 8, 16, 32], "swin_t": [4, 8, 16, 32]}

@@ -27,7 +27,7 @@ from fuzz_checkpoints import (
 from helpers import Script, assert_one_error, run_script
 from models import MODELS
 from models.checkpoint import FORMAT, load_checkpoint, run_id_of
-from models.encoder_weights import load_encoder_weights
+from models.weights import load_encoder_weights
 from models.schema import WEIGHTS, find_problem, schema
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS
@@ -215,7 +215,7 @@ from pathlib import Path
 
 from models import build_model
 from models.checkpoint import load_checkpoint, run_id_of
-from models.encoder_weights import load_encoder_weights
+from models.weights import load_encoder_weights
 from runtime.errors import UsageError
 
 network = build_model("resnet18_unet", in_channels=1)

@@ -18,7 +18,7 @@ from helpers import TINY, assert_one_error, run_ok, run_script
 from models import build_model
 from models.base import fold_channels
 from models.checkpoint import load_checkpoint
-from models.encoder_weights import load_encoder_weights
+from models.weights import load_encoder_weights
 from runtime.errors import DatasetError
 from stubs import photograph
 

@@ -2,7 +2,7 @@
 
 from models.attention import ATTENTION
 from models.base import SegmentationModel
-from models.encoder_unet import ENCODER_UNETS
+from models.encoders import ENCODER_UNETS
 from models.resnet34_unet import ResNet34_UNet
 from models.unet import UNet, UNetSmall, double_conv
 

@@ -40,6 +40,7 @@ class SegmentationModel(nn.Module):
     """
 
     stride: int
+    normalization = (IMAGENET_MEAN, IMAGENET_STD)  # as in the training of the encoder's weights, per channel
     decoders: tuple[str, ...] = ("plain",)
     encoder_name: str | None = None  # of torchvision's model whose weights the part `encoder` takes
 
@@ -62,7 +63,7 @@ class SegmentationModel(nn.Module):
         self.in_channels = in_channels
         if in_channels != 3:
             self.config["in_channels"] = in_channels
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        for name, values in zip(("mean", "std"), self.normalization):
             of_channels = values if in_channels == 3 else [sum(values) / 3] * in_channels
             self.register_buffer(name, torch.tensor(of_channels).view(1, -1, 1, 1))
 
@@ -73,6 +74,10 @@ class SegmentationModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The parts whose inputs `checkpoint_activations` keeps."""
         raise NotImplementedError
+
+    def freeze_encoder(self, frozen: bool) -> None:
+        """Whether the encoder stays as it is in training: no gradients, batch norms in evaluation mode."""
+        self.encoder.requires_grad_(not frozen).train(self.training and not frozen)
 
     def checkpoint_activations(self) -> None:
         """From now on keeps only the input of each block and computes the rest again in the backward pass.

@@ -165,6 +165,12 @@ class TrainConfig(CommonConfig):
         group="model and optimization",
     )
     encoder_weights: str = fixed("auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE")
+    encoder_lr_scale: float = fixed(
+        1.0, "learning rate of the encoder, as a share of --learning_rate", fraction_or_one, metavar="SHARE"
+    )
+    freeze_encoder: int = fixed(
+        0, "keep the encoder as it is for the first N epochs of the run", whole_number(0), metavar="N"
+    )
     init: str | None = fixed(
         None,
         "start from the weights of this checkpoint, with its network; with other --classes its head is drawn anew",
@@ -423,6 +429,8 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
         raise UsageError("--group_regex and --groups say the same; leave one of them out")
     if config.init is not None and overrides.get("encoder_weights", "none") != "none":
         raise UsageError("--init brings the weights of the encoder, too; leave --encoder_weights out")
+    if (config.freeze_encoder or config.encoder_lr_scale != 1) and MODELS[config.model_name].encoder_name is None:
+        raise UsageError(f"{config.model_name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out")
     if "fold" in overrides and not config.folds:
         raise UsageError("--fold needs --folds K")
     if config.fold > (config.folds or 1):

@@ -16,7 +16,7 @@ from data.download import download
 from data.loader import make_loader, shard_batches
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import load_checkpoint, seen_names, take_weights
-from models.encoder_weights import load_encoder_weights
+from models.weights import load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
@@ -125,14 +125,22 @@ def prepare(
     state = build_state(config, precision, total_steps, source, data, progress, lock, context)
     if content is not None:
         state.restore(content, resumed_from)
-    forward = context.wrap_model(state.model)
+    if config.freeze_encoder:
+        state.model.freeze_encoder(progress.epoch < config.freeze_encoder)
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        wrapped = context.wrap_model(model)
+        return torch.compile(wrapped) if config.compile else wrapped
+
+    forward = wrap(state.model)
     if state.ema and content is None:
         state.ema.model.load_state_dict(state.model.state_dict())  # the others have just got the first one's
     valid_batches = shard_batches(valid_set, config.batch_size, context)
     stride = state.model.stride
     trainer = Trainer(
         state=state,
-        forward=torch.compile(forward) if config.compile else forward,
+        wrap=wrap,
+        forward=forward,
         sampler=sampler,
         train_loader=make_loader(train_set, device, sampler, config.num_workers),
         valid_loader=make_loader(valid_set, device, valid_batches, config.num_workers),

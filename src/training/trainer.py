@@ -141,7 +141,8 @@ class Trainer:
 
     Args:
         state: what is saved and restored.
-        forward: the state's model, wrapped for several processes, compiled.
+        wrap: wraps the model for several processes, compiles it.
+        forward: the state's model, wrapped.
         sampler: order of the training images.
         train_loader: its batches.
         valid_loader: batches of the validation images.
@@ -156,6 +157,7 @@ class Trainer:
     """
 
     state: RunState
+    wrap: Callable[[torch.nn.Module], torch.nn.Module]
     forward: torch.nn.Module
     sampler: ResumableBatchSampler
     train_loader: DataLoader
@@ -200,7 +202,7 @@ class Trainer:
         """Trains and validates one epoch, saves, logs and prints."""
         state, progress, context = self.state, self.state.progress, self.context
         train_loss, train_dice, rate, unlabeled = self.train_one_epoch()
-        learning_rate = state.optimizer.param_groups[0]["lr"]
+        learning_rate = state.optimizer.param_groups[-1]["lr"]  # the first may be the encoder's
         start = time.perf_counter()
         context.average_batch_norm(state.model)
         epoch, losses = progress.epoch + 1, (None, None)
@@ -262,14 +264,18 @@ class Trainer:
         Raises:
             Interrupted, PeerLostError, RunError: see `train`; the position inside the epoch is in the progress.
         """
-        state, progress, context = self.state, self.state.progress, self.context
+        state, progress, context, config = self.state, self.state.progress, self.context, self.state.config
         self.sampler.epoch, self.sampler.start = progress.epoch, progress.step
         # What was done before a resume is the first process's to count.
-        before = no_sums(self.state.config)
+        before = no_sums(config)
         if context.first and progress.sums is not None:
             before = progress.sums
         self.totals = totals = before.clone()
         self.forward.train()
+        if config.freeze_encoder:
+            state.model.freeze_encoder(progress.epoch < config.freeze_encoder)
+            if progress.epoch == config.freeze_encoder:  # the wrapper of several processes knows what is trained
+                self.forward = self.wrap(state.model)
         title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
         bar = tqdm(desc=title, total=self.sampler.steps, initial=progress.step, unit="step", leave=False, disable=None)
         began, fetched = time.perf_counter() - progress.seconds, time.monotonic()
@@ -302,7 +308,7 @@ class Trainer:
             loss / images,
             dice / images,
             images / progress.seconds,
-            _unlabeled_scores(others, self.state.config.unlabeled == REST),
+            _unlabeled_scores(others, config.unlabeled == REST),
         )
 
     def train_batch(self, batch: dict) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from models.attention import build_self_attention
 from models.base import SegmentationModel, init_weights, widen_input
+from models.efficientnet_lite import LITE, LITE_NORMALIZATION, efficientnet_lite
 from models.unet import UpBlock, double_conv
 
 ENCODERS = (
@@ -19,8 +20,8 @@ HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # 
 
 
 def build_encoder(name: str) -> nn.Module:
-    """A classifier of torchvision without its head, with fresh weights."""
-    encoder = get_model(name, weights=None)
+    """A classifier without its head, with fresh weights."""
+    encoder = efficientnet_lite(name) if name in LITE else get_model(name, weights=None)
     for layer in encoder.modules():  # it would draw from torch's global random numbers, and a resumed run others
         if isinstance(layer, StochasticDepth):
             layer.p = 0.0
@@ -56,6 +57,7 @@ class EncoderUNet(SegmentationModel):
 
     stride = 32
     decoders = ("plain", "stem")
+    widths: tuple[int, ...] = (512, 256, 128, 64, 32, 16)  # channels of the decoder, from the bottleneck up
 
     def __init__(
         self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels: int = 3
@@ -63,15 +65,15 @@ class EncoderUNet(SegmentationModel):
         super().__init__(out_channels, attention, decoder, classes, in_channels)
         self.encoder = build_encoder(self.encoder_name)
         widen_input(self.encoder, in_channels)
-        skip, last = (in_channels, 16) if decoder == "plain" else (32, 32)
+        skip, last = (in_channels, self.widths[-1]) if decoder == "plain" else (32, 32)
         with torch.no_grad():
             probed = encode(self.encoder.eval(), torch.zeros(1, in_channels, 64, 64))
         widths = {1: skip, 2: skip, **{stride: features.shape[1] for stride, features in probed.items()}}
-        deepest = min(512, widths[32])
+        deepest = min(self.widths[0], widths[32])
         self.stem = nn.Identity() if decoder == "plain" else double_conv(in_channels, skip)
         self.bottleneck = double_conv(widths[32], deepest)
         self.self_attention = build_self_attention(attention, deepest)
-        channels = [deepest, 256, 128, 64, 32, last]
+        channels = [deepest, *self.widths[1:-1], last]
         skips = [widths[stride] for stride in (16, 8, 4, 2, 1)]
         self.ups = nn.ModuleList(UpBlock(a, s, b, attention) for a, s, b in zip(channels, skips, channels[1:]))
         self.head = nn.Conv2d(last, self.task.out_channels, 1)
@@ -96,4 +98,12 @@ class EncoderUNet(SegmentationModel):
         return self.head(x)
 
 
-ENCODER_UNETS = {f"{name}_unet": type(f"{name}_UNet", (EncoderUNet,), {"encoder_name": name}) for name in ENCODERS}
+class LiteUNet(EncoderUNet):
+    """A narrow UNet decoder on EfficientNet-Lite. Arguments: see SegmentationModel."""
+
+    normalization = LITE_NORMALIZATION
+    widths = (128, 96, 64, 40, 24, 16)
+
+
+BASES = {**dict.fromkeys(ENCODERS, EncoderUNet), **dict.fromkeys(LITE, LiteUNet)}
+ENCODER_UNETS = {f"{name}_unet": type(f"{name}_UNet", (base,), {"encoder_name": name}) for name, base in BASES.items()}

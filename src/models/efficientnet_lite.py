@@ -1,0 +1,64 @@
+"""EfficientNet-Lite: EfficientNet without squeeze-and-excitation and with ReLU6, for processors and int8.
+
+The networks are torchvision's EfficientNet (Tan, Le, 2019: https://arxiv.org/abs/1905.11946) with the changes of
+https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Their ImageNet weights come as Python
+packages, see requirements-weights.txt.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
+
+LITE = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
+LITE_NORMALIZATION = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))  # mean and standard deviation of R, G, B
+# Expansion, kernel, stride, channels in and out, blocks. Factors of depth leave the first and the last stage alone.
+STAGES = (
+    (1, 3, 1, 32, 16, 1),
+    (6, 3, 2, 16, 24, 2),
+    (6, 5, 2, 24, 40, 2),
+    (6, 3, 2, 40, 80, 3),
+    (6, 5, 1, 80, 112, 3),
+    (6, 5, 2, 112, 192, 4),
+    (6, 3, 1, 192, 320, 1),
+)
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that is trained in float32 on CPUs, also under autocast.
+
+    oneDNN has no fast gradient in bf16 for depthwise convolutions of stride 2 or of 5x5 pixels: there it takes up to 20
+    times as long as in float32.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def efficientnet_lite(name: str) -> EfficientNet:
+    """The classifier of 1,000 classes with fresh weights.
+
+    Args:
+        name: a key of LITE, which has the factors of width and depth.
+    """
+    width, depth = LITE[name]
+    block = partial(MBConv, se_layer=nn.Identity)
+    stages = [
+        MBConvConfig(*stage, width, 1.0 if stage in (STAGES[0], STAGES[-1]) else depth, block) for stage in STAGES
+    ]
+    model = EfficientNet(stages, dropout=0.2, norm_layer=partial(nn.BatchNorm2d, eps=1e-3), last_channel=1280)
+    for module in list(model.modules()):
+        for child_name, child in module.named_children():
+            if isinstance(child, nn.SiLU):
+                setattr(module, child_name, nn.ReLU6(inplace=True))
+            elif (
+                isinstance(child, nn.Conv2d)
+                and child.groups > 1
+                and (child.stride[0] == 2 or child.kernel_size[0] == 5)
+            ):
+                child.__class__ = Float32Conv2d
+    return model
