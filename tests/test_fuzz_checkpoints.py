@@ -101,7 +101,7 @@ READERS = {
     "--compare": lambda data, file: score(data, model_path=["good.pth"], compare=str(file)),
     "--init": lambda data, file: train(data, init=str(file)),
     "--teacher": lambda data, file: train(data, model_name="tiny", teacher=str(file), image_size=64),
-    "--encoder_weights": lambda _, file: [load_encoder_weights(Encoder(channels), str(file)) for channels in (3, 1)],
+    "--encoder_weights": lambda _, file: [load_encoder_weights(Encoder(channels), Path(file)) for channels in (3, 1)],
 }
 
 
@@ -220,7 +220,7 @@ from runtime.errors import UsageError
 
 network = build_model("resnet18_unet", in_channels=1)
 for file in sorted(Path().glob("*.pth")):
-    for read in (load_checkpoint, run_id_of, lambda file: load_encoder_weights(network, str(file))):
+    for read in (load_checkpoint, run_id_of, lambda file: load_encoder_weights(network, file)):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             read(file)

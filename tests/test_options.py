@@ -30,7 +30,7 @@ def test_flag_is_added_by_one_field(monkeypatch, tmp_path):
     assert saved_settings()["sharpness"] == "fixed"
     assert saved_settings()["patience"] == "changeable"
     assert Extended().settings()["sharpness"] == 0.5
-    monkeypatch.setitem(training_config.RECIPES, "strong", {"sharpness": 0.9})
+    monkeypatch.setitem(training_config.RECIPES, "strong", {"all": {"sharpness": 0.9}})
     assert Extended.from_flags({"recipe": "strong"}).sharpness == 0.9
     check_settings({"sharpness": 0.7}, tmp_path)
     with pytest.raises(CheckpointError, match="sharpness has an impossible value"):

@@ -218,7 +218,7 @@ def test_weights_of_rgb_fold_into_other_channels(tmp_path):
     for name, classifier in (("resnet34_unet", resnet34), ("resnet18_unet", resnet18)):
         torch.save(classifier(weights=None).state_dict(), tmp_path / "w.pth")
         model = build_model(name, in_channels=2)
-        load_encoder_weights(model, str(tmp_path / "w.pth"))
+        load_encoder_weights(model, tmp_path / "w.pth")
         stored = torch.load(tmp_path / "w.pth", weights_only=True)
         assert torch.equal(model.encoder.conv1.weight, fold_channels(stored["conv1.weight"], 2))
         assert torch.equal(model.encoder.layer1[0].conv1.weight, stored["layer1.0.conv1.weight"])

@@ -23,6 +23,7 @@ from helpers import (
     rows,
     run_ok,
     run_script,
+    same,
 )
 from models.checkpoint import load_checkpoint
 
@@ -69,6 +70,41 @@ def test_progressive_run_stopped_twice_equals_the_unbroken_one(tmp_path, shared_
     assert load_checkpoint(folder / "saved_models/tiny_last.pth")["settings"]["progressive"] == "64:3"
     done = run_script("train.py", "--data_path", shared_dataset, "--resume", "--progressive", "64:2", cwd=folder)
     assert_one_error(done, "progressive 64:3 (now 64:2)")
+
+
+def test_frozen_encoder_stopped_twice_equals_the_unbroken_run(tmp_path, shared_dataset):
+    """Stopped while the encoder is frozen, and after; its epochs are counted from the start of the run."""
+    data = ("--data_path", shared_dataset)
+    flags = (*data, "--model_name", "efficientnet_lite0_unet", "--encoder_weights", "none", "--image_size", 64)
+    flags += ("--epochs", 4, "--batch_size", 4, "--freeze_encoder", 2, "--encoder_lr_scale", 0.1, "--recipe", "strong")
+    contents = []
+    for name in ("whole", "parts"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "parts":
+            for epoch, words in ((1, flags), (3, (*data, "--resume"))):
+                script = start(folder, *words)
+                script.wait_for(f"epoch   {epoch}/4")
+                script.send_signal(signal.SIGTERM)
+                assert script.finish().returncode == 143
+            flags = (*data, "--resume")
+        else:
+            flags += ("--save_every", 1)
+        run_ok("train.py", *flags, cwd=folder)
+        contents.append(torture.plain(load_checkpoint(folder / "saved_models/efficientnet_lite0_unet_last.pth")))
+        contents[-1]["settings"].pop("save_every")
+    assert torture.differences(*contents) == []
+    epochs = [
+        load_checkpoint(tmp_path / f"whole/saved_models/efficientnet_lite0_unet_epoch_00{n}.pth") for n in (1, 2, 3)
+    ]
+    encoders = [
+        {key: value for key, value in content["average"]["trained_weights"].items() if key.startswith("encoder.")}
+        for content in epochs
+    ]
+    assert same(encoders[0], encoders[1])
+    assert not any(torch.equal(value, encoders[2][key]) for key, value in encoders[1].items() if key.endswith("weight"))
+    done = run_script("train.py", *data, "--model_name", "unet", "--freeze_encoder", 1, cwd=tmp_path)
+    assert_one_error(done, "unet has no encoder")
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -12,7 +12,7 @@ from oxford_pet import DatasetConfig  # noqa: E402
 from plot_dice_curve import PlotConfig  # noqa: E402
 from pretrain import UNUSED  # noqa: E402
 from runtime.options import flag_table  # noqa: E402
-from training.config import NETWORK_RECIPES, RECIPES, TrainConfig  # noqa: E402
+from training.config import RECIPES, TrainConfig  # noqa: E402
 
 SCRIPTS = {
     "train.py": TrainConfig,
@@ -35,10 +35,10 @@ def document() -> str:
     for script, config in SCRIPTS.items():
         parts += [f"## {script}", flag_table(config, UNUSED if script == "pretrain.py" else ())]
     parts += ["## Recipes", "`--recipe report`: the defaults of train.py. `denoising` is that of pretrain.py."]
-    others = {(recipe, ""): values for recipe, values in RECIPES.items() if values}
-    for (recipe, network), values in {**others, **NETWORK_RECIPES}.items():
-        title = f"`--recipe {recipe}`" + (f", for {network} also" if network else "")
-        parts += [f"{title}: {', '.join(f'`--{name} {value}`' for name, value in values.items())}."]
+    for recipe, rows in RECIPES.items():
+        for row, values in rows.items():
+            title = f"`--recipe {recipe}`" + ("" if row == "all" else f", {row} also")
+            parts += [f"{title}: {', '.join(f'`--{name} {value}`' for name, value in values.items())}."]
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,14 +14,19 @@ from models.unet import UpBlock, double_conv
 
 ENCODERS = (
     *("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s"),
-    *("mobilenet_v3_large", "convnext_tiny", "swin_t"),
+    *("mobilenet_v3_large", "convnext_tiny", "swin_t", *LITE),
 )
 HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # what comes after the features
 
 
+def build_classifier(name: str) -> nn.Module:
+    """The classifier whose features an encoder takes, with fresh weights; `name` is one of ENCODERS."""
+    return efficientnet_lite(name) if name in LITE else get_model(name, weights=None)
+
+
 def build_encoder(name: str) -> nn.Module:
     """A classifier without its head, with fresh weights."""
-    encoder = efficientnet_lite(name) if name in LITE else get_model(name, weights=None)
+    encoder = build_classifier(name)
     for layer in encoder.modules():  # it would draw from torch's global random numbers, and a resumed run others
         if isinstance(layer, StochasticDepth):
             layer.p = 0.0
@@ -105,5 +110,7 @@ class LiteUNet(EncoderUNet):
     widths = (112, 80, 56, 40, 24, 16)
 
 
-BASES = {**dict.fromkeys(ENCODERS, EncoderUNet), **dict.fromkeys(LITE, LiteUNet)}
-ENCODER_UNETS = {f"{name}_unet": type(f"{name}_UNet", (base,), {"encoder_name": name}) for name, base in BASES.items()}
+ENCODER_UNETS = {
+    f"{name}_unet": type(f"{name}_UNet", (LiteUNet if name in LITE else EncoderUNet,), {"encoder_name": name})
+    for name in ENCODERS
+}

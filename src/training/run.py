@@ -16,7 +16,7 @@ from data.download import download
 from data.loader import make_loader, shard_batches
 from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
 from models.checkpoint import load_checkpoint, seen_names, take_weights
-from models.weights import load_encoder_weights
+from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
@@ -37,12 +37,14 @@ LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --chec
 
 
 class Source(NamedTuple):
-    """What a run begins with: the checkpoint that it resumes, or the one whose weights it takes, or nothing."""
+    """What a run begins with: a checkpoint to resume, one whose weights it takes, or the weights of an encoder."""
 
     path: Path | None = None
     content: dict | None = None
     written: int = 0  # when, in nanoseconds
     initial: dict | None = None
+    encoder: Path | None = None
+    encoder_start: str = ""
 
 
 def start(overrides: dict) -> None:
@@ -99,6 +101,7 @@ def prepare(
     if content is not None:
         config = restore_config(overrides, content, resumed_from)
     else:
+        config = TrainConfig.from_flags(overrides, pretrained=bool(source.initial or source.encoder))
         config = with_network_of(config, overrides, source.initial) if source.initial else config
         config = with_size_plan(config)
     check_flags(config, overrides, context.size)
@@ -176,9 +179,9 @@ def build_state(
     if source.initial is not None:
         encoder_start = take_weights(model, source.initial, config.init)
     else:
-        encoder_start = source.content["encoder_start"] if source.content else ""
-        if source.content is None and context.first:  # the others get the first one's weights
-            encoder_start = load_encoder_weights(model, config.encoder_weights)
+        encoder_start = source.encoder_start
+        if source.encoder is not None and context.first:  # the others get the first one's weights
+            load_encoder_weights(model, source.encoder)
     precision.to_device(model)
     ema = ModelEMA(model, config.ema) if config.ema else None
     if config.checkpoint_activations:
@@ -193,8 +196,12 @@ def load_source(config: TrainConfig, overrides: dict) -> Source:
     """What a run begins with."""
     path = resume_source(overrides, config)
     if path is not None:
-        return Source(path, load_checkpoint(path), path.stat().st_mtime_ns)
-    return Source(initial=None if config.init is None else load_checkpoint(config.init))
+        content = load_checkpoint(path)
+        return Source(path, content, path.stat().st_mtime_ns, encoder_start=content["encoder_start"])
+    if config.init is not None:
+        return Source(initial=load_checkpoint(config.init))
+    encoder, encoder_start = find_encoder_weights(config.model_name, config.encoder_weights)
+    return Source(encoder=encoder, encoder_start=encoder_start)
 
 
 def open_teacher(
