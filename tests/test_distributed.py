@@ -216,3 +216,15 @@ def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):
     assert errors == [
         "error: steps of 1 images can't be shared by 2 processes; use a larger --batch_size, or fewer processes"
     ]
+
+
+def test_encoder_that_was_frozen_learns_in_two_processes(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--model_name", "resnet18_unet", "--encoder_weights", "none")
+    flags += ("--epochs", 3, "--freeze_encoder", 1, "--save_every", 1, "--image_size", 64)
+    two_ok("train.py", *flags, cwd=tmp_path)
+    paths = [tmp_path / f"saved_models/resnet18_unet_epoch_00{epoch}.pth" for epoch in (1, 2, 3)]
+    frozen, second, third = (load_checkpoint(path)["weights"]["encoder.conv1.weight"] for path in paths)
+    assert not torch.equal(frozen, second)
+    assert not torch.equal(second, third)
+    states = [load_checkpoint(path)["optimizer"]["state"] for path in paths]
+    assert len(states[0]) < len(states[1]) == len(states[2])  # Adam has met no gradient of the encoder before
