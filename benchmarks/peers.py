@@ -9,7 +9,9 @@ from torch import nn
 
 from models import UNet, build_model
 from models.base import IMAGENET_MEAN, IMAGENET_STD
+from models.efficientnet_lite import LITE_NORMALIZATION
 from models.task import TASKS
+from models.weights import find_encoder_weights
 
 
 class JoiningUp(nn.Module):
@@ -24,15 +26,25 @@ class JoiningUp(nn.Module):
 
 
 class SmpUnet(nn.Module):
-    """segmentation_models.pytorch's Unet(resnet34), normalising inside as its binary example does."""
+    """segmentation_models.pytorch's Unet, normalising inside as its binary example does.
+
+    Args:
+        encoder: `resnet34` from scratch, or `timm-tf_efficientnet_lite0` from the ImageNet weights that ours has.
+    """
 
     task = TASKS["binary"]
 
-    def __init__(self):
+    def __init__(self, encoder: str = "resnet34"):
         super().__init__()
-        self.net = smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=1)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.net = smp.Unet(encoder, encoder_weights=None, in_channels=3, classes=1)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if encoder != "resnet34":
+            mean, std = LITE_NORMALIZATION
+            path, _ = find_encoder_weights("efficientnet_lite0_unet", "imagenet")
+            weights = torch.load(path, weights_only=True)  # in the same order under other names
+            self.net.encoder.load_state_dict(dict(zip(self.net.encoder.state_dict(), weights.values())))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net((images - self.mean) / self.std)

@@ -2,9 +2,10 @@
 
     python study/smp_recipe.py --data_path dataset --image_size 128 --epochs 20 --out folder
 
-The recipe is theirs (examples/binary_segmentation_intro.ipynb): Unet with a ResNet34 encoder, their DiceLoss, Adam at
-2e-4, cosine down to 1e-5 over all steps, 16 images a step, no augmentation. Reading and scoring are ours. `--amp off`
-computes in float32, as they do. The same command resumes a run after its last whole epoch.
+The recipe is theirs (examples/binary_segmentation_intro.ipynb): Unet with a ResNet34 encoder from scratch, or with
+`--encoder timm-tf_efficientnet_lite0` from ImageNet weights, their DiceLoss, Adam at 2e-4, cosine down to 1e-5 over all
+steps, 16 images a step, no augmentation. Reading and scoring are ours. `--amp off` computes in float32, as they do. The
+same command resumes a run after its last whole epoch.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def main() -> None:
     """Trains, validates after every epoch, scores the best epoch and the last on the test images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", default="dataset")
+    parser.add_argument("--encoder", choices=["resnet34", "timm-tf_efficientnet_lite0"], default="resnet34")
     parser.add_argument("--image_size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=42)
@@ -77,7 +79,7 @@ def main() -> None:
     valid_loader, test_loader = (
         make_loader(parts[mode], device, shard_batches(parts[mode], BATCH_SIZE)) for mode in ("valid", "test")
     )
-    model = precision.to_device(SmpUnet())
+    model = precision.to_device(SmpUnet(args.encoder))
     predictor = Predictor(model, precision)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * sampler.steps, LOWEST_RATE)
