@@ -9,7 +9,6 @@ import torch
 from helpers import same
 from models import build_model, encoder_weights
 from models.encoder_weights import load_encoder_weights
-from models.torch_file import load_stream
 from runtime.errors import CheckpointError
 
 
@@ -89,15 +88,6 @@ def test_stalled_download_times_out(offline, monkeypatch, capsys):
     gone.set()
     server.shutdown()
     server.server_close()
-
-
-def test_files_of_python_2_are_read(tmp_path):
-    torch.save({"conv.weight": torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    data = (tmp_path / "w.pth").read_bytes()
-    data = data.replace(b"X\x0b\0\0\0conv.weight", b"U\x0bconv.weight").replace(b"X\x03\0\0\0cpu", b"U\x03cpu")
-    assert data.count(b"U") >= 2
-    (tmp_path / "w.pth").write_bytes(data)
-    torch.testing.assert_close(load_stream(tmp_path / "w.pth"), {"conv.weight": torch.ones(2)})
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):

@@ -1,19 +1,17 @@
 """What an encoder starts from: ImageNet weights, a file, or nothing."""
 
 import copy
-import pickle
 import re
 import sys
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import torch
 from torchvision.models import get_model_weights
 
 from models.base import SegmentationModel, fold_channels
+from models.checkpoint import read_archive
 from models.encoder_unet import HEAD
-from models.torch_file import DAMAGE, load_archive, load_stream
 from runtime.errors import CheckpointError, first_line
 from runtime.fetch import fetch
 
@@ -77,8 +75,8 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
         return part in HEAD or (part == "features" and number.isdigit() and int(number) >= layers)
 
     try:
-        read = partial(load_archive, shared=True) if zipfile.is_zipfile(file) else load_stream
-        weights = {key: value for key, value in read(Path(file)).items() if not of_head(key)}
+        content = read_archive(Path(file)) if zipfile.is_zipfile(file) else torch.load(file, "cpu", weights_only=True)
+        weights = {key: value for key, value in content.items() if not of_head(key)}
         own = model.encoder.state_dict()
         first = next(key for key, value in own.items() if value.ndim == 4)
         if model.in_channels != 3 and weights[first].shape == (len(own[first]), 3, *own[first].shape[2:]):
@@ -88,7 +86,7 @@ def _fit_encoder(model: SegmentationModel, file) -> None:
         if not all(value.isfinite().all() for value in trial.state_dict().values()):
             raise ValueError("a weight is not finite")
         model.encoder.load_state_dict(weights)
-    except (*DAMAGE, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001  zipfile and torch raise anything on damaged files
         raise CheckpointError(
             f"--encoder_weights: {file} can't be loaded into the encoder ({first_line(error)}); it must be a state "
             f"dict of torchvision's {model.encoder_name}"

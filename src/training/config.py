@@ -269,9 +269,8 @@ class TrainConfig(CommonConfig):
     @property
     def preprocessing(self) -> dict:
         """What the checkpoint says of it."""
-        window = {"window": list(self.pixels.window)} if self.window else {}
-        channels = {} if self.channels == 3 else {"channels": self.channels}
-        return {"image_size": self.image_size, **channels, **window}
+        window = list(self.pixels.window) if self.window else None
+        return {"image_size": self.image_size, "channels": self.channels, "window": window}
 
     @property
     def task(self) -> Task:
@@ -306,9 +305,10 @@ def saved_settings() -> dict[str, str]:
 
 def check_settings(settings: dict, path: Path) -> None:
     """Raises CheckpointError where a checkpoint's settings are none that train.py could have saved."""
+    differing = settings.keys() ^ saved_settings().keys()
+    if differing:
+        raise CheckpointError(f"{path} has other settings than this version ({min(differing)!r}); start a new run")
     for name, value in settings.items():
-        if name not in saved_settings():
-            raise CheckpointError(f"{path} has a setting {name!r} that this version does not know; update this program")
         if not is_valid(TrainConfig, name, value):
             raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
 
@@ -345,15 +345,13 @@ def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
     Raises:
         UsageError: the checkpoint can't be resumed, or a flag contradicts its settings.
     """
-    lacking = {"settings", "progress", "optimizer", "random_state"} - {k for k, v in content.items() if v is not None}
-    if lacking or "scheduler" not in content:
+    if any(content.get(name) is None for name in ("settings", "optimizer", "scaler", "random_state")):
         raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
     check_settings(content["settings"], path)
     kept = {}
     for name, kind in saved_settings().items():
-        default = options_of(TrainConfig)[name][1]
-        if kind == FIXED or (name not in overrides and name in content["settings"]):
-            kept[name] = content["settings"].get(name, default)
+        if kind == FIXED or name not in overrides:
+            kept[name] = content["settings"][name]
     written_out = {name: kept[name] for name in ("class_weights", "progressive") if overrides.get(name) == "auto"}
     overrides = {**overrides, **{name: value for name, value in written_out.items() if value is not None}}
     differing = [
