@@ -1,7 +1,7 @@
 """The settings of train.py: one field per flag, and the recipes.
 
 To add a flag, add a field. A setting that a run must keep on --resume is FIXED, one that may change is CHANGEABLE; both
-are saved in the checkpoint. Settings that an older checkpoint lacks take their defaults.
+are saved in the checkpoint.
 """
 
 import dataclasses
