@@ -69,7 +69,7 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     stamp = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "checkpoint": files,
-        "run_id": (content.get("progress") or {}).get("run_id", ""),
+        "run_id": content["progress"]["run_id"],
     }
     append_rows(log, [{**stamp, **row} for row in rows])
     print(f"{len(rows)} images in {seconds:.1f} s ({len(rows) / seconds:.1f} a second), listed in {log}")

@@ -25,13 +25,11 @@ from fuzz_checkpoints import (
     with_pickle,
 )
 from helpers import Script, assert_one_error, run_script
-from models import MODELS
-from models.checkpoint import FORMAT, load_checkpoint, run_id_of
-from models.schema import WEIGHTS, find_problem, schema
+from models.checkpoint import load_checkpoint, run_id_of
+from models.schema import find_problem
 from models.weights import load_encoder_weights
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS
-from runtime.errors import CheckpointError
 from training import run
 from training.config import TrainConfig, restore_config
 
@@ -43,7 +41,7 @@ counts: collections.Counter = collections.Counter()
 @pytest.fixture(scope="module")
 def content(trained) -> dict:
     """A real checkpoint with all that one may have, in the middle of an epoch."""
-    made = {"format": FORMAT, **load_checkpoint(trained / "saved_models/tiny_last.pth")}
+    made = load_checkpoint(trained / "saved_models/tiny_last.pth")
     weights = {name: value.clone() for name, value in made["weights"].items()}
     made["average"] = {"updates": 3, "trained_weights": weights}
     made["settings"]["ema"] = 0.99
@@ -149,10 +147,10 @@ def feed(case: Case, content: dict, light: dict, data) -> None:
 @pytest.mark.parametrize("share", [0.01, pytest.param(1, marks=pytest.mark.long)])
 def test_checkpoints_with_wrong_entries_are_refused_or_work(content, light, shared_dataset, folder, share):
     torch.save(content, "good.pth")
-    rules, rng = schema(MODELS), random.Random(0)
-    singles = list(single_cases(light, rules))
+    rng = random.Random(0)
+    singles = list(single_cases(light))
     for case in singles if share == 1 else ():
-        problem = find_problem(edited(light, case), rules) or ""
+        problem = find_problem(edited(light, case)) or ""
         assert len(problem) < 300 and problem.isprintable(), case.name
     some = rng.sample(singles, round(share * len(singles)))
     for case in [*some, *combined_cases(singles, len(some) // 10, rng)]:
@@ -165,7 +163,7 @@ def test_checkpoints_with_wrong_entries_are_refused_or_work(content, light, shar
 @pytest.mark.parametrize("archive", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_encoder_weights_with_wrong_entries_are_refused_or_work(folder, archive):
     good = {name: value.clone() for name, value in Encoder(3).encoder.state_dict().items()}
-    contents = [(case.name, edited(good, case)) for case in single_cases(good, WEIGHTS)]
+    contents = [(case.name, edited(good, case)) for case in single_cases(good)]
     for name, content in [*contents, *odd_values().items()]:
         with contextlib.suppress(TypeError):  # what can't be saved
             torch.save(content, "w.pth", _use_new_zipfile_serialization=archive)
@@ -232,17 +230,10 @@ for file in sorted(Path().glob("*.pth")):
 """
 
 
-@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_hostile_archives_are_refused_before_memory_is_taken(light, folder, large):
-    torch.save(light, "good")
-    for name, data in hostile_archives(Path("good").read_bytes(), large).items():
+def test_hostile_archives_are_refused_before_memory_is_taken(folder):
+    for name, data in hostile_archives().items():
         Path(f"{name}.pth").write_bytes(data)
-        why = {"names": "is refused", "rows": "is refused", "after": "not one archive", "with": "not one archive"}
-        if name.split()[0] in why:
-            with pytest.raises(CheckpointError, match=why[name.split()[0]]):
-                load_checkpoint(f"{name}.pth")
-    # A pickle may have two million values, of a hundred bytes at most.
-    done = Script(READ_ALL, (200 if large else 30,), folder, limits={"RLIMIT_DATA": 2 << 30}).finish()
+    done = Script(READ_ALL, (30,), folder, limits={"RLIMIT_DATA": 2 << 30}).finish()
     assert done.returncode == 0, done.stderr
     assert not done.stderr
 

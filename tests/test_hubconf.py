@@ -65,9 +65,10 @@ def said(tmp_path_factory) -> dict:
         (folder / name).write_text(text)
     torch.manual_seed(0)
     model = build_model("resnet34_unet").eval()
-    data = {"split": "official", "seed": 1, "fingerprints": {}, "train_names": []}
+    data = {"split": "official", "seed": 1, "fingerprints": {}, "train_names": [], "seen_names": []}
     content = {"model": {"name": "resnet34_unet", "config": model.config}, "weights": model.state_dict(), "data": data}
-    content |= {"preprocessing": {"image_size": 64}, "encoder_start": "from scratch"}
+    content |= {"preprocessing": {"image_size": 64, "channels": 3}, "encoder_start": "from scratch"}
+    content["progress"] = {"run_id": "run-1", "planned_epochs": 1, "best_dice": 0.5, "best_epoch": 1}
     save_checkpoint(content, [folder / "best.pth"])
     command = [sys.executable, "main.py", str(ROOT), "best.pth", "out.json", "se"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

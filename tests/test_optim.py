@@ -102,6 +102,7 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
         "random_state": torch.get_rng_state(),
         "settings": {"learning_rate": 0.1},
         "scheduler": None,
+        "scaler": {},
     }
     content["weights"] = copy.deepcopy(content["weights"])
     content["optimizer"]["param_groups"][0]["fused"] = False  # of another device

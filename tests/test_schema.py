@@ -1,6 +1,5 @@
-"""Hostile checkpoints, well formed: each is refused in one line, before memory is taken."""
+"""Checkpoints with wrong entries: each is refused in one line, before memory is taken."""
 
-import collections
 import copy
 import subprocess
 
@@ -8,9 +7,8 @@ import pytest
 import torch
 
 from helpers import SRC, Script, assert_one_error, copy_run, run_script
-from models import MODELS
-from models.checkpoint import FORMAT, build_from_checkpoint, load_checkpoint
-from models.schema import DictOf, ListOf, Maybe, find_problem, schema
+from models.checkpoint import load_checkpoint
+from models.schema import FIELDS, find_problem
 from runtime.errors import CheckpointError
 from training.config import TrainConfig, restore_config
 from training.run_state import start_progress
@@ -23,58 +21,27 @@ def content(trained) -> dict:
 
 
 def test_a_real_checkpoint_follows_the_rules(content):
-    assert find_problem(content, schema(MODELS)) is None
+    assert find_problem(content) is None
     restore_config({}, content, "last.pth")
 
 
-DELETE = object()
-
-
 def changed(content: dict, path: tuple, value) -> dict:
-    """A copy of a checkpoint with one entry changed or, with DELETE, removed; tensors are shared."""
+    """A copy of a checkpoint with one entry changed; tensors are shared."""
     made = copy.copy(content)
     place = made
     for key in path[:-1]:
         place[key] = copy.copy(place[key])
         place = place[key]
-    if value is DELETE:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
+    place[path[-1]] = value
     return made
 
 
-def required(rule, path=()) -> list[tuple]:
-    """Paths of all entries that the schema asks for."""
-    if not isinstance(rule, dict):
-        return []
-    found = []
-    for key, inner in rule.items():
-        found += [] if isinstance(inner, Maybe) else [(*path, key)]
-        found += required(inner.rule if isinstance(inner, Maybe) else inner, (*path, key))
-    return found
-
-
-RULES = schema(MODELS)
-
-
-@pytest.mark.parametrize("path", required(RULES), ids=".".join)
+@pytest.mark.parametrize("path", [path for path, test in FIELDS.items() if not test(None)])
 def test_every_missing_entry_is_named(content, path):
-    if path[0] in ("average",):
-        pytest.skip("this checkpoint has none")
-    assert f"lacks {path[-1]}" in find_problem(changed(content, path, DELETE), RULES)
+    assert find_problem(changed(content, tuple(path.split(".")), None)) == f"{path} is missing"
 
 
 HUGE = 10**18
-
-
-def leaves(rule, path=()) -> list[tuple]:
-    """Paths of all entries, optional ones and those of dicts and lists as a whole included."""
-    if isinstance(rule, Maybe):
-        return leaves(rule.rule, path)
-    if isinstance(rule, dict):
-        return [path, *(leaf for key, inner in rule.items() for leaf in leaves(inner, (*path, key)))][not path :]
-    return [path]
 
 
 WRONG = {
@@ -87,22 +54,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("path", leaves(RULES), ids=".".join)
+SECTIONS = {path.split(".")[0] for path in FIELDS}
+
+
+@pytest.mark.parametrize("path", sorted(SECTIONS | FIELDS.keys()))
 @pytest.mark.parametrize("kind", WRONG)
 def test_every_entry_of_a_wrong_kind_is_refused(content, path, kind):
-    if path[0] == "average":
-        content = changed(content, ("average",), {"updates": 1, "trained_weights": content["weights"]})
-    if kind == "nan" and path[-1] in ("scaler",):
-        pytest.skip("a number")
-    problem = find_problem(changed(content, path, WRONG[kind]), RULES)
+    problem = find_problem(changed(content, tuple(path.split(".")), WRONG[kind]))
     assert problem
-    assert path[0] in problem
+    assert path in problem
     assert "\n" not in problem
-
-
-@pytest.mark.parametrize("path", [p for p in leaves(RULES) if len(p) == 1 and isinstance(RULES[p[0]], dict)], ids=str)
-def test_unknown_entries_are_refused(content, path):
-    assert "unknown entry 'extra'" in find_problem(changed(content, (*path, "extra"), 1), RULES)
 
 
 def small(*shape, dtype=torch.float32) -> torch.Tensor:
@@ -126,6 +87,7 @@ HOSTILE = {
     "an unknown network": (("model", "name"), "segnet"),
     "a network by its path": (("model", "name"), "../unet"),
     "an unknown attention": (("model", "config", "attention"), "more"),
+    "no attention": (("model", "config", "attention"), None),
     "an unknown decoder": (("model", "config", "decoder"), "more"),
     "an argument of the constructor": (("model", "config", "device"), "meta"),
     "a run id with a slash": (("progress", "run_id"), "a/b"),
@@ -142,7 +104,7 @@ HOSTILE = {
     "a step of the size of a number": (("progress", "step"), HUGE),
     "sums of another shape": (("progress", "sums"), small(4, dtype=torch.float64)),
     "sums of whole numbers": (("progress", "sums"), small(3, dtype=torch.int64)),
-    "a history with a column too many": (("progress", "history"), [{"run_id": "r", "epoch": 1, "extra": 2}]),
+    "a history without epochs": (("progress", "history"), [{"run_id": "r", "val_dice": 0.5}]),
     "a best Dice above one": (("progress", "best_dice"), 1.5),
     "a best Dice that is not a number": (("progress", "best_dice"), float("nan")),
     "a history that is a dict": (("progress", "history"), {}),
@@ -167,26 +129,17 @@ HOSTILE = {
     "a momentum that is not a number": (("optimizer", "state", 0, "exp_avg"), torch.tensor([float("nan")])),
     "a scheduler with a function's name": (("scheduler", "step"), [["os", "system"]]),
     "a scaler of words": (("scaler", "scale"), "large"),
-    "a version that is a word": (("format_version",), "two"),
-    "a version below one": (("format_version",), 0),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_values_are_refused_in_one_line(content, name):
     path, value = HOSTILE[name]
-    problem = find_problem(changed(content, path, value), RULES)
+    problem = find_problem(changed(content, path, value))
     assert problem
     assert "\n" not in problem
     assert "\x1b" not in problem
     assert len(problem) < 300
-
-
-def test_rules_without_keys_check_every_value():
-    assert find_problem({"a": [1, 2]}, DictOf(RULES["encoder_start"], ListOf(RULES["data"]["seed"]))) is None
-    assert find_problem({"a": [1, -2]}, DictOf(RULES["encoder_start"], ListOf(RULES["data"]["seed"])), "x") == (
-        "x.a[1] is -2, not a whole number from 0 to 4294967295"
-    )
 
 
 STATES = {
@@ -223,14 +176,14 @@ def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, fresh_s
     for key in path:
         value = value[key]
     hostile = changed(content, path, change(value))
-    assert find_problem(hostile, RULES) is None  # the structure is right
+    assert find_problem(hostile) is None  # the structure is right
     with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
         fresh_state.restore(hostile, tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
 
 
 def save_with(content: dict, path: tuple, value, file) -> None:
-    torch.save({**changed(content, path, value), "format": FORMAT}, file)
+    torch.save(changed(content, path, value), file)
 
 
 def limited(script, *args, cwd) -> subprocess.CompletedProcess:
@@ -241,9 +194,9 @@ def limited(script, *args, cwd) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("script", "path", "value", "words"),
     [
-        ("evaluate.py", ("preprocessing", "image_size"), 10**7, "preprocessing.image_size is 10000000"),
-        ("inference.py", ("weights", "head.bias"), torch.zeros(1).expand(10**6, 10**6), "weights.head.bias"),
-        ("export.py", ("model", "config", "out_channels"), 10**9, "model.config.out_channels"),
+        ("evaluate.py", ("preprocessing", "image_size"), 10**7, "preprocessing.image_size has an impossible value"),
+        ("inference.py", ("weights", "head.bias"), torch.zeros(1).expand(10**6, 10**6), "weights has"),
+        ("export.py", ("model", "config", "out_channels"), 10**9, "model.config has"),
     ],
 )
 def test_scripts_refuse_hostile_files_before_memory_is_taken(
@@ -274,58 +227,6 @@ def test_settings_that_would_take_all_memory_are_refused_on_resume(trained, cont
     save_with(content, ("settings", "batch_size"), 10**9, file)
     done = limited(SRC / "train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
     assert_one_error(done, "its setting batch_size has an impossible value")
-
-
-class Calls:
-    """Unpickling this calls a function of torch's own list with these arguments."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def nested(depth: int):
-    value = ()
-    for _ in range(depth):
-        value = (value,)
-    return value
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        Calls(bytearray, 1 << 36),
-        Calls(torch.Size, [1] * 1000),
-        Calls(collections.OrderedDict, [(1, 2)]),
-        nested(40),
-        {1, 2},
-    ],
-    ids=["bytearray", "torch.Size", "OrderedDict", "tuples", "set"],
-)
-def test_pickles_that_only_take_memory_are_refused(tmp_path, value):
-    torch.save({"format": value}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="is refused: it holds more than tensors and plain values"):
-        load_checkpoint(tmp_path / "x.pth")
-
-
-def test_a_record_by_another_name_is_refused(tmp_path, content):
-    torch.save({"format": FORMAT}, tmp_path / "x.pth")
-    data = (tmp_path / "x.pth").read_bytes()
-    (tmp_path / "x.pth").write_bytes(data.replace(b"data.pkl", b"DATA.PKL"))  # which torch would read all the same
-    with pytest.raises(CheckpointError, match="is refused"):
-        load_checkpoint(tmp_path / "x.pth")
-
-
-def test_attributes_of_a_dict_do_not_stand_in_for_its_methods(content):
-    weights = collections.OrderedDict(content["weights"])
-    weights.items = 5
-    assert "not a plain dict" in find_problem({**content, "weights": weights}, RULES)
-    weights = collections.OrderedDict(content["weights"])
-    weights._metadata = 5
-    model = build_from_checkpoint({**content, "weights": weights}, "x.pth")
-    assert not model.training
 
 
 @pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 1.0, 8.0]), (2, None), (2, [0.0, 0.0, 0.0])])

@@ -11,7 +11,7 @@ from PIL import ImageOps
 
 from data.copies import connected, find_copies, near_copies
 from data.datasets import OxfordPetDataset
-from data.index import Sample, fingerprint, list_samples, read_list
+from data.index import Sample, list_samples, read_list
 from data.splits import _deal_out, group_names, split_samples, stratified_subset
 from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
 from runtime.errors import DatasetError, UsageError
@@ -117,10 +117,9 @@ def test_near_copies_stay_together_in_80_10_10_alone(dataset):
     parts = split_samples(dataset)
     copies = [parts.test[0], parts.valid[0], parts.valid[1]]
     make_near_copies(copies)
-    together, apart = split_samples(dataset), split_samples(dataset, copies=None)
+    together = split_samples(dataset)
     assert together.moved == 3
     assert set(copies) <= set(together.train)
-    assert apart == parts
     official = split_samples(dataset, "official")
     make_near_copies([official.test[0], official.train[0]], photo=4)
     assert split_samples(dataset, "official") == official
@@ -155,32 +154,24 @@ def test_copies_of_copies_are_united():
     assert connected([]) == []
 
 
-def test_older_runs_resume_with_near_copies_apart(dataset, tmp_path):
-    parts = split_samples(dataset)
-    make_near_copies([parts.train[0], parts.test[0]])
-    older, newer = tmp_path / "older", tmp_path / "newer"
-    newer.mkdir()
-    flags = ("--data_path", dataset, *TINY)
-    said = run_ok("train.py", *flags, "--epochs", 1, cwd=newer)
-    assert "1 copies of images in other parts were moved into training." in said
-    content = torch.load(newer / "saved_models/tiny_last.pth", weights_only=True)
-    assert content["data"].pop("copies") == "near"
-    for name, part in zip(("train", "valid", "test"), parts):
-        content["data"]["fingerprints"][name] = fingerprint(part)
-    content["data"]["train_names"] = [sample.name for sample in parts.train]
-    (older / "saved_models").mkdir(parents=True)
-    torch.save(content, older / "saved_models/tiny_last.pth")
-    run_ok("train.py", "--data_path", dataset, "--resume", "--epochs", 1, cwd=older)
-    assert torch.load(older / "saved_models/tiny_last.pth")["data"]["copies"] is None
-    said = run_ok("evaluate.py", "--data_path", dataset, "--json", "scores.json", "--csv", "rows.csv", cwd=older)
-    dice = {row["name"]: float(row["dice"]) for row in rows(older / "rows.csv")}
-    del dice[parts.test[0].name]
+def test_near_copies_of_training_images_are_told(dataset, tmp_path):
+    official, divided = split_samples(dataset, "official"), split_samples(dataset)
+    learned = next(sample for sample in official.train if sample in divided.train)
+    tested = next(sample for sample in official.test if sample in divided.test)
+    make_near_copies([learned, tested])
+    data = ("--data_path", dataset)
+    run_ok("train.py", *data, *TINY, "--split", "official", "--epochs", 1, cwd=tmp_path)
+    said = run_ok("evaluate.py", *data, "--json", "scores.json", "--csv", "rows.csv", cwd=tmp_path)
+    dice = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "rows.csv")}
+    del dice[tested.name]
     without = sum(dice.values()) / len(dice)
     assert f"Without 1 near copies of training images: Dice {without:.4f}" in said
-    report = json.loads((older / "scores.json").read_text())
+    report = json.loads((tmp_path / "scores.json").read_text())
     assert report["without_near_copies"]["near_copies"] == 1
     assert report["without_near_copies"]["dice"] == pytest.approx(without, abs=1e-6)
-    assert "near copies" not in run_ok("evaluate.py", "--data_path", dataset, cwd=newer)
+    said = run_ok("train.py", *data, *TINY, "--epochs", 1, "--save_dir", "divided", cwd=tmp_path)
+    assert "1 copies of images in other parts were moved into training." in said
+    assert "near copies" not in run_ok("evaluate.py", *data, "--save_dir", "divided", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("split", ["80-10-10", "official"])
@@ -251,21 +242,19 @@ def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected", "before"),
+    ("sizes", "expected"),
     [
-        ([500, 400, 300, *[50] * 10], [1350, 200, 150], [1000, 400, 300]),
-        ([300, 250, 200, 150, 100, *[20] * 20], [1120, 140, 140], [950, 250, 200]),
-        ([10, 10, 10], [10, 10, 10], [10, 10, 10]),
-        ([90, 1, 1], [90, 1, 1], [90, 1, 1]),
+        ([500, 400, 300, *[50] * 10], [1350, 200, 150]),
+        ([300, 250, 200, 150, 100, *[20] * 20], [1120, 140, 140]),
+        ([10, 10, 10], [10, 10, 10]),
+        ([90, 1, 1], [90, 1, 1]),
     ],
 )
-def test_large_groups_leave_parts_their_sizes(sizes, expected, before):
+def test_large_groups_leave_parts_their_sizes(sizes, expected):
     ends = np.cumsum([0, *sizes]).tolist()
     groups = [list(range(*ends[i : i + 2])) for i in range(len(sizes))]
     parts = _deal_out(list(range(ends[-1])), groups, {"train": 0.8, "valid": 0.1, "test": 0.1})
     assert [len(part) for part in parts.values()] == expected
-    of_old = _deal_out(list(range(ends[-1])), groups, {"train": 0.8, "valid": 0.1, "test": 0.1}, None)
-    assert [len(part) for part in of_old.values()] == before
     assert sorted(sum(parts.values(), [])) == list(range(ends[-1]))
     homes = {number: mode for mode, part in parts.items() for number in part}
     assert all(len({homes[number] for number in group}) == 1 for group in groups)
@@ -301,7 +290,6 @@ def test_a_run_remembers_its_groups(shared_dataset, tmp_path):
     content = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)
     digits = {name.split("_")[1][0] for name in content["data"]["train_names"]}
     assert len(content["data"]["groups"]) == 40
-    assert content["data"]["dealing"] == "fitting"
     run_ok("train.py", *data, "--resume", "--epochs", 1, cwd=tmp_path)
     run_ok("evaluate.py", *data, "--csv", "rows.csv", cwd=tmp_path)
     assert not digits & {row["name"].split("_")[1][0] for row in rows(tmp_path / "rows.csv")}

@@ -11,7 +11,7 @@ from data.cache import open_cache, write_record
 from data.copies import near_copies
 from data.index import Sample, find_root, has_lists, list_samples, read_as
 from data.pixels import RGB, Pixels, pixels_of
-from data.splits import SPLITS, SUBSETS, TOGETHER, Split, part_samples, split_samples
+from data.splits import SPLITS, SUBSETS, Split, part_samples, split_samples
 from models.checkpoint import seen_names, task_of_checkpoint
 from models.task import BACKGROUND, BORDER, TASKS, Task
 from runtime.errors import UsageError
@@ -175,7 +175,7 @@ def load_dataset(data_path, mode: str = "train", **options) -> SimpleOxfordPetDa
 def preprocessing_of(content: dict, image_size: int | None = None, resize: str | None = None) -> Preprocessing:
     """How large the network of a checkpoint is to see images: as the checkpoint says, or as given."""
     saved = content["preprocessing"]
-    return Preprocessing(image_size or saved["image_size"], resize or saved.get("resize") or "square")
+    return Preprocessing(image_size or saved["image_size"], resize or "square")
 
 
 def open_checkpoint_part(
@@ -191,7 +191,7 @@ def open_checkpoint_part(
     cache = open_cache(root, size, task, pixels) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
-        split = split_samples(root, split, data["seed"], (mode,), **{name: data.get(name) for name in TOGETHER})
+        split = split_samples(root, split, data["seed"], (mode,), data["fold"], data["groups"])
     options = {"split": split, "seed": data["seed"], "task": task, "pixels": pixels, "cache": cache}
     return load_dataset(root, mode, image_size=size, resize=resize, **options)
 

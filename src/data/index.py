@@ -235,15 +235,7 @@ def require_files(root: Path, samples: list[Sample]) -> None:
         )
 
 
-def fingerprint(samples: list[Sample], sizes: bool = True) -> str:
-    """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part.
-
-    Args:
-        samples: of the part.
-        sizes: False for the fingerprints in checkpoints of the first versions, which are of names alone.
-    """
-    if sizes:
-        rows = [f"{s.name} {s.image_path.stat().st_size} {s.mask_path.stat().st_size}" for s in samples]
-    else:
-        rows = [s.name for s in samples]
+def fingerprint(samples: list[Sample]) -> str:
+    """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part."""
+    rows = [f"{s.name} {s.image_path.stat().st_size} {s.mask_path.stat().st_size}" for s in samples]
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()

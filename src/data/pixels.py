@@ -57,7 +57,7 @@ def window_of(text: str | None) -> tuple[float, float] | None:
 def pixels_of(preprocessing: dict) -> Pixels:
     """What a checkpoint's preprocessing says."""
     window = preprocessing.get("window")
-    return Pixels(preprocessing.get("channels") or 3, window and tuple(window))
+    return Pixels(preprocessing["channels"], window and tuple(window))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of values that float32 can't hold, which are clipped

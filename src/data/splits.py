@@ -15,7 +15,6 @@ from runtime.errors import DatasetError, UsageError, raise_faults
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")
-TOGETHER = ("copies", "fold", "groups", "dealing")  # arguments of `split_samples` that a checkpoint may lack
 
 
 class Split(NamedTuple):
@@ -27,9 +26,7 @@ class Split(NamedTuple):
     moved: int  # images moved into training because a copy, or one of their group, is in another part
 
 
-def part_samples(
-    root: Path, mode: str, split: str = "80-10-10", seed: int = 42, copies: str | None = "near"
-) -> list[Sample]:
+def part_samples(root: Path, mode: str, split: str = "80-10-10", seed: int = 42) -> list[Sample]:
     """The samples of one part, as in `split_samples`, or with mode `all` every labelled image of any layout.
 
     Of the official split only those lists are needed that the part is made of.
@@ -38,7 +35,7 @@ def part_samples(
         samples = list_samples(root)
         require_files(root, samples)
         return samples
-    return getattr(split_samples(root, split, seed, (mode,), copies), mode)
+    return getattr(split_samples(root, split, seed, (mode,)), mode)
 
 
 def split_samples(
@@ -46,12 +43,12 @@ def split_samples(
     split: str = "80-10-10",
     seed: int = 42,
     needed: tuple[str, ...] = MODES,
-    copies: str | None = "near",
     fold: Sequence[int] | None = None,
     groups: dict[str, str] | None = None,
-    dealing: str | None = "fitting",
 ) -> Split:
     """Divides the samples into the parts train, valid and test, disjoint in names and in content.
+
+    Files that are equal byte for byte are kept in one part; near copies, too, but for the lists of `official`.
 
     Args:
         root: folder of a dataset.
@@ -59,12 +56,9 @@ def split_samples(
             shuffles each breed once and gives every part the same share of it.
         seed: of the shuffle; `official` draws nothing.
         needed: parts that must not be empty.
-        copies: with `near` also near copies are kept in one part of `80-10-10`; None knows only files that are equal
-            byte for byte. The lists of `official` are left as they are but for those.
         fold: (I, K) divides all images but the test part into K folds with the same share of every breed, copies in
             one fold; the I-th, from 1 on, is for validation.
         groups: by name of an image; images of one group, such as frames of a video, are never in two parts.
-        dealing: with `fitting` a group goes to a part that has room for it; None, of old, does not look for room.
 
     Raises:
         DatasetError: a list is missing or malformed, listed files are missing, or a part is empty.
@@ -73,16 +67,16 @@ def split_samples(
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     if split == "official":
-        parts = _official(root, needed, groups, dealing)
+        parts = _official(root, needed, groups)
     else:
         if has_lists(root) and not (root / "annotations/list.txt").is_file():
             for name in ("trainval", "test"):  # a part of the images would be divided in another way
                 read_list(root, name)
-        parts = _stratified(list_samples(root), seed, groups, dealing)
+        parts = _stratified(list_samples(root), seed, groups)
     require_files(root, [sample for part in parts.values() for sample in part])
     everything = [sample for part in parts.values() for sample in part]
     together = [*find_copies(everything), *_members(everything, groups)]
-    near = near_copies(root) if copies == "near" and (split != "official" or fold) else []
+    near = near_copies(root) if split != "official" or fold else []
     moved = _unite(parts, together if split == "official" else together + near)
     if fold:
         parts["train"], parts["valid"] = _fold(parts["train"] + parts["valid"], *fold, seed, together + near)
@@ -97,9 +91,7 @@ def split_samples(
     return Split(**parts, moved=moved)
 
 
-def _official(
-    root: Path, needed: tuple[str, ...], groups: dict[str, str] | None, dealing: str | None
-) -> dict[str, list[Sample]]:
+def _official(root: Path, needed: tuple[str, ...], groups: dict[str, str] | None) -> dict[str, list[Sample]]:
     """The parts that the lists of a dataset give; see `split_samples`."""
     if not has_lists(root):
         raise DatasetError(f"{root} has no trainval.txt and test.txt for the official split; use --split 80-10-10")
@@ -110,8 +102,7 @@ def _official(
     raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], root)
     train = [sample for i, sample in enumerate(trainval, start=1) if i % 10]
     if groups:
-        shares = {"train": 0.9, "valid": 0.1}
-        return {**_deal_out(trainval, _members(trainval, groups), shares, dealing), "test": test}
+        return {**_deal_out(trainval, _members(trainval, groups), {"train": 0.9, "valid": 0.1}), "test": test}
     return {"train": train, "valid": trainval[9::10], "test": test}
 
 
@@ -127,12 +118,10 @@ def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
     ]
 
 
-def _stratified(
-    samples: list[Sample], seed: int, groups: dict[str, str] | None, dealing: str | None
-) -> dict[str, list[Sample]]:
+def _stratified(samples: list[Sample], seed: int, groups: dict[str, str] | None) -> dict[str, list[Sample]]:
     order = _by_breed(samples, seed)
     if groups:
-        return _deal_out(order, _members(order, groups), {"train": 0.8, "valid": 0.1, "test": 0.1}, dealing)
+        return _deal_out(order, _members(order, groups), {"train": 0.8, "valid": 0.1, "test": 0.1})
     # Every run of ten gives eight, one and one: each part gets its share of every breed, to within one image.
     parts: dict[str, list[Sample]] = {mode: [] for mode in MODES}
     for i, sample in enumerate(order):
@@ -149,12 +138,12 @@ def _members(samples: list[Sample], groups: dict[str, str] | None) -> list[list[
     return list(found.values())
 
 
-def _deal_out(order: list[Sample], together: list, shares: dict, dealing: str | None = "fitting") -> dict:
+def _deal_out(order: list[Sample], together: list, shares: dict) -> dict:
     """Divides samples among the keys of `shares`, whole groups first and the largest first.
 
-    Each goes where the least of the share is there yet, so that what follows each other, such as a breed, is spread.
-    With `fitting` it is one of the parts with room for the whole group, or, if none has it, the one with the most room;
-    and the last groups go to parts that are still empty.
+    Of the parts with room for the whole group, each group goes to the one with the least of its share, so that what
+    follows each other, such as a breed, is spread. If none has room, it goes to the one with the most. The last groups
+    go to parts that are still empty.
     """
     place = {sample: i for i, sample in enumerate(order)}
     grouped = [sorted((s for s in group if s in place), key=place.get) for group in connected(together)]
@@ -165,8 +154,8 @@ def _deal_out(order: list[Sample], together: list, shares: dict, dealing: str | 
     for left, unit in zip(range(len(units), 0, -1), units):
         room = {key: share * len(place) - len(parts[key]) for key, share in shares.items()}
         empty = [key for key in parts if not parts[key]]
-        fitting = [key for key in parts if dealing is None or room[key] >= len(unit)]
-        if dealing and left <= len(empty):
+        fitting = [key for key in parts if room[key] >= len(unit)]
+        if left <= len(empty):
             fitting = empty
         key = min(fitting, key=lambda key: len(parts[key]) / shares[key]) if fitting else max(room, key=room.get)
         parts[key] += unit

@@ -46,7 +46,7 @@ def open_checkpoints(paths: list[str] | None, model_name: str | None, save_dir: 
             )
     data = {**content["data"]}
     for name in ("train_names", "seen_names"):
-        data[name] = sorted({one for _, some, _ in opened for one in some["data"].get(name) or ()})
-    run_ids = " ".join((some.get("progress") or {}).get("run_id", "") for _, some, _ in opened)
+        data[name] = sorted({one for _, some, _ in opened for one in some["data"][name]})
+    run_ids = " ".join(some["progress"]["run_id"] for _, some, _ in opened)
     content = {**content, "data": data, "progress": {"run_id": run_ids}}
     return Ensemble([model for model, _, _ in opened]).eval(), content, path

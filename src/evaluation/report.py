@@ -111,7 +111,7 @@ class Report:
         return {
             "model": evaluator.name,
             "checkpoint": evaluator.files,
-            "run_id": (content.get("progress") or {}).get("run_id", ""),
+            "run_id": content["progress"]["run_id"],
             "encoder_start": content["encoder_start"],
             "data_path": str(evaluator.dataset.root),
             "split": content["data"]["split"],

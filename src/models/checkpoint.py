@@ -2,17 +2,20 @@
 
 A checkpoint is a dict of tensors and plain values; `models.schema` says what each may be:
 
-    format, format_version   what this file is
+    format, format_version   what this file is, and which version of these entries
     model                    name and config: how `build_model` rebuilds the network
     weights                  the state dict to use; mean and standard deviation of the normalisation are in it
     average                  where weights are a moving average (--ema): the trained ones, and the number of updates
-    preprocessing            image_size, the side of the square that images are resized to
-    data                     split, seed, fingerprint of each part, names of the training images, and of those that
-                             initial weights or a teacher were trained on (seen_names); the teacher's fingerprint
+    preprocessing            image_size, the side of the square that images are resized to; channels and window
+    data                     split, seed, fold, groups, fingerprint of each part, names of the training images, and of
+                             those that initial weights or a teacher were trained on (seen_names); the teacher's
+                             fingerprint
     encoder_start            what the encoder's weights were before training
     settings                 the flags that define the run
     progress                 run id, epoch, step, running sums, history, best score
     optimizer, scheduler, scaler, random_state
+
+A checkpoint without training state has no average and no settings, and nothing from optimizer on.
 """
 
 import hashlib
@@ -20,19 +23,19 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
 
 from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
-from models.schema import find_problem, schema
+from models.schema import find_problem
 from models.task import DenoisingTask, Task, task_of
-from models.torch_file import DAMAGE, load_archive
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
 PUBLISHED = "pets_small.pth"  # the network that comes with this program; see docs/model_card.md
-FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 2  # 1 had no average
+FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
 
 
 # ------------------------------------------------------------------------------------------------------- save and load
@@ -58,7 +61,8 @@ def save_checkpoint(content: dict, paths: list[Path]) -> None:
         )
     with atomic_write(paths[0], "wb") as file:
         try:
-            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, file)
+            head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+            torch.save({**head, **content, "weights": dict(content["weights"])}, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch's archive writer hides the file system's error
                 raise error.__context__ from None
@@ -85,8 +89,8 @@ def load_checkpoint(path) -> dict:
     """Reads a checkpoint onto the CPU, after verifying its checksums and before anything is built from it.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged, of another program, of a newer version, holds more
-            than tensors and plain values, or an entry breaks the schema.
+        CheckpointError: the file is missing, truncated, damaged, of another program or version, holds more than
+            tensors and plain values, or an entry is of another type or size than train.py writes.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,16 +98,15 @@ def load_checkpoint(path) -> dict:
     content = _read(path, verify=True)
     if type(content) is not dict or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a file of another program; use a checkpoint that train.py made")
-    version = content.get("format_version", 0)
-    if type(version) is int and version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {version}, not {FORMAT_VERSION} or less; update this program")
-    problem = find_problem(content, schema(MODELS))
-    if not problem:
-        # The schema takes None for a setting that is not there; a network does not.
-        config = {name: value for name, value in content["model"]["config"].items() if value is not None}
-        content["model"]["config"] = config
-        if config.get("in_channels", 3) != (content["preprocessing"].get("channels") or 3):
-            problem = "model.config.in_channels contradicts preprocessing.channels"
+    version = content.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is of another version of this program (its format is not {FORMAT_VERSION}); use that version, or "
+            "train again"
+        )
+    problem = find_problem(content)
+    if not problem and content["model"]["config"].get("in_channels", 3) != content["preprocessing"]["channels"]:
+        problem = "model.config.in_channels contradicts preprocessing.channels"
     if problem:
         raise CheckpointError(f"{path} is malformed: {problem}; use another checkpoint, or train again")
     content["encoder_start"] = "".join(c if c.isprintable() else "?" for c in content["encoder_start"])  # a file's name
@@ -111,22 +114,40 @@ def load_checkpoint(path) -> dict:
 
 
 def _read(path: Path, verify: bool):
-    """The content of a file of torch.save; with `verify` its checksums are compared first, without it it is mapped.
-
-    Raises:
-        CheckpointError: see `load_checkpoint`.
-    """
+    """The content of a checkpoint's file; see `read_archive`. Raises CheckpointError: see `load_checkpoint`."""
     try:
-        return load_archive(path, verify)
-    except pickle.UnpicklingError as error:
+        return read_archive(path, verify)
+    except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is refused: it holds more than tensors and plain values, each once ({first_line(error)}); use a "
-            "checkpoint of train.py"
+            f"{path} is refused: it holds more than tensors and plain values; use a checkpoint of train.py"
         ) from None
-    except DAMAGE as error:
+    except Exception as error:  # noqa: BLE001  zipfile and torch raise anything on damaged files
         raise CheckpointError(
             f"{path} is truncated, damaged, or no checkpoint ({first_line(error)}); {_alternatives(path)}"
         ) from None
+
+
+def read_archive(path: Path, verify: bool = True):
+    """The content of a file of torch.save, on the CPU.
+
+    Args:
+        path: of the file.
+        verify: compare its checksums first, which torch writes and does not read; else the file is mapped.
+
+    Raises:
+        UnpicklingError: it holds more than tensors and plain values.
+        Exception: it is damaged, or no such file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise zipfile.BadZipFile("its entries are larger than the file")
+        if any(entry.external_attr for entry in entries):  # torch would read a folder as a tensor of what is in memory
+            raise zipfile.BadZipFile("an entry is no file")
+        damaged = archive.testzip() if verify else None
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
 
 
 def _alternatives(path: Path) -> str:
@@ -204,9 +225,8 @@ def take_weights(model: SegmentationModel, content: dict, path) -> str:
 def without_training_state(content: dict) -> dict:
     """A checkpoint's content without what only a resume needs."""
     kept = {name: content[name] for name in ("model", "weights", "preprocessing", "data", "encoder_start")}
-    progress = content.get("progress") or {}
     known = ("run_id", "planned_epochs", "best_dice", "best_epoch")
-    return {**kept, "progress": {name: progress[name] for name in known} if progress else None}
+    return {**kept, "progress": {name: content["progress"][name] for name in known}}
 
 
 def task_of_checkpoint(content: dict) -> Task:
@@ -217,7 +237,7 @@ def task_of_checkpoint(content: dict) -> Task:
 
 def seen_names(content: dict) -> set[str]:
     """Names of the images that a network, its initial weights or its teacher were trained on, also without folders."""
-    names = {*content["data"]["train_names"], *(content["data"].get("seen_names") or ())}
+    names = {*content["data"]["train_names"], *content["data"]["seen_names"]}
     return names | {name.rpartition("/")[2] for name in names}
 
 
@@ -283,5 +303,4 @@ def _progress_of(path: Path) -> dict:
         content = _read(path, verify=False)
     except CheckpointError:
         return {}
-    progress = content.get("progress") if type(content) is dict else None
-    return {} if progress is None or find_problem(progress, schema(MODELS)["progress"]) else progress
+    return {} if type(content) is not dict or find_problem(content, "progress") else content["progress"]

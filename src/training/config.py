@@ -1,7 +1,7 @@
 """The settings of train.py: one field per flag, and the recipes.
 
 To add a flag, add a field. A setting that a run must keep on --resume is FIXED, one that may change is CHANGEABLE; both
-are saved in the checkpoint. Settings that an older checkpoint lacks take their defaults.
+are saved in the checkpoint.
 """
 
 import dataclasses
@@ -263,9 +263,8 @@ class TrainConfig(CommonConfig):
     @property
     def preprocessing(self) -> dict:
         """What the checkpoint says of it."""
-        window = {"window": list(self.pixels.window)} if self.window else {}
-        channels = {} if self.channels == 3 else {"channels": self.channels}
-        return {"image_size": self.image_size, **channels, **window}
+        window = list(self.pixels.window) if self.window else None
+        return {"image_size": self.image_size, "channels": self.channels, "window": window}
 
     @property
     def task(self) -> Task:
@@ -300,9 +299,10 @@ def saved_settings() -> dict[str, str]:
 
 def check_settings(settings: dict, path: Path) -> None:
     """Raises CheckpointError where a checkpoint's settings are none that train.py could have saved."""
+    differing = settings.keys() ^ saved_settings().keys()
+    if differing:
+        raise CheckpointError(f"{path} has other settings than this version ({min(differing)!r}); start a new run")
     for name, value in settings.items():
-        if name not in saved_settings():
-            raise CheckpointError(f"{path} has a setting {name!r} that this version does not know; update this program")
         if not is_valid(TrainConfig, name, value):
             raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
 
@@ -318,7 +318,7 @@ def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
         "image_size": (config.image_size, content["preprocessing"]["image_size"]),
         "channels": (config.pixels, pixels_of(content["preprocessing"])),
         "split": (config.split, content["data"]["split"]),
-        "fold": (config.fold_of_folds, content["data"].get("fold")),
+        "fold": (config.fold_of_folds, content["data"]["fold"]),
         "seed": (config.seed, content["data"]["seed"]),
     }
     for name, (a, b) in pairs.items():
@@ -339,15 +339,13 @@ def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
     Raises:
         UsageError: the checkpoint can't be resumed, or a flag contradicts its settings.
     """
-    lacking = {"settings", "progress", "optimizer", "random_state"} - {k for k, v in content.items() if v is not None}
-    if lacking or "scheduler" not in content:
+    if any(content.get(name) is None for name in ("settings", "optimizer", "scaler", "random_state")):
         raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
     check_settings(content["settings"], path)
     kept = {}
     for name, kind in saved_settings().items():
-        default = options_of(TrainConfig)[name][1]
-        if kind == FIXED or (name not in overrides and name in content["settings"]):
-            kept[name] = content["settings"].get(name, default)
+        if kind == FIXED or name not in overrides:
+            kept[name] = content["settings"][name]
     written_out = {name: kept[name] for name in ("class_weights", "progressive") if overrides.get(name) == "auto"}
     overrides = {**overrides, **{name: value for name, value in written_out.items() if value is not None}}
     differing = [

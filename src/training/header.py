@@ -28,7 +28,7 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
     fold = f", fold {config.fold} of {config.folds}" if config.folds else ""
-    groups = f", {len(set(state.data['groups'].values()))} groups" if state.data.get("groups") else ""
+    groups = f", {len(set(state.data['groups'].values()))} groups" if state.data["groups"] else ""
     print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), ", end="")
     print(f"split {config.split}{fold}{groups}: {sizes}; ", end="")
     print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")

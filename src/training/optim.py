@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models.schema import adopt_plain
 from training.config import TrainConfig
+from training.saved_state import adopt_plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

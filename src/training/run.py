@@ -216,7 +216,7 @@ def open_teacher(
     teacher = load_teacher(config, device, config.task, before.get("teacher"))
     if source.content and (teacher is None) != (before.get("teacher") is None):
         raise UsageError(f"{source.path} was trained {'without' if teacher else 'with'} a teacher; resume it likewise")
-    seen = {*data.get("seen_names", ()), *(before.get("seen_names") or ()), *(teacher.seen_names if teacher else ())}
+    seen = {*data.get("seen_names", ()), *before.get("seen_names", ()), *(teacher.seen_names if teacher else ())}
     seen |= seen_names(source.initial) if source.initial else set()
     data.update(seen_names=sorted(seen - {*data["train_names"]}), teacher=teacher and teacher.fingerprint)
     known = len(seen & {sample.name for sample in valid_set.samples})

@@ -14,7 +14,7 @@ from data.denoising import NoisyDataset, loss_of_statistics
 from data.index import find_root, fingerprint, has_lists, list_samples, read_as
 from data.inputs import list_images
 from data.loader import ResumableBatchSampler
-from data.splits import MODES, TOGETHER, group_names, split_samples, stratified_subset
+from data.splits import MODES, group_names, split_samples, stratified_subset
 from data.unlabeled import REST, ImageDataset, WithUnlabeled, names_digest, open_folder, open_rest
 from models.task import BACKGROUND, IGNORED, Task
 from runtime.distributed import DistributedContext
@@ -37,33 +37,30 @@ def open_data(
     root = find_root(config.data_path)
     if content is None:
         groups = group_names(list_samples(root), config.group_regex, config.groups)
-        together = {"copies": "near", "fold": config.fold_of_folds, "groups": groups, "dealing": "fitting"}
     else:
-        together = {name: content["data"].get(name) for name in TOGETHER}
-    split = split_samples(root, config.split, config.seed, **together)
+        groups = content["data"]["groups"]
+    split = split_samples(root, config.split, config.seed, fold=config.fold_of_folds, groups=groups)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
         if not split.train:
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
         raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
-    prints, first_prints = (
-        {mode: fingerprint(getattr(split, mode), sizes) for mode in MODES} for sizes in (True, False)
-    )
     data = {
         "split": config.split,
         "seed": config.seed,
-        **together,
-        "fingerprints": prints,
+        "fold": config.fold_of_folds,
+        "groups": groups,
+        "fingerprints": {mode: fingerprint(getattr(split, mode)) for mode in MODES},
         "train_names": [sample.name for sample in split.train],
     }
-    if content is not None and content["data"]["fingerprints"] not in (prints, first_prints):
+    if content is not None and content["data"]["fingerprints"] != data["fingerprints"]:
         raise UsageError(
             f"{path} was trained on other images ({len(content['data']['train_names'])} for training, now "
             f"{len(split.train)}): the dataset in {root} has changed; use the same one, or start a new run"
         )
     if split.moved:
-        what = "copies, or others of the groups," if together["groups"] else "copies"
+        what = "copies, or others of the groups," if groups else "copies"
         print(f"{split.moved} {what} of images in other parts were moved into training.")
     print_resized_masks([sample for part in split[:3] for sample in part])
     cache = open_cache(root, config.image_size, config.task, config.pixels) if config.cache == "on" else None
@@ -109,6 +106,8 @@ def open_images(
         data = {
             "split": config.split,
             "seed": config.seed,
+            "fold": None,
+            "groups": None,
             "fingerprints": {mode: names_digest(some) for mode, some in parts.items()},
             "train_names": [sample.name for sample in parts["train"]],
         }
@@ -170,7 +169,7 @@ def open_unlabeled(
     train_set, *scored = parts
     known = [sample for part in scored for sample in part.samples]
     if config.unlabeled == REST:
-        split = split_samples(train_set.root, config.split, config.seed, **{name: data[name] for name in TOGETHER})
+        split = split_samples(train_set.root, config.split, config.seed, fold=data["fold"], groups=data["groups"])
         dataset, copies = open_rest(train_set, read_as(split.train, config.task, config.pixels), known)
         data["seen_names"] = [sample.name for sample in dataset.samples]
     else:

@@ -7,18 +7,19 @@ import secrets
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 
 from models import SegmentationModel
 from models.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
-from models.schema import RUN_ID, UNLABELED_NUMBERS, adopt_plain
+from models.schema import RUN_ID
 from runtime.errors import CheckpointError, UsageError, first_line
 from runtime.files import lock_file, read_rows, sync_folder, write_rows
 from training.config import TrainConfig
 from training.optim import ModelEMA, change_learning_rate, restore_optimizer
+from training.saved_state import adopt_plain
 
 LOG_COLUMNS = [
     "run_id",
@@ -31,8 +32,7 @@ LOG_COLUMNS = [
     "seconds",
     "images_per_second",
 ]
-
-
+UNLABELED_NUMBERS = ("confident_share", "pseudo_dice")  # columns of runs with images that have no masks
 KINDS = ("best", "last", "epoch")  # of checkpoints
 
 
@@ -118,7 +118,7 @@ class RunState:
             "random_state": torch.get_rng_state(),
         }
         if self.ema:
-            content["average"] = {"updates": self.ema.updates, "trained_weights": self.model.state_dict()}
+            content["average"] = {"updates": self.ema.updates, "trained_weights": dict(self.model.state_dict())}
         # Once, before the first write: files of other runs, or of a later state of this one, are moved away.
         for moved in [] if self.owns_files else archive_previous_run(self.config):
             print(f"An earlier file is now {moved}.", flush=True)
@@ -133,25 +133,26 @@ class RunState:
             CheckpointError: it is not one of this network and these settings.
         """
         self.owns_files = same_file(resumed_from, self.path("last"))
-        average, scheduler = content.get("average") or {}, content["scheduler"]
+        average = content.get("average") or {}
         try:
-            self.model.load_state_dict(dict(average.get("trained_weights", content["weights"])))
+            self.model.load_state_dict(average.get("trained_weights", content["weights"]))
             if self.ema:
-                self.ema.model.load_state_dict(dict(content["weights"]))
+                self.ema.model.load_state_dict(content["weights"])
                 self.ema.updates = average["updates"]
             restore_optimizer(self.optimizer, content["optimizer"])
-            if content.get("scaler") and self.scaler.is_enabled():
+            if content["scaler"] and self.scaler.is_enabled():
                 fresh = self.scaler.state_dict()
                 known = {name: fresh[name] for name in ("scale", "_growth_tracker")}
                 self.scaler.load_state_dict({**fresh, **adopt_plain(content["scaler"], known, "scaler")})
             if self.scheduler:
-                self.scheduler.load_state_dict(adopt_plain(scheduler or {}, self.scheduler.state_dict(), "scheduler"))
+                saved, fresh = content["scheduler"] or {}, self.scheduler.state_dict()
+                self.scheduler.load_state_dict(adopt_plain(saved, fresh, "scheduler"))
             torch.set_rng_state(content["random_state"])
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(
                 f"{resumed_from} can't be resumed: {first_line(error)}; use another checkpoint, or start a new run"
             ) from None
-        if self.config.learning_rate != content["settings"].get("learning_rate", self.config.learning_rate):
+        if self.config.learning_rate != content["settings"]["learning_rate"]:
             change_learning_rate(self.optimizer, self.scheduler, self.config.learning_rate)
 
     def write_log(self) -> None:
@@ -199,14 +200,13 @@ def start_progress(
     """
     if content is None:
         return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", config.epochs)
-    progress = Progress(**{name: value for name, value in content["progress"].items() if value is not None})
+    saved = content["progress"]
+    progress = Progress(**{f.name: saved[f.name] for f in fields(Progress) if saved.get(f.name) is not None})
     done = 0 if progress.sums is None else progress.sums[2].item()  # images
     if progress.step > steps or (progress.step and done <= 0):
         raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
-    if progress.sums is not None:
-        if len(progress.sums) != len(no_sums(config)):
-            raise CheckpointError(f"{resumed_from} is malformed: progress.sums has {len(progress.sums)} numbers")
-        progress.sums = progress.sums.double()  # the first versions had float32 on MPS
+    if progress.sums is not None and len(progress.sums) != len(no_sums(config)):
+        raise CheckpointError(f"{resumed_from} is malformed: progress.sums has {len(progress.sums)} numbers")
     progress.resumed = [*progress.resumed, progress.epoch]
     if more_epochs:
         progress.planned_epochs, progress.patient_from = progress.epoch + config.epochs, progress.epoch
@@ -214,7 +214,7 @@ def start_progress(
     if same_file(resumed_from, checkpoint_path(config.save_dir, config.model_name, "last")):
         best = checkpoint_path(config.save_dir, config.model_name, "best")
         try:
-            record = (load_checkpoint(best).get("progress") or {}) if best.is_file() else {}
+            record = load_checkpoint(best)["progress"] if best.is_file() else {}
         except UsageError as error:
             print(f"WARNING: {error}. The next epoch becomes the best.", file=sys.stderr)
             record = {}
@@ -281,7 +281,7 @@ def archive_previous_run(config: TrainConfig) -> list[Path]:
             with contextlib.suppress(UsageError):  # whoever changed it by hand, it is only to be renamed
                 rows = read_rows(path)
         owner = rows[0].get("run_id") if rows else run_id_of(path)
-        if not RUN_ID.holds(owner):
+        if not RUN_ID(owner):
             owner = time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
         target, number = path.with_name(f"{path.stem}_{owner}{path.suffix}"), 1
         while target.exists():

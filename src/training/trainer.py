@@ -17,13 +17,12 @@ from data.unlabeled import REST
 from evaluation.evaluator import validate
 from evaluation.metrics import image_dice, mean_dice, score_counts
 from evaluation.predictor import Predictor
-from models.schema import UNLABELED_NUMBERS
 from models.task import Task
 from runtime.cli import StopRequest
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import Interrupted, PeerLostError, RunError
-from training.run_state import LOG_COLUMNS, RunState, no_sums
+from training.run_state import LOG_COLUMNS, UNLABELED_NUMBERS, RunState, no_sums
 from training.semi_supervised import PseudoLabeled, pseudo_label
 from training.teacher import Teacher
 from training.verify import compute_twice
