@@ -13,7 +13,7 @@ with cli.explain_import_errors():
 
 from models.task import DenoisingTask
 from training.config import TrainConfig
-from training.run import LESS_MEMORY, start
+from training.setup import LESS_MEMORY, start
 
 # Flags of train.py that are about masks, or would change the noise.
 UNUSED = (

@@ -14,7 +14,7 @@ with cli.explain_import_errors():
 from models.task import DenoisingTask
 from runtime.errors import UsageError
 from training.config import TrainConfig
-from training.run import LESS_MEMORY, start
+from training.setup import LESS_MEMORY, start
 
 
 def build_parser() -> cli.Parser:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from data.cache import open_cache, write_record
 from data.copies import near_copies
 from data.index import Sample, find_root, has_lists, list_samples, read_as
-from data.pixels import RGB, Pixels, pixels_of
+from data.pixels import RGB, Pixels, pixels_of, to_tensor
 from data.splits import SPLITS, SUBSETS, Split, part_samples, split_samples
 from models.checkpoint import seen_names, task_of_checkpoint
 from models.task import BACKGROUND, BORDER, TASKS, Task
@@ -165,6 +165,34 @@ class SimpleOxfordPetDataset(OxfordPetDataset):
             "trimap": torch.from_numpy(trimaps),
             "path": [str(sample.image_path) for sample in samples],
         }
+
+
+class ImageDataset(Dataset):
+    """The images of a folder, without masks, as SimpleOxfordPetDataset gives them in whole batches.
+
+    Args:
+        samples: the images.
+        image_size: side of the square that they are resized to.
+        root: the folder that they come from.
+        mode: the part that they are.
+    """
+
+    def __init__(self, samples: list[Sample], image_size: int, root: Path = Path(), mode: str = "all"):
+        self.samples, self.preprocessing, self.root, self.mode = samples, Preprocessing(image_size), root, mode
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def decodes(self) -> bool:
+        """See SimpleOxfordPetDataset."""
+        return True
+
+    def read_batch(self, keys: list) -> dict:
+        """`image`, (N, C, S, S), and `path`."""
+        samples = [self.samples[index] for _, index in as_keys(keys)]
+        images = [to_tensor(sample.read(self.preprocessing.size_of(sample))[0]) for sample in samples]
+        return {"image": torch.stack(images), "path": [str(sample.image_path) for sample in samples]}
 
 
 def load_dataset(data_path, mode: str = "train", **options) -> SimpleOxfordPetDataset:

@@ -237,5 +237,6 @@ def require_files(root: Path, samples: list[Sample]) -> None:
 
 def fingerprint(samples: list[Sample]) -> str:
     """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part."""
-    rows = [f"{s.name} {s.image_path.stat().st_size} {s.mask_path.stat().st_size}" for s in samples]
+    files = [[s.image_path, *([s.mask_path] if s.mask_path else [])] for s in samples]
+    rows = [" ".join([s.name, *(str(file.stat().st_size) for file in some)]) for s, some in zip(samples, files)]
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()

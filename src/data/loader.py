@@ -13,78 +13,83 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from runtime.cli import quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
-from runtime.seeding import UNLABELED
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class ResumableBatchSampler:
-    """Batch sampler of (epoch, index) keys, shuffled as a pure function of (seed, epoch), from any step on.
+class Batches:
+    """The batches of a training set: order and content are pure functions of (seed, epoch, step).
 
     Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
-    and 4.
+    and 4. Each process reads its share of every batch.
 
     Args:
-        size: images in the training set.
-        batch_size: images a step, at most.
+        dataset: gives whole batches with `read_batch`, as SimpleOxfordPetDataset does.
+        batch_size: images in a batch, at most.
         seed: of the shuffle.
-        context: the processes among which every batch is sharded.
-        unlabeled: images without masks, whose indexes are those from `size` on; see WithUnlabeled.
-        unlabeled_batch: of them in a step.
+        context: the processes among which every batch is shared.
 
     Raises:
         UsageError: batches have fewer images than there are processes.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        context: DistributedContext = SINGLE_PROCESS,
-        unlabeled: int = 0,
-        unlabeled_batch: int = 0,
-    ):
-        self.size, self.seed, self.context = size, seed, context
-        self.unlabeled, self.unlabeled_batch = unlabeled, unlabeled_batch if unlabeled else 0
-        self.steps = math.ceil(size / batch_size)
-        self.epoch = self.start = 0
-        self._require_shares(size // self.steps, "--batch_size")
-        if unlabeled:
-            self._require_shares(unlabeled_batch, "--unlabeled_batch")
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
+        self.dataset, self.seed, self.context = dataset, seed, context
+        self.steps = math.ceil(len(dataset) / batch_size)
+        require_shares(len(dataset) // self.steps, context, "--batch_size")
 
-    def _require_shares(self, images: int, flag: str) -> None:
-        """Raises UsageError where a step has fewer images than there are processes."""
-        if images < self.context.size:
-            raise UsageError(
-                f"steps of {images} images can't be shared by {self.context.size} processes; use a larger {flag}, or "
-                "fewer processes"
-            )
-
-    def batch_length(self, step: int) -> int:
+    def length(self, step: int) -> int:
         """Images in the batch of a step, over all processes."""
-        return self.size // self.steps + (step < self.size % self.steps)
+        size = len(self.dataset)
+        return size // self.steps + (step < size % self.steps)
+
+    def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """(epoch, index) of this process's images in a batch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        batch = np.array_split(order, self.steps)[step]
+        return [(epoch, int(index)) for index in self.context.shard(batch)]
+
+    def read(self, epoch: int, step: int) -> dict:
+        """This process's share of a batch."""
+        return self.dataset.read_batch(self.keys(epoch, step))
+
+
+def require_shares(images: int, context: DistributedContext, flag: str) -> None:
+    """Raises UsageError where a batch has fewer images than there are processes."""
+    if images < context.size:
+        raise UsageError(
+            f"steps of {images} images can't be shared by {context.size} processes; use a larger {flag}, or fewer "
+            "processes"
+        )
+
+
+class StepSampler:
+    """The steps of an epoch as (epoch, step), from any step on. Set `epoch` and `start` before each pass."""
+
+    def __init__(self, steps: int):
+        self.steps, self.epoch, self.start = steps, 0, 0
 
     def __len__(self) -> int:
         return self.steps - self.start
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        for step, batch in enumerate(np.array_split(order, self.steps)[self.start :], start=self.start):
-            keys = [(self.epoch, int(index)) for index in self.context.shard(batch)]
-            yield keys + self.context.shard(self._unlabeled_keys(self.epoch * self.steps + step))
+        return ((self.epoch, step) for step in range(self.start, self.steps))
 
-    def _unlabeled_keys(self, step: int) -> list[tuple[int, int]]:
-        """Of a step since the first: (pass over the images without masks, index), each pass in an order of its own."""
-        places = range(step * self.unlabeled_batch, (step + 1) * self.unlabeled_batch)
-        orders = {
-            cycle: np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(self.unlabeled)
-            for cycle in {place // self.unlabeled for place in places}
-        }
-        return [
-            (place // self.unlabeled, self.size + int(orders[place // self.unlabeled][place % self.unlabeled]))
-            for place in places
-        ]
+
+class StepReader(Dataset):
+    """Whole steps: a list with a batch of each of several Batches; None where there is nothing to read."""
+
+    def __init__(self, sources: list[Batches | None]):
+        self.sources = sources
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading takes work that other processes could share."""
+        return any(source is not None and source.dataset.decodes for source in self.sources)
+
+    def read_batch(self, at: tuple[int, int]) -> list[dict | None]:
+        """The batches of the step `at`, (epoch, step)."""
+        return [source and source.read(*at) for source in self.sources]
 
 
 def shard_batches(dataset: Dataset, batch_size: int, context: DistributedContext = SINGLE_PROCESS) -> list[list[int]]:
@@ -101,12 +106,12 @@ def _no_collate(batch):
 
 
 class _WholeBatches(Dataset):
-    """A dataset whose items are whole batches of another, by lists of keys."""
+    """A dataset whose items are whole batches of another."""
 
     def __init__(self, dataset):
         self.dataset = dataset
 
-    def __getitem__(self, keys: list) -> dict:
+    def __getitem__(self, keys):
         return self.dataset.read_batch(keys)
 
 
@@ -137,7 +142,7 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
     Args:
         dataset: gives whole batches with `read_batch`, as SimpleOxfordPetDataset does.
         device: where the batches go.
-        batches: lists of keys.
+        batches: what `read_batch` takes, one after the other.
         num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
             already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
             pass them on, so there are none.

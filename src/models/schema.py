@@ -67,7 +67,7 @@ def _is_weight(value) -> bool:
 
 
 def _are_sums(value) -> bool:
-    return is_tensor(value) and value.dtype == torch.float64 and value.shape in ((3,), (6,))
+    return is_tensor(value) and value.dtype == torch.float64 and value.ndim == 1 and len(value) < 100
 
 
 def _is_random_state(value) -> bool:
@@ -140,8 +140,6 @@ FIELDS: dict[str, Test] = {  # None stands for an entry that is not there
     "data.fingerprints": dict_of(one_of("train", "valid", "test"), SHA256),
     "data.train_names": list_of(NAME),
     "data.seen_names": list_of(NAME),
-    "data.teacher": maybe(SHA256),
-    "data.unlabeled": maybe(SHA256),
     "encoder_start": text(".{0,500}"),
     "settings": maybe(dict_of(KEY, _is_plain)),
     "progress.run_id": RUN_ID,
@@ -150,11 +148,12 @@ FIELDS: dict[str, Test] = {  # None stands for an entry that is not there
     "progress.step": maybe(whole(0, MAX_COUNT)),
     "progress.sums": maybe(_are_sums),
     "progress.seconds": maybe(real(0, 1e12)),
-    "progress.best_dice": real(-1, 1),
+    "progress.best_score": maybe(real(-1e12, 1)),
     "progress.best_epoch": whole(0, MAX_COUNT),
     "progress.history": maybe(list_of(_is_log_row)),
     "progress.resumed": maybe(list_of(whole(0, MAX_COUNT))),
     "progress.patient_from": maybe(whole(0, MAX_COUNT)),
+    "terms": maybe(dict_of(KEY, dict_of(KEY, _is_plain))),
     "optimizer": maybe(_is_optimizer),
     "scheduler": maybe(dict_of(KEY, _is_plain)),
     "scaler": maybe(dict_of(KEY, _is_number)),

@@ -219,9 +219,6 @@ class TrainConfig(CommonConfig):
     tensorboard: str | None = option(
         None, "write curves and panels for TensorBoard, by default to <log_dir>/tensorboard", bare="", metavar="DIR"
     )
-    verify_steps: int = changeable(
-        0, "compute every N-th step twice and stop if a bit differs; 0 never does", whole_number(0), metavar="N"
-    )
     deterministic: bool = changeable(False, "only algorithms that always give the same bits")
     checkpoint_minutes: float = changeable(10.0, "also save this often within an epoch", positive_number, metavar="M")
 
@@ -232,8 +229,7 @@ class TrainConfig(CommonConfig):
     @classmethod
     def from_flags(cls, overrides: dict, pretrained: bool = False) -> "TrainConfig":
         """The config of a new run: flags, then the recipe for its start, then the defaults."""
-        values = {} if overrides.get("unlabeled") is None else {"ema": 0.99}  # which labels them
-        start = "from weights" if pretrained else "from scratch"
+        values, start = {}, "from weights" if pretrained else "from scratch"
         for row in ("all", start, overrides.get("model_name", DEFAULT_MODEL)):
             values |= RECIPES[overrides.get("recipe", "report")].get(row, {})
         return cls(**{**values, **overrides})
@@ -431,14 +427,9 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
         share, size = config.multi_scale, config.image_size
         raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
-    if config.unlabeled is None:
-        for name in ("unlabeled_batch", "unlabeled_weight", "confidence"):
-            if name in overrides:
-                raise UsageError(f"--{name} needs --unlabeled")
-    elif not config.ema:
-        raise UsageError("--unlabeled needs the average of --ema: it labels the images")
-    if config.unlabeled == "rest" and config.train_fraction == 1:
-        raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
+    for name in ("unlabeled_batch", "unlabeled_weight", "confidence"):
+        if name in overrides and config.unlabeled is None:
+            raise UsageError(f"--{name} needs --unlabeled")
     weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
     unweighted = config.loss in ("dice", "tversky", "focal_tversky", "mse")
     if config.class_weights and unweighted and (channels == 1 or weights == ["auto"]):

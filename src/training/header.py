@@ -9,21 +9,22 @@ from data.index import describe_layout
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.options import options_of
 from training.config import TrainConfig
-from training.trainer import Trainer
+from training.loop import Trainer
 
 
 def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> None:
     """Device, model, data and plan: what a reader of the output wants to know later."""
     state, config, progress = trainer.state, trainer.state.config, trainer.state.progress
-    precision, size = trainer.precision, config.image_size
-    processes = f"{trainer.context.size} processes of " if trainer.context.size > 1 else ""
+    net, size = state.net, config.image_size
+    precision, context, model = net.precision, net.context, net.model
+    processes = f"{context.size} processes of " if context.size > 1 else ""
     compiled = ", compiled" if config.compile else ""
     print(f"Device  {precision.device} ({processes}{torch.get_num_threads()} threads), ", end="")
     print(f"{precision}{compiled}, torch {torch.__version__}")
-    count = sum(p.numel() for p in state.model.parameters())
+    count = sum(p.numel() for p in model.parameters())
     attention = "" if config.attention == "none" else f", attention {config.attention}"
     decoder = "" if config.decoder == "plain" else f", decoder {config.decoder}"
-    task = f", {state.model.task.title}" if state.model.task.title else ""
+    task = f", {model.task.title}" if model.task.title else ""
     print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
@@ -43,7 +44,7 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     if resumed_from is not None:
         plan = (
             f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
-            f"{progress.step}; best valid Dice {progress.best_dice:.4f} in epoch {progress.best_epoch}"
+            f"{progress.step}; {trainer.best_in_words()}"
         )
     print(f"Run     {progress.run_id}: {plan}", flush=True)
 

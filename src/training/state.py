@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from models import SegmentationModel
 from models.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
 from models.schema import RUN_ID
 from runtime.errors import CheckpointError, UsageError, first_line
@@ -20,6 +19,7 @@ from runtime.files import lock_file, read_rows, sync_folder, write_rows
 from training.config import TrainConfig
 from training.optim import ModelEMA, change_learning_rate, restore_optimizer
 from training.saved_state import adopt_plain
+from training.step import Net
 
 LOG_COLUMNS = [
     "run_id",
@@ -32,7 +32,6 @@ LOG_COLUMNS = [
     "seconds",
     "images_per_second",
 ]
-UNLABELED_NUMBERS = ("confident_share", "pseudo_dice")  # columns of runs with images that have no masks
 KINDS = ("best", "last", "epoch")  # of checkpoints
 
 
@@ -44,9 +43,9 @@ class Progress:
     planned_epochs: int
     epoch: int = 0  # finished ones
     step: int = 0  # finished ones of the current epoch
-    sums: torch.Tensor | None = None  # of loss, Dice and images over these steps
+    sums: torch.Tensor | None = None  # over these steps; see `no_totals` in training/loop.py
     seconds: float = 0.0  # spent on them
-    best_dice: float = -1.0
+    best_score: float | None = None  # valid Dice, or the loss times -1 where there is no Dice
     best_epoch: int = 0
     history: list[dict] = field(default_factory=list)  # a row of the log per epoch
     resumed: list[int] = field(default_factory=list)  # after which epochs
@@ -57,7 +56,7 @@ class Progress:
 
         Patience of 0 is endless. It is counted from the epoch in which more epochs were asked for.
         """
-        validated = bool(self.history) and self.history[-1].get("val_dice") is not None
+        validated = bool(self.history) and self.history[-1]["val_loss"] is not None
         tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from) and validated
         return self.epoch >= self.planned_epochs or tired
 
@@ -68,11 +67,9 @@ class RunState:
 
     Args:
         config: the settings.
-        model: the network on its device.
+        net: the network and what trains it.
         ema: moving average of its weights, or None.
-        optimizer: of its parameters.
         scheduler: of the learning rate, or None.
-        scaler: of the loss, for fp16.
         data: the checkpoint's record of the data.
         encoder_start: what the encoder started from.
         progress: where the run stands.
@@ -80,15 +77,14 @@ class RunState:
     """
 
     config: TrainConfig
-    model: SegmentationModel
+    net: Net
     ema: ModelEMA | None
-    optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    scaler: torch.amp.GradScaler
     data: dict
     encoder_start: str
     progress: Progress
     lock: contextlib.ExitStack | None
+    terms: dict[str, dict] = field(default_factory=dict)  # the records of what is learned from, by name
     last_save: float = field(default_factory=time.monotonic)
     owns_files: bool = False  # until the first save, the files under this model's names may be another run's
 
@@ -105,20 +101,21 @@ class RunState:
         if self.lock is None:
             return
         content = {
-            "model": {"name": self.config.model_name, "config": self.model.config},
-            "weights": (self.ema or self).model.state_dict(),
+            "model": {"name": self.config.model_name, "config": self.net.model.config},
+            "weights": (self.ema or self.net).model.state_dict(),
             "preprocessing": self.config.preprocessing,
             "data": self.data,
             "encoder_start": self.encoder_start,
             "settings": self.config.settings(),
             "progress": asdict(self.progress),
-            "optimizer": self.optimizer.state_dict(),
+            "terms": self.terms,
+            "optimizer": self.net.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.net.scaler.state_dict(),
             "random_state": torch.get_rng_state(),
         }
         if self.ema:
-            content["average"] = {"updates": self.ema.updates, "trained_weights": dict(self.model.state_dict())}
+            content["average"] = {"updates": self.ema.updates, "trained_weights": dict(self.net.model.state_dict())}
         # Once, before the first write: files of other runs, or of a later state of this one, are moved away.
         for moved in [] if self.owns_files else archive_previous_run(self.config):
             print(f"An earlier file is now {moved}.", flush=True)
@@ -135,15 +132,15 @@ class RunState:
         self.owns_files = same_file(resumed_from, self.path("last"))
         average = content.get("average") or {}
         try:
-            self.model.load_state_dict(average.get("trained_weights", content["weights"]))
+            self.net.model.load_state_dict(average.get("trained_weights", content["weights"]))
             if self.ema:
                 self.ema.model.load_state_dict(content["weights"])
                 self.ema.updates = average["updates"]
-            restore_optimizer(self.optimizer, content["optimizer"])
-            if content["scaler"] and self.scaler.is_enabled():
-                fresh = self.scaler.state_dict()
+            restore_optimizer(self.net.optimizer, content["optimizer"])
+            if content["scaler"] and self.net.scaler.is_enabled():
+                fresh = self.net.scaler.state_dict()
                 known = {name: fresh[name] for name in ("scale", "_growth_tracker")}
-                self.scaler.load_state_dict({**fresh, **adopt_plain(content["scaler"], known, "scaler")})
+                self.net.scaler.load_state_dict({**fresh, **adopt_plain(content["scaler"], known, "scaler")})
             if self.scheduler:
                 saved, fresh = content["scheduler"] or {}, self.scheduler.state_dict()
                 self.scheduler.load_state_dict(adopt_plain(saved, fresh, "scheduler"))
@@ -153,19 +150,14 @@ class RunState:
                 f"{resumed_from} can't be resumed: {first_line(error)}; use another checkpoint, or start a new run"
             ) from None
         if self.config.learning_rate != content["settings"]["learning_rate"]:
-            change_learning_rate(self.optimizer, self.scheduler, self.config.learning_rate)
+            change_learning_rate(self.net.optimizer, self.scheduler, self.config.learning_rate)
 
     def write_log(self) -> None:
         """Writes the log anew from the history in the checkpoint, so that the two can't disagree."""
         if self.lock is not None:
-            columns = [*LOG_COLUMNS, *(UNLABELED_NUMBERS if self.config.unlabeled else ())]
+            columns = dict.fromkeys([*LOG_COLUMNS, *(name for row in self.progress.history for name in row)])
             rows = [{name: row.get(name) for name in columns} for row in self.progress.history]
-            write_rows(log_path(self.config), rows, columns)
-
-
-def no_sums(config: TrainConfig) -> torch.Tensor:
-    """`Progress.sums` of no images: of loss, Dice and images, and with --unlabeled of three numbers more."""
-    return torch.zeros(6 if config.unlabeled else 3, dtype=torch.float64)
+            write_rows(log_path(self.config), rows, list(columns))
 
 
 def log_path(config: TrainConfig) -> Path:
@@ -202,15 +194,13 @@ def start_progress(
         return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", config.epochs)
     saved = content["progress"]
     progress = Progress(**{f.name: saved[f.name] for f in fields(Progress) if saved.get(f.name) is not None})
-    done = 0 if progress.sums is None else progress.sums[2].item()  # images
+    done = 0 if progress.sums is None else progress.sums[1].item()  # images
     if progress.step > steps or (progress.step and done <= 0):
         raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
-    if progress.sums is not None and len(progress.sums) != len(no_sums(config)):
-        raise CheckpointError(f"{resumed_from} is malformed: progress.sums has {len(progress.sums)} numbers")
     progress.resumed = [*progress.resumed, progress.epoch]
     if more_epochs:
         progress.planned_epochs, progress.patient_from = progress.epoch + config.epochs, progress.epoch
-    progress.best_dice, progress.best_epoch = -1.0, 0
+    progress.best_score, progress.best_epoch = None, 0
     if same_file(resumed_from, checkpoint_path(config.save_dir, config.model_name, "last")):
         best = checkpoint_path(config.save_dir, config.model_name, "best")
         try:
@@ -220,8 +210,8 @@ def start_progress(
             record = {}
         # A kill between the writes of best and last leaves a best that is an epoch ahead: the score never falls back.
         if record.get("run_id") == progress.run_id:
-            progress.best_dice, progress.best_epoch = record["best_dice"], record["best_epoch"]
-    validated = any(row.get("val_dice") is not None for row in progress.history)
+            progress.best_score, progress.best_epoch = record["best_score"], record["best_epoch"]
+    validated = any(row["val_loss"] is not None for row in progress.history)
     if validated and not progress.best_epoch:  # it is not known, so patience begins here
         progress.patient_from = progress.epoch
     return progress

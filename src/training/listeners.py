@@ -1,4 +1,4 @@
-"""Curves and validation panels of a run for TensorBoard."""
+"""What is told of each epoch of a run: the console and TensorBoard. The CSV log is written with each checkpoint."""
 
 import importlib.util
 from pathlib import Path
@@ -10,10 +10,32 @@ from data.datasets import SimpleOxfordPetDataset
 from evaluation.predictor import Predictor
 from runtime.device import Precision
 from runtime.errors import UsageError
-from training.run_state import LOG_COLUMNS, RunState
+from training.state import LOG_COLUMNS, Progress, RunState
 from visual.panels import draw_panel
 
 PANELS = 4  # an epoch, always of the same validation images
+
+
+class Console:
+    """Prints a line for each epoch."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def __call__(self, row: dict) -> None:
+        """Prints a row of the log."""
+
+        def part(name: str) -> str:
+            loss, dice = row[f"{name}_loss"], row[f"{name}_dice"]
+            return f"loss {loss:.4f}" + ("" if dice is None else f" dice {dice:.4f}")
+
+        valid = "not validated" if row["val_loss"] is None else f"valid {part('val')}"
+        print(
+            f"epoch {row['epoch']:>3}/{self.progress.planned_epochs}  train {part('train')}  {valid}  "
+            f"lr {row['learning_rate']:.1e}  {row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
+            f"{'  best' if self.progress.best_epoch == row['epoch'] else ''}",
+            flush=True,
+        )
 
 
 def _written_epochs(place: Path) -> set[int]:
@@ -25,7 +47,7 @@ def _written_epochs(place: Path) -> set[int]:
     return {point.step for point in events.Scalars("train_loss")} if known else set()
 
 
-class Board:
+class TensorBoard:
     """Writes the rows of a run's log, and panels, into a folder of its own.
 
     Epochs that a resumed run trains again replace what was written of them.
@@ -60,10 +82,10 @@ class Board:
                 self.writer.add_scalar(name, value, row["epoch"])
 
     @torch.inference_mode()
-    def write(self, row: dict) -> None:
+    def __call__(self, row: dict) -> None:
         """Adds an epoch: a row of the log, and panels of what the network predicts after it."""
         self._write_curves(row)
-        model = (self.state.ema or self.state).model.eval()
+        model = (self.state.ema or self.state.net).model.eval()
         batch, task = self.dataset.read_batch(self.numbers), model.task
         labels = task.label_map(Predictor(model, self.precision).predict(batch["image"]).final).cpu()
         for number, image, trimap, found in zip(self.numbers, batch["image"], batch["trimap"], labels):

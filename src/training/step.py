@@ -1,0 +1,85 @@
+"""One step of the optimizer, for any list of terms."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from runtime.device import Precision
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from training.terms import Part, Term
+
+MAX_NORM = 1.0  # of the gradients of all parameters together
+
+
+@dataclass
+class Net:
+    """A network and what trains it.
+
+    Args:
+        model: the network on its device.
+        optimizer: of its parameters.
+        scaler: of the loss, for fp16.
+        precision: where and how to compute.
+        context: the processes that share each batch.
+        compiled: let torch.compile fuse the network.
+        forward: the model as it is trained; see `wrap`.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    context: DistributedContext = SINGLE_PROCESS
+    compiled: bool = False
+    forward: nn.Module | None = None
+
+    def wrap(self) -> None:
+        """Makes `forward` of the model: wrapped for several processes, compiled. Needed again when parameters thaw."""
+        wrapped = self.context.wrap_model(self.model)
+        self.forward = torch.compile(wrapped) if self.compiled else wrapped
+
+    def without_exchange(self):
+        """Context of a backward pass whose gradients stay in this process."""
+        return self.forward.no_sync() if self.context.size > 1 else contextlib.nullcontext()
+
+    def update(self) -> None:
+        """Clips the gradients and takes the step."""
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def training_step(net: Net, terms: list[Term], parts: list[Part], pieces: int = 1) -> torch.Tensor:
+    """One step of the optimizer. Nothing in here waits for the device.
+
+    Args:
+        net: what is trained.
+        terms: what it learns from. The first one has images.
+        parts: of the step, one of each term; with several processes this process's shares.
+        pieces: the step is computed in so many, for less memory.
+
+    Returns:
+        float (K,) on the device: the loss, and the sums of the terms' columns, in order.
+    """
+    net.optimizer.zero_grad(set_to_none=True)
+    rows = []
+    for number, shares in enumerate(zip(*(part.split(pieces) for part in parts)), start=1):
+        # Gradients are exchanged between processes once, with the last piece.
+        with net.without_exchange() if number < pieces else contextlib.nullcontext():
+            images = [net.precision.prepare_images(part.images) for part in shares if part.images is not None]
+            with net.precision.autocast():
+                logits = net.forward(images[0] if len(images) == 1 else torch.cat(images)).float()
+            outputs = logits.split([len(some) for some in images])
+            loss, row = logits.new_zeros(()), []
+            own = iter(outputs)
+            for term, part in zip(terms, shares):
+                value, sums = term.loss(outputs[0] if part.images is None else next(own), part)
+                loss = loss + part.scale * value
+                row.append(sums)
+            net.scaler.scale(loss).backward()
+        rows.append(torch.cat([loss.detach()[None], *row]))
+    net.update()
+    return torch.stack(rows).sum(0)

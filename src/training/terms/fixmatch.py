@@ -1,0 +1,216 @@
+"""Learning from images without masks: the averaged network labels them, and the network learns that.
+
+FixMatch (Sohn et al., 2020: https://arxiv.org/abs/2001.07685) for pixels, the base of UniMatch (Yang et al., 2023:
+https://arxiv.org/abs/2208.09910): labels come from weakly augmented images, those of confident pixels alone count, and
+they are learned on strongly augmented ones: turned, scaled and colored further, and half of them with a rectangle of
+another image.
+"""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from data.augment import STRENGTHS, apply_augmentations, apply_colors, draw_augmentation, draw_colors, mix
+from data.check import require_readable
+from data.copies import find_copies, find_near_copies, near_copies
+from data.datasets import ImageDataset, SimpleOxfordPetDataset
+from data.distortions import apply_distortions, draw_distortions
+from data.index import Sample, fingerprint, read_as
+from data.inputs import list_images
+from data.loader import Batches, require_shares
+from data.pixels import Pixels
+from data.splits import split_samples
+from evaluation.metrics import image_dice, score_counts
+from evaluation.predictor import Predictor
+from runtime.device import copy_to_device
+from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.errors import UsageError
+from runtime.seeding import UNLABELED, sample_rng, step_rng
+from training.terms import At, Part
+
+REST = "rest"  # not a folder, but the training images whose masks are not used
+STRONG_COLORS, STRONG = 0.5, "gamma,blur"  # of the strongly augmented images
+
+
+class UnlabeledBatches(Batches):
+    """As many images a step, in passes over all of them, each in an order of its own.
+
+    A batch has `image`; `affine`, of the weak augmentation; `strong_affine`, `colors`, `distortions` and `seeds`, of
+    the strong one; and, where masks are known, `mask` and `trimap`.
+
+    Args:
+        dataset: SimpleOxfordPetDataset, or ImageDataset.
+        batch_size: images a step.
+        seed: of all draws.
+        steps: of an epoch of the labelled images.
+        context: the processes among which every batch is shared.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        context: DistributedContext = SINGLE_PROCESS,
+    ):
+        self.dataset, self.batch_size, self.seed, self.steps, self.context = dataset, batch_size, seed, steps, context
+        require_shares(batch_size, context, "--unlabeled_batch")
+
+    def length(self, step: int) -> int:
+        """See Batches."""
+        return self.batch_size
+
+    def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """(pass, index) of this process's images in a batch."""
+        first, size = (epoch * self.steps + step) * self.batch_size, len(self.dataset)
+        keys, orders = [], {}
+        for place in range(first, first + self.batch_size):
+            cycle, position = divmod(place, size)
+            if cycle not in orders:
+                orders[cycle] = np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(size)
+            keys.append((cycle, int(orders[cycle][position])))
+        return self.context.shard(keys)
+
+    def read(self, epoch: int, step: int) -> dict:
+        """See Batches."""
+        keys = self.keys(epoch, step)
+        batch, draws = self.dataset.read_batch(keys), []
+        for cycle, index in keys:
+            rng = sample_rng(self.seed, cycle, self.dataset.samples[index].name, UNLABELED)
+            affines = [draw_augmentation(rng, *STRENGTHS[strength]) for strength in ("light", "strong")]
+            colors, distortions = draw_colors(rng, STRONG_COLORS), draw_distortions(rng, STRONG, 1.0)
+            draws.append((*affines, colors, distortions, rng.integers(2**62)))
+        names = ("affine", "strong_affine", "colors", "distortions", "seeds")
+        return {**batch, **{name: torch.from_numpy(np.stack(values)) for name, values in zip(names, zip(*draws))}}
+
+
+class FixMatchTerm:
+    """Cross-entropy between logits of strongly augmented images and labels of the averaged network.
+
+    Args:
+        batches: of the images.
+        predictor: of the averaged network.
+        confidence: probability of the likeliest class from which on a pixel counts.
+        weight: how much an image counts beside one with a mask.
+        fingerprint: of the images' names and sizes.
+        seen: names of images of the dataset.
+    """
+
+    name = "unlabeled"
+
+    def __init__(
+        self,
+        batches: UnlabeledBatches,
+        predictor: Predictor,
+        confidence: float,
+        weight: float = 1.0,
+        fingerprint: str = "",
+        seen: set[str] = frozenset(),
+    ):
+        self.batches, self.predictor, self.confidence, self.weight = batches, predictor, confidence, weight
+        self.fingerprint, self.seen = fingerprint, seen
+        masked = isinstance(batches.dataset, SimpleOxfordPetDataset)  # their masks score the labels
+        self.columns = ("confident_share", "pseudo_dice") if masked else ("confident_share",)
+
+    @torch.no_grad()
+    def prepare(self, batch: dict, first: Part, at: At) -> Part:
+        """Images at the size of the first term's; the target is the labels, one-hot (N, C, H, W)."""
+        predictor, batches = self.predictor, self.batches
+        task, device, side = predictor.task, predictor.precision.device, first.images.shape[-1]
+        images, known = copy_to_device(batch["image"], device), len(self.columns) == 2
+        targets = batch[task.target] if known else torch.zeros_like(batch["image"][:, :1], dtype=torch.uint8)
+        affine = copy_to_device(batch["affine"], device)
+        images, targets = apply_augmentations(images, copy_to_device(targets, device), affine)
+        if side != images.shape[-1]:
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+            targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
+        batches.context.broadcast_batch_norm(predictor.model)
+        predictor.model.eval()
+        logits = predictor.logits(images)
+        labels, likeliest = task.most_likely(task.probabilities(logits))
+        confident = (likeliest >= self.confidence).float()
+        figures = [torch.ones_like(confident[:, 0, 0, 0]), confident.mean(dim=(1, 2, 3))]
+        if known:
+            figures.append(image_dice(score_counts(task, task.decision_logits(logits), targets)))
+        together = torch.cat([labels, confident], dim=1).to(torch.uint8)
+        images, together = apply_augmentations(images, together, copy_to_device(batch["strong_affine"], device))
+        images = apply_colors(images, copy_to_device(batch["colors"], device))
+        images, _ = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
+        rng = step_rng(batches.seed, *at, UNLABELED)
+        images, together = mix(images, together, "cutmix", 0.5, rng, task)
+        scale = self.weight * batches.context.size / batches.batch_size
+        return Part(images, together[:, :-1].float(), together[:, -1:] > 0, torch.stack(figures, dim=1), scale)
+
+    def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Term."""
+        pixels = self.predictor.task.cross_entropy(logits, part.target, None, "none") * part.counted
+        return pixels.flatten(1).mean(1).sum(), part.figures.sum(0)
+
+    def record(self) -> dict:
+        """See Term."""
+        return {"fingerprint": self.fingerprint}
+
+
+def open_fixmatch(setup) -> FixMatchTerm | None:
+    """The term of --unlabeled; None without it.
+
+    Raises:
+        UsageError: there are no images, or flags contradict each other.
+        DatasetError: some can't be read.
+    """
+    config, net, ema = setup.config, setup.state.net, setup.state.ema
+    if config.unlabeled is None:
+        return None
+    if ema is None:
+        raise UsageError("--unlabeled needs an average of the weights, which labels the images; add --ema")
+    train_set, *scored = setup.parts
+    known, seen = [sample for part in scored for sample in part.samples], set()
+    if config.unlabeled == REST:
+        dataset, copies = _open_rest(setup, train_set, known)
+        seen = {sample.name for sample in dataset.samples}
+    else:
+        dataset, copies = _open_folder(config.unlabeled, known, config.image_size, config.pixels)
+    left_out = f", {copies} copies of validation and test images left out" if copies else ""
+    print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
+    count = config.unlabeled_batch or config.batch_size
+    batches = UnlabeledBatches(dataset, count, config.seed, setup.batches.steps, net.context)
+    predictor = Predictor(ema.model, net.precision)
+    digest = fingerprint(dataset.samples)
+    return FixMatchTerm(batches, predictor, config.confidence, config.unlabeled_weight, digest, seen)
+
+
+def _open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixels) -> tuple[ImageDataset, int]:
+    """The images of a folder and of those in it without copies of `known`; and how many were left out."""
+    samples = list_images(Path(folder), pixels)
+    require_readable(samples, folder)
+    ours = set(samples)
+    groups = [*find_copies([*samples, *known]), *find_near_copies(samples, known)]
+    copies = {one for group in groups if not ours.issuperset(group) for one in group} & ours
+    kept = [sample for sample in samples if sample not in copies]
+    if not kept:
+        raise UsageError(
+            f"--unlabeled {folder} has no images but copies of validation and test images; name another one"
+        )
+    return ImageDataset(kept, image_size), len(copies)
+
+
+def _open_rest(setup, labelled: SimpleOxfordPetDataset, known: list[Sample]) -> tuple[SimpleOxfordPetDataset, int]:
+    """The training images that are not in `labelled`; else as `_open_folder`. Their masks are scored, not learned."""
+    config, data, root = setup.config, setup.state.data, labelled.root
+    if config.train_fraction == 1:
+        raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
+    split = split_samples(root, config.split, config.seed, fold=data["fold"], groups=data["groups"])
+    names = {sample.name for sample in labelled.samples}
+    apart = {sample.name for sample in known}
+    near = {a.name if b.name in apart else b.name for a, b in near_copies(root) if apart & {a.name, b.name}}
+    rest = [sample for sample in read_as(split.train, config.task, config.pixels) if sample.name not in names]
+    dataset = copy.copy(labelled)
+    dataset.samples = [sample for sample in rest if sample.name not in near]
+    if not dataset.samples:
+        raise UsageError("--unlabeled rest: --train_fraction leaves out no image; use less")
+    return dataset, len(rest) - len(dataset.samples)
