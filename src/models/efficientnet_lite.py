@@ -7,7 +7,6 @@ packages, see requirements-weights.txt.
 
 from functools import partial
 
-import torch
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
 
@@ -23,20 +22,6 @@ STAGES = (
     (6, 5, 2, 112, 192, 4),
     (6, 3, 1, 192, 320, 1),
 )
-
-
-class Float32Conv2d(nn.Conv2d):
-    """A convolution that is trained in float32 on CPUs, also under autocast.
-
-    oneDNN has no fast gradient in bf16 for depthwise convolutions of stride 2 or of 5x5 pixels: there it takes up to 20
-    times as long as in float32.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
 
 
 def efficientnet_lite(name: str) -> EfficientNet:
@@ -55,10 +40,4 @@ def efficientnet_lite(name: str) -> EfficientNet:
         for child_name, child in module.named_children():
             if isinstance(child, nn.SiLU):
                 setattr(module, child_name, nn.ReLU6(inplace=True))
-            elif (
-                isinstance(child, nn.Conv2d)
-                and child.groups > 1
-                and (child.stride[0] == 2 or child.kernel_size[0] == 5)
-            ):
-                child.__class__ = Float32Conv2d
     return model

@@ -19,6 +19,21 @@ ENCODERS = (
 HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # what comes after the features
 
 
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that is trained in float32 on CPUs, also under autocast.
+
+    oneDNN has no fast gradient in bf16 for depthwise convolutions of stride 2 or of 5x5 pixels: there it takes up to 20
+    times as long as in float32.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W) to (N, C', H', W')."""
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 def build_classifier(name: str) -> nn.Module:
     """The classifier whose features an encoder takes, with fresh weights; `name` is one of ENCODERS."""
     return efficientnet_lite(name) if name in LITE else get_model(name, weights=None)
@@ -27,9 +42,12 @@ def build_classifier(name: str) -> nn.Module:
 def build_encoder(name: str) -> nn.Module:
     """A classifier without its head, with fresh weights."""
     encoder = build_classifier(name)
-    for layer in encoder.modules():  # it would draw from torch's global random numbers, and a resumed run others
+    for layer in encoder.modules():
         if isinstance(layer, StochasticDepth):
-            layer.p = 0.0
+            layer.p = 0.0  # it would draw from torch's global random numbers, and a resumed run others
+        depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+        if depthwise and (layer.stride[0] > 1 or layer.kernel_size[0] > 3):
+            layer.__class__ = Float32Conv2d
     for part in HEAD:
         if hasattr(encoder, part):
             delattr(encoder, part)
