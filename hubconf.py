@@ -45,7 +45,7 @@ def _own_modules():
 
 def _build(name: str, **config) -> torch.nn.Module:
     with _own_modules():
-        from models import build_model
+        from models.build import build_model
 
         return build_model(name, **config)
 

@@ -7,17 +7,17 @@ computed from it. Steps of train.py are whole: augmentation, resizing, the step 
 """
 
 import torch
+from training.trainer import training_step
 
 import measure
 import peers
 from data.augment import BatchAugmentation, augment_batch, draw_augmentation
-from models import build_model
+from models.build import build_model
 from runtime.device import choose_precision, get_device
 from runtime.seeding import sample_rng
 from training.config import TrainConfig
 from training.losses import LOSSES
 from training.optim import ModelEMA, build_optimizer
-from training.trainer import training_step
 
 IMAGES, SIDE, BATCH = 3312, 128, 16
 

@@ -19,7 +19,7 @@ from data.index import Sample
 from evaluation.config import InferConfig
 from evaluation.predictor import Predictor
 from evaluation.segmenter import Segmenter
-from models import build_model
+from models.build import build_model
 from runtime.device import choose_precision, get_device
 from sample_pets import draw_pet
 

@@ -9,15 +9,17 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from training.trainer import training_step
 
 import measure
 from evaluation.predictor import Predictor
-from models import MODELS, SegmentationModel, build_model
+from models.base import SegmentationModel
+from models.build import build_model
+from models.names import MODELS
 from runtime.device import choose_precision, get_device
 from training.config import TrainConfig
 from training.losses import LOSSES
 from training.optim import build_optimizer
-from training.trainer import training_step
 
 NETWORKS = {
     **{name: {} for name in MODELS},

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import UNet, build_model
 from models.base import IMAGENET_MEAN, IMAGENET_STD
+from models.build import build_model
 from models.efficientnet_lite import LITE_NORMALIZATION
 from models.task import TASKS
+from models.unet import UNet
 from models.weights import find_encoder_weights
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import measure
+from evaluation.export import export, quantize
 from evaluation.predictor import Predictor
-from export import export, quantize
-from models import build_model
+from models.build import build_model
 from runtime.device import choose_precision
 
 CPU = torch.device("cpu")

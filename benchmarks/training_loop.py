@@ -11,14 +11,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+from training.run import prepare
+from training.trainer import Trainer
 
 import measure
 from runtime.device import get_device
 from train import build_parser
 from training.config import TrainConfig
 from training.losses import LOSSES
-from training.run import prepare
-from training.trainer import Trainer
 
 
 def bare_epoch(trainer: Trainer, file: Path) -> None:

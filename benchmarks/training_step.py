@@ -12,15 +12,15 @@ from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from training.trainer import training_step
 
 import measure
 import peers
-from models import build_model
+from models.build import build_model
 from runtime.device import choose_precision, copy_to_device, get_device
 from training.config import TrainConfig
 from training.losses import LOSSES
 from training.optim import build_optimizer
-from training.trainer import training_step
 
 
 def our_step(config: TrainConfig, device: torch.device) -> Callable:

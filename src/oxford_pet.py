@@ -4,33 +4,32 @@ python src/oxford_pet.py --download --data_path dataset
 python src/oxford_pet.py --check --preview --data_path my_images
 """
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.names import MODES, SPLITS, percentiles
+from models.names import TASKS, class_names
 from runtime import cli
-
-with cli.explain_import_errors():
-    import torchvision  # noqa: F401
-
-from data.check import check
-from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
-from data.download import download
-from data.index import describe_layout, find_root, list_samples
-from data.pixels import Pixels, percentiles, window_of
-from data.splits import MODES, SPLITS, split_samples
-from models.task import TASKS, class_names, task_named
 from runtime.files import writable_folder
 from runtime.options import option, whole_number
-from visual.preview import preview
 
-__all__ = [
-    "OxfordPetDataset",
-    "SimpleOxfordPetDataset",
-    "find_root",
-    "list_samples",
-    "load_dataset",
-    "split_samples",
-]
+# Names for scripts and notebooks, and where they are. They are imported on use: the command line needs none of them.
+HOMES = {
+    "OxfordPetDataset": "data.datasets",
+    "SimpleOxfordPetDataset": "data.datasets",
+    "find_root": "data.index",
+    "list_samples": "data.index",
+    "load_dataset": "data.datasets",
+    "split_samples": "data.splits",
+}
+__all__ = list(HOMES)
+
+
+def __getattr__(name: str):
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,15 @@ def build_parser() -> cli.Parser:
 def main(argv=None) -> None:
     """Reads the flags and does what they ask for; without any, counts the images."""
     config = DatasetConfig(**build_parser().parse_overrides(argv))
+    cli.import_torch()
+    from data.check import check
+    from data.download import download
+    from data.index import describe_layout, find_root
+    from data.pixels import Pixels, window_of
+    from data.splits import split_samples
+    from models.task import task_named
+    from visual.preview import preview
+
     if config.download:
         download(writable_folder(config.data_path))
     root = find_root(config.data_path)

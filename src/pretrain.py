@@ -6,14 +6,9 @@ python src/train.py --data_path dataset --init saved_models/pretrained/unet_smal
 
 from pathlib import Path
 
+from models.names import DENOISING
 from runtime import cli
-
-with cli.explain_import_errors():
-    import torchvision  # noqa: F401
-
-from models.task import DenoisingTask
-from training.config import TrainConfig
-from training.setup import LESS_MEMORY, start
+from training.config import LESS_MEMORY, TrainConfig
 
 # Flags of train.py that are about masks, or would change the noise.
 UNUSED = (
@@ -31,7 +26,11 @@ def build_parser() -> cli.Parser:
 def main(argv=None) -> None:
     """Reads the flags and trains. By default files go where those of train.py don't take their place."""
     folders = {name: str(Path(getattr(TrainConfig(), name)) / "pretrained") for name in ("save_dir", "log_dir")}
-    start({**folders, **build_parser().parse_overrides(argv), "recipe": DenoisingTask.name})
+    overrides = {**folders, **build_parser().parse_overrides(argv), "recipe": DENOISING}
+    cli.import_torch()
+    from training.setup import start
+
+    start(overrides)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from matplotlib.ticker import MaxNLocator
 import experiments
 import measure
 from claims import judge_claims
-from data.augment import planned_sizes
+from data.names import planned_sizes
 from evidence import LAST, RESAMPLES, Difference, Trained, compare, load
 from experiments import ROOT
-from plot_dice_curve import COLORS
 from runtime.files import atomic_write, read_rows
 from train import build_parser
 from training.config import TrainConfig, with_size_plan
+from visual.curves import COLORS
 
 TITLES = {
     "strong": "`--recipe strong`",

@@ -28,7 +28,8 @@ import torch
 import experiments
 import measure
 from data.index import find_root
-from data.splits import MODES, split_samples
+from data.names import MODES
+from data.splits import split_samples
 from evaluation.metrics import COUNTS, summarize
 from experiments import ROOT, SMP
 from runtime.device import get_device

@@ -22,7 +22,8 @@ from data.cache import open_cache
 from data.datasets import load_dataset
 from data.index import find_root
 from data.loader import ResumableBatchSampler, make_loader, shard_batches
-from data.splits import MODES, split_samples
+from data.names import MODES
+from data.splits import split_samples
 from evaluation.evaluator import validate
 from evaluation.metrics import mean_dice
 from evaluation.predictor import Predictor

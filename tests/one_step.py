@@ -7,12 +7,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch  # noqa: E402  the path must be set first
-
 import training.trainer  # noqa: E402
+from training.semi_supervised import PseudoLabeled  # noqa: E402
+
 from runtime.distributed import init_distributed  # noqa: E402
 from stubs import Plain, make_batch, make_run  # noqa: E402
 from training.optim import ModelEMA  # noqa: E402
-from training.semi_supervised import PseudoLabeled  # noqa: E402
 
 UNLABELED = 5  # images: with 7 others the shares of two processes are not alike
 

@@ -5,17 +5,17 @@ import torch
 from PIL import Image
 from scipy import ndimage
 from torch import nn
+from training.run_state import Progress, RunState
+from training.trainer import Trainer
 
 from data.augment import BatchAugmentation
 from data.loader import ResumableBatchSampler
-from models import SegmentationModel
+from models.base import SegmentationModel
 from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
 from training.losses import LOSSES
-from training.run_state import Progress, RunState
-from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

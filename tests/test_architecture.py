@@ -3,6 +3,8 @@
 import ast
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,24 @@ def test_an_import_against_the_order_is_found(tmp_path, file, line, expected):
     path = tmp_path / "src" / file
     path.write_text(f"{path.read_text()}\n{line}\n")
     assert [fault for fault in faults(tmp_path / "src") if expected in fault]
+
+
+LIGHT = ("train", "pretrain", "evaluate", "export", "plot_dice_curve", "oxford_pet")
+
+
+@pytest.mark.parametrize("script", LIGHT)
+def test_flags_are_parsed_before_torch_is_imported(script):
+    """`--help` and a mistyped flag answer at once; recipes and tables of names import nothing heavy either."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(SRC)!r})
+for name in ("torch", "torchvision", "numpy", "PIL", "matplotlib"):
+    sys.modules[name] = None  # whoever imports it gets an ImportError
+import {script}
+parser = {script}.build_parser()
+assert "--log_dir" in parser.format_help() or "--data_path" in parser.format_help()
+parser.parse_overrides(["--no_such_flag"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: unrecognized arguments: --no_such_flag")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
 
-from models import ATTENTION, build_model
-from models.attention import ConvBlockAttention, SqueezeExcitation, TransformerBottleneck, sine_positions
+from models.attention import ATTENTION, ConvBlockAttention, SqueezeExcitation, TransformerBottleneck, sine_positions
+from models.build import build_model
 
 
 def test_squeeze_excitation_equals_torchvisions():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from training.run_data import augmented, open_data
 
 import utils
 from data.augment import (
@@ -26,7 +27,6 @@ from models.task import TASKS
 from stubs import Plain, make_batch, make_run
 from train import build_parser
 from training.config import TrainConfig
-from training.run_data import augmented, open_data
 
 
 def test_identity_changes_nothing():

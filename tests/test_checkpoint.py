@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from helpers import assert_one_error, copy_run, run_script, same
-from models import build_model, checkpoint
+from models import checkpoint
+from models.build import build_model
 from models.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
 from runtime.errors import CheckpointError, RunError
 

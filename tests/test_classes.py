@@ -25,9 +25,10 @@ from evaluation.metrics import (
 from evaluation.report import of_true_classes
 from helpers import TINY, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
-from models.task import BACKGROUND, IGNORED, SPECIES, ClassesTask, class_names, task_named
+from models.names import class_names
+from models.task import BACKGROUND, IGNORED, SPECIES, ClassesTask, task_named
 from runtime.errors import CheckpointError, DatasetError
-from training.config import restore_config
+from training.resolve import restore_config
 from visual.panels import draw_panel, palette_image
 
 NAMED = ClassesTask(("background", "red", "green", "blue"))

@@ -10,7 +10,8 @@ from models.checkpoint import load_checkpoint
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import is_valid, options_of
 from train import build_parser
-from training.config import RECIPES, TrainConfig, check_settings, restore_config
+from training.config import RECIPES, TrainConfig
+from training.resolve import check_settings, restore_config
 
 
 def test_defaults_are_valid_and_configs_are_frozen():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import utils
-from models import build_model
+from models.build import build_model
 from runtime.device import Precision, choose_precision, copy_to_device
 from runtime.errors import UsageError
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy import ndimage
 
-from data.augment import AUTO, AugmentedDataset, BatchAugmentation, augment_batch
+from data.augment import AugmentedDataset, BatchAugmentation, augment_batch
 from data.datasets import load_dataset
-from data.distortions import DISTORTIONS, apply_distortions, distortion_names, draw_distortions
+from data.distortions import DISTORTIONS, apply_distortions, draw_distortions
+from data.names import AUTO, distortion_names
 from helpers import TINY, assert_one_error, run_script
 from models.task import TASKS
 from stubs import photograph

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.models import ResNet34_Weights, resnet34
 
 from helpers import SRC
-from models import build_model
+from models.build import build_model
 from models.efficientnet_lite import efficientnet_lite
 from models.weights import WHEELS, find_encoder_weights, load_encoder_weights
 from runtime.errors import CheckpointError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers import run_ok
-from models import build_model
+from models.build import build_model
 from models.encoders import ENCODERS, build_classifier, encode
 from models.weights import load_encoder_weights
 from runtime.errors import CheckpointError

@@ -8,7 +8,7 @@ import torch
 
 from evaluation.ensemble import Ensemble, open_checkpoints
 from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
-from models import build_model
+from models.build import build_model
 from models.checkpoint import load_checkpoint, save_checkpoint
 
 

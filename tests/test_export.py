@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.datasets import load_dataset
-from export import check, load_exported
+from evaluation.export import check, load_exported
 from helpers import assert_one_error, run_ok, run_script
 from models.checkpoint import build_from_checkpoint, load_checkpoint
 from runtime.errors import RunError

@@ -31,7 +31,8 @@ from models.weights import load_encoder_weights
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS
 from training import run
-from training.config import TrainConfig, restore_config
+from training.config import TrainConfig
+from training.resolve import restore_config
 
 CPU = torch.device("cpu")
 OF_RESUME = ("settings", "progress", "optimizer", "scheduler", "scaler", "random_state")  # entries that no other reads
@@ -211,7 +212,7 @@ import resource
 import sys
 from pathlib import Path
 
-from models import build_model
+from models.build import build_model
 from models.checkpoint import load_checkpoint, run_id_of
 from models.weights import load_encoder_weights
 from runtime.errors import UsageError

@@ -15,8 +15,8 @@ from data.datasets import Preprocessing
 from data.image_io import describe_image, image_size_of, read_any, read_class_mask, read_image, read_trimap
 from data.index import Sample, list_samples
 from data.inputs import read_input
+from data.names import SPLITS
 from data.pixels import Pixels
-from data.splits import SPLITS
 from fuzz_images import fuzz_image
 from helpers import TINY, assert_one_error, log_rows, make_dataset, run_ok, run_script, save, write_list
 from runtime.errors import DatasetError

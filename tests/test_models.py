@@ -7,15 +7,16 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import resnet34
 
-from models import ALIASES, MODELS, ResNet34_UNet, UNet, build_model, double_conv
 from models.base import IMAGENET_MEAN, IMAGENET_STD
-from models.resnet34_unet import ResNet34Encoder
-from models.unet import MaxPool, UpBlock
+from models.build import build_model
+from models.names import ALIASES, MODELS
+from models.resnet34_unet import ResNet34_UNet, ResNet34Encoder
+from models.unet import MaxPool, UNet, UpBlock, double_conv
 
-NETWORKS = ["unet plain", "unet_small plain", "resnet34_unet plain", "resnet34_unet stem"]
-NETWORKS += ["mobilenet_v3_large_unet plain", "swin_t_unet stem"]  # the others: test_encoders.py
+TRIED = ["unet plain", "unet_small plain", "resnet34_unet plain", "resnet34_unet stem"]
+TRIED += ["mobilenet_v3_large_unet plain", "swin_t_unet stem"]  # the others: test_encoders.py
 LONG = ("unet plain", "resnet34_unet stem", "swin_t_unet stem")  # to fit a batch
-every_model = pytest.mark.parametrize("network", NETWORKS)
+every_model = pytest.mark.parametrize("network", TRIED)
 
 
 def build(network: str):
@@ -62,7 +63,7 @@ def test_every_parameter_gets_a_gradient(network):
     assert not silent
 
 
-@pytest.mark.parametrize("network", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in NETWORKS])
+@pytest.mark.parametrize("network", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in TRIED])
 def test_network_fits_one_batch(network):
     model = build(network).train()
     masks = torch.zeros(2, 1, 64, 64)

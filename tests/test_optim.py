@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from training.run_state import Progress, RunState
 
-from models import build_model
+from models.build import build_model
 from stubs import Plain, make_batch, make_run
 from training.config import TrainConfig
 from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate
-from training.run_state import Progress, RunState
 
 
 def test_ema_by_hand():

@@ -9,7 +9,8 @@ from runtime.cli import Parser
 from runtime.errors import CheckpointError
 from runtime.options import changeable, fixed, flag_table, fraction
 from training import config as training_config
-from training.config import TrainConfig, check_settings, saved_settings
+from training.config import TrainConfig, saved_settings
+from training.resolve import check_settings
 from write_cli_docs import document
 
 

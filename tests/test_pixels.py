@@ -15,8 +15,8 @@ from data.datasets import load_dataset
 from data.image_io import image_size_of, read_image, read_pixels
 from data.pixels import RGB, Pixels, pixel_values, shown, to_tensor
 from helpers import TINY, assert_one_error, run_ok, run_script
-from models import build_model
 from models.base import fold_channels
+from models.build import build_model
 from models.checkpoint import load_checkpoint
 from models.weights import load_encoder_weights
 from runtime.errors import DatasetError

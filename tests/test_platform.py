@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
+from data.denoising import NoisyDataset
+from data.unlabeled import WithUnlabeled
 
 from data.augment import AugmentedDataset
 from data.cache import open_cache
 from data.datasets import load_dataset
-from data.denoising import NoisyDataset
-from data.unlabeled import WithUnlabeled
 from helpers import PYTHON, SRC, TINY, Script, run_ok
 from models.checkpoint import load_checkpoint
 from runtime.files import atomic_write, lock_file, put_in_place, sync_folder

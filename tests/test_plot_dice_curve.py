@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script
-from plot_dice_curve import runs_by_id
+from visual.curves import runs_by_id
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
 

@@ -5,11 +5,12 @@ import signal
 
 import pytest
 import torch
-from PIL import Image, ImageEnhance
-
 from data.denoising import LEVEL, NoisyDataset, loss_of_statistics
-from data.pixels import RGB
 from data.unlabeled import ImageDataset, list_images
+from PIL import Image, ImageEnhance
+from training.run_data import open_images
+
+from data.pixels import RGB
 from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from models.task import DenoisingTask
@@ -17,7 +18,6 @@ from runtime.errors import DatasetError
 from stubs import photograph
 from training.config import TrainConfig
 from training.losses import LOSSES
-from training.run_data import open_images
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
+from training.run_state import archive_previous_run, lock_run
 
 from helpers import TINY, assert_one_error, copy_run, log_rows, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError
 from training.config import TrainConfig
-from training.run_state import archive_previous_run, lock_run
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path, shared_dataset):

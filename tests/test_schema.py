@@ -5,13 +5,14 @@ import subprocess
 
 import pytest
 import torch
+from training.run_state import start_progress
 
 from helpers import SRC, Script, assert_one_error, copy_run, run_script
 from models.checkpoint import load_checkpoint
 from models.schema import FIELDS, find_problem
 from runtime.errors import CheckpointError
-from training.config import TrainConfig, restore_config
-from training.run_state import start_progress
+from training.config import TrainConfig
+from training.resolve import restore_config
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +160,11 @@ STATES = {
 
 @pytest.fixture(scope="module")
 def fresh_state(tmp_path_factory):
-    from runtime.device import Precision
-    from runtime.distributed import SINGLE_PROCESS
     from training.run import Source, build_state
     from training.run_state import Progress
+
+    from runtime.device import Precision
+    from runtime.distributed import SINGLE_PROCESS
 
     config = TrainConfig(image_size=64, encoder_weights="none", save_dir=str(tmp_path_factory.mktemp("none")))
     precision = Precision(torch.device("cpu"))

@@ -4,13 +4,14 @@ import signal
 
 import pytest
 import torch
+from data.unlabeled import WithUnlabeled, open_folder
 from PIL import Image
+from training.semi_supervised import pseudo_label
 
 from data.augment import BatchAugmentation
 from data.datasets import load_dataset
 from data.loader import ResumableBatchSampler
 from data.pixels import RGB
-from data.unlabeled import WithUnlabeled, open_folder
 from evaluation.predictor import Predictor
 from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
@@ -19,7 +20,6 @@ from runtime.device import Precision
 from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, UsageError
 from stubs import CPU, Brightness, photograph
-from training.semi_supervised import pseudo_label
 
 REST = ("--train_fraction", 0.3, "--unlabeled", "rest", "--confidence", 0.7, "--batch_size", 4)
 

@@ -3,6 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from training.semi_supervised import PseudoLabeled
+from training.teacher import Teacher
+from training.trainer import training_step
 
 from evaluation.predictor import Predictor
 from helpers import TINY, assert_one_error, log_rows, run_ok, run_script
@@ -13,9 +16,6 @@ from stubs import CPU, Brightness, Plain
 from training.config import TrainConfig
 from training.losses import bce_loss
 from training.optim import build_optimizer
-from training.semi_supervised import PseudoLabeled
-from training.teacher import Teacher
-from training.trainer import training_step
 
 
 def teacher_of(model, size: int) -> Teacher:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import TINY, make_dataset, run_ok, same
-from models import build_model
+from models.build import build_model
 from models.checkpoint import load_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import RunError

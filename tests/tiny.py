@@ -1,4 +1,4 @@
-"""A network of 3,000 parameters: registered in MODELS as `tiny`, it makes runs quick and checkpoints small.
+"""A network of 3,000 parameters: registered as `tiny`, it makes runs quick and checkpoints small.
 
 python tests/tiny.py src/train.py --data_path ...   # runs a script, or -c CODE, in which it is the default network
 """
@@ -11,11 +11,11 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 
 
 def register(default: bool = False) -> None:
-    """Adds the network to MODELS, and with `default` makes it the one that scripts take when none is named.
+    """Adds the network, and with `default` makes it the one that scripts take when none is named.
 
     The default must be set before other modules of the project are imported.
     """
-    import models
+    from models import base, build, names
     from models.base import SegmentationModel, init_weights
     from models.unet import UpBlock, double_conv
 
@@ -30,10 +30,10 @@ def register(default: bool = False) -> None:
             super().__init__(out_channels, attention, decoder, classes, in_channels)
             self.stem = double_conv(in_channels, 6)
             self.down = double_conv(6, 12)
-            self.ups = models.base.nn.ModuleList([UpBlock(12, 6, 6, attention)])
-            self.head = models.base.nn.Conv2d(6, self.task.out_channels, 1)
+            self.ups = base.nn.ModuleList([UpBlock(12, 6, 6, attention)])
+            self.head = base.nn.Conv2d(6, self.task.out_channels, 1)
             init_weights(self)
-            for norm in (m for m in self.modules() if isinstance(m, models.base.nn.BatchNorm2d)):
+            for norm in (m for m in self.modules() if isinstance(m, base.nn.BatchNorm2d)):
                 norm.momentum = 0.5  # tests train for few steps
 
         def blocks(self):
@@ -41,11 +41,12 @@ def register(default: bool = False) -> None:
 
         def body(self, x):
             skip = self.stem(x)
-            return self.head(self.ups[0](self.down(models.base.F.max_pool2d(skip, 2)), skip))
+            return self.head(self.ups[0](self.down(base.F.max_pool2d(skip, 2)), skip))
 
-    models.MODELS["tiny"] = TinyNet
+    names.MODELS.append("tiny")
+    build.NETWORKS["tiny"] = TinyNet
     if default:
-        models.DEFAULT_MODEL = "tiny"
+        names.DEFAULT_MODEL = "tiny"
 
 
 if __name__ == "__main__":

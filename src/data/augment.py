@@ -1,9 +1,6 @@
 """Augmentation: drawn per sample as pure functions of (seed, epoch, name), applied to whole batches on the device."""
 
-import argparse
-import itertools
 import math
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,14 +11,12 @@ from torch.utils.data import Dataset
 
 from data.datasets import SimpleOxfordPetDataset, as_keys
 from data.distortions import DISTORTIONS, STRONGEST, apply_distortions, draw_distortions
+from data.names import AUTO, STRENGTHS, possible_sizes
 from models.task import Task
 from runtime.device import copy_to_device
 from runtime.seeding import AUGMENTATION, MIX, SIZE, sample_rng, step_rng
 
-# How strong augmentation is: the largest rotation in degrees, and the sides of the crop as shares of the image's.
-STRENGTHS = {"light": (8.0, 0.85, 1.0), "medium": (10.0, 0.8, 1.0), "strong": (20.0, 0.6, 1.1)}
 DISTORTED = {"light": 0.5, "medium": 1.0, "strong": STRONGEST}  # how strong distortions are, at most
-AUTO = "auto"  # the strength of one operation an image; see `AugmentedDataset`
 IDENTITY = np.eye(2, 3, dtype=np.float32)
 MIXED = 0.5  # share of the images that mixing changes
 
@@ -258,39 +253,6 @@ def mix(
     else:
         taken = on_device(_rectangles(rng, count, height, width)) & mixed
     return torch.where(taken, images[other], images), torch.where(taken, targets[other], targets)
-
-
-def possible_sizes(size: int, stride: int, share: float) -> list[int]:
-    """Sizes within `share` of `size`: itself, and multiples of the stride, of which batch norm needs at least two."""
-    first, last = math.ceil(size * (1 - share) / stride), math.floor(size * (1 + share) / stride)
-    return sorted({size, *(stride * k for k in range(max(2, first), last + 1))})
-
-
-def size_plan(text: str) -> str:
-    """Returns a plan of sizes: `auto`, `off` or as `planned_sizes` reads it.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of these.
-    """
-    if text not in ("auto", "off"):
-        sizes = planned_sizes(text) if re.fullmatch(r"\d{2,4}:\d{1,5}(,\d{2,4}:\d{1,5}){0,99}", text) else []
-        if not sizes or not all(16 <= side <= 4096 for side in sizes):
-            raise argparse.ArgumentTypeError(f"{text!r} is no plan of sizes, such as 64:10,96:5")
-    return text
-
-
-def planned_sizes(text: str | None) -> list[int]:
-    """The side of the training images in each of the first epochs: `64:2,96:1` is [64, 64, 96]."""
-    runs = (map(int, run.split(":")) for run in text.split(",")) if text and ":" in text else ()
-    return [side for side, epochs in runs for _ in range(epochs)]
-
-
-def automatic_plan(size: int, stride: int, epochs: int) -> str | None:
-    """A plan from half the size upwards for three quarters of the epochs; None where these are too few."""
-    small = 3 * epochs // 4
-    sides = [max(2 * stride, stride * round(size * (0.5 + 0.5 * e / small) / stride)) for e in range(small)]
-    runs = [f"{side}:{len(list(group))}" for side, group in itertools.groupby(s for s in sides if s < size)]
-    return ",".join(runs) or None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from data.copies import find_copies, near_copies
 from data.image_io import describe_image, image_size_of
 from data.index import Sample, describe_layout, list_samples, read_as
+from data.names import MODES
 from data.pixels import RGB, Pixels
-from data.splits import MODES, split_samples
+from data.splits import split_samples
 from models.task import BACKGROUND, TASKS, Task
 from runtime.errors import DatasetError, raise_faults
 

@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 from data.cache import open_cache, write_record
 from data.copies import near_copies
 from data.index import Sample, find_root, has_lists, list_samples, read_as
+from data.names import SPLITS, SUBSETS
 from data.pixels import RGB, Pixels, pixels_of, to_tensor
-from data.splits import SPLITS, SUBSETS, Split, part_samples, split_samples
+from data.splits import Split, part_samples, split_samples
 from models.checkpoint import seen_names, task_of_checkpoint
 from models.task import BACKGROUND, BORDER, TASKS, Task
 from runtime.errors import UsageError

@@ -1,10 +1,10 @@
-"""Distortions that --distort names: of images alone, or of images and targets. A new one is a function and a row.
+"""Distortions that --distort names: of images alone, or of images and targets. A new one is a function,
+a row, and a name in data/names.py.
 
 Each takes images (N, C, H, W), float in 0..255, targets (N, 1, H, W), how strong it is for each image, float (N,) above
 0, about 1 for medium strength, and a generator of random numbers for each, on the CPU. It returns images and targets.
 """
 
-import argparse
 import io
 from collections.abc import Callable
 
@@ -100,27 +100,12 @@ DISTORTIONS: dict[str, Callable[..., Pair]] = {
 }
 
 
-def distortion_names(text: str) -> str:
-    """Keys of DISTORTIONS with commas, in the table's order; `all` means all of them.
-
-    Raises:
-        argparse.ArgumentTypeError: there is no such distortion.
-    """
-    names = DISTORTIONS if text == "all" else [word.strip() for word in text.split(",")]
-    for name in names:
-        if name not in DISTORTIONS:
-            raise argparse.ArgumentTypeError(
-                f"no distortion is called {name!r}; there are {', '.join(DISTORTIONS)}, all"
-            )
-    return ",".join(name for name in DISTORTIONS if name in names)
-
-
 def draw_distortions(rng: np.random.Generator, names: str, strength: float) -> np.ndarray:
     """How strong each distortion of the table is for an image, float32 (K,); 0 is not at all.
 
     Args:
         rng: where the random numbers come from.
-        names: a value of `distortion_names`.
+        names: a value of `names.distortion_names`.
         strength: the largest.
     """
     named, applied = [name in names.split(",") for name in DISTORTIONS], rng.random(len(DISTORTIONS)) < APPLIED

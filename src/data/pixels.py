@@ -4,7 +4,6 @@ What a network sees of them has 16 bits a channel, here and in the cache, and fl
 8-bit RGB, which most images are, is read by `data.image_io.read_image` and stays in bytes.
 """
 
-import argparse
 from typing import NamedTuple
 
 import numpy as np
@@ -36,17 +35,6 @@ class Pixels(NamedTuple):
 
 
 RGB = Pixels()
-
-
-def percentiles(text: str) -> str:
-    """Returns two percentiles with a comma. Raises argparse.ArgumentTypeError: it is none."""
-    try:
-        low, high = (float(word) for word in text.split(","))
-    except ValueError:
-        low, high = 1.0, 0.0
-    if not 0 <= low < high <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} must be two percentiles, such as 0.5,99.5")
-    return f"{low!r},{high!r}"
 
 
 def window_of(text: str | None) -> tuple[float, float] | None:

@@ -10,11 +10,8 @@ import numpy as np
 
 from data.copies import connected, find_copies, near_copies
 from data.index import LISTS, Sample, by_name, has_lists, list_samples, read_list, require_files
+from data.names import MODES, SPLITS
 from runtime.errors import DatasetError, UsageError, raise_faults
-
-MODES = ("train", "valid", "test")
-SUBSETS = (*MODES, "all")
-SPLITS = ("80-10-10", "official")
 
 
 class Split(NamedTuple):

@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from data.splits import SUBSETS
-from models.task import Task
+from data.names import SUBSETS
 from runtime.errors import UsageError
 from runtime.options import (
     CommonConfig,
@@ -54,7 +53,7 @@ class PredictConfig(CommonConfig):
         """The threshold for decision logits."""
         return math.log(self.threshold / (1 - self.threshold))
 
-    def refuse_thresholds(self, task: Task) -> None:
+    def refuse_thresholds(self, task) -> None:
         """Raises UsageError where a setting means pet against background, and the task has named classes."""
         names = ("find_threshold", "ignore_border", "calibrate", "reliability", "label_errors")
         given = [name for name in names if getattr(self, name, None)]
@@ -129,3 +128,27 @@ class InferConfig(PredictConfig):
         ("masks", "panels"), f"which results: {','.join(RESULTS)}", words_of(RESULTS, "result"), metavar="NAMES"
     )
     hard_edges: bool = option(False, "cut out along the mask, without half-transparent pixels at its outline")
+
+
+# What a format's file is called after the checkpoint's stem.
+EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "weights": "_weights.pth"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The settings of export.py."""
+
+    model_path: str | None = model_path_option()
+    model_name: str | None = model_name_option()
+    save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="model")
+    log_dir: str = option("logs", "accepted as in the other scripts; nothing is logged", metavar="DIR", group="model")
+    formats: list[str] = option(
+        ("pt2",),
+        f"which ones, with commas: {', '.join(EXPORT_FORMATS)}",
+        words_of(EXPORT_FORMATS, "format"),
+        metavar="NAMES",
+    )
+    output_path: str | None = option(
+        None, "where the files go; by default beside the checkpoint", aliases=("--output_dir",), metavar="DIR"
+    )
+    data_path: str | None = option(None, "images to check the files on; by default random shapes", metavar="PATH")

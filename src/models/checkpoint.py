@@ -28,9 +28,11 @@ from pathlib import Path
 
 import torch
 
-from models import ALIASES, DEFAULT_MODEL, MODELS, SegmentationModel, build_model
+from models.base import SegmentationModel
+from models.build import build_model
+from models.names import ALIASES, DEFAULT_MODEL, DENOISING, MODELS
 from models.schema import find_problem
-from models.task import DenoisingTask, Task, task_of
+from models.task import Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
@@ -189,7 +191,7 @@ def build_from_checkpoint(content: dict, path) -> SegmentationModel:
         CheckpointError: the weights don't fit the network.
     """
     try:
-        if task_of_checkpoint(content).name == DenoisingTask.name:
+        if task_of_checkpoint(content).name == DENOISING:
             raise UsageError(
                 f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init"
             )

@@ -1,4 +1,4 @@
-"""UNet decoders on encoders of torchvision, under torchvision's own key names. A new one is a name in ENCODERS."""
+"""UNet decoders on encoders of torchvision, under its own key names. A new encoder is a name in models/names.py."""
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,9 @@ from torchvision.ops import Conv2dNormActivation, StochasticDepth
 from models.attention import build_self_attention
 from models.base import SegmentationModel, init_weights, widen_input
 from models.efficientnet_lite import LITE, LITE_NORMALIZATION, efficientnet_lite
+from models.names import ENCODERS
 from models.unet import UpBlock, double_conv
 
-ENCODERS = (
-    *("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s"),
-    *("mobilenet_v3_large", "convnext_tiny", "swin_t", *LITE),
-)
 HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # what comes after the features
 
 

@@ -8,9 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from models import MODELS
-from models.attention import ATTENTION
-from models.task import are_class_names
+from models.names import ATTENTION, DECODERS, MODELS, are_class_names
 
 MAX_COUNT = 10**7  # epochs, list entries
 Test = Callable[[object], bool]
@@ -88,7 +86,7 @@ def _is_model_config(value) -> bool:
         "out_channels": one_of(0, 1, 3),
         "classes": lambda v: type(v) is list and are_class_names(v),
         "attention": one_of(*ATTENTION),
-        "decoder": one_of("plain", "stem"),
+        "decoder": one_of(*DECODERS),
         "in_channels": whole(1, 100),
     }
     return type(value) is dict and all(key in tests and tests[key](v) for key, v in value.items())

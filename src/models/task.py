@@ -6,20 +6,17 @@ class. Named classes are numbered from 0, background, as in the files; in a labe
 logits* (N, D, H, W): the first channel is foreground against background, above 0 where a pixel is no background.
 """
 
-import argparse
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models.names import DENOISING, MAX_CLASSES, are_class_names
+
 PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap and of a label map
 IGNORED = 255  # in a label map of named classes: pixels that are neither learned nor scored
 PET_BLUE, BACKGROUND_ORANGE, BORDER_DARK = (31, 119, 180), (255, 127, 14), (40, 40, 40)
-MAX_CLASSES = 200
-CLASS_NAME = r"[\w][\w .+-]{0,39}"
 
 
 class Task:
@@ -191,7 +188,7 @@ class DenoisingTask(Task):
         channels: of the images.
     """
 
-    name, title, target = "denoising", "denoising", "noise"
+    name, title, target = DENOISING, DENOISING, "noise"
 
     def __init__(self, channels: int = 3):
         self.out_channels = channels
@@ -225,48 +222,9 @@ SPECIES = ClassesTask(("background", "cat", "dog"), "species")
 TASKS: dict[str, Task] = {task.name: task for task in (Task(), TrimapTask(), SPECIES)}
 
 
-def are_class_names(names: list) -> bool:
-    """Whether these are names of classes: 2 to MAX_CLASSES different ones of letters, digits, spaces and dashes."""
-    well_formed = all(type(name) is str and re.fullmatch(CLASS_NAME, name) for name in names)
-    return well_formed and 2 <= len(names) <= MAX_CLASSES and len(set(names)) == len(names)
-
-
-def class_names(text: str) -> str:
-    """What --classes means: a key of TASKS, or names with commas, which may stand in a file, one in a line.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of these.
-    """
-    if text in TASKS:
-        return text
-    names, place = [name.strip() for name in text.split(",")], text
-    if len(names) == 1:
-        place = f"the file {text}"
-        try:
-            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is none of {', '.join(TASKS)}, and no file of names can be read there ({error})"
-            ) from None
-        names = [name.strip() for name in names if name.strip()]
-    if not are_class_names(names):
-        raise argparse.ArgumentTypeError(
-            f"{place} must give 2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes, the first of "
-            "them that of the background"
-        )
-    return ",".join(names)
-
-
-def are_classes(text: str) -> str:
-    """A value of `class_names`, from a file that must not make us read others. Raises ValueError: it is none."""
-    if text in (*TASKS, DenoisingTask.name) or ("," in text and are_class_names(text.split(","))):
-        return text
-    raise ValueError("no classes")
-
-
 def task_named(classes: str, channels: int = 3) -> Task:
     """The task of a value of `class_names`, or of `denoising` images of so many channels."""
-    if classes == DenoisingTask.name:
+    if classes == DENOISING:
         return DenoisingTask(channels)
     return TASKS[classes] if classes in TASKS else task_of(classes=classes.split(","))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model_weights
 
-from models import MODELS
 from models.base import SegmentationModel, fold_channels
+from models.build import NETWORKS
 from models.efficientnet_lite import LITE
 from models.encoders import HEAD
 from runtime.errors import CheckpointError, first_line
@@ -32,14 +32,14 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
     """The file with an encoder's first weights, or None to start from scratch; and in words what it starts from.
 
     Args:
-        model_name: a key of MODELS.
+        model_name: a key of NETWORKS.
         source: `none`; `imagenet`, the weights of an installed package or torchvision's default ones, from torch's
             cache or the download; `auto`, the same if available, and else a warning; or a file.
 
     Raises:
         CheckpointError: `imagenet` or a file is asked for and not available.
     """
-    name = MODELS[model_name].encoder_name
+    name = NETWORKS[model_name].encoder_name
     if source == "none" or (source == "auto" and name is None):
         return None, "from scratch"
     if name is None:

@@ -15,8 +15,6 @@ import time
 import warnings
 from collections.abc import Container
 
-from PIL import Image
-
 from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
 from runtime.options import add_flags
@@ -87,19 +85,21 @@ class StopRequest:
             raise Interrupted(self.signum)
 
 
-@contextlib.contextmanager
-def explain_import_errors():
-    """For the import of torchvision at the top of a script: a mismatch with torch becomes one line and status 2."""
+def import_torch() -> None:
+    """Imports torch and torchvision, after the flags are parsed: it takes seconds. Silences Pillow.
+
+    Raises:
+        UsageError: they are not of one release.
+    """
     try:
-        yield
+        import torchvision  # noqa: F401
+
+        quiet_pillow()
     except (ImportError, RuntimeError, AttributeError) as error:
-        sys.exit(
-            _report(
-                2,
-                f"torch and torchvision do not belong together ({first_line(error)}): install the pair of one release "
-                "with `pip install --upgrade --force-reinstall torch torchvision`",
-            )
-        )
+        raise UsageError(
+            f"torch and torchvision do not belong together ({first_line(error)}): install the pair of one release "
+            "with `pip install --upgrade --force-reinstall torch torchvision`"
+        ) from None
 
 
 def quiet_pillow() -> None:
@@ -107,6 +107,8 @@ def quiet_pillow() -> None:
 
     Among that are warnings of images of 90 million pixels: Pillow refuses twice as many.
     """
+    from PIL import Image
+
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     with contextlib.suppress(OSError, AttributeError):  # on Windows libtiff can't be reached
@@ -121,7 +123,6 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
         less_memory: what to use when memory runs out.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    quiet_pillow()
     status, message = 0, ""
     try:
         try:

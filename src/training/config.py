@@ -5,20 +5,10 @@ are saved in the checkpoint.
 """
 
 import dataclasses
-from pathlib import Path
 
-import torch
-
-from data.augment import AUTO, STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
-from data.distortions import DISTORTIONS, distortion_names
-from data.pixels import Pixels, percentiles, pixels_of, window_of
-from data.splits import SPLITS
-from models import ATTENTION, DEFAULT_MODEL, MODELS
-from models.checkpoint import task_of_checkpoint
-from models.task import TASKS, DenoisingTask, Task, are_classes, class_names, task_named
-from runtime.errors import CheckpointError, UsageError
+from data.names import AUTO, DISTORTIONS, SPLITS, STRENGTHS, distortion_names, percentiles, size_plan
+from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, are_classes, class_names
 from runtime.options import (
-    FIXED,
     CommonConfig,
     cache_option,
     changeable,
@@ -26,14 +16,15 @@ from runtime.options import (
     fraction,
     fraction_or_one,
     fraction_or_zero,
-    is_valid,
     option,
     options_of,
     positive_number,
     regex,
     whole_number,
 )
-from training.losses import LOSSES
+
+LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
+LOSSES = ("bce", "dice", "bce_dice", "focal", "tversky", "focal_tversky", "mse")  # of training/losses.py
 
 
 def class_weights(text: str) -> str:
@@ -57,8 +48,8 @@ RECIPES: dict[str, dict[str, dict]] = {
         "resnet34_unet": {"decoder": "stem"},
     },
     # Of pretrain.py.
-    DenoisingTask.name: {
-        "all": {**LONG, "classes": DenoisingTask.name, "loss": "mse"},
+    DENOISING: {
+        "all": {**LONG, "classes": DENOISING, "loss": "mse"},
         "resnet34_unet": {"decoder": "stem"},
     },
 }
@@ -164,11 +155,9 @@ class TrainConfig(CommonConfig):
     )
     teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
     attention: str = fixed(
-        "none", "se, cbam: in each decoder step; transformer: behind the bottleneck", choices=tuple(ATTENTION)
+        "none", "se, cbam: in each decoder step; transformer: behind the bottleneck", choices=ATTENTION
     )
-    decoder: str = fixed(
-        "plain", "stem: features at full resolution, of networks on an encoder", choices=("plain", "stem")
-    )
+    decoder: str = fixed("plain", "stem: features at full resolution, of networks on an encoder", choices=DECODERS)
     classes: str = fixed(
         "binary",
         f"what is learned: {', '.join(TASKS)}, or the names of classes, a file with one in a line or with commas",
@@ -183,7 +172,7 @@ class TrainConfig(CommonConfig):
     learning_rate: float = changeable(
         1e-4, "step size of the optimizer", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
-    loss: str = fixed("bce", "what is minimized", choices=tuple(LOSSES))
+    loss: str = fixed("bce", "what is minimized", choices=LOSSES)
     class_weights: str | None = fixed(
         None,
         "how much each class counts in the loss, with commas; of binary classes the pet's; auto: as rare as it is",
@@ -244,6 +233,8 @@ class TrainConfig(CommonConfig):
         """[I, K], for fold I of K; None without folds."""
         return [self.fold, self.folds] if self.folds else None
 
+    # torch is imported below and not above: flags are parsed before it, since it takes seconds.
+
     @property
     def network(self) -> dict:
         """Arguments of the network's constructor."""
@@ -252,8 +243,10 @@ class TrainConfig(CommonConfig):
         return {**self.task.outputs, "attention": self.attention, **others}
 
     @property
-    def pixels(self) -> Pixels:
-        """Which values of the images the network sees."""
+    def pixels(self):
+        """Which values of the images the network sees, a Pixels."""
+        from data.pixels import Pixels, window_of
+
         return Pixels(self.channels, window_of(self.window))
 
     @property
@@ -263,25 +256,21 @@ class TrainConfig(CommonConfig):
         return {"image_size": self.image_size, "channels": self.channels, "window": window}
 
     @property
-    def task(self) -> Task:
-        """What is learned."""
+    def task(self):
+        """What is learned, a Task."""
+        from models.task import task_named
+
         return task_named(self.classes, self.channels)
 
     @property
     def denoises(self) -> bool:
         """Whether it is a run of pretrain.py."""
-        return self.classes == DenoisingTask.name
+        return self.classes == DENOISING
 
     @property
     def variants(self) -> int:
         """Variants an image, with --augment bulk; else 0."""
         return self.num_augmentations if self.augment == "bulk" else 0
-
-    def loss_weights(self, device: torch.device) -> torch.Tensor | None:
-        """The weights of the classes, float32 (C,), or None."""
-        if self.class_weights is None:
-            return None
-        return torch.tensor([float(word) for word in self.class_weights.split(",")], device=device)
 
     def settings(self) -> dict:
         """What the checkpoint keeps."""
@@ -291,152 +280,3 @@ class TrainConfig(CommonConfig):
 def saved_settings() -> dict[str, str]:
     """The fields that a checkpoint keeps: FIXED or CHANGEABLE, by name."""
     return {name: made.resume for name, (made, _) in options_of(TrainConfig).items() if made.resume}
-
-
-def check_settings(settings: dict, path: Path) -> None:
-    """Raises CheckpointError where a checkpoint's settings are none that train.py could have saved."""
-    differing = settings.keys() ^ saved_settings().keys()
-    if differing:
-        raise CheckpointError(f"{path} has other settings than this version ({min(differing)!r}); start a new run")
-    for name, value in settings.items():
-        if not is_valid(TrainConfig, name, value):
-            raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
-
-
-def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
-    """Raises CheckpointError where settings contradict other entries of the checkpoint."""
-    model = content["model"]
-    pairs = {
-        "model_name": (config.model_name, model["name"]),
-        "classes": (config.task.name, task_of_checkpoint(content).name),
-        "attention": (config.attention, model["config"].get("attention", "none")),
-        "decoder": (config.decoder, model["config"].get("decoder", "plain")),
-        "image_size": (config.image_size, content["preprocessing"]["image_size"]),
-        "channels": (config.pixels, pixels_of(content["preprocessing"])),
-        "split": (config.split, content["data"]["split"]),
-        "fold": (config.fold_of_folds, content["data"]["fold"]),
-        "seed": (config.seed, content["data"]["seed"]),
-    }
-    for name, (a, b) in pairs.items():
-        if a != b:
-            raise CheckpointError(f"{path} is malformed: its setting {name} contradicts its content; use another one")
-    if bool(config.ema) != (content.get("average") is not None):
-        raise CheckpointError(f"{path} is malformed: its setting ema contradicts its content; use another one")
-
-
-def restore_config(overrides: dict, content: dict, path: Path) -> TrainConfig:
-    """The config of a resumed run: what the checkpoint says, and what the command line may change.
-
-    Args:
-        overrides: the flags on the command line.
-        content: of the checkpoint.
-        path: of the checkpoint.
-
-    Raises:
-        UsageError: the checkpoint can't be resumed, or a flag contradicts its settings.
-    """
-    if any(content.get(name) is None for name in ("settings", "optimizer", "scaler", "random_state")):
-        raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
-    check_settings(content["settings"], path)
-    kept = {}
-    for name, kind in saved_settings().items():
-        if kind == FIXED or name not in overrides:
-            kept[name] = content["settings"][name]
-    written_out = {name: kept[name] for name in ("class_weights", "progressive") if overrides.get(name) == "auto"}
-    overrides = {**overrides, **{name: value for name, value in written_out.items() if value is not None}}
-    differing = [
-        f"{name} {value} (now {overrides[name]})" for name, value in kept.items() if overrides.get(name, value) != value
-    ]
-    if differing:
-        raise UsageError(
-            f"{path} was trained with {', '.join(differing)}; leave these flags out to resume, or start a new run "
-            "without --resume"
-        )
-    config = TrainConfig(**{**overrides, **kept})
-    _check_agreement(config, content, path)
-    return config
-
-
-def with_network_of(config: TrainConfig, overrides: dict, content: dict) -> TrainConfig:
-    """The config of a run that starts from a checkpoint's weights: with its network and, unless given, its size.
-
-    Raises:
-        UsageError: a flag contradicts the checkpoint.
-    """
-    network = content["model"]["config"]
-    found = {
-        "model_name": content["model"]["name"],
-        "attention": network.get("attention", "none"),
-        "decoder": network.get("decoder", "plain"),
-    }
-    pixels = pixels_of(content["preprocessing"])
-    found |= {"channels": pixels.channels, "window": pixels.window and ",".join(map(repr, pixels.window))}
-    differing = [f"{name} {value}" for name, value in found.items() if overrides.get(name, value) != value]
-    if differing:
-        raise UsageError(f"{config.init} has {', '.join(differing)}; leave these flags out, or use another file")
-    size = overrides.get("image_size", content["preprocessing"]["image_size"])
-    before = task_of_checkpoint(content).name
-    keeps_task = "classes" not in overrides and before != DenoisingTask.name
-    classes = before if keeps_task else config.classes
-    return dataclasses.replace(config, **found, classes=classes, image_size=size)
-
-
-def with_size_plan(config: TrainConfig) -> TrainConfig:
-    """The config of a new run with its plan of sizes written out: epochs that --resume adds don't change it.
-
-    Raises:
-        UsageError: the plan leaves no epoch at full size.
-    """
-    plan = config.progressive
-    if plan == "auto":
-        plan = automatic_plan(config.image_size, MODELS[config.model_name].stride, config.epochs)
-    least = 2 * MODELS[config.model_name].stride
-    if min(planned_sizes(plan), default=least) < least:
-        raise UsageError(f"--progressive {plan}: {config.model_name} needs sides of {least} pixels at least")
-    if len(planned_sizes(plan)) >= config.epochs:
-        raise UsageError(f"--progressive {plan} leaves no epoch at full size; plan fewer, or use a larger --epochs")
-    return dataclasses.replace(config, progressive=plan)
-
-
-def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
-    """Raises UsageError where flags contradict each other, or one would do nothing."""
-    if config.compile and config.checkpoint_activations:
-        raise UsageError("--compile can't be combined with --checkpoint_activations; leave one of them out")
-    for name in ("color_jitter", "augment_strength", "distort"):
-        if overrides.get(name) and not config.augments:
-            raise UsageError(f"--{name} needs --augment bulk or online")
-    if config.augment_strength == AUTO and (config.distort or config.color_jitter):
-        raise UsageError("--augment_strength auto draws colors and distortions, too; leave their flags out")
-    if config.group_regex and config.groups:
-        raise UsageError("--group_regex and --groups say the same; leave one of them out")
-    if config.init is not None and overrides.get("encoder_weights", "none") != "none":
-        raise UsageError("--init brings the weights of the encoder, too; leave --encoder_weights out")
-    if (config.freeze_encoder or config.encoder_lr_scale != 1) and MODELS[config.model_name].encoder_name is None:
-        raise UsageError(f"{config.model_name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out")
-    if "fold" in overrides and not config.folds:
-        raise UsageError("--fold needs --folds K")
-    if config.fold > (config.folds or 1):
-        raise UsageError(f"there is no fold {config.fold} of {config.folds or 1}; use --folds K and --fold I")
-    if config.patience and config.scheduler == "cosine":
-        raise UsageError("--patience would cut the plan of --scheduler cosine; use plateau or none with it")
-    if "weight_decay" in overrides and config.optimizer != "adamw":
-        raise UsageError("--weight_decay needs --optimizer adamw")
-    decoders, stride = MODELS[config.model_name].decoders, MODELS[config.model_name].stride
-    if config.decoder not in decoders:
-        raise UsageError(f"{config.model_name} has no decoder {config.decoder}; it has {', '.join(decoders)}")
-    if config.multi_scale and len(possible_sizes(config.image_size, stride, config.multi_scale)) == 1:
-        share, size = config.multi_scale, config.image_size
-        raise UsageError(f"no multiple of {stride} lies within {share:g} of {size}; use a larger --multi_scale")
-    for name in ("unlabeled_batch", "unlabeled_weight", "confidence"):
-        if name in overrides and config.unlabeled is None:
-            raise UsageError(f"--{name} needs --unlabeled")
-    weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
-    unweighted = config.loss in ("dice", "tversky", "focal_tversky", "mse")
-    if config.class_weights and unweighted and (channels == 1 or weights == ["auto"]):
-        raise UsageError(f"--class_weights {config.class_weights} would do nothing useful with --loss {config.loss}")
-    if weights != ["auto"] and len(weights) != channels:
-        raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")
-    if config.mix != "none" and config.batch_size < 2 * processes:
-        raise UsageError("--mix needs two images in a process at a time; use a larger --batch_size")
-    if config.classes != "binary" and config.augment_uncertain:
-        raise UsageError(f"--augment_uncertain is not for --classes {config.classes}; leave one of them out")

@@ -11,7 +11,8 @@ from data.check import print_resized_masks, require_readable, warn_if_inverted
 from data.datasets import ImageDataset, SimpleOxfordPetDataset, load_dataset
 from data.index import find_root, fingerprint, has_lists, list_samples
 from data.inputs import list_images
-from data.splits import MODES, group_names, split_samples, stratified_subset
+from data.names import MODES
+from data.splits import group_names, split_samples, stratified_subset
 from models.task import BACKGROUND, IGNORED, Task
 from runtime.errors import DatasetError, UsageError
 from training.config import TrainConfig

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import torch
 
 from data.download import download
 from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
-from models import ALIASES, DEFAULT_MODEL, MODELS, build_model
+from models.build import build_model
 from models.checkpoint import load_checkpoint, seen_names, take_weights
+from models.names import ALIASES, DEFAULT_MODEL, MODELS, closest_model
 from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
@@ -22,13 +22,14 @@ from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distrib
 from runtime.errors import UsageError
 from runtime.files import writable_folder
 from runtime.seeding import seed_everything
-from training.config import TrainConfig, check_flags, restore_config, with_network_of, with_size_plan
+from training.config import TrainConfig
 from training.data import Parts, augmented, open_images, open_parts, some_of
 from training.header import print_header, resume_command
 from training.listeners import Console, TensorBoard
 from training.loop import Trainer
 from training.losses import balanced_weights
 from training.optim import ModelEMA, build_optimizer, build_scheduler
+from training.resolve import check_flags, restore_config, with_network_of, with_size_plan
 from training.state import RunState, lock_run, resume_source, start_progress
 from training.step import Net
 from training.terms.denoise import open_denoising
@@ -39,7 +40,6 @@ from training.terms.masks import open_masks
 # What a run may learn from. Each function gives a term, or None where the config does not ask for it. Exactly one of
 # the first two does.
 TERMS = (open_masks, open_denoising, open_distillation, open_fixmatch)
-LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
 
 
 class Source(NamedTuple):
@@ -85,8 +85,7 @@ def known_model(name: str) -> str:
     name = ALIASES.get(name, name)
     if name in MODELS:
         return name
-    close = difflib.get_close_matches(name, [*MODELS, *ALIASES], n=1, cutoff=0)[0]
-    print(f"WARNING: NO MODEL IS CALLED {name!r}. The closest is {close!r}.", end=" ", file=sys.stderr)
+    print(f"WARNING: NO MODEL IS CALLED {name!r}. The closest is {closest_model(name)!r}.", end=" ", file=sys.stderr)
     print(f"TRAINING {DEFAULT_MODEL} INSTEAD.", file=sys.stderr)
     return DEFAULT_MODEL
 

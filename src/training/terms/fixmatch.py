@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from data.augment import STRENGTHS, apply_augmentations, apply_colors, draw_augmentation, draw_colors, mix
+from data.augment import apply_augmentations, apply_colors, draw_augmentation, draw_colors, mix
 from data.check import require_readable
 from data.copies import find_copies, find_near_copies, near_copies
 from data.datasets import ImageDataset, SimpleOxfordPetDataset
@@ -22,6 +22,7 @@ from data.distortions import apply_distortions, draw_distortions
 from data.index import Sample, fingerprint, read_as
 from data.inputs import list_images
 from data.loader import Batches, require_shares
+from data.names import STRENGTHS
 from data.pixels import Pixels
 from data.splits import split_samples
 from evaluation.metrics import image_dice, score_counts

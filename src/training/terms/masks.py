@@ -4,8 +4,9 @@ from functools import partial
 
 import torch
 
-from data.augment import BatchAugmentation, augment_batch, planned_sizes
+from data.augment import BatchAugmentation, augment_batch
 from data.loader import Batches
+from data.names import planned_sizes
 from evaluation.evaluator import validate
 from evaluation.metrics import image_dice, mean_dice, score_counts
 from evaluation.predictor import Predictor
@@ -29,7 +30,8 @@ class MasksTerm:
     def __init__(self, batches: Batches, config, predictor: Predictor, valid_loader):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
-        self.loss_fn = partial(LOSSES[config.loss], weights=config.loss_weights(self.device))
+        weights = config.class_weights and torch.tensor([*map(float, config.class_weights.split(","))])
+        self.loss_fn = partial(LOSSES[config.loss], weights=weights and weights.to(self.device))
         sizes = tuple(planned_sizes(config.progressive))
         self.augmentation = BatchAugmentation(
             config.mix, config.multi_scale, predictor.model.stride, config.seed, sizes

@@ -1,0 +1,206 @@
+"""Writes a trained network into one file: for other programs, or as a small checkpoint to publish."""
+
+import contextlib
+import importlib.util
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data.datasets import Preprocessing
+from data.inputs import find_samples, read_input
+from data.pixels import RGB, pixels_of
+from evaluation.config import EXPORT_FORMATS, ExportConfig
+from models.base import SegmentationModel
+from models.checkpoint import (
+    build_from_checkpoint,
+    load_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+    without_training_state,
+)
+from runtime.errors import RunError, UsageError
+from runtime.files import put_in_place, writable_folder
+
+CHECKED = 16  # images, at most
+CALIBRATED = 200  # images, at most, from which the ranges of int8 values are taken
+
+
+class Exported(torch.nn.Module):
+    """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities, float (N, C, S, S).
+
+    C is 1, of pet; 3, of pet, background and border; or the number of named classes. Images that are not 8-bit RGB are
+    float (N, channels, S, S) in 0..255.
+    """
+
+    def __init__(self, model: SegmentationModel):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.task.probabilities(self.model(images.float()))
+
+
+def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
+    """Writes an ONNX file with weights and features in 8 bits, by onnxruntime's static quantiser.
+
+    Args:
+        source: the file in float32.
+        images: uint8 (3, S, S), from which the ranges of features are taken.
+        path: the file.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter({"images": image.numpy()[None]} for image in images)
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    prepared = path.with_name("prepared.onnx")
+    with _quiet_logging():
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        # Unsigned features and signed weights are what x86 processors multiply fastest (VNNI).
+        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **types)
+
+
+@contextlib.contextmanager
+def _quiet_logging():
+    # onnxruntime's quantiser logs hints for its authors through the root logger.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def export(model: SegmentationModel, content: dict, path: Path) -> None:
+    """Writes a network as torch.export's .pt2, as ONNX, or as a checkpoint of weights, by the ending of the path.
+
+    Args:
+        model: on the CPU; normalisation is in it.
+        content: of its checkpoint. How many images there are at a time stays open, their size does not.
+        path: the file.
+    """
+    if path.suffix == ".pth":
+        save_checkpoint(publishable(content), [path])
+        return
+    size = content["preprocessing"]["image_size"]
+    # Two images, because a dimension of one would be taken for a constant.
+    channels, dtype = model.in_channels, pixels_of(content["preprocessing"]).dtype
+    example = (torch.zeros(2, channels, size, size, dtype=torch.uint8 if dtype is np.uint8 else torch.float32),)
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    with torch.no_grad(), warnings.catch_warnings(), path.open("wb") as file:
+        warnings.simplefilter("ignore")  # torch's own, about its own code
+        program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
+        if path.suffix == ".onnx":
+            names = {"input_names": ["images"], "output_names": ["probabilities"]}
+            made = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            file.write(made.model_proto.SerializeToString())
+        else:
+            torch.export.save(program, file)
+
+
+def publishable(content: dict) -> dict:
+    """A checkpoint without training state, its kernels in half precision: a sixth of the size or less."""
+    whole = ("mean", "std")  # of the normalisation
+    weights = {
+        name: value.half() if value.ndim > 1 and name not in whole else value
+        for name, value in content["weights"].items()
+    }
+    return without_training_state({**content, "weights": weights})
+
+
+def load_exported(path: Path):
+    """The exported network as a function from bytes (N, 3, S, S) to probabilities (N, C, S, S), both NumPy arrays."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {"images": images})[0]
+    if path.suffix == ".pth":
+        rebuilt = Exported(build_from_checkpoint(load_checkpoint(path), path))
+        return lambda images: rebuilt(torch.from_numpy(images)).numpy()
+    module = torch.export.load(path).module()
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], least: float = 0.999) -> str:
+    """Compares the masks of an exported network with ours, one by one and in a batch; returns the result in words.
+
+    Raises:
+        RunError: a smaller share of the pixels than `least` is equal.
+    """
+    exported, batch = load_exported(path), torch.stack(images)
+    with torch.inference_mode():
+        ours = Exported(model)(batch).numpy()
+    with torch.no_grad():
+        theirs = exported(batch.numpy())
+        one = exported(batch[:1].numpy())
+    equal = float((model.task.decided(theirs) == model.task.decided(ours)).mean())
+    apart = float(np.abs(theirs - ours).max())
+    alone = float(np.abs(one - theirs[:1]).max())
+    if equal < least:
+        raise RunError(f"{path.name} does not do what the checkpoint does: {equal:.2%} of the pixels are equal")
+    return (
+        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} images {equal:.5%} of the pixels equal "
+        f"ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single image"
+    )
+
+
+def sample_images(
+    data_path: str | None, content: dict, size: int, subset: str = "test", count: int = CHECKED
+) -> list[torch.Tensor]:
+    """Up to `count` images, uint8 (3, S, S), of `data_path`, or random shapes where it is None."""
+    if data_path is None:
+        pixels = pixels_of(content["preprocessing"])
+        noise = torch.rand(4, pixels.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        drawn = F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255
+        return list(drawn if pixels != RGB else drawn.to(torch.uint8))
+    samples, _ = find_samples(data_path, content, subset)
+    return [read_input(sample, Preprocessing(size))[0] for sample in samples[:count]]
+
+
+def export_checkpoint(config: ExportConfig) -> None:
+    """Writes the files of a config and checks them.
+
+    Raises:
+        UsageError: packages or images are missing; see also `open_checkpoint`.
+        RunError: a file gives other masks than the checkpoint.
+    """
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    if {"onnx", "onnx-int8"} & set(config.formats) and lacking:
+        raise UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
+    if "onnx-int8" in config.formats and config.data_path is None:
+        raise UsageError("onnx-int8 takes the ranges of its values from images; name a dataset with --data_path")
+    model, content, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    folder = writable_folder(config.output_path or path.parent)
+    size = content["preprocessing"]["image_size"]
+    images = sample_images(config.data_path, content, size)
+    kind = "bytes" if pixels_of(content["preprocessing"]) == RGB else "floats of 0 to 255"
+    print(f"Exporting {content['model']['name'].upper()} ({path}): ", end="")
+    print(f"{kind} (N, {model.in_channels}, {size}, {size}) to probabilities")
+    for ending in config.formats:
+        file = folder / f"{path.stem}{EXPORT_FORMATS[ending]}"
+        if file.resolve() == path.resolve():
+            raise UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # an older file stays until this one is checked
+            fresh = Path(scratch) / file.name
+            least = 0.999
+            if ending == "onnx-int8":
+                least, whole = 0.95, Path(scratch) / "whole.onnx"
+                export(model, content, whole)
+                calibration = sample_images(config.data_path, content, size, "valid", CALIBRATED)
+                quantize(whole, calibration, fresh)
+            else:
+                export(model, content, fresh)
+            print(f"{file}: {check(model, fresh, images, least)}")
+            put_in_place(fresh, file)

@@ -1,0 +1,65 @@
+"""Names of networks and of what they learn, for flags. Imports nothing heavy: models/build.py has the networks."""
+
+import argparse
+import difflib
+import re
+from pathlib import Path
+
+ENCODERS = (
+    *("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "efficientnet_b3", "efficientnet_v2_s"),
+    *("mobilenet_v3_large", "convnext_tiny", "swin_t"),
+    *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+)
+MODELS = ["unet", "unet_small", "resnet34_unet", *(f"{name}_unet" for name in ENCODERS)]
+ALIASES = {"resnet": "resnet34_unet"}  # report B's short name
+DEFAULT_MODEL = "resnet34_unet"
+ATTENTION = ("none", "se", "cbam", "transformer")
+DECODERS = ("plain", "stem")
+TASKS = ("binary", "trimap", "species")  # that --classes may name
+DENOISING = "denoising"  # what pretrain.py learns
+MAX_CLASSES = 200
+CLASS_NAME = r"[\w][\w .+-]{0,39}"
+
+
+def closest_model(name: str) -> str:
+    """The known name of a model that is most like this one."""
+    return difflib.get_close_matches(name, [*MODELS, *ALIASES], n=1, cutoff=0)[0]
+
+
+def are_class_names(names: list) -> bool:
+    """Whether these are names of classes: 2 to MAX_CLASSES different ones of letters, digits, spaces and dashes."""
+    well_formed = all(type(name) is str and re.fullmatch(CLASS_NAME, name) for name in names)
+    return well_formed and 2 <= len(names) <= MAX_CLASSES and len(set(names)) == len(names)
+
+
+def class_names(text: str) -> str:
+    """What --classes means: one of TASKS, or names with commas, which may stand in a file, one in a line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    if text in TASKS:
+        return text
+    names, place = [name.strip() for name in text.split(",")], text
+    if len(names) == 1:
+        place = f"the file {text}"
+        try:
+            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is none of {', '.join(TASKS)}, and no file of names can be read there ({error})"
+            ) from None
+        names = [name.strip() for name in names if name.strip()]
+    if not are_class_names(names):
+        raise argparse.ArgumentTypeError(
+            f"{place} must give 2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes, the first of "
+            "them that of the background"
+        )
+    return ",".join(names)
+
+
+def are_classes(text: str) -> str:
+    """A value of `class_names`, from a file that must not make us read others. Raises ValueError: it is none."""
+    if text in (*TASKS, DENOISING) or ("," in text and are_class_names(text.split(","))):
+        return text
+    raise ValueError("no classes")
