@@ -9,8 +9,9 @@ from torchvision.models import resnet34
 
 from models.base import IMAGENET_MEAN, IMAGENET_STD
 from models.build import build_model
+from models.encoders import build_encoder, encode
 from models.names import ALIASES, MODELS
-from models.resnet34_unet import ResNet34_UNet, ResNet34Encoder
+from models.resnet34_unet import ResNet34_UNet
 from models.unet import MaxPool, UNet, UpBlock, double_conv
 
 TRIED = ["unet plain", "unet_small plain", "resnet34_unet plain", "resnet34_unet stem"]
@@ -129,7 +130,7 @@ def test_skips_reach_full_resolution():
 
 def test_encoder_equals_torchvisions_resnet34():
     torch.manual_seed(1)
-    theirs, ours = resnet34(weights=None).eval(), ResNet34Encoder().eval()
+    theirs, ours = resnet34(weights=None).eval(), build_encoder("resnet34").eval()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     assert list(state) == list(ours.state_dict())
     assert [v.shape for v in state.values()] == [v.shape for v in ours.state_dict().values()]
@@ -145,7 +146,7 @@ def test_encoder_equals_torchvisions_resnet34():
         layer.register_forward_hook(lambda *_args: expected.append(_args[2].clone()))
     images = torch.randn(2, 3, 96, 64)
     with torch.inference_mode():
-        classes, features = theirs(images), ours(images)
+        classes, features = theirs(images), list(encode(ours, images).values())
     assert [tuple(f.shape[1:]) for f in features] == [
         (64, 48, 32),
         (64, 24, 16),
@@ -160,7 +161,7 @@ def test_encoder_equals_torchvisions_resnet34():
 
 
 def test_residual_branches_start_as_identity():
-    blocks = [block for layer in (1, 2, 3, 4) for block in getattr(ResNet34Encoder(), f"layer{layer}")]
+    blocks = [block for layer in (1, 2, 3, 4) for block in getattr(build_encoder("resnet34"), f"layer{layer}")]
     assert len(blocks) == 16
     assert all(not block.bn2.weight.any() for block in blocks)
 

@@ -24,11 +24,8 @@ def register(default: bool = False) -> None:
 
         stride = 32  # as of ResNet34-UNet, although it needs only 2
 
-        def __init__(
-            self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels=3
-        ):
-            super().__init__(out_channels, attention, decoder, classes, in_channels)
-            self.stem = double_conv(in_channels, 6)
+        def build(self, attention, decoder):
+            self.stem = double_conv(self.in_channels, 6)
             self.down = double_conv(6, 12)
             self.ups = base.nn.ModuleList([UpBlock(12, 6, 6, attention)])
             self.head = base.nn.Conv2d(6, self.task.out_channels, 1)

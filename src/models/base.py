@@ -24,8 +24,8 @@ class SegmentationModel(nn.Module):
     Mean and standard deviation are buffers, so they travel in the checkpoint. Inputs whose sides are no multiple of
     `stride` are padded inside (edge pixels repeated) and the logits cropped back.
 
-    Subclasses set `stride`, the factor between the input and the deepest feature map, and implement `body` and
-    `blocks`.
+    Subclasses set `stride`, the factor between the input and the deepest feature map, and implement `build`, `body`
+    and `blocks`.
 
     Args:
         out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap; 0 for the
@@ -58,7 +58,7 @@ class SegmentationModel(nn.Module):
         self.task = task_of(out_channels, classes, in_channels)
         # Plain values: they go into the checkpoint and rebuild the model.
         self.config = {**self.task.outputs, "attention": attention}
-        if decoder != "plain":  # absent in checkpoints of the first versions
+        if decoder != "plain":
             self.config["decoder"] = decoder
         self.in_channels = in_channels
         if in_channels != 3:
@@ -66,6 +66,11 @@ class SegmentationModel(nn.Module):
         for name, values in zip(("mean", "std"), self.normalization):
             of_channels = values if in_channels == 3 else [sum(values) / 3] * in_channels
             self.register_buffer(name, torch.tensor(of_channels).view(1, -1, 1, 1))
+        self.build(attention, decoder)
+
+    def build(self, attention: str, decoder: str) -> None:
+        """Makes the layers, for `self.in_channels` and `self.task.out_channels`."""
+        raise NotImplementedError
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised images, H and W multiples of `stride`, to logits (N, out_channels, H, W)."""

@@ -33,7 +33,11 @@ class Float32Conv2d(nn.Conv2d):
 
 def build_classifier(name: str) -> nn.Module:
     """The classifier whose features an encoder takes, with fresh weights; `name` is one of ENCODERS."""
-    return efficientnet_lite(name) if name in LITE else get_model(name, weights=None)
+    if name in LITE:
+        return efficientnet_lite(name)
+    # The last batch norm of each residual branch of ResNet34 begins at zero: from scratch each block begins as the
+    # identity, and the gradient reaches the first layers.
+    return get_model(name, weights=None, **({"zero_init_residual": True} if name == "resnet34" else {}))
 
 
 def build_encoder(name: str) -> nn.Module:
@@ -71,18 +75,19 @@ def encode(encoder: nn.Module, x: torch.Tensor) -> dict[int, torch.Tensor]:
 class EncoderUNet(SegmentationModel):
     """UNet decoder on an encoder of torchvision, with bottleneck block and skips back to full resolution.
 
-    The decoders are those of ResNet34_UNet. Where an encoder begins at a stride of 4, the skip at 2 is made from that
-    at full resolution. Arguments: see SegmentationModel.
+    The encoder has no features at full resolution. With the decoder `plain` the skip there is the normalised image
+    itself: fur and whiskers are in the pixels. With `stem` it is 32 features of its own, as UNet has them, and the last
+    step of the decoder has 32 channels. Where an encoder begins at a stride of 4, the skip at 2 is made from that at
+    full resolution. Arguments: see SegmentationModel.
     """
 
     stride = 32
     decoders = ("plain", "stem")
     widths: tuple[int, ...] = (512, 256, 128, 64, 32, 16)  # channels of the decoder, from the bottleneck up
 
-    def __init__(
-        self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels: int = 3
-    ):
-        super().__init__(out_channels, attention, decoder, classes, in_channels)
+    def build(self, attention: str, decoder: str) -> None:
+        """See SegmentationModel.build."""
+        in_channels = self.in_channels
         self.encoder = build_encoder(self.encoder_name)
         widen_input(self.encoder, in_channels)
         skip, last = (in_channels, self.widths[-1]) if decoder == "plain" else (32, 32)

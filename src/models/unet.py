@@ -69,12 +69,10 @@ class UNet(SegmentationModel):
     stride = 16
     widths = (64, 128, 256, 512, 1024)  # channels of the levels, from full resolution down
 
-    def __init__(
-        self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels: int = 3
-    ):
-        super().__init__(out_channels, attention, decoder, classes, in_channels)
+    def build(self, attention: str, decoder: str) -> None:
+        """See SegmentationModel.build."""
         widths = self.widths
-        self.stem = double_conv(in_channels, widths[0])
+        self.stem = double_conv(self.in_channels, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))
         self.pool = MaxPool()
         self.self_attention = build_self_attention(attention, widths[-1])
@@ -110,12 +108,11 @@ class UNetSmall(UNet):
     stride = 32
     widths = (24, 48, 96, 152, 208)  # from half resolution down
 
-    def __init__(
-        self, out_channels: int = 1, attention: str = "none", decoder: str = "plain", classes=None, in_channels: int = 3
-    ):
-        super().__init__(out_channels, attention, decoder, classes, in_channels)
+    def build(self, attention: str, decoder: str) -> None:
+        """See SegmentationModel.build."""
+        super().build(attention, decoder)
         width = self.widths[0]
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), *double_conv(4 * in_channels, width))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), *double_conv(4 * self.in_channels, width))
         self.head = nn.Sequential(nn.Conv2d(width, 4 * self.task.out_channels, 1), nn.PixelShuffle(2))
         for part in (self.stem, self.head):
             init_weights(part)
