@@ -95,7 +95,7 @@ def test_normalisation_is_in_the_state_dict(network):
 @every_model
 def test_config_rebuilds_the_model(network):
     name, decoder = network.split()
-    model = MODELS[name](out_channels=3, decoder=decoder)
+    model = CLASSES[name](out_channels=3, decoder=decoder)
     again = build_model(name, **model.config)
     again.load_state_dict(model.state_dict())
     assert again.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
