@@ -38,7 +38,7 @@ def open_data(
     if content is None:
         groups = group_names(list_samples(root), config.group_regex, config.groups)
     else:
-        groups = content["data"]["groups"]
+        groups = content["data"].get("groups")
     split = split_samples(root, config.split, config.seed, fold=config.fold_of_folds, groups=groups)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
