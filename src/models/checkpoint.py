@@ -23,6 +23,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -145,10 +146,12 @@ def read_archive(path: Path, verify: bool = True):
         damaged = archive.testzip() if verify else None
         if damaged:
             raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
-    except pickle.UnpicklingError:  # its message says how to load the file all the same
-        raise pickle.UnpicklingError("it holds more than tensors and plain values") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of odd files
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
+        except pickle.UnpicklingError:  # its message says how to load the file all the same
+            raise pickle.UnpicklingError("it holds more than tensors and plain values") from None
 
 
 def _alternatives(path: Path) -> str:
