@@ -220,7 +220,7 @@ def open_checkpoint_part(
     cache = open_cache(root, size, task, pixels) if use_cache and resize == "square" else None
     split = data["split"] if has_lists(root) else SPLITS[0]
     if mode != "all":
-        split = split_samples(root, split, data["seed"], (mode,), data["fold"], data["groups"])
+        split = split_samples(root, split, data["seed"], (mode,), data.get("fold"), data.get("groups"))
     options = {"split": split, "seed": data["seed"], "task": task, "pixels": pixels, "cache": cache}
     return load_dataset(root, mode, image_size=size, resize=resize, **options)
 

@@ -23,6 +23,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -119,10 +120,8 @@ def _read(path: Path, verify: bool):
     """The content of a checkpoint's file; see `read_archive`. Raises CheckpointError: see `load_checkpoint`."""
     try:
         return read_archive(path, verify)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is refused: it holds more than tensors and plain values; use a checkpoint of train.py"
-        ) from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} is refused: {error}; use a checkpoint of train.py") from None
     except Exception as error:  # noqa: BLE001  zipfile and torch raise anything on damaged files
         raise CheckpointError(
             f"{path} is truncated, damaged, or no checkpoint ({first_line(error)}); {_alternatives(path)}"
@@ -149,7 +148,12 @@ def read_archive(path: Path, verify: bool = True):
         damaged = archive.testzip() if verify else None
         if damaged:
             raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of odd files
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
+        except pickle.UnpicklingError:  # its message says how to load the file all the same
+            raise pickle.UnpicklingError("it holds more than tensors and plain values") from None
 
 
 def _alternatives(path: Path) -> str:

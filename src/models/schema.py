@@ -49,6 +49,11 @@ def dict_of(key: Test, value: Test) -> Test:
     return lambda v: type(v) is dict and len(v) <= MAX_COUNT and all(key(k) and value(x) for k, x in v.items())
 
 
+def part(**tests: Test) -> Test:
+    """A dict with these entries and no others."""
+    return lambda v: type(v) is dict and v.keys() == tests.keys() and all(test(v[k]) for k, test in tests.items())
+
+
 def is_tensor(value) -> bool:
     """Whether this is a tensor of finite values that all lie in the file: none is repeated to make it larger."""
     return (
@@ -100,18 +105,6 @@ def _is_fold(value) -> bool:
     return type(value) is list and list(map(type, value)) == [int, int] and 1 <= value[0] <= value[1] <= 100
 
 
-def _is_average(value) -> bool:
-    return type(value) is dict and whole(0, 10**12)(value.get("updates")) and WEIGHTS(value.get("trained_weights"))
-
-
-def _is_optimizer(value) -> bool:
-    tests = {
-        "state": dict_of(whole(0, MAX_COUNT), dict_of(KEY, is_tensor)),
-        "param_groups": list_of(dict_of(KEY, _is_plain)),
-    }
-    return type(value) is dict and all(test(value.get(name)) for name, test in tests.items())
-
-
 def _is_log_row(value) -> bool:
     if not dict_of(KEY, lambda v: v is None or _is_number(v) or RUN_ID(v))(value):
         return False
@@ -127,7 +120,7 @@ FIELDS: dict[str, Test] = {  # None stands for an entry that is not there
     "model.name": lambda v: type(v) is str and v in MODELS,
     "model.config": _is_model_config,
     "weights": WEIGHTS,
-    "average": maybe(_is_average),
+    "average": maybe(part(updates=whole(0, 10**12), trained_weights=WEIGHTS)),
     "preprocessing.image_size": whole(16, 4096),
     "preprocessing.channels": whole(1, 100),
     "preprocessing.window": maybe(_is_window),
@@ -152,7 +145,12 @@ FIELDS: dict[str, Test] = {  # None stands for an entry that is not there
     "progress.resumed": maybe(list_of(whole(0, MAX_COUNT))),
     "progress.patient_from": maybe(whole(0, MAX_COUNT)),
     "terms": maybe(dict_of(KEY, dict_of(KEY, _is_plain))),
-    "optimizer": maybe(_is_optimizer),
+    "optimizer": maybe(
+        part(
+            state=dict_of(whole(0, MAX_COUNT), dict_of(KEY, is_tensor)),
+            param_groups=list_of(dict_of(KEY, _is_plain)),
+        )
+    ),
     "scheduler": maybe(dict_of(KEY, _is_plain)),
     "scaler": maybe(dict_of(KEY, _is_number)),
     "random_state": maybe(_is_random_state),

@@ -34,7 +34,7 @@ def open_parts(config: TrainConfig, saved: dict | None, path: Path | None) -> tu
         DatasetError: images or masks can't be used.
     """
     root = find_root(config.data_path)
-    groups = saved["groups"] if saved else group_names(list_samples(root), config.group_regex, config.groups)
+    groups = saved.get("groups") if saved else group_names(list_samples(root), config.group_regex, config.groups)
     split = split_samples(root, config.split, config.seed, fold=config.fold_of_folds, groups=groups)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))

@@ -34,7 +34,7 @@ def _check_agreement(config: TrainConfig, content: dict, path: Path) -> None:
         "image_size": (config.image_size, content["preprocessing"]["image_size"]),
         "channels": (config.pixels, pixels_of(content["preprocessing"])),
         "split": (config.split, content["data"]["split"]),
-        "fold": (config.fold_of_folds, content["data"]["fold"]),
+        "fold": (config.fold_of_folds, content["data"].get("fold")),
         "seed": (config.seed, content["data"]["seed"]),
     }
     for name, (a, b) in pairs.items():
