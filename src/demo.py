@@ -28,13 +28,14 @@ from data.datasets import Preprocessing, preprocessing_of
 from data.index import Sample
 from data.inputs import read_input
 from data.pixels import pixels_of, shown
-from evaluation.predictor import Predictor, label_map_at_size, resize_logits
+from evaluation.matting import cut_out, matting_trimap
+from evaluation.predictor import Predictor, label_map_at_size
 from models.checkpoint import PUBLISHED, open_checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
 from runtime.options import model_name_option, model_path_option, option, whole_number
-from visual.panels import draw_outline, palette_image, sixteen_bits, soft_edges, write_png
+from visual.panels import draw_outline, palette_image, with_profile, write_png
 
 MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000  # of an upload
 MAX_TEXT = 1_000_000  # bytes of other requests, and of what surrounds an upload
@@ -44,6 +45,9 @@ UPLOAD = "/gradio_api/upload"
 REFUSED = ("://", "/proxy=", "/process_recording")
 # The page gets all it needs from this server; what Gradio would fetch from others is refused by the browser.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:"
+
+
+CHECKERBOARD = "#cutout img {background: repeating-conic-gradient(#bbb 0 25%, #fff 0 50%) 0 0 / 20px 20px}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +98,12 @@ class Network:
         logit = 0.0 if self.predictor.task.classes else math.log(threshold / (1 - threshold))
         labels = label_map_at_size(self.predictor.task, decision, logit, height, width)
         mask = (labels != BACKGROUND).astype(np.uint8)
-        probabilities = sixteen_bits(resize_logits(decision[:1], height, width)[0])
-        pixel = max(1, round(max(width, height) / max(decision.shape[1:])))
         results = Path(tempfile.mkdtemp(dir=folder))
         stem = Path(path).stem
         cutout, mask_file = results / f"{stem}_cutout.png", results / f"{stem}_mask.png"
-        write_png(Image.fromarray(np.dstack([shown(image), soft_edges(mask, probabilities, pixel, threshold)])), cutout)
         task = self.predictor.task
+        trimap = matting_trimap(labels, task, max(height, width))
+        write_png(with_profile(cut_out(shown(image), trimap), Path(path)), cutout)
         write_png(palette_image(labels, task) if task.classes else Image.fromarray(mask * 255), mask_file)
         return draw_outline(image, mask), cutout, mask_file
 
@@ -269,6 +272,7 @@ def main(argv=None) -> None:
                 server_port=config.port,
                 max_file_size=MAX_BYTES,
                 quiet=True,
+                css=CHECKERBOARD,
                 share=False,
                 footer_links=[],
                 state_session_capacity=MAX_SESSIONS,

@@ -1,8 +1,9 @@
 """Segments images and writes masks, overlays, cutouts and panels.
 
-python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
+python src/inference.py photo.jpg
 """
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from data.datasets import preprocessing_of
+from data.image_io import IMAGE_SUFFIXES
 from data.inputs import find_samples, refuse_overwriting
 from evaluation.config import InferConfig
 from evaluation.ensemble import open_checkpoints
@@ -36,7 +38,16 @@ def build_parser() -> cli.Parser:
 
 def main(argv=None) -> None:
     """Reads the flags and segments."""
-    config = InferConfig(**build_parser().parse_overrides(argv))
+    overrides = build_parser().parse_overrides(argv)
+    # In `--model_path FILE photo.jpg` the flag takes both.
+    words = overrides.get("model_path", [])
+    photographs = [word for word in words if Path(word).is_dir() or Path(word).suffix.lower() in IMAGE_SUFFIXES]
+    if photographs and photographs != words:
+        overrides["model_path"] = [word for word in words if word not in photographs]
+        overrides["photographs"] = photographs + overrides.get("photographs", [])
+    if "photographs" in overrides and "data_path" in overrides:
+        raise UsageError("name the images either with --data_path or without a flag")
+    config = InferConfig(**overrides)
     device = get_device(config.device)
     with init_distributed(device, config.peer_minutes) as context:
         infer(config, device, context)
@@ -48,9 +59,13 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     config.refuse_thresholds(model.task)
     if "trimaps" in config.save and not model.task.class_scores:
         raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
-    output = config.output_path or ("inference_results" if config.save_results else None)
-    folder = None if output is None else Path(output)
-    samples, what = find_samples(config.data_path, content, config.subset, config.recursive, folder)
+    if config.matting == "pymatting" and not importlib.util.find_spec("pymatting"):
+        raise UsageError("--matting pymatting needs PyMatting: pip install -r requirements-matting.txt")
+    paths, output = config.photographs or [config.data_path], Path(config.output_path or "inference_results")
+    samples, what = find_samples(paths, content, config.subset, config.recursive, output)
+    scored = len(paths) == 1 and Path(paths[0]).is_dir() and any(sample.mask_path for sample in samples)
+    folder = output if config.output_path or config.save_results or not scored else None
+    kinds = config.save or ["masks", "panels"] + ["cutouts"] * (not scored)
     if folder is not None:
         refuse_overwriting(writable_folder(folder), samples)
     name, preprocessing = content["model"]["name"], preprocessing_of(content, config.image_size, config.resize)
@@ -60,7 +75,7 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     files = " ".join(config.model_path or [str(path)])
     print(f"Segmenting {len(samples)} {what} with {name.upper()} ({files}) on {device}, {precision}", flush=True)
     predictor = Predictor(precision.to_device(model), precision, config.tta)
-    segmenter = Segmenter(predictor, preprocessing, config, folder)
+    segmenter = Segmenter(predictor, preprocessing, config, kinds, folder)
     start = time.perf_counter()
     rows = context.all_gather(segmenter.run(context.shard(samples)))
     if not context.first:
@@ -73,9 +88,11 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     }
     append_rows(log, [{**stamp, **row} for row in rows])
     print(f"{len(rows)} images in {seconds:.1f} s ({len(rows) / seconds:.1f} a second), listed in {log}")
-    if folder is not None:
-        print(f"Results ({', '.join(config.save)}) are in {folder}")
-        if "panels" in config.save and len(rows) > 1:
+    if folder is None:
+        print("No results are written; --save_results or --output_path DIR does that")
+    else:
+        print(f"Results ({', '.join(kinds)}) are in {folder}")
+        if "panels" in kinds and len(rows) > 1:
             panels = [(f"{s.name}_panel.png", row["dice"]) for s, row in zip(samples, rows) if not row["error"]]
             write_gallery(folder, panels, f"{name.upper()}, {path.name}")
             print(f"All panels, the worst first: {folder / 'index.html'}")
@@ -99,7 +116,7 @@ def report(rows: list[dict], content: dict, name: str) -> None:
         print(f"WARNING: {len(seen)} of them were trained on, so this Dice is inflated by leakage.", file=sys.stderr)
     errors = [row["error"] for row in rows if row["error"]]
     if errors and len(errors) == len(rows):
-        raise_faults(errors, "--data_path")
+        raise_faults(errors, "images")
     if errors:
         raise RunError(f"{len(errors)} of {len(rows)} images could not be segmented: {' | '.join(errors)}")
 

@@ -122,6 +122,15 @@ def _read_stored(path, upright: bool) -> np.ndarray:
         return stored_values(image, upright)
 
 
+def rgb_profile(path) -> bytes | None:
+    """The ICC profile of an image in RGB. Raises DatasetError: it can't be read as an image."""
+    if _is_array(path):
+        return None
+    with _opened(path) as image:
+        profile = image.info.get("icc_profile") or b""
+        return profile if profile[16:20] == b"RGB " else None
+
+
 def describe_image(path) -> str:
     """Format and mode of an image file. Raises DatasetError: it can't be read as an image."""
     if _is_array(path):

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from data.splits import SUBSETS
+from evaluation.matting import ENGINES
 from models.task import Task
 from runtime.errors import UsageError
 from runtime.options import (
@@ -120,12 +121,23 @@ def check_flags(config: EvalConfig, overrides: dict) -> None:
 class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
+    photographs: list[str] = option(
+        (), "photographs, folders or patterns; results are written", nargs="*", metavar="PHOTO", group="data"
+    )
     data_path: str = option("dataset", "dataset, folder, image or pattern", metavar="PATH", group="data")
     batch_size: int = batch_size_option(1)
     recursive: bool = option(False, "images in all folders below --data_path, too", group="data")
-    save_results: bool = option(False, "write results, to inference_results", group="results")
-    output_path: str | None = option(None, "write results, to this folder", aliases=("--output_dir",), metavar="DIR")
-    save: list[str] = option(
-        ("masks", "panels"), f"which results: {','.join(RESULTS)}", words_of(RESULTS, "result"), metavar="NAMES"
+    save_results: bool = option(False, "write results of a labelled dataset, too", group="results")
+    output_path: str | None = option(
+        None,
+        "write results, to this folder; those of photographs go to inference_results by default",
+        aliases=("--output_dir",),
+        metavar="DIR",
     )
-    hard_edges: bool = option(False, "cut out along the mask, without half-transparent pixels at its outline")
+    save: list[str] = option(
+        (),
+        f"which results: {','.join(RESULTS)}; by default masks,panels, and of photographs cutouts, too",
+        words_of(RESULTS, "result"),
+        metavar="NAMES",
+    )
+    matting: str = option("guided", "what finds the edges of cutouts; pymatting is an extra", choices=ENGINES)
