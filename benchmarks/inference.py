@@ -61,8 +61,8 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
             predictor.predict(images).final.cpu()
 
     def segment(kinds: list[str]) -> Callable:
-        config, folder = InferConfig(batch_size=batch_size, save=kinds), scratch / "out" if kinds else None
-        return lambda: Segmenter(predictor, Preprocessing(size), config, folder).run(samples)
+        config, folder = InferConfig(batch_size=batch_size), scratch / "out" if kinds else None
+        return lambda: Segmenter(predictor, Preprocessing(size), config, kinds, folder).run(samples)
 
     return {
         "bare network": bare,

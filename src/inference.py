@@ -1,32 +1,14 @@
 """Segments images and writes masks, overlays, cutouts and panels.
 
-python src/inference.py --model saved_models/unet_best.pth --data_path dataset/images --output_path output_predictions
+python src/inference.py photo.jpg
 """
 
-import sys
-import time
 from pathlib import Path
 
-from runtime import cli
-
-with cli.explain_import_errors():
-    import torchvision  # noqa: F401
-
-import numpy as np
-import torch
-
-from data.datasets import preprocessing_of
-from data.inputs import find_samples, refuse_overwriting
+from data.names import IMAGE_SUFFIXES
 from evaluation.config import InferConfig
-from evaluation.ensemble import open_checkpoints
-from evaluation.predictor import Predictor
-from evaluation.segmenter import Segmenter
-from models.checkpoint import seen_names
-from runtime.device import choose_precision, get_device
-from runtime.distributed import DistributedContext, init_distributed
-from runtime.errors import RunError, UsageError, raise_faults
-from runtime.files import append_rows, read_rows, writable_folder
-from visual.gallery import write_gallery
+from runtime import cli
+from runtime.errors import UsageError
 
 
 def build_parser() -> cli.Parser:
@@ -36,72 +18,20 @@ def build_parser() -> cli.Parser:
 
 def main(argv=None) -> None:
     """Reads the flags and segments."""
-    config = InferConfig(**build_parser().parse_overrides(argv))
-    device = get_device(config.device)
-    with init_distributed(device, config.peer_minutes) as context:
-        infer(config, device, context)
+    overrides = build_parser().parse_overrides(argv)
+    # In `--model_path FILE photo.jpg` the flag takes both.
+    words = overrides.get("model_path", [])
+    photographs = [word for word in words if Path(word).is_dir() or Path(word).suffix.lower() in IMAGE_SUFFIXES]
+    if photographs and photographs != words:
+        overrides["model_path"] = [word for word in words if word not in photographs]
+        overrides["photographs"] = photographs + overrides.get("photographs", [])
+    if "photographs" in overrides and "data_path" in overrides:
+        raise UsageError("name the images either with --data_path or without a flag")
+    config = InferConfig(**overrides)
+    cli.import_torch()
+    from evaluation.infer import start
 
-
-def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
-    """Segments the images of a config, on one process or several, and reports."""
-    model, content, path = open_checkpoints(config.model_path, config.model_name, config.save_dir)
-    config.refuse_thresholds(model.task)
-    if "trimaps" in config.save and not model.task.class_scores:
-        raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
-    output = config.output_path or ("inference_results" if config.save_results else None)
-    folder = None if output is None else Path(output)
-    samples, what = find_samples(config.data_path, content, config.subset, config.recursive, folder)
-    if folder is not None:
-        refuse_overwriting(writable_folder(folder), samples)
-    name, preprocessing = content["model"]["name"], preprocessing_of(content, config.image_size, config.resize)
-    log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
-    read_rows(log)  # raises before the work is done where rows can't be added
-    precision = choose_precision(config.amp, device, preprocessing.image_size)
-    files = " ".join(config.model_path or [str(path)])
-    print(f"Segmenting {len(samples)} {what} with {name.upper()} ({files}) on {device}, {precision}", flush=True)
-    predictor = Predictor(precision.to_device(model), precision, config.tta)
-    segmenter = Segmenter(predictor, preprocessing, config, folder)
-    start = time.perf_counter()
-    rows = context.all_gather(segmenter.run(context.shard(samples)))
-    if not context.first:
-        return
-    seconds = time.perf_counter() - start
-    stamp = {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "checkpoint": files,
-        "run_id": content["progress"]["run_id"],
-    }
-    append_rows(log, [{**stamp, **row} for row in rows])
-    print(f"{len(rows)} images in {seconds:.1f} s ({len(rows) / seconds:.1f} a second), listed in {log}")
-    if folder is not None:
-        print(f"Results ({', '.join(config.save)}) are in {folder}")
-        if "panels" in config.save and len(rows) > 1:
-            panels = [(f"{s.name}_panel.png", row["dice"]) for s, row in zip(samples, rows) if not row["error"]]
-            write_gallery(folder, panels, f"{name.upper()}, {path.name}")
-            print(f"All panels, the worst first: {folder / 'index.html'}")
-    report(rows, content, name)
-
-
-def report(rows: list[dict], content: dict, name: str) -> None:
-    """Prints the mean Dice, and warns where it says less than it seems.
-
-    Raises:
-        RunError: some of the images could not be segmented.
-        DatasetError: none of them could.
-    """
-    scored = [row["dice"] for row in rows if row["dice"] != ""]
-    seen = {Path(row["picture"]).stem for row in rows if row["dice"] != ""} & seen_names(content)
-    if scored:
-        print(
-            f"{name.upper()} mean Dice: {np.mean(scored):.4f} over {len(scored)} images with ground truth", flush=True
-        )
-    if seen:
-        print(f"WARNING: {len(seen)} of them were trained on, so this Dice is inflated by leakage.", file=sys.stderr)
-    errors = [row["error"] for row in rows if row["error"]]
-    if errors and len(errors) == len(rows):
-        raise_faults(errors, "--data_path")
-    if errors:
-        raise RunError(f"{len(errors)} of {len(rows)} images could not be segmented: {' | '.join(errors)}")
+    start(config)
 
 
 if __name__ == "__main__":

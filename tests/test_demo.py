@@ -318,7 +318,6 @@ class TestAttacks:
 
 
 def test_uploads_end_before_the_disk_is_full(tmp_path, monkeypatch):
-    import demo
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(demo.shutil, "disk_usage", lambda _path: usage._replace(free=10**9))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet34
 
 from models.base import IMAGENET_MEAN, IMAGENET_STD
+from models.build import NETWORKS as CLASSES
 from models.build import build_model
 from models.encoders import build_encoder, encode
 from models.names import ALIASES, MODELS

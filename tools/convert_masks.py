@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from data.image_io import IMAGE_SUFFIXES, image_size_of  # noqa: E402  the path must be set first
+from data.image_io import image_size_of  # noqa: E402  the path must be set first
+from data.names import IMAGE_SUFFIXES
 from runtime import cli  # noqa: E402
 from runtime.errors import UsageError  # noqa: E402
 from runtime.files import writable_folder  # noqa: E402

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.names import ARRAY
 from data.pixels import RGB, Pixels, pixel_values, shown, stored_values
 from models.task import BACKGROUND, IGNORED, PET
 from runtime.errors import DatasetError, first_line
 from runtime.files import require_regular
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
-ARRAY = ".npy"  # of numpy.save
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
 ORIENTATION = 0x0112  # EXIF tag
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
@@ -120,6 +119,15 @@ def _read_stored(path, upright: bool) -> np.ndarray:
         return load_array(path)
     with _opened(path) as image:
         return stored_values(image, upright)
+
+
+def rgb_profile(path) -> bytes | None:
+    """The ICC profile of an image in RGB. Raises DatasetError: it can't be read as an image."""
+    if _is_array(path):
+        return None
+    with _opened(path) as image:
+        profile = image.info.get("icc_profile") or b""
+        return profile if profile[16:20] == b"RGB " else None
 
 
 def describe_image(path) -> str:

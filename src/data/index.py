@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from data.image_io import (
-    IMAGE_SUFFIXES,
     image_size_of,
     read_labels,
     read_pair,
     read_pixels,
     shown_size,
 )
+from data.names import IMAGE_SUFFIXES
 from data.pixels import RGB, Pixels
 from models.task import BACKGROUND, SPECIES, Task
 from runtime.errors import DatasetError, raise_faults

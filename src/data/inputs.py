@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 
 from data.datasets import Preprocessing, open_checkpoint_part
-from data.image_io import IMAGE_SUFFIXES
 from data.index import Sample, describe_layout, find_root, has_lists, read_as
+from data.names import IMAGE_SUFFIXES
 from data.pixels import Pixels, pixels_of, to_tensor
 from models.checkpoint import task_of_checkpoint
 from runtime.errors import DatasetError, UsageError
 
 
 def find_samples(
-    data_path: str, content: dict, subset: str = "test", recursive: bool = False, output: Path | None = None
+    paths: list[str], content: dict, subset: str = "test", recursive: bool = False, output: Path | None = None
 ) -> tuple[list[Sample], str]:
     """The images that a path means: one image, a dataset or its images/ folder, any folder of images, or a pattern.
 
     Args:
-        data_path: the path or pattern.
+        paths: the path or pattern; of several none is taken for a dataset.
         content: of the checkpoint; it knows the dataset's split.
         subset: part of the dataset, if it is one.
         recursive: take the images of all folders below.
@@ -38,13 +38,29 @@ def find_samples(
     """
     task = task_of_checkpoint(content)
     plain = {**content, "model": {**content["model"], "config": {}}}  # masks are looked at below
-    samples, what = _find(Path(data_path), data_path, plain, subset, recursive, output)
+    if len(paths) > 1:
+        samples, what = _name_all(_files(paths, recursive), "images", None, output)
+    else:
+        samples, what = _find(Path(paths[0]), paths[0], plain, subset, recursive, output)
     pixels = pixels_of(content["preprocessing"])
     try:
         return read_as(samples, task, pixels), what
     except DatasetError as error:  # images can be segmented without their masks
         print(f"The masks are not used: {error}", flush=True)
         return read_as([dataclasses.replace(sample, mask_path=None) for sample in samples], task, pixels), what
+
+
+def _files(paths: list[str], recursive: bool) -> list[Path]:
+    """The files that several paths mean. Raises UsageError: one means none."""
+    found = []
+    for path in map(Path, paths):
+        files = [path] if path.exists() else matching(str(path))
+        if not files:
+            raise UsageError(f"{path} does not exist; name an image, a folder or a pattern")
+        for file in files:
+            found += sorted(file.rglob("*") if recursive else file.iterdir()) if file.is_dir() else [file]
+    # Without `..`, which would lead out of the folder of results.
+    return [Path(path) for path in dict.fromkeys(map(os.path.abspath, found))]
 
 
 def _find(

@@ -5,6 +5,8 @@ import itertools
 import math
 import re
 
+ARRAY = ".npy"  # of numpy.save
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")

@@ -119,15 +119,28 @@ def check_flags(config: EvalConfig, overrides: dict) -> None:
 class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
+    photographs: list[str] = option(
+        (), "photographs, folders or patterns; results are written", nargs="*", metavar="PHOTO", group="data"
+    )
     data_path: str = option("dataset", "dataset, folder, image or pattern", metavar="PATH", group="data")
     batch_size: int = batch_size_option(1)
     recursive: bool = option(False, "images in all folders below --data_path, too", group="data")
-    save_results: bool = option(False, "write results, to inference_results", group="results")
-    output_path: str | None = option(None, "write results, to this folder", aliases=("--output_dir",), metavar="DIR")
-    save: list[str] = option(
-        ("masks", "panels"), f"which results: {','.join(RESULTS)}", words_of(RESULTS, "result"), metavar="NAMES"
+    save_results: bool = option(False, "write results of a labelled dataset, too", group="results")
+    output_path: str | None = option(
+        None,
+        "write results, to this folder; those of photographs go to inference_results by default",
+        aliases=("--output_dir",),
+        metavar="DIR",
     )
-    hard_edges: bool = option(False, "cut out along the mask, without half-transparent pixels at its outline")
+    save: list[str] = option(
+        (),
+        f"which results: {','.join(RESULTS)}; by default masks,panels, and of photographs cutouts, too",
+        words_of(RESULTS, "result"),
+        metavar="NAMES",
+    )
+    matting: str = option(
+        "guided", "what finds the edges of cutouts; pymatting is an extra", choices=("guided", "pymatting")
+    )
 
 
 # What a format's file is called after the checkpoint's stem.
@@ -152,3 +165,15 @@ class ExportConfig:
         None, "where the files go; by default beside the checkpoint", aliases=("--output_dir",), metavar="DIR"
     )
     data_path: str | None = option(None, "images to check the files on; by default random shapes", metavar="PATH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The settings of demo.py."""
+
+    model_path: str | None = model_path_option()
+    model_name: str | None = model_name_option()
+    save_dir: str = option("saved_models", "folder of checkpoints that the page offers", metavar="DIR")
+    port: int = option(7860, "the page is http://127.0.0.1:PORT", whole_number(1, 65535), metavar="PORT")
+    device: str = option("auto", "auto: CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"))
+    amp: str = option("auto", "precision, as in inference.py", choices=("auto", "off", "bf16", "fp16"))

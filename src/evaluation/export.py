@@ -165,7 +165,7 @@ def sample_images(
         noise = torch.rand(4, pixels.channels, 8, 8, generator=torch.Generator().manual_seed(0))
         drawn = F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255
         return list(drawn if pixels != RGB else drawn.to(torch.uint8))
-    samples, _ = find_samples(data_path, content, subset)
+    samples, _ = find_samples([data_path], content, subset)
     return [read_input(sample, Preprocessing(size))[0] for sample in samples[:count]]
 
 

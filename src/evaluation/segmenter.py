@@ -20,13 +20,14 @@ from data.index import Sample
 from data.inputs import read_input
 from data.pixels import shown
 from evaluation.config import RESULTS, InferConfig
+from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import image_dice, label_counts
 from evaluation.predictor import Predictor, label_map_at_size, resize_logits
 from evaluation.tiles import tiled_decisions
 from models.task import BACKGROUND
 from runtime.errors import DatasetError
 from runtime.files import DISK_FULL
-from visual.panels import draw_outline, draw_panel, palette_image, sixteen_bits, soft_edges, write_png
+from visual.panels import draw_outline, draw_panel, palette_image, sixteen_bits, with_profile, write_png
 
 LARGE = 12_000_000  # pixels; of images above that, one is worked on at a time
 
@@ -57,13 +58,21 @@ class Segmenter:
     Args:
         predictor: its model is in evaluation mode.
         preprocessing: how large the network sees images.
-        config: batch_size, num_workers (threads here), threshold, tile, save and hard_edges.
-        folder: where results go, those that `config.save` names; None writes none.
+        config: batch_size, num_workers (threads here), threshold, tile and matting.
+        kinds: which of RESULTS are written.
+        folder: where they go; None writes none.
     """
 
-    def __init__(self, predictor: Predictor, preprocessing: Preprocessing, config: InferConfig, folder: Path | None):
+    def __init__(
+        self,
+        predictor: Predictor,
+        preprocessing: Preprocessing,
+        config: InferConfig,
+        kinds: list[str],
+        folder: Path | None,
+    ):
         self.predictor, self.preprocessing, self.config, self.folder = predictor, preprocessing, config, folder
-        self.kinds = config.save if folder is not None else ()
+        self.kinds = kinds if folder is not None else []
         self.threads = config.num_workers or min(8, os.cpu_count() or 1)
         self.one_large = threading.Lock()
 
@@ -127,7 +136,7 @@ class Segmenter:
     def _predict_tiles(self, sample: Sample) -> Segmented | DatasetError:
         """Segments an image that is larger than a tile, stripe by stripe."""
         task, threshold, size = self.predictor.task, self.config.logit_threshold, self.preprocessing.image_size
-        wanted = {"probabilities", "cutouts"} & set(self.kinds)
+        wanted = "probabilities" in self.kinds
         try:
             with self._room_for(*sample.displayed_size()):
                 image, trimap = sample.read()
@@ -177,9 +186,9 @@ class Segmenter:
         kinds, task, labels, probabilities = set(self.kinds), self.predictor.task, found.labels, found.probabilities
         if not kinds:
             return
-        if probabilities is None and {"probabilities", "cutouts"} & kinds:
-            probabilities = sixteen_bits(resize_logits(found.decision[:1], height, width)[0])
         if "probabilities" in kinds:
+            if probabilities is None:
+                probabilities = sixteen_bits(resize_logits(found.decision[:1], height, width)[0])
             yield "probabilities", Image.fromarray(probabilities)
         if labels is None:
             labels = label_map_at_size(task, found.decision, self.config.logit_threshold, height, width)
@@ -194,11 +203,9 @@ class Segmenter:
         if "overlays" in kinds:
             yield "overlays", Image.fromarray(draw_outline(image, mask))
         if "cutouts" in kinds:
-            pixel = 1 if found.decision is None else max(1, round(max(width, height) / max(found.decision.shape[1:])))
-            alpha = mask * np.uint8(255)
-            if not self.config.hard_edges:
-                alpha = soft_edges(mask, probabilities, pixel, self.config.threshold)
-            yield "cutouts", Image.fromarray(np.dstack([shown(image), alpha]))
+            side = max(width, height) if found.labels is None else self.preprocessing.image_size
+            cutout = cut_out(shown(image), matting_trimap(labels, task, side), self.config.matting)
+            yield "cutouts", with_profile(cutout, sample.image_path)
         if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             yield "panels", draw_panel(image, labels, None if trimap is None else task.visible(trimap), title, task)

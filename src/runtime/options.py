@@ -37,8 +37,9 @@ def option(default, help: str, parse: Callable[[str], Any] = str, **more):
         help: one line of plain text.
         parse: turns the flag's text into the value, or raises argparse.ArgumentTypeError.
         **more: `choices`, the values allowed; `aliases`, other spellings; `metavar`; `group`, the heading in the help
-            from this field on; `bare`, the value of the flag without a value; `nargs` as in argparse; `resume`, FIXED
-            or CHANGEABLE for settings that a checkpoint keeps; `saved`, which parses these where `parse` reads files.
+            from this field on; `bare`, the value of the flag without a value; `nargs` as in argparse, `*` for words
+            without a flag; `resume`, FIXED or CHANGEABLE for settings that a checkpoint keeps; `saved`, which parses
+            these where `parse` reads files.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, parse, **more)})
 
@@ -69,7 +70,10 @@ def add_flags(parser: argparse.ArgumentParser, config_class, without: Container[
             words |= {"type": made.parse, "metavar": made.metavar, "choices": made.choices or None, "nargs": made.nargs}
         if made.bare is not None:
             words |= {"nargs": "?", "const": made.bare}
-        group.add_argument(f"--{name}", *made.aliases, **words)
+        if made.nargs == "*":
+            group.add_argument(name, **{key: value for key, value in words.items() if key != "dest"})
+        else:
+            group.add_argument(f"--{name}", *made.aliases, **words)
 
 
 def is_valid(config_class, name: str, value) -> bool:
@@ -100,7 +104,8 @@ def flag_table(config_class, without: Container[str] = ()) -> str:
         value = f" [{value}]" if made.bare is not None else f" {value}" if value else ""
         more = (f"--no-{name}",) if isinstance(default, bool) else made.aliases
         shown = {None: "", False: "off"}.get(default, ",".join(default) if isinstance(default, tuple) else default)
-        spellings = ", ".join([f"`--{name}{value}`", *(f"`{one}`" for one in more)])
+        first = value.strip() if made.nargs == "*" else f"--{name}{value}"
+        spellings = ", ".join([f"`{first}`", *(f"`{one}`" for one in more)])
         rows.append(f"| {spellings} | {made.help} | {shown} |".replace("<", "&lt;"))
     return "\n".join(rows)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
+from data.image_io import rgb_profile
 from data.pixels import shown
 from models.task import BACKGROUND, IGNORED, TASKS, Task
 from runtime.files import atomic_write
 
 HEIGHT, MARGIN, TITLE, CAPTION = 256, 12, 34, 24  # pixels
-ROWS = 512  # of a large image, at a time
 
 
 @lru_cache
@@ -94,6 +94,13 @@ def draw_panel(
     return panel
 
 
+def with_profile(cutout: np.ndarray, path: Path) -> Image.Image:
+    """A cutout (H, W, 4) of an image file as an image, which keeps the file's ICC profile when it is saved."""
+    image = Image.fromarray(cutout)
+    image.info["icc_profile"] = rgb_profile(path)
+    return image
+
+
 def write_png(image: Image.Image, path: Path) -> None:
     """Writes an image atomically, in half the time of Pillow's own settings."""
     with atomic_write(path, "wb", sync=False) as file:
@@ -113,26 +120,6 @@ def _fit(title: str, width: int) -> str:
 def sixteen_bits(logits: torch.Tensor) -> np.ndarray:
     """Logits (H, W), which are overwritten, to probabilities as uint16 of 0 to 65535."""
     return logits.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
-
-
-def soft_edges(mask: np.ndarray, probabilities: np.ndarray, pixel: int, threshold: float = 0.5) -> np.ndarray:
-    """Alpha, uint8 (H, W): the probability at the outline, where fur is half transparent; 0 or 255 far from it.
-
-    Args:
-        mask: (H, W), zero for background.
-        probabilities: uint16 (H, W).
-        pixel: how large a pixel that the network saw is in this image, in its pixels.
-        threshold: the probability at which the mask was cut; there alpha is a half.
-    """
-    solid = Image.fromarray((mask != 0).astype(np.uint8) * 255)
-    alpha, blurred = np.array(solid), np.asarray(solid.filter(ImageFilter.GaussianBlur(1.5 * pixel)))
-    for top in range(0, len(alpha), ROWS):
-        rows = slice(top, top + ROWS)
-        share = blurred[rows].astype(np.float32) / 255
-        share *= 4 * (1 - share)  # of the probability: 1 on the outline, 0 far from it
-        odds = (threshold / (1 - threshold)) * (65535.0 / np.maximum(probabilities[rows], 1) - 1)
-        alpha[rows] = np.round(alpha[rows] * (1 - share) + 255 / (1 + odds) * share)
-    return alpha
 
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np.ndarray:
