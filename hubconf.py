@@ -9,12 +9,13 @@ normalization is inside. To store one, save its `state_dict()`: the classes can'
 """
 
 import contextlib
+import functools
 import pathlib
 import sys
 
 import torch
 
-dependencies = ["torch", "torchvision", "numpy"]
+dependencies = ["torch", "torchvision", "numpy", "PIL", "tqdm"]
 
 _SRC = pathlib.Path(__file__).resolve().parent / "src"
 
@@ -95,10 +96,17 @@ def pets_small() -> torch.nn.Module:
 def from_checkpoint(path) -> torch.nn.Module:
     """The network of a checkpoint of train.py, on the CPU in evaluation mode.
 
+    `model.segment(image)` takes a PIL image and returns its mask, uint8 (H, W) of 0 and 255, or with `alpha=True` how
+    much of each pixel is pet, float32 (H, W) of 0 to 1.
+
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of train.py.
     """
     with _own_modules():
+        from evaluation.segment import segment
         from models.checkpoint import build_from_checkpoint, load_checkpoint
 
-        return build_from_checkpoint(load_checkpoint(path), path)
+        content = load_checkpoint(path)
+        model = build_from_checkpoint(content, path)
+        model.segment = functools.partial(segment, model, {"preprocessing": content["preprocessing"]})
+        return model

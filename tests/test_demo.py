@@ -319,12 +319,14 @@ class TestAttacks:
 
 def test_uploads_end_before_the_disk_is_full(tmp_path, monkeypatch):
 
+    from evaluation import page as served
+
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(demo.shutil, "disk_usage", lambda _path: usage._replace(free=10**9))
+    monkeypatch.setattr(served.shutil, "disk_usage", lambda _path: usage._replace(free=10**9))
     headers = [(b"host", b"127.0.0.1:7860"), (b"content-length", b"10")]
     scope = {"method": "POST", "path": UPLOAD, "headers": headers}
-    assert demo.refusal(scope, tmp_path) == (507, "The disk is full.")
-    assert demo.refusal({**scope, "method": "GET"}, tmp_path) is None
+    assert served.refusal(scope, tmp_path) == (507, "The disk is full.")
+    assert served.refusal({**scope, "method": "GET"}, tmp_path) is None
 
 
 def test_a_port_in_use_is_one_error(trained, tmp_path):

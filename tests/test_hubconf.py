@@ -43,7 +43,7 @@ assert state() == before, (state(), before)
 assert sys.modules["models"] is models and sys.modules["utils"] is utils
 
 import data.extra
-from models.build import build_model
+from models import build_model
 images = torch.arange(3 * 40 * 33).view(1, 3, 40, 33) % 256  # no multiple of 32: padded inside
 with torch.inference_mode():
     shape = list(fresh.eval()(images).shape)

@@ -32,9 +32,12 @@ class Preprocessing(NamedTuple):
 
     def size_of(self, sample: Sample) -> tuple[int, int]:
         """Width and height at which the network sees a Sample. Raises DatasetError: see `shown_size`."""
+        return self.fit((1, 1) if self.resize == "square" else sample.displayed_size())
+
+    def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """Width and height at which the network sees an image of this width and height."""
         if self.resize == "square":
             return self.image_size, self.image_size
-        sides = sample.displayed_size()
         return tuple(max(1, round(side * self.image_size / max(sides))) for side in sides)
 
 

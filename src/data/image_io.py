@@ -79,15 +79,20 @@ def read_image(path, size: tuple[int, int] | None = None, upright: bool = False)
             image.draft("RGB", stored)  # lets the JPEG decoder skip detail that the resize would average away
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        if image.mode[0] in "IF":
-            image = _eight_bits(np.asarray(image))
-        if "transparency" in image.info:
-            image = image.convert("RGBA")
-        if image.mode != "RGB":  # else it would be a copy, and images can be large
-            image = image.convert("RGB")
-        if size is not None:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(image)
+        return rgb_pixels(image, size)
+
+
+def rgb_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An open image of any mode as RGB, uint8 (H, W, 3), resized to this width and height."""
+    if image.mode[0] in "IF":
+        image = _eight_bits(np.asarray(image))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode != "RGB":  # else it would be a copy, and images can be large
+        image = image.convert("RGB")
+    if size is not None:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def read_pixels(path, pixels: Pixels, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
