@@ -67,7 +67,7 @@ def _is_weight(value) -> bool:
 
 
 def _are_sums(value) -> bool:
-    return is_tensor(value) and value.dtype == torch.float64 and value.ndim == 1 and len(value) < 100
+    return is_tensor(value) and value.dtype == torch.float64 and value.ndim == 1 and 2 <= len(value) < 100
 
 
 def _is_random_state(value) -> bool:
@@ -153,7 +153,7 @@ FIELDS: dict[str, Test] = {  # None stands for an entry that is not there
     "progress.history": maybe(list_of(_is_log_row)),
     "progress.resumed": maybe(list_of(whole(0, MAX_COUNT))),
     "progress.patient_from": maybe(whole(0, MAX_COUNT)),
-    "terms": maybe(dict_of(KEY, dict_of(KEY, _is_plain))),
+    "terms": dict_of(KEY, dict_of(KEY, _is_plain)),
     "optimizer": maybe(_is_optimizer),
     "scheduler": maybe(dict_of(KEY, _is_plain)),
     "scaler": maybe(dict_of(KEY, _is_number)),
