@@ -7,33 +7,31 @@ computed from it. Steps of train.py are whole: augmentation, resizing, the step 
 """
 
 import torch
-from training.trainer import training_step
 
 import measure
 import peers
-from data.augment import BatchAugmentation, augment_batch, draw_augmentation
+from data.augment import draw_augmentation
 from models.build import build_model
 from runtime.device import choose_precision, get_device
 from runtime.seeding import sample_rng
 from training.config import TrainConfig
-from training.losses import LOSSES
-from training.optim import ModelEMA, build_optimizer
+from training.optim import ModelEMA
+from training.step import training_step
+from training.terms import At
 
 IMAGES, SIDE, BATCH = 3312, 128, 16
 
 
 def our_step(batch: dict, side: int, device: torch.device):
     """A step of the strong recipe at a size."""
-    config = TrainConfig.from_flags({"recipe": "strong"})
+    config = TrainConfig.from_flags({"recipe": "strong", "progressive": f"{side}:1"})
     precision = choose_precision(config.amp, device, SIDE)
-    model = precision.to_device(build_model(config.model_name, **config.network)).train()
-    optimizer, ema = build_optimizer(config, model), ModelEMA(model, config.ema)
-    scaler, loss_fn = torch.amp.GradScaler(device.type, enabled=False), LOSSES[config.loss]
-    how = BatchAugmentation(sizes=(side,))
+    model = precision.to_device(build_model(config.model_name, **config.network))
+    net, masks = measure.make_net(config, model, precision, BATCH)
+    ema = ModelEMA(model, config.ema)
 
     def step() -> None:
-        images, targets = augment_batch(batch, model.task, how, device, 0, 0)
-        training_step(model, images, targets, optimizer, scaler, model.task, loss_fn, precision)
+        training_step(net, [masks], [masks.prepare(batch, None, At(0, 0))])
         ema.update(model)
 
     return step

@@ -15,7 +15,14 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
 import torch  # noqa: E402  the path must be set first, here and wherever this is imported
 
+from data.loader import Batches  # noqa: E402
+from evaluation.predictor import Predictor  # noqa: E402
+from runtime.device import Precision  # noqa: E402
 from runtime.files import write_rows  # noqa: E402
+from training.config import TrainConfig  # noqa: E402
+from training.optim import build_optimizer  # noqa: E402
+from training.step import Net  # noqa: E402
+from training.terms.masks import MasksTerm  # noqa: E402
 
 
 def parser(text: str, rounds: int, **sizes: int) -> argparse.ArgumentParser:
@@ -31,6 +38,16 @@ def parser(text: str, rounds: int, **sizes: int) -> argparse.ArgumentParser:
 def random_images(count: int, size: int) -> torch.Tensor:
     """Noise, uint8 (N, 3, S, S)."""
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+
+
+def make_net(
+    config: TrainConfig, model: torch.nn.Module, precision: Precision, batch_size: int
+) -> tuple[Net, MasksTerm]:
+    """A network as train.py trains it, and learning from the masks of batches of this size."""
+    scaler = torch.amp.GradScaler(precision.device.type, enabled=False)
+    net = Net(model.train(), build_optimizer(config, model), scaler, precision, compiled=config.compile)
+    net.wrap()
+    return net, MasksTerm(Batches(range(batch_size), batch_size, 0), config, Predictor(model, precision), None)
 
 
 def synchronize(device: torch.device) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from training.trainer import training_step
 
 import measure
 from evaluation.predictor import Predictor
@@ -18,8 +17,8 @@ from models.build import build_model
 from models.names import MODELS
 from runtime.device import choose_precision, get_device
 from training.config import TrainConfig
-from training.losses import LOSSES
-from training.optim import build_optimizer
+from training.step import training_step
+from training.terms import Part
 
 NETWORKS = {
     **{name: {} for name in MODELS},
@@ -45,10 +44,9 @@ def training(variant: str, images: torch.Tensor, device: torch.device) -> Callab
     """A step of the strong recipe on these images, without augmentation."""
     config = TrainConfig.from_flags({"recipe": "strong"})
     precision = choose_precision(config.amp, device, images.shape[-1])
-    model = precision.to_device(build(variant)).train()
-    optimizer, scaler = build_optimizer(config, model), torch.amp.GradScaler(device.type, enabled=False)
-    targets, loss_fn = (images[:, :1] > 128).to(torch.uint8).to(device), LOSSES[config.loss]
-    return lambda: training_step(model, images, targets, optimizer, scaler, model.task, loss_fn, precision)
+    net, masks = measure.make_net(config, precision.to_device(build(variant)), precision, len(images))
+    part = Part(images, (images[:, :1] > 128).to(torch.uint8).to(device), scale=1 / len(images))
+    return lambda: training_step(net, [masks], [part])
 
 
 def inference(variant: str, images: torch.Tensor, device: torch.device) -> Callable[[], None]:

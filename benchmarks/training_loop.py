@@ -11,30 +11,30 @@ import tempfile
 from pathlib import Path
 
 import torch
-from training.run import prepare
-from training.trainer import Trainer
 
 import measure
 from runtime.device import get_device
 from train import build_parser
 from training.config import TrainConfig
+from training.loop import Trainer
 from training.losses import LOSSES
+from training.setup import prepare
 
 
 def bare_epoch(trainer: Trainer, file: Path) -> None:
     """The steps of an epoch and a save, and nothing else."""
-    state, precision = trainer.state, trainer.precision
-    state.model.train()
+    net, precision, loss_fn = trainer.state.net, trainer.state.net.precision, LOSSES[trainer.state.config.loss]
+    net.model.train()
     trainer.sampler.start = 0
-    for batch in trainer.train_loader:
+    for (batch,) in trainer.loader:
         with precision.autocast():
-            logits = state.model(precision.prepare_images(batch["image"]))
-        loss = LOSSES[state.config.loss](logits, batch["mask"].to(precision.device), state.model.task)
-        state.optimizer.zero_grad(set_to_none=True)
+            logits = net.model(precision.prepare_images(batch["image"]))
+        loss = loss_fn(logits, batch["mask"].to(precision.device), net.model.task)
+        net.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_norm=1.0)
-        state.optimizer.step()
-    torch.save({"weights": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, file)
+        torch.nn.utils.clip_grad_norm_(net.model.parameters(), max_norm=1.0)
+        net.optimizer.step()
+    torch.save({"weights": net.model.state_dict(), "optimizer": net.optimizer.state_dict()}, file)
 
 
 def our_epoch(trainer: Trainer) -> None:
@@ -60,7 +60,8 @@ def main() -> None:
         variants = {"bare": lambda: bare_epoch(trainer, bare), "train.py": lambda: our_epoch(trainer)}
         seconds = measure.take_turns(variants, rounds, device)
     setting = {"model": config.model_name, "image_size": config.image_size, "batch_size": config.batch_size}
-    rows = measure.rates(seconds, trainer.sampler.size, "images", steps=trainer.sampler.steps)
+    images = len(trainer.terms[0].batches.dataset)
+    rows = measure.rates(seconds, images, "images", steps=trainer.sampler.steps)
     measure.report("training_loop", rows, device, **setting)
 
 

@@ -12,31 +12,27 @@ from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from training.trainer import training_step
 
 import measure
 import peers
 from models.build import build_model
 from runtime.device import choose_precision, copy_to_device, get_device
 from training.config import TrainConfig
-from training.losses import LOSSES
-from training.optim import build_optimizer
+from training.step import training_step
+from training.terms import Part
 
 
 def our_step(config: TrainConfig, device: torch.device) -> Callable:
     """A step of train.py. Like there, its metrics stay on the device."""
     precision = choose_precision(config.amp, device, config.image_size)
-    model = precision.to_device(build_model(config.model_name)).train()
+    model = precision.to_device(build_model(config.model_name))
     if config.checkpoint_activations:
         model.checkpoint_activations()
-    optimizer, loss_fn = build_optimizer(config, model), LOSSES[config.loss]
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    forward = torch.compile(model) if config.compile else model
+    net, term = measure.make_net(config, model, precision, config.batch_size)
 
     def step(images: torch.Tensor, masks: torch.Tensor) -> None:
-        masks = copy_to_device(masks, device)
-        parts = (forward, images, masks, optimizer, scaler, model.task, loss_fn, precision)
-        training_step(*parts, accumulate=config.accumulate)
+        part = Part(images, copy_to_device(masks, device), scale=1 / len(images))
+        training_step(net, [term], [part], config.accumulate)
 
     return step
 

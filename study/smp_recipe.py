@@ -21,7 +21,7 @@ import experiments  # noqa: F401  makes the others importable
 from data.cache import open_cache
 from data.datasets import load_dataset
 from data.index import find_root
-from data.loader import ResumableBatchSampler, make_loader, shard_batches
+from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
 from data.names import MODES
 from data.splits import split_samples
 from evaluation.evaluator import validate
@@ -39,7 +39,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, loss_fn, precision) -> 
     """One epoch of their training steps. Returns the mean loss."""
     model.train()
     losses = []
-    for batch in loader:
+    for (batch,) in loader:
         with precision.autocast():
             logits = model(precision.prepare_images(batch["image"]).float())
         loss = loss_fn(logits.float(), batch["mask"].to(precision.device).float())
@@ -75,8 +75,9 @@ def main() -> None:
     precision = choose_precision(args.amp, device, args.image_size)
     seed_everything(args.seed)
     parts = load_parts(args.data_path, args.image_size)
-    sampler = ResumableBatchSampler(len(parts["train"]), BATCH_SIZE, args.seed)
-    train_loader = make_loader(parts["train"], device, sampler)
+    batches = Batches(parts["train"], BATCH_SIZE, args.seed)
+    sampler = StepSampler(batches.steps)
+    train_loader = make_loader(StepReader([batches]), device, sampler)
     valid_loader, test_loader = (
         make_loader(parts[mode], device, shard_batches(parts[mode], BATCH_SIZE)) for mode in ("valid", "test")
     )

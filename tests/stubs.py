@@ -5,19 +5,21 @@ import torch
 from PIL import Image
 from scipy import ndimage
 from torch import nn
-from training.run_state import Progress, RunState
-from training.trainer import Trainer
 
-from data.augment import BatchAugmentation
-from data.loader import ResumableBatchSampler
+from data.loader import Batches, StepSampler
+from evaluation.predictor import Predictor
 from models.base import SegmentationModel
 from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
-from training.losses import LOSSES
+from training.loop import Trainer, no_totals
+from training.state import Progress, RunState
+from training.step import Net
+from training.terms.masks import MasksTerm
 
 CPU = torch.device("cpu")
+FP32 = Precision(CPU)
 
 
 class Brightness(SegmentationModel):
@@ -42,28 +44,26 @@ class Plain(nn.Module):
         return self.layers(images / 255)
 
 
-PLAIN = BatchAugmentation()
+def make_net(model, context=SINGLE_PROCESS, precision=FP32, scaled=False) -> Net:
+    """A network in plain gradient descent."""
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    net = Net(model, torch.optim.SGD(model.parameters(), lr=0.5), scaler, precision, context)
+    net.wrap()
+    return net
 
 
-def make_run(model, context=SINGLE_PROCESS, images=7, augmentation=PLAIN, ema=None, **flags) -> Trainer:
+def make_masks(model, context=SINGLE_PROCESS, precision=FP32, images=7, **flags) -> MasksTerm:
+    """Learning from the masks of a single batch."""
+    batches = Batches(range(images), images, 0, context)
+    return MasksTerm(batches, TrainConfig(**flags), Predictor(model, precision), None)
+
+
+def make_run(model, net=None, terms=None, ema=None, **flags) -> Trainer:
     """The least that the loop's methods need."""
     config = TrainConfig(scheduler="none", model_name="unet", save_dir="nowhere", **flags)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainer(
-        state=RunState(config, model, ema, optimizer, None, scaler, {}, "", Progress("run", 1), None),
-        wrap=context.wrap_model,
-        forward=context.wrap_model(model),
-        sampler=ResumableBatchSampler(images, images, 0, context),
-        train_loader=None,
-        valid_loader=None,
-        augmentation=augmentation,
-        loss_fn=LOSSES[config.loss],
-        precision=Precision(CPU),
-        context=context,
-        stop=None,
-        totals=torch.zeros(3, dtype=torch.float64),
-    )
+    terms = terms or [make_masks(model, **flags)]
+    state = RunState(config, net or make_net(model), ema, None, {}, "", Progress("run", 1), None)
+    return Trainer(state, terms, StepSampler(1), None, None, [], totals=no_totals(terms))
 
 
 def make_batch(count: int = 7) -> dict:

@@ -6,15 +6,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from training.run_data import augmented, open_data
 
 import utils
-from data.augment import IDENTITY, BatchAugmentation, apply_colors, augment_batch, draw_augmentation, draw_colors, mix
-from data.names import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
+from data.augment import (
+    IDENTITY,
+    STRENGTHS,
+    BatchAugmentation,
+    apply_colors,
+    augment_batch,
+    automatic_plan,
+    draw_augmentation,
+    draw_colors,
+    mix,
+    planned_sizes,
+    possible_sizes,
+    size_plan,
+)
 from models.task import TASKS
 from stubs import Plain, make_batch, make_run
 from train import build_parser
 from training.config import TrainConfig
+from training.data import augmented, open_parts
 
 
 def test_identity_changes_nothing():
@@ -166,7 +178,7 @@ def test_augmentation_flags_reach_the_batches(shared_dataset):
     def first_batch(*flags) -> dict:
         words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
         config = TrainConfig.from_flags(build_parser().parse_overrides(words))
-        return augmented(config, open_data(config, None, None)[0]).read_batch([(epoch, 1) for epoch in range(100)])
+        return augmented(config, open_parts(config, None, None)[0][0]).read_batch([(epoch, 1) for epoch in range(100)])
 
     def widest(batch: dict) -> float:
         affine = batch["affine"]

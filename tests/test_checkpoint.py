@@ -23,7 +23,8 @@ def content(**changes):
         "preprocessing": {"image_size": 64, "channels": 3, "window": None},
         "data": {"split": "official", "seed": 1, "fingerprints": {}, "train_names": ["a"], "seen_names": []},
         "encoder_start": "from scratch",
-        "progress": {"run_id": "run-1", "planned_epochs": 1, "best_dice": 0.5, "best_epoch": 1, "history": []},
+        "progress": {"run_id": "run-1", "planned_epochs": 1, "best_score": 0.5, "best_epoch": 1, "history": []},
+        "terms": {},
     }
     return {**base, **changes}
 

@@ -134,5 +134,5 @@ def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
     assert not torch.equal(whole["weights"][key], whole["average"]["trained_weights"][key])
     # What is validated, saved as best and evaluated is the average: the figures are the same.
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "--json", "e.json", cwd=folder)
-    best = load_checkpoint(folder / "saved_models/tiny_best.pth")["progress"]["best_dice"]
+    best = load_checkpoint(folder / "saved_models/tiny_best.pth")["progress"]["best_score"]
     assert f'"dice": {best:.6f}'.rstrip("0") in (folder / "e.json").read_text()

@@ -4,7 +4,6 @@ import sys
 
 import numpy as np
 import pytest
-from training.run_state import archive_previous_run
 
 import export
 from crashes import recorded, try_all
@@ -14,6 +13,7 @@ from helpers import copy_run
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_fingerprint
 from runtime.files import append_rows, read_rows, write_rows
 from training.config import TrainConfig
+from training.state import archive_previous_run
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

@@ -140,7 +140,7 @@ def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp
     progress = load_checkpoint(last)["progress"]
     assert (progress["epoch"] + 1, progress["step"]) == tuple(map(int, stopped.groups()))
     if how == "terminate all" and progress["step"]:
-        assert progress["sums"][2] == 8 * progress["step"]  # images of both
+        assert progress["sums"][1] == 8 * progress["step"]  # images of both
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert f"in epoch {stopped[1]} of {stopped[1]} after step {stopped[2]}" in said
 
@@ -149,7 +149,8 @@ FREEZES = """
 import os, signal, sys
 
 from runtime import cli, distributed
-from training import run, trainer
+from training import loop
+from training.terms import masks
 import train
 
 def freezing(function):
@@ -161,8 +162,8 @@ def freezing(function):
 
 owner, name = {
     "start": (distributed.dist, "init_process_group"),
-    "training": (trainer, "training_step"),
-    "validation": (trainer, "validate"),
+    "training": (loop, "training_step"),
+    "validation": (masks, "validate"),
 }[sys.argv.pop(1)]
 setattr(owner, name, freezing(getattr(owner, name)))
 cli.run(train.main)

@@ -30,12 +30,12 @@ from models.schema import find_problem
 from models.weights import load_encoder_weights
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS
-from training import run
+from training import setup
 from training.config import TrainConfig
 from training.resolve import restore_config
 
 CPU = torch.device("cpu")
-OF_RESUME = ("settings", "progress", "optimizer", "scheduler", "scaler", "random_state")  # entries that no other reads
+OF_RESUME = ("settings", "progress", "terms", "optimizer", "scheduler", "scaler", "random_state")  # that no other reads
 counts: collections.Counter = collections.Counter()
 
 
@@ -46,7 +46,7 @@ def content(trained) -> dict:
     weights = {name: value.clone() for name, value in made["weights"].items()}
     made["average"] = {"updates": 3, "trained_weights": weights}
     made["settings"]["ema"] = 0.99
-    made["progress"] |= {"step": 2, "sums": torch.tensor([9.0, 12.0, 16.0]).double(), "seconds": 1.0}
+    made["progress"] |= {"step": 2, "sums": torch.tensor([9.0, 16.0, 16.0, 12.0]).double(), "seconds": 1.0}
     made["optimizer"]["state"] = {number: made["optimizer"]["state"][number] for number in (0, 1)}
     return made
 
@@ -63,7 +63,8 @@ def light(content) -> dict:
 def folder(tmp_path, monkeypatch):
     """A working folder, left with torch's global settings as they were."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "StopRequest", lambda **_: type("Never", (), {"signum": 0, "check": lambda self: None})())
+    never = type("Never", (), {"signum": 0, "check": lambda self: None})
+    monkeypatch.setattr(setup, "StopRequest", lambda **_: never())
     yield tmp_path
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, False
@@ -81,7 +82,7 @@ class Encoder(torch.nn.Module):
 
 def train(data, **flags) -> None:
     overrides = {"data_path": str(data), "num_workers": 0, "save_dir": "out", "log_dir": "out", "epochs": 1, **flags}
-    run.run(TrainConfig.from_flags(overrides), overrides, CPU, SINGLE_PROCESS)
+    setup.run(TrainConfig.from_flags(overrides), overrides, CPU, SINGLE_PROCESS)
 
 
 def resume(data, file: Path) -> None:

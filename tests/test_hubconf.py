@@ -68,7 +68,8 @@ def said(tmp_path_factory) -> dict:
     data = {"split": "official", "seed": 1, "fingerprints": {}, "train_names": [], "seen_names": []}
     content = {"model": {"name": "resnet34_unet", "config": model.config}, "weights": model.state_dict(), "data": data}
     content |= {"preprocessing": {"image_size": 64, "channels": 3}, "encoder_start": "from scratch"}
-    content["progress"] = {"run_id": "run-1", "planned_epochs": 1, "best_dice": 0.5, "best_epoch": 1}
+    progress = {"run_id": "run-1", "planned_epochs": 1, "best_score": 0.5, "best_epoch": 1}
+    content |= {"progress": progress, "terms": {"masks": {}}}
     save_checkpoint(content, [folder / "best.pth"])
     command = [sys.executable, "main.py", str(ROOT), "best.pth", "out.json", "se"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch import losses as smp
-from sklearn.metrics import brier_score_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import sigmoid_focal_loss
 
@@ -120,16 +119,6 @@ def example(task, ignored: bool = False) -> tuple[torch.Tensor, torch.Tensor, to
     return logits, values.to(torch.uint8), numbers
 
 
-def brier(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """The Brier score by scikit-learn, over pixels that are not 255; of several classes the mean over these."""
-    if logits.shape[1] == 1:
-        return torch.tensor(brier_score_loss(truth.flatten(), logits.sigmoid().flatten()))
-    known = truth.flatten() != 255
-    probabilities, labels = logits.softmax(1).movedim(1, -1).flatten(0, 2)[known], truth.flatten()[known]
-    classes = range(logits.shape[1])
-    return torch.tensor(np.mean([brier_score_loss(labels == k, probabilities[:, k]) for k in classes]))
-
-
 @pytest.mark.parametrize("task", [BINARY, TRIMAP, NAMED], ids=["binary", "trimap", "named"])
 @pytest.mark.parametrize("ignored", [False, True])
 def test_losses_equal_other_peoples(task, ignored):
@@ -141,7 +130,6 @@ def test_losses_equal_other_peoples(task, ignored):
     theirs = {
         "bce": smp.SoftBCEWithLogitsLoss() if task is BINARY else torch.nn.CrossEntropyLoss(ignore_index=255),
         "tversky": smp.TverskyLoss(mode, alpha=0.3, beta=0.7, **smooth),
-        "mse": brier,
     }
     truth = numbers.float() if task is BINARY else numbers[:, 0]
     for name, loss in theirs.items():

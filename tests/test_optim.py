@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 from torch import nn
-from training.run_state import Progress, RunState
 
 from models.build import build_model
-from stubs import Plain, make_batch, make_run
+from runtime.device import Precision
+from stubs import CPU, Plain, make_batch, make_run
 from training.config import TrainConfig
 from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate
+from training.state import Progress, RunState
+from training.step import Net
 
 
 def test_ema_by_hand():
@@ -37,9 +39,9 @@ def test_ema_by_hand():
 def test_step_updates_ema_and_weights():
     model = Plain()
     run = make_run(model, ema=ModelEMA(model, 0.9))
-    before = run.state.model.layers[0].weight.clone()
-    run.train_batch(make_batch())
-    after, averaged = run.state.model.layers[0].weight, run.state.ema.model.layers[0].weight
+    before = run.state.net.model.layers[0].weight.clone()
+    run.train_batch([make_batch()])
+    after, averaged = run.state.net.model.layers[0].weight, run.state.ema.model.layers[0].weight
     torch.testing.assert_close(averaged, 0.1 * before + 0.9 * after, rtol=1e-4, atol=1e-6)
     assert not torch.equal(before, after)
 
@@ -86,34 +88,35 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
         optimizer = torch.optim.Adam(model.named_parameters(), lr=0.1, fused=how)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         config = TrainConfig(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
-        return RunState(config, model, None, optimizer, None, scaler, {}, "", Progress("run", 1), None)
+        net = Net(model, optimizer, scaler, Precision(CPU))
+        return RunState(config, net, None, None, {}, "", Progress("run", 1), None)
 
-    def step(state):
-        state.optimizer.zero_grad()
+    def step(net):
+        net.optimizer.zero_grad()
         images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-        state.model(images).square().sum().backward()
-        state.optimizer.step()
+        net.model(images).square().sum().backward()
+        net.optimizer.step()
 
-    first = make(torch.contiguous_format, True)
+    first = make(torch.contiguous_format, True).net
     step(first)
     content = {
-        "weights": first.model.state_dict(),
+        "weights": copy.deepcopy(first.model.state_dict()),
         "optimizer": copy.deepcopy(first.optimizer.state_dict()),
         "random_state": torch.get_rng_state(),
         "settings": {"learning_rate": 0.1},
         "scheduler": None,
         "scaler": {},
     }
-    content["weights"] = copy.deepcopy(content["weights"])
     content["optimizer"]["param_groups"][0]["fused"] = False  # of another device
-    second = make(torch.channels_last, True)
+    resumed = make(torch.channels_last, True)
+    second = resumed.net
     load, taken = second.optimizer.load_state_dict, []
     second.optimizer.load_state_dict = lambda state: (taken.append(state["param_groups"][0]["fused"]), load(state))
-    second.restore(content, tmp_path / "none.pth")
+    resumed.restore(content, tmp_path / "none.pth")
     assert taken == [True]  # on a GPU it decides, in loading, where the counts of steps are put
     assert second.optimizer.param_groups[0]["fused"]
-    for state in (first, second):
-        step(state)
+    for net in (first, second):
+        step(net)
     weight = second.model.weight
     assert second.optimizer.state[weight]["exp_avg"].stride() == weight.stride() != first.model.weight.stride()
     assert torch.allclose(weight, first.model.weight, atol=1e-6)

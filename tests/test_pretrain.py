@@ -5,19 +5,20 @@ import signal
 
 import pytest
 import torch
-from data.denoising import LEVEL, NoisyDataset, loss_of_statistics
-from data.unlabeled import ImageDataset, list_images
 from PIL import Image, ImageEnhance
-from training.run_data import open_images
 
+from data.datasets import ImageDataset
+from data.inputs import list_images
+from data.loader import Batches
 from data.pixels import RGB
 from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
-from models.task import DenoisingTask
 from runtime.errors import DatasetError
-from stubs import photograph
+from stubs import CPU, photograph
 from training.config import TrainConfig
-from training.losses import LOSSES
+from training.data import open_images
+from training.terms import At
+from training.terms.denoise import LEVEL, DenoiseTerm, NoisyDataset, loss_of_statistics
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def pretrained(tmp_path_factory, images):
 
 
 def test_noise_is_drawn_anew_each_epoch_and_found_again(images):
-    dataset = NoisyDataset(ImageDataset(list_images(images, RGB), 64), images, "train", 5)
+    dataset = NoisyDataset(ImageDataset(list_images(images, RGB), 64), 5)
     clean = dataset.dataset.read_batch([0, 1])["image"].float()
     first, second, again = (dataset.read_batch([(epoch, 0), (epoch, 1)]) for epoch in (0, 1, 0))
     assert torch.equal(first["image"], again["image"])
@@ -48,7 +49,7 @@ def test_noise_is_drawn_anew_each_epoch_and_found_again(images):
 
 
 def test_the_guess_from_a_pixel_alone_is_a_linear_regression(images):
-    batch = NoisyDataset(ImageDataset(list_images(images, RGB), 64), images, "valid", 5).read_batch(list(range(8)))
+    batch = NoisyDataset(ImageDataset(list_images(images, RGB), 64), 5).read_batch(list(range(8)))
     errors = []
     for image, noise in zip(batch["image"].flatten(2).double(), batch["noise"].flatten(2).double()):
         for values, truth in zip(image, noise):
@@ -58,17 +59,26 @@ def test_the_guess_from_a_pixel_alone_is_a_linear_regression(images):
     assert loss_of_statistics(batch["image"]) == pytest.approx(sum(errors) / len(errors), rel=0.02)
 
 
-def test_squared_error_of_noise_and_the_sign_that_dice_is_of():
-    task, noise = DenoisingTask(), torch.tensor([[1.0, -2.0], [3.0, 0.5], [0.0, 1.0]]).view(1, 3, 1, 2)
-    assert LOSSES["mse"](torch.zeros_like(noise), noise, task).item() == pytest.approx((1 + 4 + 9 + 0.25 + 0 + 1) / 6)
-    assert task.foreground(noise).flatten().tolist() == [True, False]
+def test_loss_is_the_squared_error_of_each_image():
+    noise = torch.tensor([[1.0, -2.0, 3.0, 0.5, 0.0, 1.0], [0.0] * 6]).view(2, 3, 1, 2)
+    term = DenoiseTerm(Batches(range(2), 2, 0), CPU, None)
+    part = term.prepare({"image": 255 * noise, "noise": noise}, None, At(0, 0))
+    loss, sums = term.loss(torch.zeros_like(noise), part)
+    assert part.scale * loss.item() == pytest.approx((1 + 4 + 9 + 0.25 + 0 + 1) / 6 / 2)
+    assert sums.tolist() == [2]
 
 
 def test_a_network_learns_more_than_the_guess(pretrained):
     said, folder = pretrained
     guess = float(said.split("has a loss of ")[1].split(";")[0])
-    losses = [float(row["val_loss"] or 1) for row in rows(folder.parents[1] / "logs/pretrained/tiny_training_log.csv")]
+    log = rows(folder.parents[1] / "logs/pretrained/tiny_training_log.csv")
+    losses = [float(row["val_loss"] or 1) for row in log]
     assert losses[-1] < 0.9 * guess
+    assert not any(row[name] for row in log for name in ("train_dice", "val_dice"))
+    best = min(range(16), key=losses.__getitem__)
+    assert f"Best valid loss {losses[best]:.4f} in epoch {best + 1}: saved_models/pretrained/tiny_best.pth" in said
+    assert load_checkpoint(folder / "tiny_best.pth")["progress"]["best_score"] == pytest.approx(-losses[best])
+    assert "Plan    recipe denoising: AdamW" in said
     assert "27 train, 3 valid" in said
     assert "(images without masks)" in said
 
@@ -112,11 +122,11 @@ def test_own_images_may_lack_masks(images, tmp_path):
     (own / "images").symlink_to(images)
     Image.new("L", (200, 150)).save(own / "masks/03.png")
     config = TrainConfig.from_flags({"recipe": "denoising", "data_path": str(own), "image_size": 64})
-    train_set, valid_set, data = open_images(config, None, None)
+    (train_set, valid_set), data = open_images(config, None, None)
     assert (len(train_set), len(valid_set), len(data["train_names"])) == (27, 3, 27)
     for number in range(30):
         Image.new("L", (200, 150)).save(own / f"masks/{number:02}.png")
-    assert len(open_images(config, None, None)[0]) == 24
+    assert len(open_images(config, None, None)[0][0]) == 24
     with pytest.raises(DatasetError, match="no trainval.txt"):
         open_images(dataclasses.replace(config, split="official"), None, None)
 

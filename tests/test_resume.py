@@ -262,9 +262,10 @@ SAVED_IN_MID_EPOCH_STOPPED_IN_VALIDATION = """
 import train
 from runtime import cli
 from runtime.errors import Interrupted
-from training import trainer
+from training.loop import Trainer
+from training.terms import masks
 
-step = trainer.Trainer.train_batch
+step = Trainer.train_batch
 
 def saving(run, batch):
     if run.state.progress.step == 1:
@@ -274,7 +275,7 @@ def saving(run, batch):
 def stopped(*args, **kwargs):
     raise Interrupted(15)
 
-trainer.Trainer.train_batch, trainer.validate = saving, stopped
+Trainer.train_batch, masks.validate = saving, stopped
 cli.run(train.main)
 """
 

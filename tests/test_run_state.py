@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
-from training.run_state import archive_previous_run, lock_run
 
 from helpers import TINY, assert_one_error, copy_run, log_rows, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError
 from training.config import TrainConfig
+from training.state import archive_previous_run, lock_run
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path, shared_dataset):
@@ -43,11 +43,11 @@ def test_best_ahead_of_last_is_kept(tmp_path, trained, shared_dataset):
     # As after a kill between the two renames: best is from epoch 2, last from before it.
     best = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
     copy_run(trained, tmp_path, "last*")
-    best["progress"]["best_dice"], best["progress"]["best_epoch"] = 0.99, 2
+    best["progress"]["best_score"], best["progress"]["best_epoch"] = 0.99, 2
     torch.save(best, tmp_path / "saved_models/tiny_best.pth")
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "best valid Dice 0.9900 in epoch 2" in said
-    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth")["progress"]["best_dice"] == 0.99
+    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth")["progress"]["best_score"] == 0.99
 
 
 def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_dataset):

@@ -5,7 +5,6 @@ import subprocess
 
 import pytest
 import torch
-from training.run_state import start_progress
 
 from helpers import SRC, Script, assert_one_error, copy_run, run_script
 from models.checkpoint import load_checkpoint
@@ -13,6 +12,7 @@ from models.schema import FIELDS, find_problem
 from runtime.errors import CheckpointError
 from training.config import TrainConfig
 from training.resolve import restore_config
+from training.state import start_progress
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,12 @@ HOSTILE = {
     "sums of another shape": (("progress", "sums"), small(4, dtype=torch.float64)),
     "sums of whole numbers": (("progress", "sums"), small(3, dtype=torch.int64)),
     "a history without epochs": (("progress", "history"), [{"run_id": "r", "val_dice": 0.5}]),
-    "a best Dice above one": (("progress", "best_dice"), 1.5),
-    "a best Dice that is not a number": (("progress", "best_dice"), float("nan")),
+    "a best Dice above one": (("progress", "best_score"), 1.5),
+    "a best Dice that is not a number": (("progress", "best_score"), float("nan")),
+    "terms that are a list": (("terms",), ["masks"]),
+    "a term that is a word": (("terms", "masks"), "masks"),
+    "a term of tensors": (("terms", "masks"), {"fingerprint": small(3)}),
+    "sums without a number of images": (("progress", "sums"), small(1, dtype=torch.float64)),
     "a history that is a dict": (("progress", "history"), {}),
     "a history of words": (("progress", "history"), ["epoch 1"]),
     "a history with a command": (("progress", "history"), [{"run_id": "=cmd|' /C calc'!A0"}]),
@@ -160,15 +164,13 @@ STATES = {
 
 @pytest.fixture(scope="module")
 def fresh_state(tmp_path_factory):
-    from training.run import Source, build_state
-    from training.run_state import Progress
-
+    from data.loader import Batches
     from runtime.device import Precision
-    from runtime.distributed import SINGLE_PROCESS
+    from training.setup import Source, build_state
 
     config = TrainConfig(image_size=64, encoder_weights="none", save_dir=str(tmp_path_factory.mktemp("none")))
-    precision = Precision(torch.device("cpu"))
-    return build_state(config, precision, 8, Source(), {}, Progress("run", 1), None, SINGLE_PROCESS)
+    batches = Batches(range(8), 8, 0)
+    return build_state(config, False, Precision(torch.device("cpu")), batches, Source(), {}, None)
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -231,7 +233,7 @@ def test_settings_that_would_take_all_memory_are_refused_on_resume(trained, cont
     assert_one_error(done, "its setting batch_size has an impossible value")
 
 
-@pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 1.0, 8.0]), (2, None), (2, [0.0, 0.0, 0.0])])
+@pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 8.0, 8.0, 1.0]), (2, None), (2, [0.0, 0.0, 0.0, 0.0])])
 def test_a_run_that_stands_where_it_can_not_is_refused(content, tmp_path, step, sums):
     progress = {**content["progress"], "step": step, "sums": None if sums is None else torch.tensor(sums)}
     with pytest.raises(CheckpointError, match=f"step {step} of 4"):

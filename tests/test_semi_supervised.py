@@ -4,13 +4,10 @@ import signal
 
 import pytest
 import torch
-from data.unlabeled import WithUnlabeled, open_folder
 from PIL import Image
-from training.semi_supervised import pseudo_label
 
-from data.augment import BatchAugmentation
 from data.datasets import load_dataset
-from data.loader import ResumableBatchSampler
+from data.loader import Batches, StepReader, StepSampler
 from data.pixels import RGB
 from evaluation.predictor import Predictor
 from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_script
@@ -20,54 +17,75 @@ from runtime.device import Precision
 from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, UsageError
 from stubs import CPU, Brightness, photograph
+from training.terms import At, Part
+from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches, _open_folder
 
-REST = ("--train_fraction", 0.3, "--unlabeled", "rest", "--confidence", 0.7, "--batch_size", 4)
+REST = ("--train_fraction", 0.3, "--unlabeled", "rest", "--ema", "--confidence", 0.7, "--batch_size", 4)
 
 
-def test_every_image_comes_once_in_each_pass_and_a_resumed_epoch_continues():
-    def keys(epoch, start=0):
-        sampler = ResumableBatchSampler(10, 4, 7, unlabeled=5, unlabeled_batch=3)
-        sampler.epoch, sampler.start = epoch, start
-        return list(sampler)
-
-    extra = [key for epoch in range(5) for batch in keys(epoch) for key in batch if key[1] >= 10]
-    assert len(extra) == 5 * 3 * 3
-    assert [cycle for cycle, _ in extra] == [number // 5 for number in range(45)]
+def test_every_image_comes_once_in_each_pass():
+    batches = UnlabeledBatches(range(5), 3, seed=7, steps=3)
+    keys = [key for epoch in range(5) for step in range(3) for key in batches.keys(epoch, step)]
+    assert [cycle for cycle, _ in keys] == [number // 5 for number in range(45)]
     for cycle in range(9):
-        assert sorted(index for c, index in extra if c == cycle) == list(range(10, 15))
-    assert extra[:5] != [(0, index) for _, index in extra[5:10]]
-    assert keys(2)[1:] == keys(2, start=1)
-    plain = ResumableBatchSampler(10, 4, 7)
-    assert [[key for key in batch if key[1] < 10] for batch in keys(0)] == list(plain)
+        assert sorted(index for c, index in keys if c == cycle) == list(range(5))
+    assert [index for _, index in keys[:5]] != [index for _, index in keys[5:10]]
+
+
+def test_a_resumed_epoch_reads_the_same_batches_of_all_terms(shared_dataset):
+    dataset = load_dataset(shared_dataset, "train", image_size=64)
+    reader = StepReader([Batches(dataset, 12, 1), None, UnlabeledBatches(dataset, 2, 1, 3)])
+    whole, rest = StepSampler(3), StepSampler(3)
+    whole.epoch, rest.epoch, rest.start = 4, 4, 1
+    assert list(whole) == [(4, 0), (4, 1), (4, 2)]
+    assert list(rest) == [(4, 1), (4, 2)]
+    for at in rest:
+        first, nothing, extra = reader.read_batch(at)
+        assert nothing is None
+        assert (len(first["image"]), len(extra["image"])) == (11 - at[1] // 2, 2)
+        again = reader.read_batch(at)
+        assert torch.equal(first["image"], again[0]["image"])
+        assert all(torch.equal(extra[name], again[2][name]) for name in extra if name != "path")
+
+
+def fixmatch(dataset, confidence: float, weight: float = 1.0) -> FixMatchTerm:
+    """Labels are how bright pixels are."""
+    return FixMatchTerm(UnlabeledBatches(dataset, 4, 3, 8), Predictor(Brightness(), Precision(CPU)), confidence, weight)
 
 
 def test_confident_pixels_alone_count_and_labels_follow_the_images(shared_dataset):
-    dataset = load_dataset(shared_dataset, "train", image_size=64)
-    batch = WithUnlabeled(dataset, dataset, 3).read_batch([(0, 0), (0, 32), (0, 33), (0, 34), (0, 35)])
-    assert len(batch["image"]) == 1
-    assert len(batch["unlabeled"]["image"]) == 4
-    predictor = Predictor(Brightness(), Precision(CPU))  # logits are how bright a pixel is
-    found, sums = pseudo_label(batch["unlabeled"], predictor, BatchAugmentation(), 0.75, 0, 0)
+    term = fixmatch(load_dataset(shared_dataset, "train", image_size=64), 0.75, weight=0.5)
+    batch, first = term.batches.read(0, 0), Part(torch.zeros(1, 3, 64, 64), None)
+    found = term.prepare(batch, first, At(0, 0))
     assert found.images.shape == (4, 3, 64, 64)
-    everything, _ = pseudo_label(batch["unlabeled"], predictor, BatchAugmentation(), 0.5, 0, 0)
-    assert everything.confident.all()
-    assert torch.equal(everything.labels, found.labels)
-    share, dice, count = sums.tolist()
+    everything = fixmatch(term.batches.dataset, 0.5).prepare(batch, first, At(0, 0))
+    assert everything.counted.all()
+    assert torch.equal(everything.target, found.target)
+    # The strongly augmented images show what the labels say: a disc is still brighter than the rest.
+    inside = found.target > 0
+    assert found.images.mean(1, keepdim=True)[inside].mean() > 2 * found.images.mean(1, keepdim=True)[~inside].mean()
+    logits = torch.randn(4, 1, 64, 64)
+    loss, (count, share, dice) = term.loss(logits, found)
     assert count == 4
     assert 0.1 < share / 4 < 0.9
     assert dice / 4 > 0.8  # the discs are bright
-    # The strongly augmented images show what the labels say: a disc is still brighter than the rest.
-    inside = found.labels > 0
-    assert found.images.mean(1, keepdim=True)[inside].mean() > 2 * found.images.mean(1, keepdim=True)[~inside].mean()
-    logits = torch.randn(4, 1, 64, 64)
-    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits, found.labels, reduction="none")
-    found = found._replace(weight=1 / 4)
-    expected = (by_hand * found.confident).sum() / by_hand.numel()
-    torch.testing.assert_close(found.loss(logits, TASKS["binary"]), expected)
-    pieces = found.tensor_split(3)
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits, found.target, reduction="none")
+    expected = 4 * (by_hand * found.counted).sum() / by_hand.numel()
+    torch.testing.assert_close(loss, expected)
+    assert found.scale == 0.5 / 4  # the weight, and the mean over images
+    pieces = found.split(3)
     assert torch.equal(torch.cat([piece.images for piece in pieces]), found.images)
-    parts = [piece.loss(some, TASKS["binary"]) for piece, some in zip(pieces, logits.tensor_split(3))]
-    torch.testing.assert_close(sum(parts), expected)
+    assert {piece.scale for piece in pieces} == {found.scale}
+    losses, sums = zip(*(term.loss(some, piece) for piece, some in zip(pieces, logits.tensor_split(3))))
+    torch.testing.assert_close(sum(losses), expected)
+    torch.testing.assert_close(sum(sums), torch.stack([count, share, dice]))
+
+
+def test_images_and_labels_have_the_size_of_the_step(shared_dataset):
+    term = fixmatch(load_dataset(shared_dataset, "train", image_size=64), 0.75)
+    found = term.prepare(term.batches.read(0, 1), Part(torch.zeros(1, 3, 48, 48), None), At(0, 1))
+    assert found.images.shape == (4, 3, 48, 48)
+    assert found.target.shape == found.counted.shape == (4, 1, 48, 48)
 
 
 def test_likeliest_class():
@@ -87,25 +105,25 @@ def test_copies_of_scored_images_are_left_out(shared_dataset, tmp_path):
     image = Image.open(known[0].image_path)
     image.save(tmp_path / "more/same.jpg", quality=60)
     (tmp_path / "more/equal.jpg").write_bytes(known[1].image_path.read_bytes())
-    dataset, left_out = open_folder(str(tmp_path), known, 64, RGB)
+    dataset, left_out = _open_folder(str(tmp_path), known, 64, RGB)
     assert [sample.name for sample in dataset.samples] == ["more/new"]
     assert left_out == 2
     assert dataset.read_batch([(0, 0)])["image"].shape == (1, 3, 64, 64)
 
 
 def test_of_a_dataset_its_images_are_taken_and_a_broken_one_is_told_at_once(dataset):
-    kept, _ = open_folder(str(dataset), [], 64, RGB)
+    kept, _ = _open_folder(str(dataset), [], 64, RGB)
     assert len(kept) == 40  # no masks
-    assert len(open_folder(str(dataset / "images"), [], 64, RGB)[0]) == 40
+    assert len(_open_folder(str(dataset / "images"), [], 64, RGB)[0]) == 40
     path = kept.samples[7].image_path
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DatasetError, match=rf"1 fault: .*{path.name}"):
-        open_folder(str(dataset), [], 64, RGB)
+        _open_folder(str(dataset), [], 64, RGB)
 
 
 def test_every_process_has_an_image_without_a_mask():
     with pytest.raises(UsageError, match="steps of 1 images can.t be shared by 2 .* larger --unlabeled_batch"):
-        ResumableBatchSampler(20, 4, 0, DistributedContext(0, 2), 9, 1)
+        UnlabeledBatches(range(9), 1, 0, 5, DistributedContext(0, 2))
 
 
 def test_the_rest_without_masks_resumes_exactly_and_is_logged(shared_dataset, tmp_path):
@@ -117,7 +135,6 @@ def test_the_rest_without_masks_resumes_exactly_and_is_logged(shared_dataset, tm
         if name == "whole":
             said = run_ok("train.py", *flags, cwd=folder)
             assert "images without masks" in said
-            assert "average 0.99" in said  # implied
         else:
             script = Script(SRC / "train.py", ("--checkpoint_minutes", 1e-9, *flags), cwd=folder)
             script.wait_for("epoch   1/2")
@@ -142,22 +159,23 @@ def test_a_folder_in_two_processes(shared_dataset, tmp_path):
     (tmp_path / "more").mkdir()
     for number in range(5):
         photograph(number).save(tmp_path / f"more/{number}.png")
-    flags = ("--data_path", shared_dataset, "--unlabeled", "more", "--unlabeled_batch", 3, "--accumulate", 2, *TINY)
+    flags = ("--data_path", shared_dataset, "--unlabeled", "more", "--unlabeled_batch", 3, *TINY)
+    flags += ("--ema", "--accumulate", 2)
     done = Script(SRC / "train.py", (*flags, "--epochs", 1), cwd=tmp_path, processes=2).finish()
     assert done.returncode == 0, done.stderr
     (row,) = log_rows(tmp_path, "training")
-    assert row["pseudo_dice"] == ""
+    assert list(row)[9:] == ["confident_share"]  # there are no masks to compare with
     assert 0 <= float(row["confident_share"]) <= 1
     photograph(9).save(tmp_path / "more/9.png")
     done = run_script("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
-    assert_one_error(done, "learned from other images without masks")
+    assert_one_error(done, "was trained with another --unlabeled (its content counts")
 
 
 def test_flags_that_contradict(shared_dataset, tmp_path):
     for flags, words in (
-        (("--unlabeled", "rest"), "--train_fraction leaves out; give one below 1"),
+        (("--unlabeled", "rest", "--ema"), "--train_fraction leaves out; give one below 1"),
         (("--confidence", 0.9), "--confidence needs --unlabeled"),
-        (("--unlabeled", "nowhere"), "the folder nowhere does not exist"),
-        (("--unlabeled", "rest", "--train_fraction", 0.5, "--ema", 0), "--unlabeled needs the average of --ema"),
+        (("--unlabeled", "nowhere", "--ema"), "the folder nowhere does not exist"),
+        (("--unlabeled", "rest", "--train_fraction", 0.5), "--unlabeled needs an average of the weights"),
     ):
         assert_one_error(run_script("train.py", "--data_path", shared_dataset, *flags, *TINY, cwd=tmp_path), words)

@@ -3,23 +3,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from training.semi_supervised import PseudoLabeled
-from training.teacher import Teacher
-from training.trainer import training_step
 
 from evaluation.predictor import Predictor
 from helpers import TINY, assert_one_error, log_rows, run_ok, run_script
 from models.checkpoint import load_checkpoint, save_checkpoint, seen_names, weights_fingerprint
-from models.task import TASKS
 from runtime.device import Precision
-from stubs import CPU, Brightness, Plain
-from training.config import TrainConfig
-from training.losses import bce_loss
-from training.optim import build_optimizer
+from stubs import CPU, Brightness, Plain, make_masks, make_net
+from training.step import training_step
+from training.terms import At, Part, Term
+from training.terms.distill import DistillTerm
+from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches
 
 
-def teacher_of(model, size: int) -> Teacher:
-    return Teacher(Predictor(model, Precision(CPU)), size, "", set())
+def teacher_of(model, size: int) -> DistillTerm:
+    return DistillTerm(Predictor(model, Precision(CPU)), size)
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
@@ -30,27 +27,33 @@ def test_probabilities_have_the_size_of_the_images(size):
     assert found.shape == (2, 1, 64, 64)
     assert not found.requires_grad
     assert (found - model(images).sigmoid()).abs().mean() < 0.02
+    part = teacher_of(model, size).prepare(None, Part(images, None, scale=0.25), At(0, 0))
+    assert torch.equal(part.target, found)
+    assert (part.images, part.scale) == (None, 0.25)
 
 
-def gradients(
-    taught: torch.Tensor | None, targets: torch.Tensor, accumulate: int = 1, unlabeled: PseudoLabeled | None = None
-) -> list[torch.Tensor]:
-    """Of one step, without clipping: gradients of few pixels are small."""
+PLAIN = Predictor(Plain(), Precision(CPU))
+
+
+def gradients(targets: torch.Tensor, *more: tuple[Term, Part], pieces: int = 1) -> list[torch.Tensor]:
+    """Of one step from masks and more, without clipping: gradients of few pixels are small."""
     torch.manual_seed(0)
     model, images = Plain().train(), torch.rand(len(targets), 3, 16, 16) * 255
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    parts = (model, images, targets, build_optimizer(TrainConfig(), model), scaler, TASKS["binary"], bce_loss)
-    training_step(*parts, Precision(CPU), accumulate=accumulate, teacher=taught, unlabeled=unlabeled)
+    masks = make_masks(model), Part(images, targets, scale=1 / len(targets))
+    training_step(make_net(model), *zip(masks, *more), pieces)
     return [p.grad for p in model.parameters()]
+
+
+def taught(probabilities: torch.Tensor) -> tuple[Term, Part]:
+    return DistillTerm(PLAIN, 16), Part(None, probabilities, scale=1 / len(probabilities))
 
 
 def test_masks_and_probabilities_are_learned_alike():
     targets = torch.randint(0, 2, (4, 1, 16, 16), dtype=torch.uint8)
-    alone, twice = gradients(None, targets), gradients(targets.float(), targets)
-    for one, two in zip(alone, twice):
+    for one, two in zip(gradients(targets), gradients(targets, taught(targets.float()))):
         torch.testing.assert_close(2 * one, two)
-    taught = torch.rand(4, 1, 16, 16)
-    for one, two in zip(gradients(taught, targets), gradients(taught, targets, accumulate=2)):
+    teacher = taught(torch.rand(4, 1, 16, 16))
+    for one, two in zip(gradients(targets, teacher), gradients(targets, teacher, pieces=2)):
         torch.testing.assert_close(one, two)
 
 
@@ -58,9 +61,12 @@ def test_masks_and_probabilities_are_learned_alike():
 def test_pieces_of_unequal_size_count_by_their_images(count):
     targets = torch.randint(0, 2, (3, 1, 16, 16), dtype=torch.uint8)
     labels = torch.randint(0, 2, (count, 1, 16, 16))
-    extra = PseudoLabeled(torch.rand(count, 3, 16, 16) * 255, labels.float(), labels >= 0, 1 / count)
-    for one, two in zip(gradients(None, targets, 1, extra), gradients(None, targets, 2, extra)):
+    part = Part(torch.rand(count, 3, 16, 16) * 255, labels.float(), labels >= 0, torch.ones(count, 2), 1 / count)
+    extra = FixMatchTerm(UnlabeledBatches([], 1, 0, 1), PLAIN, 0.5), part
+    alone, whole, pieces = gradients(targets), gradients(targets, extra), gradients(targets, extra, pieces=2)
+    for one, two, without in zip(whole, pieces, alone):
         torch.testing.assert_close(one, two)
+        assert not torch.allclose(one, without)
 
 
 def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_dataset, tmp_path):
@@ -78,13 +84,15 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
             content["weights"]["head.bias"] += 1
             save_checkpoint(content, [other])
             resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
-            assert_one_error(run_script(*resumed, "--teacher", other, cwd=folder), "is not the teacher that this run")
+            assert_one_error(
+                run_script(*resumed, "--teacher", other, cwd=folder), "with another --teacher (its content"
+            )
             teacher = teacher.rename(tmp_path / "moved.pth")
             run_ok(*resumed, "--teacher", teacher, cwd=folder)
         contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
     whole, parts = contents
     assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
-    assert whole["data"]["teacher"] == weights_fingerprint(load_checkpoint(teacher)["weights"])
+    assert whole["terms"]["teacher"] == {"fingerprint": weights_fingerprint(load_checkpoint(teacher)["weights"])}
     seen = {*load_checkpoint(teacher)["data"]["train_names"]} - {*whole["data"]["train_names"]}
     assert whole["data"]["seen_names"] == sorted(seen) != []
     plain = tmp_path / "plain"
@@ -93,7 +101,7 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
     # Cross-entropy against the teacher comes on top of that against the masks.
     assert float(log_rows(folder)[0]["train_loss"]) > 1.2 * float(log_rows(plain)[0]["train_loss"])
     resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, "--teacher", teacher)
-    assert_one_error(run_script(*resumed, cwd=plain), "was trained without a teacher")
+    assert_one_error(run_script(*resumed, cwd=plain), "was trained without --teacher; resume it likewise")
 
 
 def test_a_teacher_of_another_task_is_refused(trained, shared_dataset, tmp_path):

@@ -2,9 +2,9 @@
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training.run_state import LOG_COLUMNS
 
 from helpers import TINY, log_rows, run_ok
+from training.state import LOG_COLUMNS
 
 
 def test_curves_are_those_of_the_log_without_doubles_after_a_resume(tmp_path, shared_dataset):

@@ -50,7 +50,7 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
 def test_resume_with_epochs_trains_more(trained, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
     before = rows(folder / "logs/tiny_training_log.csv")
-    best = torch.load(folder / "saved_models/tiny_best.pth", weights_only=True)["progress"]["best_dice"]
+    best = torch.load(folder / "saved_models/tiny_best.pth", weights_only=True)["progress"]["best_score"]
     done = run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
     assert "This run is complete" in done
     said = run_ok("train.py", "--data_path", shared_dataset, "--model_name", "tiny", "--resume", "-e", 1, cwd=folder)
@@ -61,7 +61,7 @@ def test_resume_with_epochs_trains_more(trained, shared_dataset, tmp_path):
     assert len({row["run_id"] for row in after}) == 1
     content = torch.load(folder / "saved_models/tiny_last.pth", weights_only=True)
     assert content["optimizer"]["state"][0]["step"] == 12
-    assert content["progress"]["best_dice"] >= best
+    assert content["progress"]["best_score"] >= best
     assert content["settings"]["image_size"] == 64
 
 

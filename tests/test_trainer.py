@@ -4,14 +4,17 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from helpers import TINY, make_dataset, run_ok, same
+from helpers import TINY, make_dataset, run_ok
 from models.build import build_model
 from models.checkpoint import load_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import RunError
-from stubs import Plain, make_batch, make_run
+from stubs import Plain, make_batch, make_masks, make_net, make_run
+from training.loop import averages
 from training.losses import bce_loss
+from training.terms import At, Part
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 7, 20])
@@ -19,10 +22,11 @@ def test_accumulated_step_equals_the_whole_step(pieces):
     whole = Plain()
     parts = copy.deepcopy(whole)
     before = whole.layers[0].weight.clone()
-    figures = make_run(whole).train_batch(make_batch())
-    in_parts = make_run(parts, accumulate=pieces).train_batch(make_batch())
+    figures, *others = make_run(whole).train_batch([make_batch()])
+    in_parts, *_ = make_run(parts, accumulate=pieces).train_batch([make_batch()])
     assert torch.allclose(figures, in_parts, rtol=1e-5)
-    assert figures[2] == in_parts[2] == 7
+    assert figures[1] == in_parts[1] == 7
+    assert others == [7, [f"{i}.jpg" for i in range(7)]]
     assert not torch.allclose(whole.layers[0].weight, before, atol=1e-3)
     for a, b in zip(whole.parameters(), parts.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
@@ -38,12 +42,55 @@ def test_gradient_norm_is_clipped_to_one(steepness, scaled):
     length = torch.cat([g.flatten() for g in gradients]).norm().item()
     assert (length < 0.1) if steepness < 1 else (length > 10)
     before = [p.detach().clone() for p in model.parameters()]
-    run = make_run(model)
-    run.loss_fn = lambda *inputs: steepness * bce_loss(*inputs)
-    run.state.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    run.train_batch(make_batch())
+    run = make_run(model, make_net(model, scaled=scaled))
+    run.terms[0].loss_fn = lambda *inputs: steepness * bce_loss(*inputs)
+    run.train_batch([make_batch()])
     moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before)]).norm().item()
     assert moved == pytest.approx(0.5 * min(1.0, length), rel=1e-3)  # 0.5 is the learning rate
+
+
+class OutlineTerm:
+    """Cross-entropy of the pixels beside the outline of the masks alone: a term as one would add it."""
+
+    name, batches, columns, seen = "outline", None, ("outline_loss",), frozenset()
+
+    def prepare(self, batch, first, at):
+        masks = first.target.float()
+        outline = F.max_pool2d(masks, 3, 1, 1) != -F.max_pool2d(-masks, 3, 1, 1)
+        return Part(None, masks, outline, scale=first.scale)
+
+    def loss(self, logits, part):
+        pixels = F.binary_cross_entropy_with_logits(logits, part.target, reduction="none") * part.counted
+        loss = pixels.flatten(1).sum(1) / part.counted.flatten(1).sum(1).clamp(min=1)
+        return loss.sum(), torch.stack([loss.new_tensor(len(loss)), loss.detach().sum()])
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_new_term_trains_with_the_loop_as_it_is(pieces):
+    torch.manual_seed(0)
+    model, batch = Plain(), make_batch()
+    batch["mask"][:, :, :3] = 0
+    run = make_run(model, terms=[make_masks(model), OutlineTerm()], accumulate=pieces)
+    rows, alone = [], []
+    for _ in range(60):
+        before = copy.deepcopy(model)
+        run.pending.append(run.train_batch([batch, None]))
+        run.fetch_figures()
+        rows.append(averages(run.totals, run.terms))
+        run.totals.zero_()
+        with torch.no_grad():
+            alone.append([term_loss(before, batch, term) for term in run.terms])
+    assert list(rows[0]) == ["train_loss", "train_dice", "outline_loss"]
+    assert [row["train_loss"] for row in rows] == pytest.approx([sum(both) for both in alone], rel=1e-4)
+    assert [row["outline_loss"] for row in rows] == pytest.approx([outline for _, outline in alone], rel=1e-4)
+    assert alone[-1][1] < 0.9 * alone[0][1]
+
+
+def term_loss(model, batch, term) -> float:
+    """The mean of a term's loss, in one piece."""
+    first = make_masks(model).prepare(batch, None, At(0, 0))
+    part = term.prepare(batch, first, At(0, 0))
+    return term.loss(model(batch["image"]), part)[0].item() / len(batch["image"])
 
 
 def test_totals_do_not_depend_on_when_metrics_are_fetched():
@@ -52,62 +99,26 @@ def test_totals_do_not_depend_on_when_metrics_are_fetched():
     for every in (1, 7, 50):
         run = make_run(Plain())
         for i, row in enumerate(rows, start=1):
-            run.pending.append((row, ["a.jpg"]))
+            run.pending.append((row, 8, ["a.jpg"]))
             if i % every == 0:
-                run.fetch_metrics()
-        run.fetch_metrics()
+                run.fetch_figures()
+        run.fetch_figures()
         assert not run.pending
         totals.append(run.totals)
     assert torch.equal(totals[0], totals[1])
     assert torch.equal(totals[0], totals[2])
-    assert torch.allclose(totals[0], rows.double().sum(0))
+    loss, *others = rows.double().sum(0)
+    assert torch.allclose(totals[0], torch.stack([8 * loss, torch.tensor(8 * 50).double(), *others]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_loss_names_its_step(bad):
     run = make_run(Plain())
     for step in range(5):  # the third step goes wrong, and from there all do
-        run.pending.append((torch.tensor([bad if step >= 2 else 1.0, 0.5, 8.0]), [f"/data/step{step}.jpg"]))
+        run.pending.append((torch.tensor([bad if step >= 2 else 1.0, 8.0, 0.5]), 8, [f"/data/step{step}.jpg"]))
     run.state.progress.step = 15
     with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch 1, step 13, on step2\.jpg; start again"):
-        run.fetch_metrics()
-
-
-def test_a_flipped_bit_is_found_where_steps_are_verified():
-    model = Plain()
-    flips = []
-
-    def flip(grad):
-        flips.append(True)
-        if len(flips) % 2 == 0:
-            bits = grad.view(torch.int32).clone()
-            bits.flatten()[5] ^= 1  # the lowest bit of one number
-            return bits.view(torch.float32)
-        return grad
-
-    run = make_run(model, verify_steps=3)
-    for run.state.progress.step in (0, 1, 2):
-        run.train_batch(make_batch())
-    model.layers[0].weight.register_hook(flip)
-    for run.state.progress.step in (4, 5):
-        run.train_batch(make_batch())  # nobody looks
-    before = copy.deepcopy(model.state_dict())
-    run.state.progress.step = 6
-    with pytest.raises(RunError, match=r"\(the gradient of layers.0.weight, 1 of 5 differ\): memory or processor"):
-        run.train_batch(make_batch())
-    assert same(model.state_dict(), before)
-
-
-def test_verified_steps_are_the_same_steps():
-    weights = []
-    for verify in (0, 1):
-        torch.manual_seed(0)
-        model = build_model("unet_small")
-        run = make_run(model, verify_steps=verify)
-        image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        run.train_batch({"image": image, "mask": (image[:, :1] > 99).to(torch.uint8), "path": ["a", "b"]})
-        weights.append(model.state_dict())
-    assert same(*weights)
+        run.fetch_figures()
 
 
 def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
@@ -139,18 +150,15 @@ def test_memory_flags_are_kept_on_resume_and_can_be_changed(tmp_path):
 def test_gpu_step_never_synchronizes(shared_dataset, tmp_path):
     model = build_model("resnet34_unet")
     how = choose_precision("auto", torch.device("cuda"), 64)
-    run = make_run(how.to_device(model), images=8)
-    run.precision = how
-    batch = {
-        key: value.repeat_interleave(8, 2).repeat_interleave(8, 3)
-        for key, value in make_batch(8).items()
-        if key != "path"
-    }
-    run.train_batch(batch)
+    net = make_net(how.to_device(model), precision=how)
+    run = make_run(model, net, [make_masks(model, precision=how, images=8)])
+    batch = make_batch(8)
+    large = {key: batch[key].repeat_interleave(8, 2).repeat_interleave(8, 3) for key in ("image", "mask")}
+    run.train_batch([{**batch, **large}])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        figures = run.train_batch({key: value.pin_memory() for key, value in batch.items()})
+        figures, *_ = run.train_batch([{**batch, **{key: value.pin_memory() for key, value in large.items()}}])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(figures).all()

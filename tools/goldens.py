@@ -50,7 +50,6 @@ IGNORED |= {
     "unlabeled_weight",
     "window",
     "interval",
-    "verify_steps",
 }  # not in BASE
 TINY = "--data_path data --image_size 64 --encoder_weights none --batch_size 8 --learning_rate 1e-3"
 

@@ -8,11 +8,12 @@ A checkpoint is a dict of tensors and plain values; `models.schema` says what ea
     average                  where weights are a moving average (--ema): the trained ones, and the number of updates
     preprocessing            image_size, the side of the square that images are resized to; channels and window
     data                     split, seed, fold, groups, fingerprint of each part, names of the training images, and of
-                             those that initial weights or a teacher were trained on (seen_names); the teacher's
-                             fingerprint
+                             those that initial weights or a teacher were trained on (seen_names)
     encoder_start            what the encoder's weights were before training
     settings                 the flags that define the run
     progress                 run id, epoch, step, running sums, history, best score
+    terms                    by name, what a resumed run must find again: fingerprints of a teacher's weights and of
+                             images without masks
     optimizer, scheduler, scaler, random_state
 
 A checkpoint without training state has no average and no settings, and nothing from optimizer on.
@@ -230,8 +231,8 @@ def take_weights(model: SegmentationModel, content: dict, path) -> str:
 
 def without_training_state(content: dict) -> dict:
     """A checkpoint's content without what only a resume needs."""
-    kept = {name: content[name] for name in ("model", "weights", "preprocessing", "data", "encoder_start")}
-    known = ("run_id", "planned_epochs", "best_dice", "best_epoch")
+    kept = {name: content[name] for name in ("model", "weights", "preprocessing", "data", "encoder_start", "terms")}
+    known = ("run_id", "planned_epochs", "best_score", "best_epoch")
     return {**kept, "progress": {name: content["progress"][name] for name in known}}
 
 

@@ -70,7 +70,7 @@ def _is_weight(value) -> bool:
 
 
 def _are_sums(value) -> bool:
-    return is_tensor(value) and value.dtype == torch.float64 and value.ndim == 1 and len(value) < 100
+    return is_tensor(value) and value.dtype == torch.float64 and value.ndim == 1 and 2 <= len(value) < 100
 
 
 def _is_random_state(value) -> bool:
@@ -144,7 +144,7 @@ FIELDS: dict[str, Test] = {  # None stands for an entry that is not there
     "progress.history": maybe(list_of(_is_log_row)),
     "progress.resumed": maybe(list_of(whole(0, MAX_COUNT))),
     "progress.patient_from": maybe(whole(0, MAX_COUNT)),
-    "terms": maybe(dict_of(KEY, dict_of(KEY, _is_plain))),
+    "terms": dict_of(KEY, dict_of(KEY, _is_plain)),
     "optimizer": maybe(
         part(
             state=dict_of(whole(0, MAX_COUNT), dict_of(KEY, is_tensor)),

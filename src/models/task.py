@@ -180,15 +180,13 @@ class ClassesTask(SoftmaxTask):
 
 
 class DenoisingTask(Task):
-    """The noise in each channel of an image, in its standard deviations: what pretrain.py learns.
-
-    Where Dice is computed, the foreground is where the noise brightens the first channel.
+    """The noise in each channel of an image, in its standard deviations: what pretrain.py learns. It decides no pixel.
 
     Args:
         channels: of the images.
     """
 
-    name, title, target = DENOISING, DENOISING, "noise"
+    name = title = DENOISING
 
     def __init__(self, channels: int = 3):
         self.out_channels = channels
@@ -196,16 +194,6 @@ class DenoisingTask(Task):
     @property
     def outputs(self) -> dict:
         return {"out_channels": 0}
-
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The noise itself."""
-        return logits
-
-    def foreground(self, target: torch.Tensor) -> torch.Tensor:
-        return target[:, :1] > 0
-
-    def decision_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.narrow(-3, 0, 1)
 
 
 def class_colors(count: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from runtime.options import (
 )
 
 LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
-LOSSES = ("bce", "dice", "bce_dice", "focal", "tversky", "focal_tversky", "mse")  # of training/losses.py
+LOSSES = ("bce", "dice", "bce_dice", "focal", "tversky", "focal_tversky")  # of training/losses.py
 
 
 def class_weights(text: str) -> str:
@@ -49,7 +49,7 @@ RECIPES: dict[str, dict[str, dict]] = {
     },
     # Of pretrain.py.
     DENOISING: {
-        "all": {**LONG, "classes": DENOISING, "loss": "mse"},
+        "all": {**LONG, "classes": DENOISING},
         "resnet34_unet": {"decoder": "stem"},
     },
 }

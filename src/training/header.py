@@ -35,7 +35,8 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")
     optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {config.weight_decay:g})"
     average = f", average {config.ema:g}" if config.ema else ""
-    print(f"Plan    recipe {config.recipe}: {config.loss}, {optimizer} {config.learning_rate:g}, ", end="")
+    loss = "" if config.denoises else f"{config.loss}, "
+    print(f"Plan    recipe {config.recipe}: {loss}{optimizer} {config.learning_rate:g}, ", end="")
     print(f"{config.scheduler}{average}, batch {config.batch_size}, {trainer.sampler.steps} steps an epoch, ", end="")
     taught = f", teacher {config.teacher}" if config.teacher else ""
     patience = f", patience {config.patience}" if config.patience else ""
@@ -44,7 +45,7 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     if resumed_from is not None:
         plan = (
             f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
-            f"{progress.step}; {trainer.best_in_words()}"
+            f"{progress.step}; best {trainer.best_in_words()}"
         )
     print(f"Run     {progress.run_id}: {plan}", flush=True)
 

@@ -29,7 +29,7 @@ class Trainer:
         sampler: the steps of an epoch.
         loader: gives a list of batches for each step, one of each term.
         stop: asked between steps.
-        listeners: called with each epoch's row of the log, before it is saved.
+        listeners: called with each epoch's row of the log, after it was saved.
         resume_command: printed when the run stops.
     """
 
@@ -69,37 +69,30 @@ class Trainer:
             raise
 
     def best_in_words(self) -> str:
-        """The best score so far and its epoch."""
-        progress = self.state.progress
+        """The best score so far and its epoch, as `valid Dice 0.9062 in epoch 6`."""
+        progress, score = self.state.progress, self.terms[0].score
         if progress.best_score is None:
-            return f"no {self.terms[0].score} yet"
-        return f"best {self.terms[0].score} {abs(progress.best_score):.4f} in epoch {progress.best_epoch}"
+            return f"{score} not known yet"
+        return f"{score} {abs(progress.best_score):.4f} in epoch {progress.best_epoch}"
 
     def run_epoch(self) -> None:
-        """Trains and validates one epoch, logs and saves."""
+        """Trains and validates one epoch, saves, logs, and tells the listeners."""
         state, progress, config = self.state, self.state.progress, self.state.config
         row = {"run_id": progress.run_id, "epoch": progress.epoch + 1, **self.train_one_epoch()}
         row["learning_rate"] = state.net.optimizer.param_groups[-1]["lr"]  # the first may be the encoder's
         start = time.perf_counter()
-        self.state.net.context.average_batch_norm(state.net.model)
+        state.net.context.average_batch_norm(state.net.model)
         validated = row["epoch"] % config.validate_every == 0 or row["epoch"] == progress.planned_epochs
         row["val_loss"], row["val_dice"] = self.validate() if validated else (None, None)
         row["seconds"] += time.perf_counter() - start
-        row = {name: row.get(name) for name in [*LOG_COLUMNS, *row.keys() - {*LOG_COLUMNS}]}
-        progress.history.append({name: _rounded(name, value) for name, value in row.items()})
-        kinds = self._finish_epoch(score_of(row))
+        row = {name: _rounded(name, value) for name, value in {**dict.fromkeys(LOG_COLUMNS), **row}.items()}
+        progress.history.append(row)
+        self._finish_epoch(score_of(row))
         for listener in self.listeners:
-            listener(progress.history[-1])
-        if kinds is not None:
-            state.save(*kinds)
-            state.write_log()
+            listener(row)
 
-    def _finish_epoch(self, score: float | None) -> list[str | int] | None:
-        """Moves on to the next epoch.
-
-        Returns:
-            The kinds of checkpoints to save besides the last; None where no save is due.
-        """
+    def _finish_epoch(self, score: float | None) -> None:
+        """Moves on to the next epoch. Saves where it was validated, is to be kept, or a save is due."""
         state, progress, config = self.state, self.state.progress, self.state.config
         if config.scheduler == "plateau" and score is not None:
             state.scheduler.step(score)
@@ -110,7 +103,9 @@ class Trainer:
             kinds.append("best")
         if config.save_every and progress.epoch % config.save_every == 0:
             kinds.append(progress.epoch)
-        return kinds if score is not None or kinds or state.save_is_due() else None
+        if score is not None or kinds or state.save_is_due():
+            state.save(*kinds)
+            state.write_log()
 
     def validate(self) -> tuple[float, float | None]:
         """Loss and Dice of the validation images, with the averaged weights where there are any."""
@@ -120,7 +115,7 @@ class Trainer:
             context.broadcast_batch_norm(evaluated)
         # Several processes are never between the same two batches here: they finish, and stop after the epoch.
         check = self.stop.check if context.size == 1 else lambda: None
-        return self.terms[0].validate(Predictor(evaluated, self.state.net.precision), check)
+        return self.terms[0].validate(Predictor(evaluated, state.net.precision), check)
 
     def train_one_epoch(self) -> dict:
         """Trains from the step where the run stands to the end of the epoch.
@@ -150,10 +145,10 @@ class Trainer:
                 due = int(state.save_is_due() and context.first)
                 signum, due = context.all_reduce_max(self.stop.signum, due)
                 # On a GPU figures are fetched once a second, so that it never runs out of steps to do.
-                if signum or due or self.state.net.precision.device.type == "cpu" or time.monotonic() - fetched > 1:
+                if signum or due or state.net.precision.device.type == "cpu" or time.monotonic() - fetched > 1:
                     self.fetch_figures()
                     fetched = time.monotonic()
-                if bar.update():  # true where the bar has just been drawn
+                if bar.update() and self.totals[1]:  # true where the bar has just been drawn
                     bar.set_postfix(averages(self.totals, self.terms[:1]), refresh=False)
                 if signum or due:
                     progress.sums = context.all_reduce_sum(self.totals)
@@ -184,8 +179,8 @@ class Trainer:
             parts.append(term.prepare(batch, parts[0] if parts else None, at))
         length = self.terms[0].batches.length(at.step)
         # As many pieces in all processes as the smallest share allows: batch norms on GPUs wait for each other in each.
-        pieces = min(state.config.accumulate, length // self.state.net.context.size)
-        figures = training_step(self.state.net, self.terms, parts, pieces)
+        pieces = min(state.config.accumulate, length // state.net.context.size)
+        figures = training_step(state.net, self.terms, parts, pieces)
         if state.ema:
             state.ema.update(state.net.model)
         if state.config.scheduler == "cosine":

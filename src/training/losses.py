@@ -40,12 +40,6 @@ def focal_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: 
     return _mean((1 - torch.exp(-plain)) ** FOCUS * weighed, target, task)
 
 
-def squared_error(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """Of the probabilities, averaged over classes, pixels and images: the Brier score; of noise, of itself."""
-    errors = (task.probabilities(logits.float()) - task.one_hot(target)).square()
-    return _mean(errors.mean(dim=1, keepdim=True), target, task)
-
-
 def _overlaps(
     logits: torch.Tensor, target: torch.Tensor, task: Task
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,7 +105,6 @@ LOSSES = {
     "focal": focal_loss,
     "tversky": tversky_loss,
     "focal_tversky": focal_tversky_loss,
-    "mse": squared_error,
 }
 
 

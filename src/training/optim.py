@@ -35,7 +35,9 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: int):
     """The learning-rate schedule: plateau steps once an epoch, cosine once a step; None for `none`."""
     if name == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=3, min_lr=1e-6)
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, "max", factor=0.5, patience=3, threshold_mode="abs", min_lr=1e-6
+        )
     if name == "cosine":
         warm_up = max(1, total_steps // 10)
 

@@ -150,8 +150,10 @@ def check_flags(config: TrainConfig, overrides: dict, processes: int) -> None:
     for name in ("unlabeled_batch", "unlabeled_weight", "confidence"):
         if name in overrides and config.unlabeled is None:
             raise UsageError(f"--{name} needs --unlabeled")
+    if config.unlabeled is not None and not config.ema:
+        raise UsageError("--unlabeled needs an average of the weights, which labels the images; add --ema")
     weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
-    unweighted = config.loss in ("dice", "tversky", "focal_tversky", "mse")
+    unweighted = config.loss in ("dice", "tversky", "focal_tversky")
     if config.class_weights and unweighted and (channels == 1 or weights == ["auto"]):
         raise UsageError(f"--class_weights {config.class_weights} would do nothing useful with --loss {config.loss}")
     if weights != ["auto"] and len(weights) != channels:

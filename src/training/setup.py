@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from data.download import download
 from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
@@ -19,14 +20,14 @@ from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
-from runtime.errors import UsageError
+from runtime.errors import CheckpointError, UsageError
 from runtime.files import writable_folder
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
 from training.data import Parts, augmented, open_images, open_parts, some_of
 from training.header import print_header, resume_command
 from training.listeners import Console, TensorBoard
-from training.loop import Trainer
+from training.loop import Trainer, no_totals
 from training.losses import balanced_weights
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.resolve import check_flags, restore_config, with_network_of, with_size_plan
@@ -63,11 +64,11 @@ class Setup:
     batches: Batches  # of the first term
     state: RunState
 
-    def valid_loader(self):
-        """Batches of the validation images."""
-        net, config, valid_set = self.state.net, self.config, self.parts[1]
-        batches = shard_batches(valid_set, config.batch_size, net.context)
-        return make_loader(valid_set, net.precision.device, batches, config.num_workers)
+    def loader(self, dataset: Dataset) -> DataLoader:
+        """Batches of a dataset in order, to validate on."""
+        net, config = self.state.net, self.config
+        batches = shard_batches(dataset, config.batch_size, net.context)
+        return make_loader(dataset, net.precision.device, batches, config.num_workers)
 
 
 def start(overrides: dict) -> None:
@@ -109,7 +110,7 @@ def run(config: TrainConfig, overrides: dict, device: torch.device, context: Dis
     trainer.train()
     if progress.epoch < progress.planned_epochs:
         print(f"No better {trainer.terms[0].score} in {patience} epochs: stopped after {progress.epoch}.")
-    print(f"B{trainer.best_in_words()[1:]}: {state.path('best')}")
+    print(f"Best {trainer.best_in_words()}: {state.path('best')}")
 
 
 def prepare(
@@ -140,8 +141,9 @@ def prepare(
     setup = Setup(config, source, parts, batches, state)
     terms = [term for open_term in TERMS if (term := open_term(setup)) is not None]
     record_terms(setup, terms)
-    sampler = StepSampler(batches.steps)
-    reader = StepReader([term.batches for term in terms])
+    if source.content is not None:  # not before: a teacher's network draws random numbers when it is made
+        state.restore(source.content, source.path)
+    sampler, reader = StepSampler(batches.steps), StepReader([term.batches for term in terms])
     listeners = [Console(state.progress)]
     if config.tensorboard is not None and context.first:
         folder = Path(config.tensorboard or Path(config.log_dir) / "tensorboard")
@@ -190,7 +192,7 @@ def build_state(
     data: dict,
     lock: contextlib.ExitStack | None,
 ) -> RunState:
-    """Network, average, optimizer and scheduler: new, or where the resumed run stands; see RunState."""
+    """Network, average, optimizer and scheduler, freshly seeded, and where the run stands; see RunState."""
     context, content = batches.context, source.content
     seed_everything(config.seed, config.deterministic)
     model = build_model(config.model_name, **config.network)
@@ -209,8 +211,6 @@ def build_state(
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
     net = Net(model, optimizer, scaler, precision, context, config.compile)
     state = RunState(config, net, ema, scheduler, data, encoder_start, progress, lock)
-    if content is not None:
-        state.restore(content, source.path)
     if config.freeze_encoder:
         model.freeze_encoder(progress.epoch < config.freeze_encoder)
     net.wrap()
@@ -224,18 +224,24 @@ def record_terms(setup: Setup, terms: list) -> None:
 
     Raises:
         UsageError: the run that is resumed learned from something else.
+        CheckpointError: its sums are not of these terms.
     """
     state, source, valid_set = setup.state, setup.source, setup.parts[1]
     state.terms = {term.name: term.record() for term in terms}
     seen = {name for term in terms for name in term.seen} | (seen_names(source.initial) if source.initial else set())
     if source.content:
-        before = source.content["terms"]
-        for name in before.keys() ^ state.terms.keys():
+        before, sums = source.content["terms"], state.progress.sums
+        for name in sorted(before.keys() ^ state.terms.keys()):
             raise UsageError(
                 f"{source.path} was trained with{'' if name in before else 'out'} --{name}; resume it likewise"
             )
         for name in (name for name, record in state.terms.items() if record != before[name]):
-            raise UsageError(f"{source.path} was trained with another --{name}; resume it with that one")
+            raise UsageError(
+                f"{source.path} was trained with another --{name} (its content counts, not its path); resume it with "
+                "that one"
+            )
+        if sums is not None and len(sums) != len(no_totals(terms)):
+            raise CheckpointError(f"{source.path} is malformed: progress.sums has {len(sums)} numbers")
         seen |= {*source.content["data"]["seen_names"]}
     state.data["seen_names"] = sorted(seen - {*state.data["train_names"]})
     known = len(seen & {sample.name for sample in valid_set.samples})

@@ -6,9 +6,10 @@ Brempong et al., 2022: https://arxiv.org/abs/2205.11423.
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from data.datasets import ImageDataset, SimpleOxfordPetDataset, as_keys
-from data.loader import Batches, make_loader, shard_batches
+from data.loader import Batches
 from evaluation.predictor import Predictor
 from runtime.device import copy_to_device
 from runtime.seeding import NOISE, sample_rng
@@ -83,14 +84,14 @@ class DenoiseTerm:
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """See Term."""
         errors = (logits - part.target).square().flatten(1).mean(1)
-        return errors.sum(), errors.new_tensor([len(errors)])
+        return errors.sum(), errors.new_full((1,), len(errors))
 
     @torch.inference_mode()
     def validate(self, predictor: Predictor, after_batch) -> tuple[float, None]:
         """The mean loss of the validation images, and no Dice."""
         predictor.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        for batch in self.valid_loader:
+        for batch in tqdm(self.valid_loader, desc="validating", unit="batch", leave=False, disable=None, delay=1):
             part = self.prepare(batch, None, At(0, 0))
             loss, count = self.loss(predictor.logits(part.images), part)
             sums += torch.tensor([loss.item(), count.item()], dtype=torch.float64)
@@ -107,12 +108,9 @@ def open_denoising(setup) -> DenoiseTerm | None:
     """The term of a pre-training. Says what a guess without a network would reach."""
     if not setup.config.denoises:
         return None
-    net, config, batches = setup.state.net, setup.config, setup.batches
-    batches.dataset = NoisyDataset(batches.dataset, config.seed)
-    valid_set, device = NoisyDataset(setup.parts[1], config.seed), net.precision.device
+    batches, seed = setup.batches, setup.config.seed
+    batches.dataset = NoisyDataset(batches.dataset, seed)
+    valid_set = NoisyDataset(setup.parts[1], seed)
     guess = loss_of_statistics(valid_set.read_batch(list(range(min(64, len(valid_set)))))["image"])
     print(f"A guess from each pixel's value alone has a loss of {guess:.4f}; a network that learns falls below.")
-    loader = make_loader(
-        valid_set, device, shard_batches(valid_set, config.batch_size, net.context), config.num_workers
-    )
-    return DenoiseTerm(batches, device, loader)
+    return DenoiseTerm(batches, setup.state.net.precision.device, setup.loader(valid_set))

@@ -164,11 +164,9 @@ def open_fixmatch(setup) -> FixMatchTerm | None:
         UsageError: there are no images, or flags contradict each other.
         DatasetError: some can't be read.
     """
-    config, net, ema = setup.config, setup.state.net, setup.state.ema
+    config, net = setup.config, setup.state.net
     if config.unlabeled is None:
         return None
-    if ema is None:
-        raise UsageError("--unlabeled needs an average of the weights, which labels the images; add --ema")
     train_set, *scored = setup.parts
     known, seen = [sample for part in scored for sample in part.samples], set()
     if config.unlabeled == REST:
@@ -180,8 +178,7 @@ def open_fixmatch(setup) -> FixMatchTerm | None:
     print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
     count = config.unlabeled_batch or config.batch_size
     batches = UnlabeledBatches(dataset, count, config.seed, setup.batches.steps, net.context)
-    predictor = Predictor(ema.model, net.precision)
-    digest = fingerprint(dataset.samples)
+    predictor, digest = Predictor(setup.state.ema.model, net.precision), fingerprint(dataset.samples)
     return FixMatchTerm(batches, predictor, config.confidence, config.unlabeled_weight, digest, seen)
 
 

@@ -66,4 +66,4 @@ def open_masks(setup) -> MasksTerm | None:
     if setup.config.denoises:
         return None
     net = setup.state.net
-    return MasksTerm(setup.batches, setup.config, Predictor(net.model, net.precision), setup.valid_loader())
+    return MasksTerm(setup.batches, setup.config, Predictor(net.model, net.precision), setup.loader(setup.parts[1]))
