@@ -23,7 +23,8 @@ from evidence import LAST, RESAMPLES, Difference, Trained, compare, load
 from experiments import ROOT
 from runtime.files import atomic_write, read_rows
 from train import build_parser
-from training.config import TrainConfig, with_size_plan
+from training.config import TrainConfig
+from training.resolve import with_size_plan
 from visual.curves import COLORS
 
 TITLES = {

@@ -8,20 +8,8 @@ import pytest
 import torch
 
 import utils
-from data.augment import (
-    IDENTITY,
-    STRENGTHS,
-    BatchAugmentation,
-    apply_colors,
-    augment_batch,
-    automatic_plan,
-    draw_augmentation,
-    draw_colors,
-    mix,
-    planned_sizes,
-    possible_sizes,
-    size_plan,
-)
+from data.augment import IDENTITY, BatchAugmentation, apply_colors, augment_batch, draw_augmentation, draw_colors, mix
+from data.names import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
 from models.task import TASKS
 from stubs import Plain, make_batch, make_run
 from train import build_parser
