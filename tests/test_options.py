@@ -9,6 +9,7 @@ from runtime.cli import Parser
 from runtime.errors import CheckpointError
 from runtime.options import changeable, fixed, flag_table, fraction
 from training import config as training_config
+from training import resolve
 from training.config import TrainConfig, saved_settings
 from training.resolve import check_settings
 from write_cli_docs import document
@@ -23,7 +24,8 @@ class Extended(TrainConfig):
 
 
 def test_flag_is_added_by_one_field(monkeypatch, tmp_path):
-    monkeypatch.setattr(training_config, "TrainConfig", Extended)
+    for module in (training_config, resolve):
+        monkeypatch.setattr(module, "TrainConfig", Extended)
     parser = Parser("train.py", "", Extended)
     assert parser.parse_overrides(["--sharpness", "0.7", "--patience"]) == {"sharpness": 0.7, "patience": True}
     assert "how sharp (default: 0.5)" in parser.format_help()
@@ -33,9 +35,10 @@ def test_flag_is_added_by_one_field(monkeypatch, tmp_path):
     assert Extended().settings()["sharpness"] == 0.5
     monkeypatch.setitem(training_config.RECIPES, "strong", {"all": {"sharpness": 0.9}})
     assert Extended.from_flags({"recipe": "strong"}).sharpness == 0.9
-    check_settings({"sharpness": 0.7}, tmp_path)
+    settings = Extended().settings()
+    check_settings({**settings, "sharpness": 0.7}, tmp_path)
     with pytest.raises(CheckpointError, match="sharpness has an impossible value"):
-        check_settings({"sharpness": 1.5}, tmp_path)
+        check_settings({**settings, "sharpness": 1.5}, tmp_path)
 
 
 def test_flag_documentation_is_up_to_date():

@@ -9,15 +9,17 @@ from helpers import SRC, run_ok
 from stubs import photograph
 
 
+PUBLISHED = SRC.parent / "saved_models/pets_small.pth"
+
+
 @pytest.fixture(scope="module")
-def model(trained):
-    path = str(trained / "saved_models/tiny_best.pth")
-    return torch.hub.load(str(SRC.parent), "from_checkpoint", path=path, source="local")
+def model():
+    return torch.hub.load(str(SRC.parent), "from_checkpoint", path=PUBLISHED, source="local")
 
 
-def test_the_mask_is_that_of_inference(model, model_flags, tmp_path):
+def test_the_mask_is_that_of_inference(model, tmp_path):
     photograph(1).save(tmp_path / "photo.png")
-    run_ok("inference.py", *model_flags, "photo.png", "--save", "masks,cutouts", cwd=tmp_path)
+    run_ok("inference.py", "--model_path", PUBLISHED, "--data_path", "photo.png", "--save", "masks,cutouts", cwd=tmp_path)
     with Image.open(tmp_path / "photo.png") as image:
         mask, alpha = model.segment(image), model.segment(image, alpha=True)
         assert image.size == mask.shape[::-1] == alpha.shape[::-1]
