@@ -43,7 +43,9 @@ def test_inference_needs_no_training(folder):
     assert background.mean() < 0.2  # a close-up, unlike what it was trained on
     cutout = np.asarray(Image.open(folder / "out/chelsea_cutout.png"))
     assert cutout.shape == (*mask.shape, 4)
-    assert (cutout[..., :3] == np.asarray(Image.open(CHELSEA))).all()
+    assert (cutout[80:250, 100:280, 3] == 255).mean() > 0.95
+    solid = cutout[..., 3] == 255
+    assert np.abs(cutout[..., :3].astype(int) - np.asarray(Image.open(CHELSEA)))[solid].mean() < 1
 
 
 def test_own_best_checkpoint_comes_first_and_a_name_means_that_model(folder, trained):

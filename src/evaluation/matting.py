@@ -86,9 +86,10 @@ def _solve_border(image: np.ndarray, trimap: np.ndarray, cutout: np.ndarray, eng
     alpha = _solve(colors, known) if engine == "guided" else _closed_form(colors, known)
     slope = GuidedFilter(colors, 1e-4).lines(alpha)[:3]
     fields = torch.cat([alpha[None], slope, colors, *_fore_and_background(colors, alpha)]).float()
-    for pixels in torch.from_numpy(np.flatnonzero(trimap == BORDER)).split(CHUNK):
-        y, x = pixels // width, pixels % width
-        places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    border = np.flatnonzero(trimap == BORDER)
+    for start in range(0, len(border), CHUNK):
+        y, x = np.divmod(border[start : start + CHUNK], width)
+        places = torch.from_numpy(np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], axis=-1)).float()
         sampled = F.grid_sample(fields[None], places[None, None], padding_mode="border", align_corners=False)
         alpha, slope, blurred, fore, back = sampled[0, :, 0].split([1, 3, 3, 3, 3])
         color = torch.from_numpy(image[y, x]).T / 255
