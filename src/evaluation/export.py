@@ -110,10 +110,10 @@ def export(model: SegmentationModel, content: dict, path: Path) -> None:
 
 
 def publishable(content: dict) -> dict:
-    """A checkpoint without training state, its kernels in half precision: a sixth of the size or less."""
+    """A checkpoint without training state, in half precision: a sixth of the size or less."""
     whole = ("mean", "std")  # of the normalisation
     weights = {
-        name: value.half() if value.ndim > 1 and name not in whole else value
+        name: value.half() if value.is_floating_point() and name not in whole else value
         for name, value in content["weights"].items()
     }
     return without_training_state({**content, "weights": weights})
