@@ -1,7 +1,7 @@
 """Entry points for torch.hub.
 
     model = torch.hub.load(DIR, "resnet34_unet", source="local")                       # fresh weights; also "unet"
-    model = torch.hub.load(DIR, "pets_small", source="local")                          # trained on cats and dogs
+    model = torch.hub.load(DIR, "pets", source="local")                          # trained on cats and dogs
     model = torch.hub.load(DIR, "from_checkpoint", path="best.pth", source="local")    # trained weights
 
 DIR is the folder of this file. Models take pixels (N, 3, H, W) in 0..255 and return logits (N, out_channels, H, W);
@@ -85,12 +85,12 @@ def model(name: str, **config) -> torch.nn.Module:
     return _build(name, **config)
 
 
-def pets_small() -> torch.nn.Module:
+def pets() -> torch.nn.Module:
     """The small network that comes with this program, trained on cats and dogs; see docs/model_card.md.
 
     It was trained on squares of the size in its checkpoint's preprocessing; others work, too.
     """
-    return from_checkpoint(_SRC.parent / "saved_models/pets_small.pth")
+    return from_checkpoint(_SRC.parent / "saved_models/pets.pth")
 
 
 def from_checkpoint(path) -> torch.nn.Module:

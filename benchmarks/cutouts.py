@@ -91,7 +91,7 @@ def cost(engine: str) -> dict[str, float]:
 def main() -> None:
     """Prints a table and writes it into benchmarks/results/cutouts.csv."""
     parser = measure.parser(__doc__, rounds=1)
-    parser.add_argument("--model_path", default=str(measure.ROOT / "saved_models/pets_small.pth"))
+    parser.add_argument("--model_path", default=str(measure.ROOT / "saved_models/pets.pth"))
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--every", type=int, default=1, help="take every Nth image alone")
     parser.add_argument("--cost", choices=ENGINES, help="measure time and memory in this process")

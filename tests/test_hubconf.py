@@ -101,12 +101,12 @@ def test_missing_checkpoint_is_named_and_leaves_the_modules_alone_too(said):
 def test_entry_points_are_these_and_documented():
     names = runpy.run_path(str(ROOT / "hubconf.py"))
     entries = {name: value for name, value in names.items() if callable(value) and not name.startswith("_")}
-    assert sorted(entries) == ["from_checkpoint", "model", "pets_small", "resnet34_unet", "unet"]
+    assert sorted(entries) == ["from_checkpoint", "model", "pets", "resnet34_unet", "unet"]
     assert all(entry.__doc__ for entry in entries.values())
 
 
 def test_published_network_finds_a_cat():
-    model = torch.hub.load(str(ROOT), "pets_small", source="local")
+    model = torch.hub.load(str(ROOT), "pets", source="local")
     image = torch.from_numpy(np.array(Image.open(ROOT / "docs/chelsea.png").resize((160, 160)))).permute(2, 0, 1)[None]
     with torch.inference_mode():
         pet = model(image) > 0

@@ -8,7 +8,7 @@ from PIL import Image
 from helpers import SRC, run_ok
 from stubs import photograph
 
-PUBLISHED = SRC.parent / "saved_models/pets_small.pth"
+PUBLISHED = SRC.parent / "saved_models/pets.pth"
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ KINDS = {
     "resnet34_unet": "--model_name resnet34_unet --multi_scale 0.5 --augment_uncertain",
     "unet": "--model_name unet --multi_scale 0.5 --mix cutmix --distort all",
     "progressive": "--model_name unet_small --image_size 96 --progressive 64:2",
-    "teacher": f"--model_name unet_small --teacher {shlex.quote(str(HERE.parent / 'saved_models/pets_small.pth'))}",
+    "teacher": f"--model_name unet_small --teacher {shlex.quote(str(HERE.parent / 'saved_models/pets.pth'))}",
     "unlabeled": "--model_name unet_small --train_fraction 0.5 --unlabeled rest --confidence 0.6",
     "three classes": "--model_name unet_small --classes trimap --patience 9 --scheduler plateau",
 }

@@ -38,7 +38,7 @@ from models.task import Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write, sync_folder
 
-PUBLISHED = "pets_small.pth"  # the network that comes with this program; see docs/model_card.md
+PUBLISHED = "pets.pth"  # the network that comes with this program; see docs/model_card.md
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
 
 

@@ -182,7 +182,7 @@ def cache_option():
 
 def model_path_option(several: bool = False):
     """Which checkpoint to use, or which checkpoints together."""
-    text = "checkpoint; by default <model>_best.pth in --save_dir, or pets_small.pth" + (
+    text = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth" + (
         "; several: their mean probabilities" * several
     )
     return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
