@@ -136,6 +136,32 @@ def test_run_lengths_of_any_number(share):
         np.testing.assert_array_equal(drawn, mask)
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_run_lengths_of_pycocotools(convert, tmp_path, compressed):
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    save_image(tmp_path / "photos/a.png", (90, 70))
+    y, x = np.indices((70, 90))
+    mask = np.hypot(y - 30, x - 40) < 25
+    mask[25:35, 30:45] = False  # a hole
+    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs["counts"] = runs["counts"].decode() if compressed else encode(mask)[0]
+    if not compressed:  # they read our list as we do
+        np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(runs, 70, 90)), mask)
+    np.testing.assert_array_equal(read_back(convert(coco(runs, size=(90, 70), iscrowd=1)))["a"], mask)
+
+
+def test_polygons_are_drawn_nearly_as_pycocotools_does():
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        angle = np.sort(rng.uniform(0, 2 * np.pi, 12))
+        radius = rng.uniform(30, 60, 12)
+        points = np.stack([80 + radius * np.cos(angle), 70 + radius * np.sin(angle)], axis=1).ravel()
+        theirs = coco_mask.decode(coco_mask.frPyObjects([points.tolist()], 140, 160))[..., 0] > 0
+        ours = annotations.draw_polygon(points, (160, 140))
+        assert (ours & theirs).sum() / (ours | theirs).sum() > 0.99
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [
