@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import annotations
 import convert_masks
+from data.image_io import read_class_mask
 from data.index import list_samples
-from models.task import PET
+from models.task import BACKGROUND, IGNORED, PET, class_colors, class_names
 from runtime.errors import UsageError
 
 WIDTH, HEIGHT = 7, 5
@@ -51,15 +53,21 @@ def labelme(*shapes, path="a.png", size=(WIDTH, HEIGHT), data=None) -> dict:
 
 @pytest.fixture
 def convert(tmp_path):
-    """Converts annotations, a dict of one file or several by name, and returns the folder of the output."""
+    """Converts annotations, a dict of one file or several by name, and returns the folder of the output.
+
+    A file's content is text, what becomes JSON, or an image.
+    """
     save_image(tmp_path / "photos/a.png")
 
     def convert(content, *flags):
-        files = content if ".json" in str(list(content)) else {"notes.json": content}
+        files = content if "." in str(list(content)) else {"notes.json": content}
         for name, text in files.items():
             path = tmp_path / "notes" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text if isinstance(text, str) else json.dumps(text))
+            if isinstance(text, Image.Image):
+                text.save(path)
+            else:
+                path.write_text(text if isinstance(text, str) else json.dumps(text))
         where = path if len(files) == 1 else tmp_path / "notes"
         command = ["--annotations", where, "--images", tmp_path / "photos", "--output", tmp_path / "out", *flags]
         convert_masks.main(list(map(str, command)))
@@ -124,8 +132,34 @@ def test_coco(convert, segmentations, expected):
 def test_run_lengths_of_any_number(share):
     mask = np.random.default_rng(1).random((90, 130)) < share
     for counts in encode(mask):
-        drawn = convert_masks.draw_shape({"segmentation": {"size": [90, 130], "counts": counts}}, (130, 90))
+        drawn = annotations.draw_run_lengths({"size": [90, 130], "counts": counts}, (130, 90))
         np.testing.assert_array_equal(drawn, mask)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_run_lengths_of_pycocotools(convert, tmp_path, compressed):
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    save_image(tmp_path / "photos/a.png", (90, 70))
+    y, x = np.indices((70, 90))
+    mask = np.hypot(y - 30, x - 40) < 25
+    mask[25:35, 30:45] = False  # a hole
+    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs["counts"] = runs["counts"].decode() if compressed else encode(mask)[0]
+    if not compressed:  # they read our list as we do
+        np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(runs, 70, 90)), mask)
+    np.testing.assert_array_equal(read_back(convert(coco(runs, size=(90, 70), iscrowd=1)))["a"], mask)
+
+
+def test_polygons_are_drawn_nearly_as_pycocotools_does():
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        angle = np.sort(rng.uniform(0, 2 * np.pi, 12))
+        radius = rng.uniform(30, 60, 12)
+        points = np.stack([80 + radius * np.cos(angle), 70 + radius * np.sin(angle)], axis=1).ravel()
+        theirs = coco_mask.decode(coco_mask.frPyObjects([points.tolist()], 140, 160))[..., 0] > 0
+        ours = annotations.draw_polygon(points, (160, 140))
+        assert (ours & theirs).sum() / (ours | theirs).sum() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -184,6 +218,256 @@ def test_categories_and_images_without_any(convert, tmp_path, capsys):
     assert {k: v.sum() for k, v in read_back(convert(content, "--keep_empty")).items()} == {"a": 14, "b": 0}
 
 
+def base64_png(mask: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize("parts", [SQUARE, [SQUARE], [SQUARE, [5, 4, 6, 4]], [np.reshape(SQUARE, (-1, 2)).tolist()]])
+def test_coco_polygons_of_any_nesting(convert, parts):
+    np.testing.assert_array_equal(read_back(convert(coco(parts)))["a"], pixels(SQUARE_MASK))
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "expected"),
+    [
+        ("rectangle", SQUARE, SQUARE_MASK),  # of four points, as AnyLabeling writes it
+        (
+            "oriented_rectangle",
+            [3, -0.5, 5.5, 2, 3, 4.5, 0.5, 2],
+            ["  ##   ", " ####  ", " ####  ", "  ##   ", "       "],
+        ),
+        ("rotation", SQUARE, SQUARE_MASK),
+    ],
+)
+def test_labelme_rectangles(convert, kind, points, expected):
+    np.testing.assert_array_equal(read_back(convert(labelme((kind, points))))["a"], pixels(expected))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([3, 1, 5, 2], ["       ", "   # # ", "   ### ", "       ", "       "]),
+        ([-1, 4, 1, 5], ["       "] * 4 + [" #     "]),
+        ([5.6, 0, 7, 1], ["     # ", "     ##", "       ", "       ", "       "]),
+    ],
+)
+def test_labelme_mask_lies_at_its_points_and_is_cut_at_the_edge(convert, dtype, points, expected):
+    content = labelme(("mask", points))
+    content["shapes"][0]["mask"] = base64_png(pixels(["# #", "###"]).astype(dtype))
+    np.testing.assert_array_equal(read_back(convert(content))["a"], pixels(expected))
+
+
+AI_MASK = (
+    "iVBORw0KGgoAAAANSUhEUgAAACkAAAApAQAAAACAGz1bAAAAaElEQVR4nK3QsQ2DUBCD4e9dUEQHIzBCRmCzrPZGYQTKVyAuRaKbIG6s35ILm5"
+    "8eecCSg/DyJOwaWmZ2EdjEhFV8WzFjFiumCjdE0Y5W9FfryKIDd9GJSwyMCi+c4saBdyahy9peT4APjSUchPQgNNEAAAAASUVORK5CYII="
+)
+
+
+def test_labelme_mask_of_an_ai_tool(convert, tmp_path):
+    save_image(tmp_path / "photos/a.png", (128, 85))
+    content = labelme(("mask", [20, 20, 60, 60]), size=(128, 85))
+    content["shapes"][0] |= {"mask": AI_MASK, "group_id": None, "description": "", "flags": {}}
+    mask = read_back(convert(content))["a"]
+    with Image.open(io.BytesIO(base64.b64decode(AI_MASK))) as image:
+        np.testing.assert_array_equal(mask[20:61, 20:61], np.asarray(image))
+    assert mask.sum() == mask[20:61, 20:61].sum() > 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (labelme(("polygon", SQUARE), ("point", [9, 9])), ["1 of 2 shapes", "shape 2", "a point"]),
+        (labelme(("linestrip", [1, 1, 2, 2, 3, 1]), ("rectangle", [1, 1, 4, 3])), ["shape 1", "a linestrip"]),
+        (labelme(("polygon", SQUARE), ("polygon", [1, 1, 2, 2]), ("circle", [1, 1])), ["2 of 3", "shape 2", "shape 3"]),
+        (coco([[1, 1, 2, 2]], [SQUARE], []), ["2 of 3", "annotation 0 (it has 4", "annotation 2 (it has no outline"]),
+        (coco(None, [SQUARE], bbox=[1, 1, 3, 2]), ["annotation 0 (it has no outline, at most a box"]),
+        ({"a.txt": "0 0.5 0.5 0.2 0.2\n0 0.142857 0.2 0.571429 0.2 0.571429 0.6 0.142857 0.6\n"}, ["a.txt, line 1"]),
+    ],
+)
+def test_shapes_that_cover_nothing_are_left_out_and_named_at_once(convert, tmp_path, capsys, content, words):
+    with pytest.raises(UsageError, match="without --strict") as caught:
+        convert(content, "--strict")
+    assert not (tmp_path / "out").exists()
+    np.testing.assert_array_equal(read_back(convert(content))["a"], pixels(SQUARE_MASK))
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: left out, ") and warning.count("\n") == 1
+    assert all(word in warning and word in str(caught.value) for word in words), warning
+
+
+@pytest.mark.parametrize("flags", [(), ("--keep_empty",)])
+def test_an_image_whose_only_shape_is_left_out_gets_no_empty_mask(convert, tmp_path, capsys, flags):
+    save_image(tmp_path / "photos/b.png")
+    content = coco([SQUARE])
+    content["images"].append({"id": 6, "file_name": "b.png"})
+    content["annotations"].append({"id": 9, "image_id": 6, "category_id": 1, "segmentation": []})
+    out = convert(content, *flags)
+    assert list(read_back(out)) == ["a"] and not (out / "images/b.png").exists()
+    assert "1 images, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
+
+
+def test_a_long_list_of_shapes_without_area_is_cut(convert, capsys):
+    convert(coco([SQUARE], *([[1, 1]] for _ in range(50))))
+    warning = capsys.readouterr().err
+    assert "50 of 51 shapes" in warning and "and 30 more" in warning and "annotation 21 " not in warning
+
+
+YOLO_SQUARE = "0.142857 0.2 0.571429 0.2 0.571429 0.6 0.142857 0.6"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.txt": f"0 {YOLO_SQUARE}\n"},
+        {"a.txt": f"1 {YOLO_SQUARE}", "classes.txt": "dog\ncat\n"},
+        {
+            "labels/train/a.txt": f"1 {YOLO_SQUARE}",
+            "data.yaml": "nc: 2\nnames: ['dog', \"cat\"]\n",
+            "train.txt": "a.png",
+        },
+        {"labels/a.txt": f"1 {YOLO_SQUARE}\n\n", "data.yaml": "names:\n  0: dog\n  1: cat\n"},
+    ],
+)
+def test_yolo(convert, tmp_path, files):
+    out = convert(files, "--annotations", str(tmp_path / "notes"))
+    np.testing.assert_array_equal(read_back(out)["a"], pixels(SQUARE_MASK))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path: .\nnames:\n- cat\n- 'big, dog'\nnc: 2\n", {0: "cat", 1: "big, dog"}),
+        ('names:\n  - t-shirt # worn\n\n  - "a: b"\ntrain: x\n', {0: "t-shirt", 1: "a: b"}),
+        ("names: [cat, t-shirt,'x y']", {0: "cat", 1: "t-shirt", 2: "x y"}),
+        ("names: {0: cat, 2: dog}\ntrain: [a, b]", {0: "cat", 2: "dog"}),
+        ("# my set\nnames: # two\n  0: cat\n  5: garden gnome\nother:\n  1: no", {0: "cat", 5: "garden gnome"}),
+        ("names: [\n  'cat',\n  'dog'\n]\n", {0: "cat", 1: "dog"}),
+    ],
+)
+def test_names_of_data_yaml(tmp_path, text, expected):
+    (tmp_path / "data.yaml").write_text(text)
+    assert annotations.yolo_names(tmp_path / "data.yaml") == expected
+
+
+def pairs(mask: np.ndarray) -> str:
+    """Kaggle's run lengths, by its own words: 1-based, top to bottom, then left to right."""
+    places = np.flatnonzero(np.pad(mask.T.ravel().astype(np.int8), 1)[1:] != np.pad(mask.T.ravel(), 1)[:-1]) + 1
+    return " ".join(f"{start} {end - start}" for start, end in zip(places[::2], places[1::2]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"img,rle_mask\na.png,{pairs(pixels(UNION_MASK))}\n",
+        f"ImageId,EncodedPixels\na.png,{pairs(pixels(SQUARE_MASK))}\na.png,{pairs(pixels(TRIANGLE_MASK))}\n",
+        f"id,width,annotation\na,7,{pairs(pixels(UNION_MASK))}\n",
+        f"ImageId,ClassId,EncodedPixels\na.png,1,{pairs(pixels(SQUARE_MASK))}\na.png,3,{pairs(pixels(TRIANGLE_MASK))}\n",
+    ],
+)
+def test_run_length_csv(convert, text):
+    np.testing.assert_array_equal(read_back(convert({"train.csv": text}))["a"], pixels(UNION_MASK))
+
+
+def test_run_length_pairs_by_hand():
+    expected = pixels(["#  ", "# #"])
+    assert pairs(expected) == "1 2 6 1"
+    np.testing.assert_array_equal(annotations.draw_pairs("1 2 6 1", (3, 2)), expected)
+
+
+def test_rows_of_a_csv_without_pixels_are_images_without_shapes(convert, tmp_path):
+    save_image(tmp_path / "photos/b.png")
+    save_image(tmp_path / "photos/c.png")
+    out = convert({"t.csv": "ImageId,EncodedPixels\na.png,1 3\nb.png,\nc.png,-1\n"}, "--keep_empty")
+    assert {name: mask.sum() for name, mask in read_back(out).items()} == {"a": 3, "b": 0, "c": 0}
+
+
+def test_run_lengths_of_a_csv_can_be_long(convert, tmp_path):
+    save_image(tmp_path / "photos/a.png", (600, 500))
+    mask = np.random.default_rng(2).random((500, 600)) < 0.5
+    out = convert({"t.csv": f"img,rle\na.png,{pairs(mask)}\n"})
+    np.testing.assert_array_equal(read_back(out)["a"], mask)
+
+
+LABEL_MAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\ngarden gnome:0,128,0::\n"
+
+
+def palette_mask() -> Image.Image:
+    """As Pascal VOC and CVAT write it: cat where the square is, the gnome on the triangle, a void pixel."""
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    numbers[pixels(SQUARE_MASK)], numbers[pixels(TRIANGLE_MASK)], numbers[4, 6] = 1, 2, 255
+    image = Image.fromarray(numbers, "P")
+    image.putpalette(class_colors(256).tobytes())
+    return image
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "RGBA"])
+@pytest.mark.parametrize(
+    ("name", "label_map"),
+    [
+        ("labelmap.txt", LABEL_MAP),
+        ("label_colors.txt", "0 0 0 background\n128 0 0 cat\n0 128 0 garden gnome\n"),
+        ("my.json", {"cat": "#800000", "garden gnome": [0, 128, 0]}),
+        ("my.txt", "\ncat: #800000\ngarden gnome: 0, 128,0\n"),
+        ("my.csv", "name,r,g,b\ncat,128,0,0\ngarden gnome,0,128,0\n"),
+    ],
+)
+def test_colors(convert, tmp_path, mode, name, label_map):
+    (tmp_path / name).write_text(label_map if isinstance(label_map, str) else json.dumps(label_map))
+    mask = palette_mask()
+    assert mask.convert("RGB").getpixel((6, 4)) == (224, 224, 192)
+    flags = ["--label_map", str(tmp_path / name)] if "my" in name else []
+    out = convert({"SegmentationClass/a.png": mask.convert(mode)}, *flags, "--classes")
+    numbers = np.asarray(Image.open(out / "masks/a.png"))
+    np.testing.assert_array_equal(numbers, np.asarray(mask))
+    assert (out / "classes.txt").read_text() == "background\ncat\ngarden gnome\n"
+    (tmp_path / "out").rename(tmp_path / "first")
+    binary = read_back(convert({"a.png": mask.convert(mode)}, *flags, "--names", "cat"))["a"]
+    np.testing.assert_array_equal(binary, np.asarray(mask) == 1)
+
+
+def test_names_of_mask_files(convert, tmp_path):
+    (tmp_path / "labelmap.txt").write_text(LABEL_MAP)
+    out = convert({"a_mask.png": palette_mask()})
+    np.testing.assert_array_equal(read_back(out)["a"], pixels(UNION_MASK))
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "expected"),
+    [
+        ((), ["cat", "garden gnome"], ["   2222", " 11222 ", " 1122  ", "   2   ", "       "]),
+        (
+            ("--names", "garden gnome,cat"),
+            ["garden gnome", "cat"],
+            ["   1111", " 22111 ", " 2211  ", "   1   ", " " * 7],
+        ),
+        (("--names", "cat"), ["cat"], ["       ", " 111   ", " 111   ", "       ", "       "]),
+        (("--category", "cat", "garden gnome"), ["cat", "garden gnome"], None),
+    ],
+)
+def test_classes_are_numbered_in_order_and_later_shapes_win(convert, flags, names, expected):
+    content = coco([SQUARE], [TRIANGLE])
+    content["annotations"][1]["category_id"] = 7
+    out = convert(content, "--classes", *flags)
+    assert (out / "classes.txt").read_text().splitlines() == ["background", *names]
+    assert class_names(str(out / "classes.txt")) == ",".join(["background", *names])  # as train.py reads it
+    labels = read_class_mask(out / "masks/a.png", ("background", *names))
+    if expected:
+        np.testing.assert_array_equal(labels - BACKGROUND, [[int(c.strip() or 0) for c in row] for row in expected])
+
+
+def test_shapes_of_the_background_erase_and_ignored_ones_are_left_out(convert, tmp_path):
+    content = labelme(("rectangle", [0, 0, 7, 5]), ("polygon", TRIANGLE), ("rectangle", [1, 1, 4, 3]))
+    content["shapes"][1]["label"], content["shapes"][2]["label"] = "_background_", "__ignore__"
+    out = convert(content, "--classes")
+    assert (out / "classes.txt").read_text().splitlines() == ["background", "cat"]
+    expected = np.where(pixels(SQUARE_MASK), IGNORED, np.where(pixels(TRIANGLE_MASK), 0, 1))
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "masks/a.png")), expected)
+    (tmp_path / "out").rename(tmp_path / "first")
+    np.testing.assert_array_equal(read_back(convert(content))["a"], ~pixels(TRIANGLE_MASK))
+
+
 BROKEN = {"size": [5, 7], "counts": [6, 2, 3]}
 ERRORS = {
     "not JSON": ("{", (), ["notes.json", "export it again"]),
@@ -193,11 +477,58 @@ ERRORS = {
     "no such category": (coco([SQUARE]), ("--category", "dog"), ["no category 'dog'", "cat, garden gnome"]),
     "missing image": (coco([SQUARE], file_name="no.png"), (), ["1 of 1 images", "no.png", "--images"]),
     "odd": (coco([SQUARE[:-1]]), (), ["annotation 0", "7 coordinates", "draw it again"]),
-    "two points": (labelme(("polygon", [1, 1, 2, 2])), (), ["shape 1", "4 coordinates", "draw it again"]),
+    "two points": (labelme(("polygon", [1, 1, 2, 2])), (), ["1 of 1 shapes", "shape 1", "4 coordinates", "again"]),
     "not finite": (coco([[float("nan"), *SQUARE[1:]]]), (), ["annotation 0", "coordinates"]),
     "empty outline": (coco([]), (), ["annotation 0", "no outline"]),
     "box": (coco(None, bbox=[0, 0, 2, 2]), (), ["annotation 0", "no outline, at most a box; draw a polygon"]),
-    "line": (labelme(("line", [1, 1, 2, 2])), (), ["shape 1", "line can't be filled"]),
+    "line": (labelme(("line", [1, 1, 2, 2])), (), ["shape 1", "a line (points: 2) can't be filled"]),
+    "no PNG": (
+        {
+            "a.json": labelme(("mask", [1, 1, 2, 2]))
+            | {"shapes": [{"label": "a", "shape_type": "mask", "points": [[1, 1], [2, 2]], "mask": "AAAA"}]}
+        },
+        (),
+        ["a.json, shape 1", "its mask is no PNG"],
+    ),
+    "no mask": (labelme(("mask", [1, 1, 2, 2])), (), ["shape 1", "'mask' is missing"]),
+    "YOLO without image": ({"b.txt": f"0 {YOLO_SQUARE}"}, (), ["1 of 1 images are missing", "photos/b", "--images"]),
+    "YOLO words": ({"a.txt": "cat 1 2 3"}, (), ["a.txt", "invalid literal", "export it again"]),
+    "YOLO unnamed": (
+        {"labels/a.txt": f"3 {YOLO_SQUARE}", "data.yaml": "names: [cat]"},
+        ("--annotations", "notes"),
+        ["data.yaml names no class 3"],
+    ),
+    "no names": ({"labels/a.txt": "", "data.yaml": "nc: 3"}, ("--annotations", "notes"), ["data.yaml has no names"]),
+    "columns": ({"a.csv": "x,y\n1,2\n"}, (), ["its columns are x, y; call them image and rle"]),
+    "run pairs": ({"a.csv": "img,rle\na.png,30 7\n"}, (), ["row 2", "7x5"]),
+    "odd pairs": ({"a.csv": "img,rle\na.png,30\n"}, (), ["row 2", "export it again"]),
+    "pairs of words": ({"a.csv": "img,rle\na.png,a b\n"}, (), ["row 2", "export it again"]),
+    "no label map": ({"a.png": palette_mask()}, (), ["a.png", "--label_map"]),
+    "unknown color": (
+        {"SegmentationClass/a.png": palette_mask(), "labelmap.txt": "cat:128,0,0::"},
+        ("--annotations", "notes"),
+        ["1 colors", "#008000", "labelmap.txt", "add them"],
+    ),
+    "one color": (
+        {"SegmentationClass/a.png": palette_mask(), "labelmap.txt": "cat:128,0,0\ndog:#800000"},
+        ("--annotations", "notes"),
+        ["gives cat and dog one color"],
+    ),
+    "label map": (
+        {"SegmentationClass/a.png": palette_mask(), "labelmap.txt": "cat:128,0,0\n\nwhat 7"},
+        ("--annotations", "notes"),
+        ["line 3 of", "no name and color"],
+    ),
+    "size of colors": (
+        {"SegmentationClass/a.png": palette_mask().resize((3, 2)), "labelmap.txt": LABEL_MAP},
+        ("--annotations", "notes"),
+        ["3x2", "7x5"],
+    ),
+    "class name": (
+        labelme(("polygon", SQUARE)) | {"shapes": [{"label": "a/b", "points": [[1, 1]]}]},
+        ("--classes",),
+        ["a/b"],
+    ),
     "run lengths": (coco(BROKEN), (), ["annotation 0", "7x5", "export it again"]),
     "size of run lengths": (coco({**BROKEN, "size": [7, 5], "counts": [35]}), (), ["annotation 0", "7x5"]),
     "compressed": (coco({**BROKEN, "counts": "oo"}), (), ["annotation 0", "7x5"]),
@@ -217,7 +548,7 @@ ERRORS = {
 def test_errors_name_the_place_and_leave_nothing(convert, tmp_path, case):
     content, flags, words = ERRORS[case]
     with pytest.raises(UsageError) as caught:
-        convert(content, *flags)
+        convert(content, *(str(tmp_path / flag) if flag == "notes" else flag for flag in flags))
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"notes", "photos"}
@@ -236,5 +567,5 @@ def test_command_line_says_it_in_one_line(tmp_path):
     command = [sys.executable, convert_masks.__file__, "--annotations", "no.json", "--images", ".", "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: no.json: there is no JSON file; name another one")
+    assert done.stderr.startswith("error: no.json: there is no .json, .csv, .txt, .png file of annotations; name")
     assert not list(tmp_path.iterdir())

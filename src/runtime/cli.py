@@ -86,15 +86,13 @@ class StopRequest:
 
 
 def import_torch() -> None:
-    """Imports torch and torchvision, after the flags are parsed: it takes seconds. Silences Pillow.
+    """Imports torch and torchvision, after the flags are parsed: it takes seconds.
 
     Raises:
         UsageError: they are not of one release.
     """
     try:
         import torchvision  # noqa: F401
-
-        quiet_pillow()
     except (ImportError, RuntimeError, AttributeError) as error:
         raise UsageError(
             f"torch and torchvision do not belong together ({first_line(error)}): install the pair of one release "
@@ -123,6 +121,7 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
         less_memory: what to use when memory runs out.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    quiet_pillow()
     status, message = 0, ""
     try:
         try:

@@ -1,0 +1,229 @@
+"""Outlines of regions: exact on any mask, near it when simplified, and what other programs read of the files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import convert_masks
+from annotations import draw_polygon
+from data.image_io import read_class_mask
+from evaluation.polygon_files import WRITERS
+from evaluation.polygons import Region, cut, regions, simplify
+from models.task import BACKGROUND, PET
+
+NAMES = {1: "cat", 2: "garden gnome"}
+RING = ["#######", "#     #", "# ### #", "# # # #", "# ### #", "#     #", "#######"]
+FAULTLESS = 0.3  # pixels: at this tolerance no pixel's center changes sides
+
+
+def pixels(rows: list[str]) -> np.ndarray:
+    return np.array([[letter == "#" for letter in row] for row in rows])
+
+
+def fill(region: Region, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels of a region, by its outline and its holes."""
+    loops = [draw_polygon(loop, shape[::-1]) for loop in (region.outline, *region.holes)]
+    return np.logical_xor.reduce(loops)
+
+
+def smooth_labels(seed: int, shape=(180, 240)) -> np.ndarray:
+    """Two classes of smooth, wavy shapes, one with a hole."""
+    rng, (y, x) = np.random.default_rng(seed), np.indices(shape)
+    labels = np.zeros(shape, np.uint8)
+    for value, center in ((1, (90, 80)), (2, (90, 190))):
+        angle, waves = np.arctan2(y - center[0], x - center[1]), rng.uniform(0, 5, 6)
+        edge = 42 + sum(w * np.cos(k * angle + 7 * w) for k, w in enumerate(waves, start=1)) / 2
+        labels[np.hypot(y - center[0], x - center[1]) < edge] = value
+    labels[(y - 90) ** 2 + (x - 80) ** 2 < 150] = 0
+    return labels
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+@pytest.mark.parametrize("tolerance", [0, FAULTLESS])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.6, 0.9])
+def test_any_mask_is_the_union_of_regions_that_share_no_edge(share, tolerance):
+    rng = np.random.default_rng(int(share * 10))
+    for _ in range(20):
+        mask = rng.random(rng.integers(1, 24, 2)) < share
+        owner = np.zeros(mask.shape, int)
+        for number, region in enumerate(regions(mask, {True: "a"}, tolerance), start=1):
+            inside = fill(region, mask.shape)
+            assert not owner[inside].any()
+            owner[inside] = number
+        np.testing.assert_array_equal(owner > 0, mask)
+        for a, b in ((owner[1:], owner[:-1]), (owner[:, 1:], owner[:, :-1])):
+            assert (a == b)[(a > 0) & (b > 0)].all()
+
+
+def test_each_region_is_connected():
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((12, 15)) < 0.6
+        for region in regions(mask, {True: "a"}, 0):
+            inside = fill(region, mask.shape)
+            reached = np.zeros_like(inside)
+            reached[tuple(np.argwhere(inside)[0])] = True
+            for _ in range(inside.size):  # one step a round, and no path is longer
+                wide = np.pad(reached, 1)
+                reached = inside & (reached | wide[2:, 1:-1] | wide[:-2, 1:-1] | wide[1:-1, 2:] | wide[1:-1, :-2])
+            np.testing.assert_array_equal(reached, inside)
+
+
+def test_a_ring_in_a_ring():
+    outer, inner = regions(pixels(RING), {True: "a"}, 0)
+    assert outer.outline.tolist() == [[0, 0], [7, 0], [7, 7], [0, 7]]  # clockwise, from the upper left corner
+    assert [hole.tolist() for hole in outer.holes] == [[[1, 1], [6, 1], [6, 6], [1, 6]]]
+    assert inner.outline.tolist() == [[2, 2], [5, 2], [5, 5], [2, 5]]
+    assert [hole.tolist() for hole in inner.holes] == [[[3, 3], [4, 3], [4, 4], [3, 4]]]
+
+
+@pytest.mark.parametrize("rows", [["# ", " #"], [" #", "# "]])
+def test_pixels_that_touch_in_a_corner_are_two_regions(rows):
+    assert [len(region.outline) for region in regions(pixels(rows), {True: "a"}, 0)] == [4, 4]
+
+
+def test_values_without_a_name_are_no_regions():
+    labels = np.array([[1, 1, 9], [2, 255, 2]])
+    assert [region.name for region in regions(labels, NAMES)] == ["cat", "garden gnome", "garden gnome"]
+    assert regions(labels, {7: "none"}) == []
+    assert regions(np.zeros((3, 4)), NAMES) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (40, 30)])
+def test_a_full_mask_is_its_four_corners(shape):
+    (region,) = regions(np.ones(shape), {1: "a"})
+    np.testing.assert_array_equal(fill(region, shape), np.ones(shape, bool))
+    assert min(shape) < 3 or len(region.outline) == 4
+
+
+def test_a_slope_becomes_a_line():
+    y, x = np.indices((100, 100))
+    (region,) = regions(x >= y, {True: "a"})
+    assert len(region.outline) <= 6  # three corners, each of them cut by half a pixel at most
+    np.testing.assert_array_equal(fill(region, (100, 100)), x >= y)
+
+
+@pytest.mark.parametrize(("tolerance", "least"), [(0, 1), (FAULTLESS, 1), (0.5, 0.99), (1.0, 0.98), (2.0, 0.95)])
+def test_tolerance_trades_points_for_pixels(tolerance, least):
+    counts = []
+    for seed in range(5):
+        labels = smooth_labels(seed)
+        found = regions(labels, NAMES, tolerance)
+        assert [(region.name, len(region.holes)) for region in found] == [("cat", 1), ("garden gnome", 0)]
+        for region, value in zip(found, NAMES):
+            assert iou(fill(region, labels.shape), labels == value) >= least
+        counts.append(sum(len(region.outline) for region in found))
+    exact = [sum(len(region.outline) for region in regions(smooth_labels(seed), NAMES, 0)) for seed in range(5)]
+    assert tolerance == 0 or sum(counts) < sum(exact) * {FAULTLESS: 0.75, 0.5: 0.5, 1.0: 0.3, 2.0: 0.2}[tolerance]
+
+
+def test_no_corner_that_is_dropped_is_farther_than_the_tolerance():
+    (region,) = regions(smooth_labels(1) == 2, {True: "a"}, 0)
+    line = simplify(region.outline, 1.0)
+    start, chord = line, np.roll(line, -1, axis=0) - line
+    corners = region.outline[:, None]
+    share = (((corners - start) * chord).sum(2) / (chord**2).sum(1)).clip(0, 1)[..., None]
+    assert (
+        np.hypot(*np.moveaxis(corners - start - share * chord, 2, 0)).min(1).max() <= 1.5
+    )  # half a pixel is cut first
+
+
+def test_a_cut_joins_holes_to_the_outline():
+    mask = np.ones((30, 40), bool)
+    mask[4:9, 5:9] = mask[12:20, 3:30] = mask[25:27, 20:24] = False
+    (region,) = regions(mask, {True: "a"}, 0)
+    line = cut(region)
+    np.testing.assert_array_equal(draw_polygon(line, (40, 30)), mask)
+    x, y = line.T
+    assert (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2 == mask.sum()  # holes run against the outline
+    assert cut(region._replace(holes=[])) is region.outline
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Folder of images of the size of `smooth_labels`."""
+    (tmp_path / "photos").mkdir()
+    for seed in range(3):
+        Image.new("RGB", (240, 180), "gray").save(tmp_path / f"photos/p{seed}.jpg")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def written(tmp_path, photos):
+    """Writes a file or files of three label maps, the last of them empty, and returns their folder."""
+
+    def write(kind):
+        with WRITERS[kind](tmp_path / kind, list(NAMES.values())) as writer:
+            for seed in range(3):
+                labels = smooth_labels(seed) * (seed < 2)
+                writer.add(photos / f"p{seed}.jpg", (240, 180), regions(labels, NAMES))
+        return tmp_path / kind
+
+    return write
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_masks_come_back_from_every_format(written, photos, tmp_path, kind):
+    flags = ["--annotations", written(kind), "--images", photos, "--output", tmp_path / "out"]
+    convert_masks.main([*map(str, flags), "--classes", "--keep_empty", "--names", ",".join(NAMES.values())])
+    for seed in range(3):
+        found = read_class_mask(tmp_path / f"out/masks/p{seed}.png", ("background", *NAMES.values())) - BACKGROUND
+        labels = smooth_labels(seed) * (seed < 2)
+        assert all(iou(found == value, labels == value) >= 0.99 for value in NAMES if seed < 2)
+        assert seed < 2 or not found.any()
+
+
+def test_labelme_file(written, photos):
+    """What LabelMe's loader requires (labelme/_label_file.py, 6.3.1), which needs Qt to be imported."""
+    folder = written("labelme")
+    assert {path.name for path in folder.iterdir()} == {"p0.json", "p1.json", "p2.json"}
+    for path in folder.iterdir():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        image = path.parent / content["imagePath"]
+        assert image.resolve() == (photos / f"{path.stem}.jpg").resolve()
+        with Image.open(image) as opened:
+            assert (content["imageWidth"], content["imageHeight"]) == opened.size
+        assert content["imageData"] is None and content["flags"] == {} and type(content["version"]) is str
+        for shape in content["shapes"]:
+            assert shape["label"] in NAMES.values() and shape["shape_type"] == "polygon"
+            assert (shape["group_id"], shape["flags"], shape["description"]) == (None, {}, "")
+            assert len(shape["points"]) > 2 and all(len(point) == 2 for point in shape["points"])
+            assert all(type(value) in (int, float) for point in shape["points"] for value in point)
+    assert content["shapes"] == [] or path.stem != "p2"
+
+
+def test_coco_file_is_read_by_pycocotools(written):
+    coco = pytest.importorskip("pycocotools.coco").COCO(written("coco") / "annotations.json")
+    assert [row["name"] for row in coco.loadCats(coco.getCatIds())] == list(NAMES.values())
+    assert [row["file_name"] for row in coco.loadImgs(coco.getImgIds())] == ["p0.jpg", "p1.jpg", "p2.jpg"]
+    rows = coco.loadAnns(coco.getAnnIds())
+    assert [(row["image_id"], row["category_id"], row["iscrowd"]) for row in rows] == [
+        (image, category, 0) for image in (1, 2) for category in (1, 2)
+    ]
+    for row in rows:
+        mask = smooth_labels(row["image_id"] - 1) == row["category_id"]
+        assert iou(coco.annToMask(row) > 0, mask) >= 0.99
+        assert row["area"] == pytest.approx(mask.sum(), rel=0.01)
+        y, x = np.nonzero(mask)
+        assert row["bbox"] == pytest.approx([x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1], abs=1)
+
+
+def test_yolo_files(written):
+    folder = written("yolo")
+    expected = 'path: .\ntrain: images\nval: images\nnames:\n  0: "cat"\n  1: "garden gnome"\n'
+    assert (folder / "data.yaml").read_text() == expected
+    assert (folder / "labels/p2.txt").read_text() == ""
+    lines = [line.split() for line in (folder / "labels/p0.txt").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["0", "1"]
+    assert all(len(line) % 2 and 0 <= float(value) <= 1 for line in lines for value in line[1:])
+
+
+def test_nothing_is_written_for_all_images_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), WRITERS["coco"](tmp_path / "coco", ["pet"]) as writer:
+        writer.add(tmp_path / "a.jpg", (3, 2), regions(np.full((2, 3), PET), {PET: "pet"}))
+        raise ZeroDivisionError
+    assert not (tmp_path / "coco").exists()
