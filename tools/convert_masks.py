@@ -18,14 +18,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-<<<<<<< HEAD
-from data.image_io import image_size_of  # noqa: E402  the path must be set first
-from data.names import IMAGE_SUFFIXES
-=======
 import annotations as notes  # noqa: E402  the path must be set first
-from data.image_io import IMAGE_SUFFIXES, image_size_of  # noqa: E402
-from models.task import IGNORED, are_class_names  # noqa: E402
->>>>>>> labelling
+from data.image_io import image_size_of  # noqa: E402
+from data.names import IMAGE_SUFFIXES  # noqa: E402
+from models.names import are_class_names  # noqa: E402
+from models.task import IGNORED  # noqa: E402
 from runtime import cli  # noqa: E402
 from runtime.errors import UsageError  # noqa: E402
 from runtime.files import writable_folder  # noqa: E402
