@@ -190,10 +190,9 @@ def test_sizes_are_multiples_of_the_stride():
 
 def test_multi_scale_steps_keep_masks_valid():
     how = BatchAugmentation(multi_scale=0.5, stride=4, seed=1)
-    run, seen = make_run(Plain(), augmentation=how), []
-    forward = run.forward
-    run.forward = lambda images: seen.append(images.shape[-1]) or forward(images)
-    run.forward.parameters = forward.parameters
+    model, seen = Plain(), []
+    run = make_run(model, multi_scale=0.5, seed=1)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
     for step in range(12):
         run.state.progress.step = step
         batch = make_batch()
@@ -201,7 +200,7 @@ def test_multi_scale_steps_keep_masks_valid():
         _, targets = augment_batch(batch, Plain.task, how, torch.device("cpu"), 0, step)
         assert targets.unique().tolist() == [1, 3]
         assert targets.dtype == torch.uint8
-        assert run.train_batch(make_batch())[2] == 7
+        assert run.train_batch([make_batch()])[0][1] == 7
     assert set(seen) == {8, 12}
     images, _ = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), 0, 7)
     assert images.shape[-1] == seen[7]  # whatever came before

@@ -68,6 +68,16 @@ def test_plateau_halves_the_rate_after_three_epochs():
     assert rates == pytest.approx([8e-6] * 9 + [4e-6] * 4 + [2e-6] * 4 + [1e-6] * 9)
 
 
+def test_plateau_of_losses():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-6)
+    scheduler = build_scheduler("plateau", optimizer, 40)
+    for loss in [0.9, 0.8, *[0.80005] * 3]:  # a pre-training's score is its loss times -1
+        scheduler.step(-loss)
+    assert optimizer.param_groups[0]["lr"] == 8e-6
+    scheduler.step(-0.80005)
+    assert optimizer.param_groups[0]["lr"] == 4e-6
+
+
 def test_cosine_warms_up_and_ends_at_zero():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = build_scheduler("cosine", optimizer, 40)

@@ -79,6 +79,9 @@ def test_a_network_learns_more_than_the_guess(pretrained):
     assert f"Best valid loss {losses[best]:.4f} in epoch {best + 1}: saved_models/pretrained/tiny_best.pth" in said
     assert load_checkpoint(folder / "tiny_best.pth")["progress"]["best_score"] == pytest.approx(-losses[best])
     assert "Plan    recipe denoising: AdamW" in said
+    plot = ("plot_dice_curve.py", "--log_dir", "logs/pretrained", "--save_dir", "saved_models/pretrained")
+    assert_one_error(run_script(*plot, cwd=folder.parents[1]), "tiny has no Dice, because it was pre-trained")
+    assert "Drew tiny" in run_ok(*plot, "--curves", "loss,learning_rate", cwd=folder.parents[1])
     assert "27 train, 3 valid" in said
     assert "(images without masks)" in said
 

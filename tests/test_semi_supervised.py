@@ -18,7 +18,7 @@ from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, UsageError
 from stubs import CPU, Brightness, photograph
 from training.terms import At, Part
-from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches, _open_folder
+from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches, open_folder
 
 REST = ("--train_fraction", 0.3, "--unlabeled", "rest", "--ema", "--confidence", 0.7, "--batch_size", 4)
 
@@ -105,20 +105,20 @@ def test_copies_of_scored_images_are_left_out(shared_dataset, tmp_path):
     image = Image.open(known[0].image_path)
     image.save(tmp_path / "more/same.jpg", quality=60)
     (tmp_path / "more/equal.jpg").write_bytes(known[1].image_path.read_bytes())
-    dataset, left_out = _open_folder(str(tmp_path), known, 64, RGB)
+    dataset, left_out = open_folder(str(tmp_path), known, 64, RGB)
     assert [sample.name for sample in dataset.samples] == ["more/new"]
     assert left_out == 2
     assert dataset.read_batch([(0, 0)])["image"].shape == (1, 3, 64, 64)
 
 
 def test_of_a_dataset_its_images_are_taken_and_a_broken_one_is_told_at_once(dataset):
-    kept, _ = _open_folder(str(dataset), [], 64, RGB)
+    kept, _ = open_folder(str(dataset), [], 64, RGB)
     assert len(kept) == 40  # no masks
-    assert len(_open_folder(str(dataset / "images"), [], 64, RGB)[0]) == 40
+    assert len(open_folder(str(dataset / "images"), [], 64, RGB)[0]) == 40
     path = kept.samples[7].image_path
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DatasetError, match=rf"1 fault: .*{path.name}"):
-        _open_folder(str(dataset), [], 64, RGB)
+        open_folder(str(dataset), [], 64, RGB)
 
 
 def test_every_process_has_an_image_without_a_mask():

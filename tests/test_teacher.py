@@ -92,6 +92,7 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
         contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
     whole, parts = contents
     assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
+    assert torch.equal(whole["random_state"], parts["random_state"])  # which networks of other kinds draw from
     assert whole["terms"]["teacher"] == {"fingerprint": weights_fingerprint(load_checkpoint(teacher)["weights"])}
     seen = {*load_checkpoint(teacher)["data"]["train_names"]} - {*whole["data"]["train_names"]}
     assert whole["data"]["seen_names"] == sorted(seen) != []

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import socket
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torchvision.models import get_model_weights
 
 from models.base import SegmentationModel, fold_channels
 from models.build import NETWORKS
+from models.checkpoint import read_archive
 from models.efficientnet_lite import LITE
 from models.encoders import HEAD
 from runtime.errors import CheckpointError, first_line
@@ -109,7 +111,9 @@ def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
         return part in HEAD or (part == "features" and number.isdigit() and int(number) >= layers)
 
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        # Old files are no archives, and have no checksums.
+        archive = zipfile.is_zipfile(path)
+        weights = read_archive(path) if archive else torch.load(path, map_location="cpu", weights_only=True)
         own = model.encoder.state_dict()
         if model.encoder_name in LITE and "_conv_stem.weight" in weights:  # other names in the same order
             weights = dict(zip(own, weights.values()))

@@ -52,8 +52,8 @@ def read_curve(log: Path) -> list[dict]:
 
 
 def _number(row: dict, name: str) -> float:
-    """A column of a row; NaN where the epoch was not validated."""
-    return math.nan if name.startswith("val") and row[name] == "" else float(row[name])
+    """A column of a row; NaN where the epoch was not validated, and where a pre-training has no Dice."""
+    return math.nan if name in ("train_dice", "val_dice", "val_loss") and row[name] == "" else float(row[name])
 
 
 def latest_runs(folder: Path, saved: Path) -> list[Run]:
@@ -92,7 +92,14 @@ def runs_by_id(folder: Path, saved: Path, ids: list[str]) -> list[Run]:
 
 
 def draw(runs: list[Run], kinds: list[str], file: Path) -> None:
-    """Draws curves over epochs, one plot a kind: training dashed, validation solid, the best epoch ringed."""
+    """Draws curves over epochs, one plot a kind: training dashed, validation solid, the best epoch ringed.
+
+    Raises:
+        UsageError: a run has no such curve.
+    """
+    for run in runs:
+        if "dice" in kinds and all(math.isnan(row["train_dice"]) for row in run.rows):
+            raise UsageError(f"{run.title} has no Dice, because it was pre-trained; draw its --curves loss")
     figure, axes = plt.subplots(len(kinds), figsize=(8, 1 + 4 * len(kinds)), squeeze=False)
     for kind, axis in zip(kinds, axes[:, 0]):
         for run in runs:
@@ -109,9 +116,15 @@ def draw(runs: list[Run], kinds: list[str], file: Path) -> None:
     plt.close(figure)
 
 
+def _score(row: dict) -> float:
+    """By what the best epoch is chosen: Dice, or in a pre-training the loss. Epochs without validation come last."""
+    scores = (row["val_dice"], -row["val_loss"], -math.inf)
+    return next(score for score in scores if not math.isnan(score))
+
+
 def draw_run(run: Run, kind: str, axis) -> None:
     """A run's curves of one kind."""
-    best = max(run.rows, key=lambda row: -1 if math.isnan(row["val_dice"]) else row["val_dice"])
+    best = max(run.rows, key=_score)
     style = {"color": run.color, "marker": run.marker, "markersize": 4}
     for column in COLUMNS[kind]:
         label, dash = run.title, "-"

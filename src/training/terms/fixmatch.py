@@ -115,16 +115,16 @@ class FixMatchTerm:
     ):
         self.batches, self.predictor, self.confidence, self.weight = batches, predictor, confidence, weight
         self.fingerprint, self.seen = fingerprint, seen
-        masked = isinstance(batches.dataset, SimpleOxfordPetDataset)  # their masks score the labels
-        self.columns = ("confident_share", "pseudo_dice") if masked else ("confident_share",)
+        self.masked = isinstance(batches.dataset, SimpleOxfordPetDataset)  # masks score the labels
+        self.columns = ("confident_share", "pseudo_dice") if self.masked else ("confident_share",)
 
     @torch.no_grad()
     def prepare(self, batch: dict, first: Part, at: At) -> Part:
         """Images at the size of the first term's; the target is the labels, one-hot (N, C, H, W)."""
         predictor, batches = self.predictor, self.batches
         task, device, side = predictor.task, predictor.precision.device, first.images.shape[-1]
-        images, known = copy_to_device(batch["image"], device), len(self.columns) == 2
-        targets = batch[task.target] if known else torch.zeros_like(batch["image"][:, :1], dtype=torch.uint8)
+        images = copy_to_device(batch["image"], device)
+        targets = batch[task.target] if self.masked else torch.zeros_like(batch["image"][:, :1], dtype=torch.uint8)
         affine = copy_to_device(batch["affine"], device)
         images, targets = apply_augmentations(images, copy_to_device(targets, device), affine)
         if side != images.shape[-1]:
@@ -136,7 +136,7 @@ class FixMatchTerm:
         labels, likeliest = task.most_likely(task.probabilities(logits))
         confident = (likeliest >= self.confidence).float()
         figures = [torch.ones_like(confident[:, 0, 0, 0]), confident.mean(dim=(1, 2, 3))]
-        if known:
+        if self.masked:
             figures.append(image_dice(score_counts(task, task.decision_logits(logits), targets)))
         together = torch.cat([labels, confident], dim=1).to(torch.uint8)
         images, together = apply_augmentations(images, together, copy_to_device(batch["strong_affine"], device))
@@ -170,10 +170,10 @@ def open_fixmatch(setup) -> FixMatchTerm | None:
     train_set, *scored = setup.parts
     known, seen = [sample for part in scored for sample in part.samples], set()
     if config.unlabeled == REST:
-        dataset, copies = _open_rest(setup, train_set, known)
+        dataset, copies = open_rest(setup, train_set, known)
         seen = {sample.name for sample in dataset.samples}
     else:
-        dataset, copies = _open_folder(config.unlabeled, known, config.image_size, config.pixels)
+        dataset, copies = open_folder(config.unlabeled, known, config.image_size, config.pixels)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""
     print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
     count = config.unlabeled_batch or config.batch_size
@@ -182,7 +182,7 @@ def open_fixmatch(setup) -> FixMatchTerm | None:
     return FixMatchTerm(batches, predictor, config.confidence, config.unlabeled_weight, digest, seen)
 
 
-def _open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixels) -> tuple[ImageDataset, int]:
+def open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixels) -> tuple[ImageDataset, int]:
     """The images of a folder and of those in it without copies of `known`; and how many were left out."""
     samples = list_images(Path(folder), pixels)
     require_readable(samples, folder)
@@ -197,8 +197,8 @@ def _open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixe
     return ImageDataset(kept, image_size), len(copies)
 
 
-def _open_rest(setup, labelled: SimpleOxfordPetDataset, known: list[Sample]) -> tuple[SimpleOxfordPetDataset, int]:
-    """The training images that are not in `labelled`; else as `_open_folder`. Their masks are scored, not learned."""
+def open_rest(setup, labelled: SimpleOxfordPetDataset, known: list[Sample]) -> tuple[SimpleOxfordPetDataset, int]:
+    """The training images that are not in `labelled`; else as `open_folder`. Their masks are scored, not learned."""
     config, data, root = setup.config, setup.state.data, labelled.root
     if config.train_fraction == 1:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
