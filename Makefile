@@ -18,7 +18,7 @@ setup: .venv/.installed
 	touch $@
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt requirements-demo.txt \
-		requirements-tensorboard.txt requirements-medical.txt
+		requirements-tensorboard.txt requirements-medical.txt requirements-matting.txt
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 

@@ -120,7 +120,7 @@ class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
     photographs: list[str] = option(
-        (), "photographs, folders or patterns; results are written", nargs="*", metavar="PHOTO", group="data"
+        (), "photographs, folders or patterns, instead of --data_path", nargs="*", metavar="PHOTO", group="data"
     )
     data_path: str = option("dataset", "dataset, folder, image or pattern", metavar="PATH", group="data")
     batch_size: int = batch_size_option(1)
