@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.image_io import IMAGE_SUFFIXES, read_image
+from data.image_io import read_image
+from data.names import IMAGE_SUFFIXES
 from runtime.errors import UsageError
 
 # What reading raises: our own words, or what a file of another structure leads to.
