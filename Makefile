@@ -24,7 +24,7 @@ setup: .venv/.installed
 
 demo: setup
 	$(RUN) src/inference.py --data_path docs/chelsea.png --output_path demo/chelsea --save cutouts,overlays \
-		--log_dir demo/logs
+		--log_dir demo/logs --model_path saved_models/pets.pth
 	$(RUN) tools/sample_pets.py $(DEMO) --count 1000 --side 128
 	$(RUN) src/train.py $(DEMO) $(DEMO_RUN) $(DEMO_FLAGS)
 	$(RUN) src/evaluate.py $(DEMO) $(DEMO_RUN)
