@@ -14,6 +14,8 @@ SMALL, UNET = "--image_size 128", "--image_size 96 --model_name unet"
 STRONG = f"{SMALL} --recipe strong"
 RESNET34 = f"{STRONG} --model_name resnet34_unet --decoder plain"
 FEW = f"{STRONG} --batch_size 8 --model_name unet_small"  # about 2,000 steps
+LITE0 = f"{STRONG} --model_name efficientnet_lite0_unet --encoder_weights imagenet"
+SMP_LITE0 = f"{SMP} {SMALL} --encoder timm-tf_efficientnet_lite0"
 PRETRAINED = "saved_models/pretrained/unet_small_best.pth"
 
 EXPERIMENTS: dict[str, dict[str, str]] = {
@@ -30,6 +32,13 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
     "recipes, UNet": {
         "strong": f"{UNET} --recipe strong --epochs 10",
         "smp": f"{UNET} --loss dice --scheduler cosine --learning_rate 2e-4 --batch_size 16 --epochs 10",
+    },
+    # From the same ImageNet weights; to be run alone on a machine.
+    "time to Dice": {
+        "ours, float32": f"{LITE0} --epochs 8 --amp off",
+        "smp, float32": f"{SMP_LITE0} --epochs 10 --amp off",
+        "ours, bf16": f"{LITE0} --epochs 8",
+        "smp, bf16": f"{SMP_LITE0} --epochs 10",
     },
     # Each for about 20 minutes of one core; one seed, so no claims.
     "encoders, 20 minutes": {

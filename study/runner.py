@@ -141,7 +141,7 @@ def train(run: Run, common: list) -> None:
         file.seek(0)
         if (version := code_version()) not in file.read().split():
             file.write(f"{version}\n")
-    script, *flags = shlex.split(run.flags if run.flags.startswith(SMP) else f"train.py {run.flags} {FIXED}")
+    script, *flags = shlex.split(run.flags if run.flags.startswith(SMP) else f"train.py {FIXED} {run.flags}")
     flags += ["--seed", run.seed]
     if script == SMP:
         call(run, ROOT / "study" / SMP, *common, *flags, "--out", run.folder)
