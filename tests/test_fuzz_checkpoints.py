@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluate
+from evaluation import run as evaluation_run
 from evaluation.config import EvalConfig
 from fuzz_checkpoints import (
     Case,
@@ -92,7 +92,7 @@ def resume(data, file: Path) -> None:
 
 
 def score(data, **flags) -> None:
-    evaluate.evaluate(EvalConfig(data_path=str(data), num_workers=0, log_dir="out", **flags), CPU, SINGLE_PROCESS)
+    evaluation_run.evaluate(EvalConfig(data_path=str(data), num_workers=0, log_dir="out", **flags), CPU, SINGLE_PROCESS)
 
 
 READERS = {

@@ -30,8 +30,9 @@ class MasksTerm:
     def __init__(self, batches: Batches, config, predictor: Predictor, valid_loader):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
-        weights = config.class_weights and torch.tensor([*map(float, config.class_weights.split(","))])
-        self.loss_fn = partial(LOSSES[config.loss], weights=weights and weights.to(self.device))
+        words = config.class_weights and config.class_weights.split(",")
+        weights = words and torch.tensor([float(word) for word in words], device=self.device)
+        self.loss_fn = partial(LOSSES[config.loss], weights=weights)
         sizes = tuple(planned_sizes(config.progressive))
         self.augmentation = BatchAugmentation(
             config.mix, config.multi_scale, predictor.model.stride, config.seed, sizes
