@@ -62,7 +62,7 @@ def score(sample: Sample, predictor: Predictor, preprocessing) -> dict[str, dict
     labels = label_map_at_size(predictor.task, predictor.predict(seen[None]).final[0].cpu(), 0.0, *trimap.shape)
     masks = (torch.from_numpy(array != BACKGROUND)[None, None] for array in (labels, trimap))
     outline, best = boundary_f(*masks, 2).item(), reference(image, trimap)
-    made = matting_trimap(labels, predictor.task, max(trimap.shape))
+    made = matting_trimap(labels, predictor.task)
     alphas = {"mask alone": (labels != BACKGROUND) * 1.0}
     alphas |= {engine: cut_out(image, made, engine)[..., 3] / 255 for engine in ENGINES}
     alphas["guided, true trimap"] = cut_out(image, trimap)[..., 3] / 255

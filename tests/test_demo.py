@@ -317,6 +317,12 @@ class TestAttacks:
         assert "60 megapixels; at most 50" in said
 
 
+def test_cutouts_are_shown_on_a_checkerboard(attacker):
+    assert b"#cutout img {background: repeating-conic-gradient" in b"".join(
+        attacker.ask("GET", path)[2] for path in ("/", "/config", "/theme.css")
+    )
+
+
 def test_uploads_end_before_the_disk_is_full(tmp_path, monkeypatch):
 
     from evaluation import page as served

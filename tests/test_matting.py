@@ -71,19 +71,19 @@ def test_any_size_and_flat_images(shape, flat):
 def test_trimap_of_a_mask_has_a_band_at_the_outline_alone():
     labels = np.full((200, 200), BACKGROUND, np.uint8)
     labels[60:140, :120] = PET  # it touches the image's edge
-    trimap = matting_trimap(labels, TASKS["binary"], 200)
+    trimap = matting_trimap(labels, TASKS["binary"])
     inner, outer = (round(share * 200) for share in BAND)
     assert (trimap[60 + inner : 140 - inner, : 120 - inner] == PET).all()
     assert (trimap[100, 120 - inner : 120 + outer] == BORDER).all()
     assert (trimap[: 60 - outer] == BACKGROUND).all()
     assert (trimap[100, 120 + outer :] == BACKGROUND).all()
     labels[10:18, 180:188] = PET  # a second animal, thinner than the band
-    assert (matting_trimap(labels, TASKS["binary"], 200)[10:18, 180:188] == PET).any()
+    assert (matting_trimap(labels, TASKS["binary"])[10:18, 180:188] == PET).any()
 
 
 def test_trimap_of_a_network_that_learns_the_border():
     _, labels, _ = soft_disc()
-    trimap = matting_trimap(labels, TASKS["trimap"], 200)
+    trimap = matting_trimap(labels, TASKS["trimap"])
     assert (trimap[labels == BORDER] == BORDER).all()
     assert (trimap[labels == BACKGROUND] == BACKGROUND).all()
     assert 0 < ((trimap == BORDER) & (labels == PET)).sum() < (labels == BORDER).sum()

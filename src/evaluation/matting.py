@@ -23,14 +23,15 @@ LEARNED, BAND = (0.005, 0.0), (0.03, 0.0075)
 FAR, NEAR = 90, 6  # radii of the means of colors
 
 
-def matting_trimap(labels: np.ndarray, task: Task, side: int) -> np.ndarray:
+def matting_trimap(labels: np.ndarray, task: Task, tile: int | None = None) -> np.ndarray:
     """The trimap for `cut_out`, uint8 (H, W), from a label map (H, W) of a task.
 
     Args:
         labels: at the image's own size.
         task: where it knows no border, a band at the outline takes its place.
-        side: the longer side of what the network saw at once, in pixels of the image.
+        tile: side of what the network saw at once, in pixels of the image, if that was not all of it.
     """
+    side = min(tile or max(labels.shape), 2 * min(labels.shape))
     any_class = labels != BACKGROUND
     certain = labels == PET if task.name == "trimap" else any_class
     inner, outer = (round(share * side) for share in (LEARNED if task.name == "trimap" else BAND))

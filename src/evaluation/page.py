@@ -81,8 +81,7 @@ class Network:
         stem = Path(path).stem
         cutout, mask_file = results / f"{stem}_cutout.png", results / f"{stem}_mask.png"
         task = self.predictor.task
-        trimap = matting_trimap(labels, task, max(height, width))
-        write_png(with_profile(cut_out(shown(image), trimap), Path(path)), cutout)
+        write_png(with_profile(cut_out(shown(image), matting_trimap(labels, task)), Path(path)), cutout)
         write_png(palette_image(labels, task) if task.classes else Image.fromarray(mask * 255), mask_file)
         return draw_outline(image, mask), cutout, mask_file
 

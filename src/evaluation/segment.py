@@ -38,5 +38,4 @@ def segment(model: SegmentationModel, content: dict, image: Image.Image, alpha: 
     labels = label_map_at_size(model.task, decision, 0.0, *image.size[::-1])
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)
-    trimap = matting_trimap(labels, model.task, max(image.size))
-    return cut_out(rgb_pixels(image), trimap)[..., 3].astype(np.float32) / 255
+    return cut_out(rgb_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255

@@ -203,8 +203,8 @@ class Segmenter:
         if "overlays" in kinds:
             yield "overlays", Image.fromarray(draw_outline(image, mask))
         if "cutouts" in kinds:
-            side = max(width, height) if found.labels is None else self.preprocessing.image_size
-            cutout = cut_out(shown(image), matting_trimap(labels, task, side), self.config.matting)
+            tile = None if found.labels is None else self.preprocessing.image_size
+            cutout = cut_out(shown(image), matting_trimap(labels, task, tile), self.config.matting)
             yield "cutouts", with_profile(cutout, sample.image_path)
         if "panels" in kinds:
             title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
