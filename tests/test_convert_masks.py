@@ -14,7 +14,8 @@ import annotations
 import convert_masks
 from data.image_io import read_class_mask
 from data.index import list_samples
-from models.task import BACKGROUND, IGNORED, PET, class_colors, class_names
+from models.names import class_names
+from models.task import BACKGROUND, IGNORED, PET, class_colors
 from runtime.errors import UsageError
 
 WIDTH, HEIGHT = 7, 5
