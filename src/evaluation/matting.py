@@ -158,7 +158,7 @@ def _closed_form(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     from pymatting import estimate_alpha_cf, ichol
 
     def preconditioner(matrix):
-        return ichol(matrix, shifts=[0.01, 0.1, 1.0])  # smaller ones often fail, which it prints
+        return ichol(matrix, shifts=[0.001, 0.01, 0.1, 1.0])  # 0 often fails, which it prints
 
     trimap = torch.where((known < 0.999).all(dim=0), 0.5, known[0])
     alpha = estimate_alpha_cf(image.permute(1, 2, 0).numpy(), trimap.numpy(), preconditioner=preconditioner)
