@@ -32,9 +32,9 @@ def test_flag_is_added_by_one_field(monkeypatch, tmp_path):
     assert Extended().settings()["sharpness"] == 0.5
     monkeypatch.setitem(training_config.RECIPES, "strong", {"all": {"sharpness": 0.9}})
     assert Extended.from_flags({"recipe": "strong"}).sharpness == 0.9
-    check_settings({"sharpness": 0.7}, tmp_path)
+    check_settings({**Extended().settings(), "sharpness": 0.7}, tmp_path)
     with pytest.raises(CheckpointError, match="sharpness has an impossible value"):
-        check_settings({"sharpness": 1.5}, tmp_path)
+        check_settings({**Extended().settings(), "sharpness": 1.5}, tmp_path)
 
 
 def test_flag_documentation_is_up_to_date():

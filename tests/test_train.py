@@ -118,7 +118,7 @@ def test_non_finite_loss_stops_the_run(tmp_path, shared_dataset):
         (["--device", "cuda"], ["cuda is not available here"]),
         (["--resume", "nowhere.pth"], ["no checkpoint nowhere.pth"]),
         (["--resume"], ["no checkpoint", "train one with"]),
-        (["--model_name", "resnet", "--encoder_weights", "nowhere.pth"], ["--encoder_weights nowhere.pth does not exist"]),
+        (["--model_name", "resnet", "--encoder_weights", "nowhere.pth"], ["nowhere.pth does not exist"]),
         (["--model_name", "unet", "--encoder_weights", "imagenet"], ["unet has no encoder that takes weights"]),
         (["--save_dir", "file"], ["file", "name another"]),
         (["--log_dir", "file/logs"], ["file/logs", "name another"]),
