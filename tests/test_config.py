@@ -5,12 +5,20 @@ import dataclasses
 import pytest
 import torch
 
+from data import names as data_names
+from data.distortions import DISTORTIONS
 from helpers import TINY, run_ok
+from models import names
+from models.attention import ATTENTION
+from models.build import NETWORKS
 from models.checkpoint import load_checkpoint
+from models.task import TASKS
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import is_valid, options_of
 from train import build_parser
+from training import config as training_config
 from training.config import RECIPES, TrainConfig
+from training.losses import LOSSES
 from training.resolve import check_settings, restore_config
 
 
@@ -136,3 +144,11 @@ def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "--json", "e.json", cwd=folder)
     best = load_checkpoint(folder / "saved_models/tiny_best.pth")["progress"]["best_score"]
     assert f'"dice": {best:.6f}'.rstrip("0") in (folder / "e.json").read_text()
+
+
+def test_names_of_flags_are_those_of_the_tables():
+    assert list(NETWORKS) == names.MODELS
+    assert tuple(ATTENTION) == names.ATTENTION
+    assert tuple(TASKS) == names.TASKS
+    assert tuple(DISTORTIONS) == data_names.DISTORTIONS
+    assert tuple(LOSSES) == training_config.LOSSES
