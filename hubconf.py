@@ -104,9 +104,9 @@ def from_checkpoint(path) -> torch.nn.Module:
     """
     with _own_modules():
         from evaluation.segment import segment
-        from models.checkpoint import build_from_checkpoint, load_checkpoint
+        from models.checkpoint import load_checkpoint
 
-        content = load_checkpoint(path)
-        model = build_from_checkpoint(content, path)
-        model.segment = functools.partial(segment, model, {"preprocessing": content["preprocessing"]})
+        checkpoint = load_checkpoint(path)
+        model = checkpoint.build(path)
+        model.segment = functools.partial(segment, model, checkpoint)
         return model

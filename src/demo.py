@@ -9,7 +9,7 @@ from runtime import cli
 
 def build_parser() -> cli.Parser:
     """Flags of demo.py."""
-    return cli.Parser("demo.py", "Show a page in the browser that segments photographs.", DemoConfig)
+    return cli.Parser("demo.py", __doc__, DemoConfig)
 
 
 def main(argv=None) -> None:

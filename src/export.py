@@ -9,7 +9,7 @@ from runtime import cli
 
 def build_parser() -> cli.Parser:
     """Flags of export.py."""
-    return cli.Parser("export.py", "Write a trained network into one file that needs no other code.", ExportConfig)
+    return cli.Parser("export.py", __doc__, ExportConfig)
 
 
 def main(argv=None) -> None:

@@ -13,7 +13,7 @@ from runtime.errors import UsageError
 
 def build_parser() -> cli.Parser:
     """Flags of inference.py."""
-    return cli.Parser("inference.py", "Segment a dataset, a folder of images or one image.", InferConfig)
+    return cli.Parser("inference.py", __doc__, InferConfig)
 
 
 def main(argv=None) -> None:

@@ -16,12 +16,11 @@ from runtime.options import option, whole_number
 
 # Names for scripts and notebooks, and where they are. They are imported on use: the command line needs none of them.
 HOMES = {
-    "OxfordPetDataset": "data.datasets",
-    "SimpleOxfordPetDataset": "data.datasets",
-    "find_root": "data.index",
-    "list_samples": "data.index",
-    "load_dataset": "data.datasets",
-    "split_samples": "data.splits",
+    "Dataset": "data.dataset",
+    "OxfordPetDataset": "data.pets",
+    "SimpleOxfordPetDataset": "data.pets",
+    "find_root": "data.layout",
+    "load_dataset": "data.pets",
 }
 __all__ = list(HOMES)
 
@@ -51,7 +50,7 @@ class DatasetConfig:
 
 def build_parser() -> cli.Parser:
     """Flags of oxford_pet.py."""
-    return cli.Parser("oxford_pet.py", "Download, check and preview a dataset.", DatasetConfig)
+    return cli.Parser("oxford_pet.py", __doc__, DatasetConfig)
 
 
 def main(argv=None) -> None:
@@ -59,26 +58,28 @@ def main(argv=None) -> None:
     config = DatasetConfig(**build_parser().parse_overrides(argv))
     cli.import_torch()
     from data.check import check
+    from data.dataset import Dataset, ImageDataset
     from data.download import download
-    from data.index import describe_layout, find_root
-    from data.pixels import Pixels, window_of
-    from data.splits import split_samples
+    from data.pixels import window_of
+    from data.view import View
     from models.task import task_named
     from visual.preview import preview
 
     if config.download:
         download(writable_folder(config.data_path))
-    root = find_root(config.data_path)
-    contents = task_named(config.classes), Pixels(config.channels, window_of(config.window))
+    dataset = Dataset(config.data_path)
+    classes = task_named(config.classes).classes
+    view = View(192, channels=config.channels, window=window_of(config.window), classes=classes)
     if config.check:
-        check(root, config.split, config.seed, *contents)
+        check(dataset, config.split, config.seed, view)
     if config.preview:
         file = Path(config.preview)
         writable_folder(file.parent)
-        preview(root, config.split, config.seed, file, *contents)
+        train_set = ImageDataset(dataset.split(config.split, config.seed).train, view)
+        preview(train_set, config.seed, file)
     if not (config.check or config.preview):
-        sizes = zip(split_samples(root, config.split, config.seed), MODES)
-        print(f"{root} ({describe_layout(root)}), split {config.split}: ", end="")
+        sizes = zip(dataset.split(config.split, config.seed), MODES)
+        print(f"{dataset.root} ({dataset.layout}), split {config.split}: ", end="")
         print(", ".join(f"{len(part)} {mode}" for part, mode in sizes))
 
 

@@ -25,7 +25,7 @@ class PlotConfig:
 
 def build_parser() -> cli.Parser:
     """Flags of plot_dice_curve.py."""
-    return cli.Parser("plot_dice_curve.py", "Draw the curves of the training logs.", PlotConfig)
+    return cli.Parser("plot_dice_curve.py", __doc__, PlotConfig)
 
 
 def main(argv=None) -> None:

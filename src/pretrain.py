@@ -10,27 +10,28 @@ from models.names import DENOISING
 from runtime import cli
 from training.config import LESS_MEMORY, TrainConfig
 
-# Flags of train.py that are about masks, or would change the noise.
-UNUSED = (
-    *("recipe", "classes", "loss", "class_weights", "init", "teacher", "train_fraction", "augment_uncertain"),
-    *("augment", "num_augmentations", "augment_strength", "distort", "color_jitter", "mix", "multi_scale"),
-    *("progressive", "unlabeled", "unlabeled_batch", "unlabeled_weight", "confidence", "folds", "fold", "tensorboard"),
+FLAGS = (
+    *("data_path", "model_name", "epochs", "batch_size", "learning_rate", "resume", "split", "groups", "image_size"),
+    *("channels", "window", "encoder_weights", "encoder_lr_scale", "freeze_encoder", "attention", "decoder"),
+    *("optimizer", "ema", "scheduler", "seed", "validate_every", "patience", "save_every", "deterministic"),
+    *("accumulate", "checkpoint_activations", "compile", "device", "amp", "num_workers", "cache"),
+    *("save_dir", "log_dir"),
 )
 
 
 def build_parser() -> cli.Parser:
     """Flags of pretrain.py."""
-    return cli.Parser("pretrain.py", "Pre-train a network on images without masks.", TrainConfig, without=UNUSED)
+    return cli.Parser("pretrain.py", __doc__, TrainConfig, only=FLAGS)
 
 
 def main(argv=None) -> None:
     """Reads the flags and trains. By default files go where those of train.py don't take their place."""
     folders = {name: str(Path(getattr(TrainConfig(), name)) / "pretrained") for name in ("save_dir", "log_dir")}
-    overrides = {**folders, **build_parser().parse_overrides(argv), "recipe": DENOISING}
+    flags = {**folders, **build_parser().parse_overrides(argv), "classes": DENOISING}
     cli.import_torch()
     from training.setup import start
 
-    start(overrides)
+    start(flags)
 
 
 if __name__ == "__main__":

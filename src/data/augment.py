@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from data.datasets import SimpleOxfordPetDataset, as_keys
+from data.dataset import ImageDataset, as_keys
 from data.distortions import DISTORTIONS, STRONGEST, apply_distortions, draw_distortions
 from data.names import AUTO, STRENGTHS, possible_sizes
-from models.task import Task
+from models.task import BACKGROUND
 from runtime.device import copy_to_device
 from runtime.seeding import AUGMENTATION, MIX, SIZE, sample_rng, step_rng
 
@@ -81,12 +81,12 @@ class AugmentedDataset(Dataset):
         color_jitter: vary colors too.
         strength: a key of STRENGTHS; or `auto`: an image is flipped or not, and one operation, of any kind and
             strength, is applied to it, as in TrivialAugment (Mueller, Hutter, 2021: https://arxiv.org/abs/2103.10158).
-        distort: a value of `distortion_names`, or "": these are applied, too.
+        distort: names of DISTORTIONS with commas, or "": these are applied, too.
     """
 
     def __init__(
         self,
-        dataset: SimpleOxfordPetDataset,
+        dataset: ImageDataset,
         seed: int = 42,
         variants: int = 0,
         color_jitter=False,
@@ -140,7 +140,7 @@ class AugmentedDataset(Dataset):
         return self.dataset.decodes
 
     def read_batch(self, keys: list) -> dict:
-        """A whole batch; see SimpleOxfordPetDataset."""
+        """A whole batch; see ImageDataset."""
         keys = as_keys(keys)
         batch = self.dataset.read_batch([(epoch, index % len(self.dataset)) for epoch, index in keys])
         affines, colors, amounts, seeds = map(np.stack, zip(*(self._draw(epoch, index) for epoch, index in keys)))
@@ -225,21 +225,20 @@ def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -
 
 
 def mix(
-    images: torch.Tensor, targets: torch.Tensor, kind: str, share: float, rng: np.random.Generator, task: Task
+    images: torch.Tensor, labels: torch.Tensor, kind: str, share: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts part of another image of the batch, and of its target, onto some of the images.
+    """Puts part of another image of the batch, and of its labels, onto some of the images.
 
     Args:
         images: (N, 3, H, W).
-        targets: (N, 1, H, W), of the task.
+        labels: (N, K, H, W), the first channel with 0 for background.
         kind: `paste` puts the other image's pet there (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177);
             `cutmix` a rectangle of it (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
         share: of the images, about.
         rng: where the random numbers come from.
-        task: says what of a target is foreground.
 
     Returns:
-        New images and targets.
+        New images and labels.
     """
     count, _, height, width = images.shape
 
@@ -249,10 +248,10 @@ def mix(
     other = on_device((np.arange(count) + rng.integers(1, max(2, count))) % count)
     mixed = on_device(rng.random((count, 1, 1, 1)) < share)
     if kind == "paste":
-        taken = task.foreground(targets)[other] & mixed
+        taken = (labels[:, :1] != BACKGROUND)[other] & mixed
     else:
         taken = on_device(_rectangles(rng, count, height, width)) & mixed
-    return torch.where(taken, images[other], images), torch.where(taken, targets[other], targets)
+    return torch.where(taken, images[other], images), torch.where(taken, labels[other], labels)
 
 
 @dataclass(frozen=True)
@@ -261,56 +260,56 @@ class BatchAugmentation:
 
     Args:
         mix: `none`, `paste` or `cutmix`; see `mix`.
-        multi_scale: steps train at sizes within this share of the epoch's size; 0 trains at that alone.
+        vary: steps train at sizes within a third of the images'.
         stride: of the network.
         seed: of the draws.
         sizes: of the first epochs; see `planned_sizes`.
     """
 
     mix: str = "none"
-    multi_scale: float = 0.0
+    vary: bool = False
     stride: int = 32
     seed: int = 0
     sizes: tuple[int, ...] = ()
 
+    def side(self, size: int, epoch: int, step: int) -> int:
+        """The side at which images of this one are trained on in a step."""
+        if self.vary:
+            return int(step_rng(self.seed, epoch, step, SIZE).choice(possible_sizes(size, self.stride)))
+        return self.sizes[epoch] if epoch < len(self.sizes) else size
+
 
 def augment_batch(
-    batch: dict, task: Task, how: BatchAugmentation, device: torch.device, epoch: int, step: int
+    batch: dict, augmentation: BatchAugmentation, device: torch.device, epoch: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Applies all augmentation of a training step, on the device.
 
     Args:
-        batch: of AugmentedDataset or SimpleOxfordPetDataset.
-        task: says what is learned.
-        how: what is done to the batch as a whole.
+        batch: of AugmentedDataset or ImageDataset.
+        augmentation: what is done to the batch as a whole.
         device: where the network computes.
         epoch: finished epochs; draws are functions of (seed, epoch, step).
         step: finished steps of the epoch.
 
     Returns:
-        Images (N, 3, S, S) in 0..255 and targets (N, 1, S, S) of the task.
+        Images (N, C, S, S) in 0..255 and labels (N, 1, S, S).
     """
-    images, targets = (copy_to_device(batch[name], device) for name in ("image", task.target))
+    images, labels = (copy_to_device(batch[name], device) for name in ("image", "labels"))
     if "affine" in batch:
-        images, targets = apply_augmentations(images, targets, copy_to_device(batch["affine"], device))
+        images, labels = apply_augmentations(images, labels, copy_to_device(batch["affine"], device))
     if "colors" in batch:
         images = apply_colors(images, copy_to_device(batch["colors"], device))
     if "distortions" in batch:
-        images, targets = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
-    if how.mix != "none":
-        images, targets = mix(images, targets, how.mix, MIXED, step_rng(how.seed, epoch, step, MIX), task)
-    return resize_batch(images, targets, how, epoch, step)
+        images, labels = apply_distortions(images, labels, batch["distortions"], batch["seeds"])
+    if augmentation.mix != "none":
+        rng = step_rng(augmentation.seed, epoch, step, MIX)
+        images, labels = mix(images, labels, augmentation.mix, MIXED, rng)
+    return resize_batch(images, labels, augmentation.side(images.shape[-1], epoch, step))
 
 
-def resize_batch(
-    images: torch.Tensor, targets: torch.Tensor, how: BatchAugmentation, epoch: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and targets at the size of a step; see `augment_batch`."""
-    side = how.sizes[epoch] if epoch < len(how.sizes) else images.shape[-1]
-    if how.multi_scale:
-        sizes = possible_sizes(side, how.stride, how.multi_scale)
-        side = int(step_rng(how.seed, epoch, step, SIZE).choice(sizes))
-    if how.multi_scale or side != images.shape[-1]:
-        images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
-        targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
-    return images, targets
+def resize_batch(images: torch.Tensor, labels: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels as squares of this side."""
+    if side == images.shape[-1]:
+        return images, labels
+    images = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+    return images, F.interpolate(labels.float(), (side, side), mode="nearest-exact").to(torch.uint8)

@@ -1,12 +1,10 @@
 """The pixel cache: images and label maps of a dataset, decoded and resized once, as bytes in one file.
 
-The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, trimap; of images that are
-not 8-bit RGB it is of uint16. `np.load(file, mmap_mode="r")` opens it.
-It is read by position here, because mapped pages would count as this process's memory; what is read by position stays
-in the system's page cache, which all processes share.
+The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, labels; of images that are not 8-bit RGB it is
+of uint16. `np.load(file, mmap_mode="r")` opens it. It is read by position here, because mapped pages would count as
+this process's memory; what is read by position stays in the system's page cache, which all processes share.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,22 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from data.image_io import load_array
-from data.index import Sample, list_samples, read_as
-from data.pixels import RGB, Pixels
-from models.task import TASKS, Task
+from data.layout import Sample
+from data.view import View
 from runtime.errors import DatasetError, raise_faults
 from runtime.files import lock_file, sync_folder
 
 CACHE_FOLDER = ".pixel_cache"  # in the dataset's
-FORMAT_VERSION = 1  # changes when the same files give other records
+FORMAT_VERSION = 2  # changes when the same files give other records
 SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
-
-
-def write_record(record: np.ndarray, sample: Sample) -> None:
-    """Fills a record, (C + 1, H, W), with an image's channels and what its mask file holds."""
-    classes = sample.classes if sample.binary_mask else ()  # of trimaps all tasks share one record
-    image, record[-1] = dataclasses.replace(sample, classes=classes).read(record.shape[:0:-1])
-    record[:-1] = image.transpose(2, 0, 1)
 
 
 class PixelCache:
@@ -81,16 +71,15 @@ class PixelCache:
         return records
 
 
-def open_cache(root: Path, size: int, task: Task = TASKS["binary"], pixels: Pixels = RGB) -> PixelCache | None:
+def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | None:
     """Opens the cache of a dataset at a size, and makes it first where there is none of exactly these files.
 
     Several processes may call this at once: one makes the cache, the others wait for it.
 
     Args:
         root: folder of the dataset; the cache goes into its folder .pixel_cache.
-        size: side of the images, in pixels.
-        task: says what the masks hold.
-        pixels: which values of the images are kept.
+        samples: all of the dataset.
+        view: what is read of them.
 
     Returns:
         The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
@@ -98,19 +87,19 @@ def open_cache(root: Path, size: int, task: Task = TASKS["binary"], pixels: Pixe
     Raises:
         DatasetError: images or masks can't be used; the first ten are named, all are counted.
     """
-    samples = read_as(list_samples(root), task, pixels)
+    view.require_labels(samples)
+    if any(not sample.binary_mask for sample in samples):
+        view = view._replace(classes=())  # of trimaps all tasks share one record
     names, folder = [sample.name for sample in samples], root / CACHE_FOLDER
-    about = [task.classes] if task.classes and all(sample.binary_mask for sample in samples) else []
-    about += [] if pixels == RGB else [pixels]
-    kind = f"{size}_{hashlib.sha256(repr(about).encode()).hexdigest()[:8]}_" if about else f"{size}_"
-    record = np.empty((pixels.channels + 1, size, size), pixels.dtype)
-    file = folder / f"{kind}{files_digest(samples, FORMAT_VERSION, size, *about)}.npy"
+    kind = f"{view.size}_{hashlib.sha256(repr(view).encode()).hexdigest()[:8]}_"
+    record = np.empty((view.channels + 1, view.size, view.size), view.dtype)
+    file = folder / f"{kind}{files_digest(samples, FORMAT_VERSION)}.npy"
     try:
         make_cache_folder(folder)
         if not _is_whole(file, len(samples), record):
             with lock_file(folder / "lock", wait=True):
                 if not _is_whole(file, len(samples), record):  # nobody else has made it while we waited
-                    _make(file, samples, record)
+                    _make(file, samples, view, record)
         return PixelCache(file, names)
     except OSError as error:
         print(
@@ -149,7 +138,7 @@ def files_digest(samples: list[Sample], *about) -> str:
     return hashlib.sha256(json.dumps([*about, stamps]).encode()).hexdigest()[:16]
 
 
-def _make(file: Path, samples: list[Sample], record: np.ndarray) -> None:
+def _make(file: Path, samples: list[Sample], view: View, record: np.ndarray) -> None:
     for leftover in file.parent.glob("*.tmp"):  # of a kill: nobody else is here, we have the lock
         leftover.unlink()
     needed, free = len(samples) * record.nbytes, shutil.disk_usage(file.parent).free
@@ -162,7 +151,7 @@ def _make(file: Path, samples: list[Sample], record: np.ndarray) -> None:
             shape = (len(samples), *record.shape)
             header = {"descr": record.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
-            _fill(stream, samples, record)
+            _fill(stream, samples, view)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(file)
@@ -175,19 +164,15 @@ def _make(file: Path, samples: list[Sample], record: np.ndarray) -> None:
             other.unlink()
 
 
-def _fill(stream, samples: list[Sample], like: np.ndarray) -> None:
-    """Writes all records, each like this one, in order.
-
-    As many threads as there are cores decode them (Pillow lets go of Python's lock).
-    """
+def _fill(stream, samples: list[Sample], view: View) -> None:
+    """Writes the records of all samples in order. Threads decode them, since Pillow lets go of Python's lock."""
 
     def decode(sample: Sample):
-        record = np.empty_like(like)
         try:
-            write_record(record, sample)
+            image, labels = view.read_stored(sample, view.size_of(sample))
         except DatasetError as error:
             return str(error)
-        return record
+        return np.concatenate([image.transpose(2, 0, 1), labels[None].astype(view.dtype)])
 
     faults, workers = [], os.cpu_count() or 1
     bar = tqdm(total=len(samples), desc="decoding", unit="image", disable=None, delay=1)
@@ -197,6 +182,6 @@ def _fill(stream, samples: list[Sample], like: np.ndarray) -> None:
                 if isinstance(record, str):
                     faults.append(record)
                 elif not faults:
-                    stream.write(record)
+                    stream.write(np.ascontiguousarray(record))
                 bar.update()
     raise_faults(faults, samples[0].image_path.parent.parent)

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data.copies import find_copies, near_copies
+from data.dataset import Dataset
 from data.image_io import describe_image, image_size_of
-from data.index import Sample, describe_layout, list_samples, read_as
+from data.layout import Sample
 from data.names import MODES
-from data.pixels import RGB, Pixels
-from data.splits import split_samples
-from models.task import BACKGROUND, TASKS, Task
+from data.view import View
+from models.task import BACKGROUND
 from runtime.errors import DatasetError, raise_faults
 
 
@@ -39,7 +38,7 @@ def looks_inverted(mask: np.ndarray) -> bool:
 
 
 def warn_if_inverted(masks: list[np.ndarray], root: Path) -> None:
-    """Warns on stderr where most masks look inverted. Masks are (H, W) of 0 and 1."""
+    """Warns on stderr where most masks look inverted. Masks are (H, W) of bool."""
     inverted = sum(map(looks_inverted, masks))
     if 2 * inverted > len(masks):
         print(
@@ -64,12 +63,12 @@ def print_resized_masks(samples: list[Sample]) -> None:
         print(f"{count} of {len(samples)} masks have another size than their images, of the same shape.", flush=True)
 
 
-def require_readable(samples: list[Sample], folder: str | Path) -> None:
+def require_readable(samples: list[Sample], view: View, folder: str | Path) -> None:
     """Reads every image once, so that a broken one is told before the run. Raises DatasetError."""
 
     def fault_of(sample: Sample) -> str | None:
         try:
-            sample.read((1, 1))
+            view.read_at(sample, (1, 1))
         except DatasetError as error:
             return str(error)
         return None
@@ -79,29 +78,30 @@ def require_readable(samples: list[Sample], folder: str | Path) -> None:
         raise_faults([fault for fault in bar if fault], folder)
 
 
-def inspect(sample: Sample) -> Inspection:
+def inspect(sample: Sample, view: View) -> Inspection:
     """Reads both files whole."""
     try:
         mode = describe_image(sample.image_path)
-        image, trimap = sample.read()
+        image, labels = view.read_at(sample)
     except DatasetError as error:
         return Inspection(str(error))
-    mask = trimap != BACKGROUND
+    mask = labels != BACKGROUND
     return Inspection("", mode, image.shape[1::-1], float(mask.mean()), looks_inverted(mask))
 
 
-def check(root: Path, split: str, seed: int, task: Task = TASKS["binary"], pixels: Pixels = RGB) -> None:
+def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     """Verifies every file of a dataset and prints what is in it.
 
     Raises:
         DatasetError: there are faults; the first ten are named, all are counted.
     """
-    samples = read_as(list_samples(root), task, pixels)
+    root, samples = dataset.root, dataset.samples
+    view.require_labels(samples)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(inspect, samples), total=len(samples), desc="checking", unit="image", disable=None)
-        found = list(bar)
-    print(f"{root}: {describe_layout(root)}, {len(samples):,} images")
-    whole = [inspection for inspection in found if not inspection.fault]
+        inspections = pool.map(lambda sample: inspect(sample, view), samples)
+        inspections = list(tqdm(inspections, total=len(samples), desc="checking", unit="image", disable=None))
+    print(f"{root}: {dataset.layout}, {len(samples):,} images")
+    whole = [inspection for inspection in inspections if not inspection.fault]
     if whole:
         modes = collections.Counter(inspection.mode for inspection in whole).most_common()
         sides = sorted(inspection.size for inspection in whole)
@@ -111,24 +111,25 @@ def check(root: Path, split: str, seed: int, task: Task = TASKS["binary"], pixel
         print(f"{len(set(sides)):,} different ones")
         print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
         print(f"{(shares == 0).sum()} masks are empty, {(shares == 1).sum()} full")
-        empty = [s.name for s, inspection in zip(samples, found) if not (inspection.fault or inspection.pet_share)]
+        empty = [
+            s.name for s, inspection in zip(samples, inspections) if not (inspection.fault or inspection.pet_share)
+        ]
         if empty:
             print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
-        if not task.classes:
+        if not view.classes:
             print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
     print_resized_masks(samples)
-    raise_faults([inspection.fault for inspection in found if inspection.fault], root)
-    copies = find_copies(samples)
-    for group in copies[:10]:
+    raise_faults([inspection.fault for inspection in inspections if inspection.fault], root)
+    for group in dataset.copies[:10]:
         print(f"  the same    {' = '.join(sample.image_path.name for sample in group)}")
-    parts = split_samples(root, split, seed)
+    parts = dataset.split(split, seed)
     counts = ", ".join(f"{len(getattr(parts, mode)):,} {mode}" for mode in MODES)
     print(f"  split       {split}: {counts}")
-    print(f"  copies      {sum(len(group) - 1 for group in copies)}; {parts.moved} moved into training by the split")
+    copied = sum(len(group) - 1 for group in dataset.copies)
+    print(f"  copies      {copied}; {parts.moved} moved into training by the split")
     home = {sample: mode for mode in MODES for sample in getattr(parts, mode)}
-    near = [pair for pair in near_copies(root) if home.keys() >= set(pair)]
+    near = [pair for pair in dataset.near_copies if home.keys() >= set(pair)]
     apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
     for pair in apart:
         print(f"  near copies {' = '.join(f'{sample.name} ({home[sample]})' for sample in pair)}")
     print(f"  near copies {len(near)} pairs by content, {len(apart)} of them in different parts")
-    print("No faults.")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from data.cache import CACHE_FOLDER, files_digest, make_cache_folder
 from data.image_io import read_any
-from data.index import Sample, list_samples
+from data.layout import Sample
 from runtime.errors import DatasetError
 from runtime.files import atomic_write, lock_file, require_regular
 
@@ -69,15 +68,6 @@ def find_copies(samples: list[Sample]) -> list[list[Sample]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def connected(groups: Iterable) -> list[list[Sample]]:
-    """Groups of samples, where those that share one are united. Samples and groups stay in the order given."""
-    group_of: dict[Sample, list[Sample]] = {}
-    for group in groups:
-        united = list(dict.fromkeys(one for sample in group for one in group_of.get(sample, [sample])))
-        group_of.update(dict.fromkeys(united, united))
-    return list({id(group): group for group in group_of.values()}.values())
-
-
 def image_hash(thumbnail: np.ndarray) -> np.ndarray:
     """The perceptual hash of a thumbnail, uint8 (SIDE, SIDE, 3): float32 (63,) of -1 and 1."""
     k, x = np.arange(FREQUENCIES)[:, None], np.arange(SIDE)
@@ -122,14 +112,9 @@ def are_copies(a: Candidate, b: Candidate) -> bool:
     return False
 
 
-def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
-    """The near copies of a dataset. They are looked for once and kept in its cache folder, if that can be written.
-
-    Raises:
-        DatasetError: see `list_samples`.
-    """
-    samples = list_samples(root)
-    names, folder = {sample.name: sample for sample in samples}, root / CACHE_FOLDER
+def near_copies(root: Path, samples: list[Sample]) -> list[list[Sample]]:
+    """Pairs of near copies among the images of a dataset. They are kept in its cache folder, if that can be written."""
+    by_name, folder = {sample.name: sample for sample in samples}, root / CACHE_FOLDER
     file = folder / f"near_copies_{files_digest(samples, VERSION)}.json"
     try:
         make_cache_folder(folder)
@@ -139,11 +124,11 @@ def near_copies(root: Path) -> list[tuple[Sample, Sample]]:
                     print(f"Comparing {len(samples):,} images once, to find near copies.", flush=True)
                 pairs = find_near_copies(samples)
                 with atomic_write(file) as stream:
-                    json.dump([[a.name, b.name] for a, b in pairs], stream)
+                    json.dump([[sample.name for sample in pair] for pair in pairs], stream)
                 for other in folder.glob("near_copies_*.json"):  # of files that have changed since
                     if other != file:
                         other.unlink()
-        return [(names[a], names[b]) for a, b in json.loads(file.read_text())]
+        return [[by_name[name] for name in pair] for pair in json.loads(file.read_text())]
     except OSError as error:
         print(f"Near copies are not kept in {folder} ({error.strerror or error}).", file=sys.stderr)
         return find_near_copies(samples)
@@ -160,22 +145,23 @@ def _thumbnail(sample: Sample) -> np.ndarray | None:
     return thumbnail if thumbnail.std() > 1 else None
 
 
-def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -> list[tuple[Sample, Sample]]:
+def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -> list[list[Sample]]:
     """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them.
 
     With `known`, pairs of a sample and a known one alone.
     """
     ours, samples = len(samples), [*samples, *(known or ())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(_thumbnail, samples)
-        bar = tqdm(found, total=len(samples), desc="comparing", unit="image", disable=None, delay=1)
+        bar = tqdm(
+            pool.map(_thumbnail, samples), total=len(samples), desc="comparing", unit="image", disable=None, delay=1
+        )
         read = [(i, thumbnail) for i, thumbnail in enumerate(bar) if thumbnail is not None]
     if not read:
         return []
     ours = sum(i < ours for i, _ in read)  # of those that were read
     samples, thumbnails = [samples[i] for i, _ in read], np.stack([thumbnail for _, thumbnail in read])
     hashes = np.stack([image_hash(one) for one in thumbnails])
-    found, candidates = set(), {}
+    pairs, candidates = set(), {}
     for mirrored in (False, True):
         others = thumbnails[:, :, ::-1] if mirrored else thumbnails
         theirs = np.stack([image_hash(one) for one in others]) if mirrored else hashes
@@ -188,5 +174,5 @@ def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -
                         source = others if flipped else thumbnails
                         candidates[number, flipped] = Candidate(source[number])
                 if are_copies(candidates[i, False], candidates[j, mirrored]):
-                    found.add((i, j))
-    return [(samples[i], samples[j]) for i, j in sorted(found)]
+                    pairs.add((i, j))
+    return [[samples[i], samples[j]] for i, j in sorted(pairs)]

@@ -105,7 +105,7 @@ def draw_distortions(rng: np.random.Generator, names: str, strength: float) -> n
 
     Args:
         rng: where the random numbers come from.
-        names: a value of `names.distortion_names`.
+        names: of DISTORTIONS, with commas.
         strength: the largest.
     """
     named, applied = [name in names.split(",") for name in DISTORTIONS], rng.random(len(DISTORTIONS)) < APPLIED

@@ -8,7 +8,8 @@ import socket
 import tarfile
 from pathlib import Path
 
-from data.index import LISTS, find_root, has_lists, list_samples, read_list, require_files
+from data.dataset import Dataset
+from data.layout import LISTS, find_root, has_lists, read_list, require_files
 from runtime.errors import DatasetError, first_line
 
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
@@ -61,7 +62,7 @@ def download(data_path) -> Path:
 def _require_whole(root: Path) -> None:
     for name in LISTS if has_lists(root) else ():
         read_list(root, name)
-    require_files(root, list_samples(root))
+    require_files(root, Dataset(root).samples)
 
 
 def _fetch(folder: Path) -> None:

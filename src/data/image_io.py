@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.names import ARRAY
-from data.pixels import RGB, Pixels, pixel_values, shown, stored_values
-from models.task import BACKGROUND, IGNORED, PET
+from data.pixels import pixel_values, shown, stored_values
+from models.task import IGNORED
 from runtime.errors import DatasetError, first_line
 from runtime.files import require_regular
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
 ORIENTATION = 0x0112  # EXIF tag
+FROM_TRIMAP = np.array([0, 1, 0, 2], np.uint8)  # pet, background, border: the values of files to those of label maps
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
@@ -70,7 +71,7 @@ def read_image(path, size: tuple[int, int] | None = None, upright: bool = False)
     if _is_array(path):
         stored = load_array(path)
         if stored.dtype != np.uint8 or stored.shape[2:] != (3,) or 0 in stored.shape:
-            return shown(pixel_values(stored, RGB, size, path))
+            return shown(pixel_values(stored, 3, None, size, path))
         image = Image.fromarray(np.asarray(stored))
         return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
     with _opened(path) as image:
@@ -95,11 +96,13 @@ def rgb_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.nd
     return np.asarray(image)
 
 
-def read_pixels(path, pixels: Pixels, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
-    """Reads an image as a network sees it: uint8 (H, W, 3) of RGB, or uint16 (H, W, C); see `read_image`."""
-    if pixels == RGB:
+def read_pixels(
+    path, channels: int = 3, window: tuple[float, float] | None = None, size=None, upright: bool = False
+) -> np.ndarray:
+    """Reads an image as a network sees it: uint8 (H, W, 3) of RGB, or uint16 (H, W, C); see `View`, `read_image`."""
+    if channels == 3 and window is None:
         return read_image(path, size, upright)
-    return pixel_values(_read_stored(path, upright), pixels, size, path)
+    return pixel_values(_read_stored(path, upright), channels, window, size, path)
 
 
 def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
@@ -115,7 +118,7 @@ def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
     stored = _read_stored(path, upright)
     if stored.dtype.kind in "buif" and stored.shape[2:] not in ((), (1,), (3,)):
         stored = stored.mean(axis=2)
-    return shown(pixel_values(stored, Pixels(3, (0.0, 100.0)), size, path))
+    return shown(pixel_values(stored, 3, (0.0, 100.0), size, path))
 
 
 def _read_stored(path, upright: bool) -> np.ndarray:
@@ -179,36 +182,31 @@ def _eight_bits(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
 
 
-def read_trimap(path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads a trimap, uint8 (H, W) of 1 = pet, 2 = background, 3 = border.
-
-    Args:
-        path: a single-channel image.
-        size: width and height that it is resized to, nearest neighbour; None keeps its own size.
+def read_trimap(path) -> np.ndarray:
+    """Reads a trimap of 1 = pet, 2 = background, 3 = border as a label map, uint8 (H, W); see models/task.py.
 
     Raises:
         DatasetError: the file can't be read, has several channels, or holds other values.
     """
-    full = _read_values(path, "trimap")
-    if full.ndim != 2 or full.dtype != np.uint8:
-        raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {full.shape}")
-    counts = np.bincount(full.ravel(), minlength=256)
-    if counts[1:4].sum() != full.size:
-        values = np.flatnonzero(counts)
-        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+    values = _read_values(path, "trimap")
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {values.shape}")
+    counts = np.bincount(values.ravel(), minlength=256)
+    if counts[1:4].sum() != values.size:
+        levels = np.flatnonzero(counts)
+        named = ", ".join(map(str, levels[:6])) + (", ..." if len(levels) > 6 else "")
         raise DatasetError(
-            f"{path} is no trimap: it holds the values {shown}; only 1 (pet), 2 (background) and 3 (border) may occur"
+            f"{path} is no trimap: it holds the values {named}; only 1 (pet), 2 (background) and 3 (border) may occur"
         )
-    return _nearest(full, size)
+    return FROM_TRIMAP[values]
 
 
-def read_mask(path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads a mask of two values, in whatever way they are stored, as a trimap without border.
+def read_mask(path) -> np.ndarray:
+    """Reads a mask of two values, in whatever way they are stored, as a label map of 0 and 1, uint8 (H, W).
 
     Args:
         path: an image of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
             pet; in a palette without black, index 0 is background. Alpha counts where the colors are all one.
-        size: as for `read_trimap`.
 
     Raises:
         DatasetError: the file can't be read, holds more than two values, or two of which none is background.
@@ -222,23 +220,23 @@ def read_mask(path, size: tuple[int, int] | None = None) -> np.ndarray:
             codes = values[..., -1]
     else:
         codes = values
-    found = np.unique(codes, return_counts=True)[0]  # sorts; without counts it hashes, 20 times as slow on photographs
-    if len(found) > 2:
+    levels = np.unique(codes, return_counts=True)[0]  # sorts; without counts it hashes, 20 times as slow on photographs
+    if len(levels) > 2:
         raise DatasetError(
-            f"{path} is no mask: it holds {len(found)} values, and a mask has two, background 0 and pet; save it as PNG"
+            f"{path} is no mask: it holds {len(levels)} values, and a mask has two, background 0 and pet; save it as "
+            "PNG"
         )
-    if len(found) == 2 and found[0] != 0:
+    if len(levels) == 2 and levels[0] != 0:
         raise DatasetError(f"{path} is no mask: of its two values none is 0, so which one is background? make that 0")
-    return _nearest(np.where(codes != 0, np.uint8(PET), np.uint8(BACKGROUND)), size)
+    return (codes != 0).astype(np.uint8)
 
 
-def read_class_mask(path, classes: tuple[str, ...], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads a mask whose values are the numbers of classes, from 0, as a label map of models/task.py.
+def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
+    """Reads a mask whose values are the numbers of classes, from 0, as a label map, uint8 (H, W).
 
     Args:
         path: a gray image or one with a palette, whose indices count; 255 is left out.
         classes: their names.
-        size: as for `read_trimap`.
 
     Raises:
         DatasetError: the file can't be read, has several channels, or holds a number without a name.
@@ -252,7 +250,14 @@ def read_class_mask(path, classes: tuple[str, ...], size: tuple[int, int] | None
             f"{path} holds the value {unnamed.min()}, but --classes names {len(classes)} classes, 0 to "
             f"{len(classes) - 1}; name it, or write {IGNORED} for pixels to leave out"
         )
-    return _nearest(np.where(values == IGNORED, IGNORED, values + BACKGROUND).astype(np.uint8), size)
+    return values.astype(np.uint8)
+
+
+def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
+    """Reads a trimap, a mask, or with `classes` a mask of classes, as `read_trimap`, `read_mask`, `read_class_mask`."""
+    if binary_mask and classes:
+        return read_class_mask(path, classes)
+    return (read_mask if binary_mask else read_trimap)(path)
 
 
 def _read_values(path, what: str) -> np.ndarray:
@@ -264,7 +269,8 @@ def _read_values(path, what: str) -> np.ndarray:
         return indices if colors.any(axis=2).all() else colors
 
 
-def _nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """A label map (H, W) at this width and height; None keeps its own."""
     if size is None or size == values.shape[::-1]:
         return values
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
@@ -296,36 +302,3 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
         f"{image_path} is {size[0]}x{size[1]} but its mask {mask_path} is {mask_size[0]}x{mask_size[1]}; "
         f"they must have the same {'shape' if binary_mask else 'size'}"
     )
-
-
-def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
-    """Reads a trimap, a mask, or with `classes` a mask of classes, as `read_trimap`, `read_mask`, `read_class_mask`."""
-    if binary_mask and classes:
-        return read_class_mask(path, classes)
-    return (read_mask if binary_mask else read_trimap)(path)
-
-
-def read_pair(
-    image_path: Path,
-    mask_path: Path,
-    binary_mask: bool,
-    size: tuple[int, int] | None = None,
-    classes: tuple[str, ...] = (),
-    pixels: Pixels = RGB,
-):
-    """Reads an image, (H, W, C) as `read_pixels` gives it, and its label map, uint8 (H, W).
-
-    Args:
-        image_path: the image.
-        mask_path: its trimap or mask.
-        binary_mask: it is a mask; see `shown_size`.
-        size: width and height that both are resized to; None takes the image's own size.
-        classes: names of the classes whose numbers the mask holds.
-        pixels: which values of the image the network sees.
-
-    Raises:
-        DatasetError: a file can't be read or is no mask, or their sizes don't fit.
-    """
-    labels = read_labels(mask_path, binary_mask, classes)
-    *own_size, upright = shown_size(image_path, mask_path, labels.shape[::-1], binary_mask)
-    return read_pixels(image_path, pixels, size, upright), _nearest(labels, size or tuple(own_size))

@@ -4,8 +4,6 @@ What a network sees of them has 16 bits a channel, here and in the cache, and fl
 8-bit RGB, which most images are, is read by `data.image_io.read_image` and stays in bytes.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -17,44 +15,21 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 LARGEST, LEAST = 1e37, 1e-30  # value, and range of values, that float32 can scale
 
 
-class Pixels(NamedTuple):
-    """Which values of an image a network sees.
-
-    Args:
-        channels: of the image. Gray images are repeated, color ones become gray where that is 1.
-        window: percentiles of the image's values that become black and white; None takes the range of its type.
-    """
-
-    channels: int = 3
-    window: tuple[float, float] | None = None
-
-    @property
-    def dtype(self) -> type:
-        """Of images and of the cache."""
-        return np.uint8 if self == RGB else np.uint16
-
-
-RGB = Pixels()
-
-
 def window_of(text: str | None) -> tuple[float, float] | None:
     """The window that a value of `percentiles` means."""
     return text and tuple(float(word) for word in text.split(","))
 
 
-def pixels_of(preprocessing: dict) -> Pixels:
-    """What a checkpoint's preprocessing says."""
-    window = preprocessing.get("window")
-    return Pixels(preprocessing["channels"], window and tuple(window))
-
-
 @np.errstate(over="ignore", invalid="ignore")  # of values that float32 can't hold, which are clipped
-def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | None, path) -> np.ndarray:
+def pixel_values(
+    stored: np.ndarray, channels: int, window: tuple[float, float] | None, size: tuple[int, int] | None, path
+) -> np.ndarray:
     """Stored values to what the network sees, uint16 (H, W, C).
 
     Args:
         stored: (H, W) or (H, W, C), of any type.
-        pixels: see there. Of three channels one window is taken of all together, else each has its own.
+        channels: see View.
+        window: see View. Of three channels one is taken of all together, else each has its own.
         size: width and height, bilinear with antialiasing; None keeps the size.
         path: named in errors.
 
@@ -65,11 +40,9 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
         raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")
     if stored.dtype == bool:
         stored = stored.astype(np.uint8) * 255
-    values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), pixels, path)
-    together = pixels.channels == 3
-    ranges = [
-        _range(values if together else values[..., c], pixels.window) for c in range(1 if together else values.shape[2])
-    ]
+    values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), channels, path)
+    together = channels == 3
+    ranges = [_range(values if together else values[..., c], window) for c in range(1 if together else values.shape[2])]
     seen = []
     for number in range(values.shape[2]):
         low, high = ranges[min(number, len(ranges) - 1)]
@@ -78,18 +51,20 @@ def pixel_values(stored: np.ndarray, pixels: Pixels, size: tuple[int, int] | Non
             channel = np.asarray(Image.fromarray(channel.clip(low, high)).resize(size, Image.Resampling.BILINEAR))
         scale = FULL / (high - low) if high - low > LEAST else 0.0
         seen.append(np.round((channel.clip(low, high) - low) * scale).astype(np.uint16))
-    return np.stack(seen, axis=-1).repeat(pixels.channels // len(seen), axis=2)
+    return np.stack(seen, axis=-1).repeat(channels // len(seen), axis=2)
 
 
-def _with_channels(values: np.ndarray, pixels: Pixels, path) -> np.ndarray:
+def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
     """Values (H, W, C) of as many channels, or of one that is to be repeated."""
-    found, channels = values.shape[2], pixels.channels
-    if found in (1, channels):
+    present = values.shape[2]
+    if present in (1, channels):
         return values
-    if found in (3, 4) and channels in (1, 3):  # the fourth is alpha
+    if present in (3, 4) and channels in (1, 3):  # the fourth is alpha
         return values[..., :3] if channels == 3 else (values[..., :3] @ LUMA)[..., None]
     first = " (channels stand last)" if values.shape[0] == channels else ""
-    raise DatasetError(f"{path} has {found} channels, but {channels} are wanted{first}; train with --channels {found}")
+    raise DatasetError(
+        f"{path} has {present} channels, but {channels} are wanted{first}; train with --channels {present}"
+    )
 
 
 def _range(values: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
@@ -120,10 +95,14 @@ def stored_values(image: Image.Image, upright: bool) -> np.ndarray:
     return np.asarray(image)
 
 
+def to_floats(values: np.ndarray) -> np.ndarray:
+    """Values as the network takes them: bytes stay, those of 16 bits become float32 from 0 to 255."""
+    return values if values.dtype == np.uint8 else values.astype(np.float32) / 257
+
+
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """An image (H, W, C) as the network takes it, (C, H, W): bytes, or of 16 bits float32 from 0 to 255."""
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return torch.from_numpy(planes if planes.dtype == np.uint8 else planes.astype(np.float32) / 257)
+    """An image (H, W, C) as the network takes it, (C, H, W)."""
+    return torch.from_numpy(to_floats(np.ascontiguousarray(image.transpose(2, 0, 1))))
 
 
 def shown(image: np.ndarray) -> np.ndarray:

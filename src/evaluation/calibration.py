@@ -4,6 +4,7 @@ Guo, Pleiss, Sun, Weinberger, 2017 (https://arxiv.org/abs/1706.04599).
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -11,10 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
 
-from data.datasets import SimpleOxfordPetDataset
-from evaluation.predictor import Predictor
+from data.dataset import ImageDataset
+from evaluation.predict import Predicted
 from models.task import BACKGROUND
 from runtime.files import atomic_write
 
@@ -36,13 +36,13 @@ def confidence_bins(probability: torch.Tensor, truth: torch.Tensor, counted: tor
     """
     probability, truth = probability.float().flatten().cpu(), truth.flatten().cpu() != 0  # MPS has no float64
     if counted is not None:
-        some = counted.flatten().cpu() != 0
-        probability, truth = probability[some], truth[some]
+        kept = counted.flatten().cpu() != 0
+        probability, truth = probability[kept], truth[kept]
     confidence = torch.maximum(probability, 1 - probability)
     right = (probability > 0.5) == truth
     index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     weights = (torch.ones_like(confidence), confidence, right)
-    sums = [torch.bincount(index, weights=some.double(), minlength=BINS) for some in weights]
+    sums = [torch.bincount(index, weights=values.double(), minlength=BINS) for values in weights]
     return torch.stack(sums, dim=1).numpy()
 
 
@@ -57,8 +57,7 @@ def draw_reliability(bins: np.ndarray, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    some = bins[bins[:, 0] > 0]
-    count, confidence, right = some.T
+    count, confidence, right = bins[bins[:, 0] > 0].T
     figure, axis = plt.subplots(figsize=(5, 5))
     axis.plot([0.5, 1], [0.5, 1], "--", color="gray", label="perfect")
     axis.plot(confidence / count, right / count, marker="o", label=f"error {calibration_error(bins):.4f}")
@@ -72,16 +71,13 @@ def draw_reliability(bins: np.ndarray, path: Path) -> None:
 
 
 @torch.inference_mode()
-def collect_logits(
-    predictor: Predictor, dataset: SimpleOxfordPetDataset, loader: DataLoader
-) -> tuple[torch.Tensor, torch.Tensor]:
+def collect_logits(predictions: Iterable[Predicted], dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Decision logits of foreground against background, and the truth, of up to FITTED pixels all over the images."""
     logits, truths = [], []
-    step = max(1, math.ceil(len(dataset) * dataset.image_size**2 / FITTED))
-    for batch in loader:
-        found = predictor.predict(batch["image"]).plain[:, 0]
-        logits.append(found.flatten()[::step].cpu())
-        truths.append((batch["trimap"][:, 0] != BACKGROUND).flatten()[::step].float())
+    step = max(1, math.ceil(len(dataset) * dataset.view.size**2 / FITTED))
+    for predicted in predictions:
+        logits.append(predicted.plain[0, 0].flatten()[::step].cpu())
+        truths.append((predicted.labels != BACKGROUND).flatten()[::step].float().cpu())
     return torch.cat(logits), torch.cat(truths)
 
 

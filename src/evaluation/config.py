@@ -1,22 +1,14 @@
-"""The settings of evaluate.py and inference.py: one field per flag."""
+"""The settings of evaluate.py, inference.py, export.py and demo.py: one field per flag."""
 
 import math
 from dataclasses import dataclass
 
 from data.names import SUBSETS
+from models.names import known_model
 from runtime.errors import UsageError
-from runtime.options import (
-    CommonConfig,
-    batch_size_option,
-    cache_option,
-    fraction,
-    model_name_option,
-    model_path_option,
-    option,
-    whole_number,
-    words_of,
-)
+from runtime.options import CommonConfig, batch_size_option, fraction, option, whole_number, words_of
 
+# What inference.py writes, and what the files are called after the image.
 RESULTS = {
     "masks": "mask",
     "probabilities": "probability",
@@ -25,6 +17,33 @@ RESULTS = {
     "panels": "panel",
     "trimaps": "trimap",  # of networks that learn the border
 }
+# What a format's file is called after the checkpoint's stem.
+EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "weights": "_weights.pth"}
+RESIZE = "how the network sees images: square, squashed; keep, in their shape, the longer side as --image_size; tile, "
+RESIZE += "at their own size in tiles, where they are larger"
+
+
+def model_path_option(several: bool = False):
+    """Which checkpoint to use, or which checkpoints together."""
+    text = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth"
+    text += "; several: their mean probabilities" * several
+    return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
+
+
+def model_name_option():
+    """A check on the checkpoint, or a choice among those in the folder."""
+    text = "model of the checkpoint, by default as it says; another one is an error"
+    return option(None, text, known_model, aliases=("--model_type",), metavar="NAME")
+
+
+def threshold(text: str) -> float | str:
+    """Returns a probability, or `auto`."""
+    return text if text == "auto" else fraction(text)
+
+
+def logit(probability: float) -> float:
+    """The decision logit that means this probability."""
+    return math.log(probability / (1 - probability))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,26 +56,14 @@ class PredictConfig(CommonConfig):
     image_size: int | None = option(
         None, "side at which the network sees images; by default as trained", whole_number(16, 4096), metavar="PX"
     )
-    resize: str | None = option(
-        None, "square: squash images; keep: their shape, the longer side as --image_size", choices=("square", "keep")
-    )
-    tile: bool = option(
-        False, "slide over images larger than --image_size, at their own size; evaluate.py scores at that size, too"
-    )
+    resize: str = option("square", RESIZE, choices=("square", "keep", "tile"))
     tta: bool = option(
         False, "average probabilities over three scales, each straight and flipped; six times the work", group="scoring"
     )
-    threshold: float = option(0.5, "probability above which a pixel is pet", fraction, metavar="P")
 
-    @property
-    def logit_threshold(self) -> float:
-        """The threshold for decision logits."""
-        return math.log(self.threshold / (1 - self.threshold))
-
-    def refuse_thresholds(self, task) -> None:
+    def refuse_for_classes(self, task) -> None:
         """Raises UsageError where a setting means pet against background, and the task has named classes."""
-        names = ("find_threshold", "ignore_border", "calibrate", "reliability", "label_errors")
-        given = [name for name in names if getattr(self, name, None)]
+        given = [name for name in ("ignore_border", "calibrate", "label_errors") if getattr(self, name, None)]
         given += ["threshold"] if self.threshold != 0.5 else []
         given += [f"save {name}" for name in ("probabilities", "trimaps") if name in getattr(self, "save", ())]
         if task.classes and given:
@@ -67,52 +74,52 @@ class PredictConfig(CommonConfig):
 class EvalConfig(PredictConfig):
     """The settings of evaluate.py."""
 
-    cache: str = cache_option()
+    threshold: float | str = option(
+        0.5,
+        "probability above which a pixel is pet; auto: the best one for the validation images",
+        threshold,
+        metavar="P|auto",
+        group="scoring",
+    )
     allow_seen: bool = option(False, "score images that the model was trained on, too")
     original_size: bool = option(False, "score at the images' own sizes instead of the network's")
     ignore_border: bool = option(False, "leave the border of the trimaps out")
-    tolerance: int = option(2, "how far apart outlines may be and still agree", whole_number(0, 100), metavar="PX")
-    find_threshold: bool = option(False, "take the threshold that is best for the validation images")
     calibrate: bool = option(
         False, "fit a temperature to the validation images, and write <stem>_calibrated.pth with it"
     )
-    reliability: str | None = option(
-        None, "plot accuracy against confidence (reliability diagram) to this PNG", metavar="FILE"
-    )
-    confusion: str | None = option(None, "draw the confusion matrix of named classes to this PNG", metavar="FILE")
     compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
-    csv: str | None = option(None, "write one row per image into this file", metavar="FILE")
-    worst: int | None = option(None, "draw panels of the N worst images", whole_number(1), metavar="N")
-    label_errors: int | None = option(
+    report: str | None = option(
         None,
-        "rank images by how wrong their masks look, and draw the first N; of several checkpoints each takes its own "
-        "validation images, and all together the test images",
-        whole_number(1),
-        metavar="N",
+        "write scores, a row for each image, a plot (calibration, or confusion of classes) and panels of the worst "
+        "images into this folder",
+        metavar="DIR",
     )
-    output_path: str = option(
-        "worst_panels", "where --worst and --label_errors draw", aliases=("--output_dir",), metavar="DIR"
+    label_errors: bool = option(
+        False,
+        "with --report: rank images by how wrong their masks look, and draw the first; of several checkpoints each "
+        "takes its own validation images, and all together the test images",
     )
 
 
-def check_flags(config: EvalConfig, overrides: dict) -> None:
+def check_flags(config: EvalConfig) -> None:
     """Raises UsageError where flags of evaluate.py contradict each other."""
     several = len(config.model_path or ()) > 1
-    if config.tile and config.tta:
-        raise UsageError("--tile and --tta can't be combined: there would be no score without augmentation to compare")
-    for name in ("find_threshold", "calibrate"):  # they use the validation images
-        if getattr(config, name) and config.subset != "test":
+    if config.resize == "tile" and config.tta:
+        raise UsageError("--resize tile and --tta can't be combined: there would be no plain score to compare with")
+    for name, asked in (("threshold auto", config.threshold == "auto"), ("calibrate", config.calibrate)):
+        if asked and config.subset != "test":
             raise UsageError(f"--{name} uses the validation images, so score others: --subset test")
-    if config.find_threshold and "threshold" in overrides:
-        raise UsageError("--find_threshold and --threshold exclude each other; leave one of them out")
-    if config.find_threshold and several:
-        raise UsageError("--find_threshold needs images that no member was trained on; give --threshold")
-    if config.calibrate and several:
-        raise UsageError("--calibrate changes one checkpoint; name one")
-    for name in ("tta", "tile", "image_size", "resize", "ignore_border"):
-        if config.calibrate and getattr(config, name):
-            raise UsageError(f"--calibrate is for the network as it was trained; leave --{name} out")
+        if asked and several:
+            raise UsageError(
+                f"--{name} is for one checkpoint, of whose validation images none was trained on; name one"
+            )
+    if config.label_errors and not config.report:
+        raise UsageError("--label_errors needs a folder for what it finds: --report DIR")
+    differing = [name for name in ("tta", "image_size", "ignore_border") if getattr(config, name)]
+    if config.calibrate and (differing or config.resize != "square"):
+        name = (differing or ["resize"])[0]
+        raise UsageError(f"--calibrate is for the network as it was trained; leave --{name} out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +127,11 @@ class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
     photographs: list[str] = option(
-        (), "photographs, folders or patterns, instead of --data_path", nargs="*", metavar="PHOTO", group="data"
+        (), "photographs, folders or patterns, instead of --data_path", nargs="*", metavar="PHOTO", group="most used"
     )
-    data_path: str = option("dataset", "dataset, folder, image or pattern", metavar="PATH", group="data")
+    data_path: str = option("dataset", "dataset, folder, image or pattern", metavar="PATH", group="most used")
     batch_size: int = batch_size_option(1)
+    threshold: float = option(0.5, "probability above which a pixel is pet", fraction, metavar="P", group="scoring")
     recursive: bool = option(False, "images in all folders below --data_path, too", group="data")
     save_results: bool = option(False, "write results of a labelled dataset, too", group="results")
     output_path: str | None = option(
@@ -141,10 +149,6 @@ class InferConfig(PredictConfig):
     matting: str = option(
         "guided", "what finds the edges of cutouts; pymatting is an extra", choices=("guided", "pymatting")
     )
-
-
-# What a format's file is called after the checkpoint's stem.
-EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "weights": "_weights.pth"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from models.task import BACKGROUND, Task
+from models.task import Task
 from runtime.files import atomic_write
 
 SHOWN = 12  # classes, at most, of a matrix that is printed
@@ -15,7 +15,7 @@ SHOWN = 12  # classes, at most, of a matrix that is printed
 def confusion_matrix(task: Task, labels: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
     """Pixels by true class (rows) and predicted class (columns), int64 (C, C), from label maps of one shape."""
     counted, count = task.counted(truth), len(task.classes)
-    codes = (truth[counted].long() - BACKGROUND) * count + labels[counted].long() - BACKGROUND
+    codes = truth[counted].long() * count + labels[counted].long()
     return torch.bincount(codes, minlength=count**2).view(count, count).cpu().numpy()
 
 

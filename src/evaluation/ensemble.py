@@ -1,11 +1,13 @@
-"""Several networks as one: their probabilities are averaged."""
+"""Networks as users name them: one checkpoint, or several whose probabilities are averaged."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from models.checkpoint import open_checkpoint
+from data.view import View
+from models.checkpoint import Checkpoint, open_checkpoint
 from runtime.errors import UsageError
 
 
@@ -22,31 +24,51 @@ class Ensemble(nn.Module):
         self.task, self.stride = members[0].task, max(member.stride for member in members)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, H, W) to the logits (N, C, H, W) of the mean probabilities."""
+        """Images (N, C, H, W) to the logits (N, C', H, W) of the mean probabilities."""
         return self.task.average(torch.stack([member(images).float() for member in self.members]))
 
 
-def open_checkpoints(paths: list[str] | None, model_name: str | None, save_dir: str) -> tuple[nn.Module, dict, Path]:
-    """The network of one checkpoint, or the ensemble of several; see `open_checkpoint`.
+class Opened(NamedTuple):
+    """A network and what is known of it; of an ensemble the checkpoint is that of the first member.
 
-    Of an ensemble the content is the first one's, with the training images of all, and so is the path.
+    Args:
+        model: in evaluation mode.
+        checkpoint: it says what the network sees, and the split.
+        path: of that.
+        files: the checkpoints as they were named.
+        run_id: of all members.
+        seen: names of the images that any of them learned from.
+    """
+
+    model: nn.Module
+    checkpoint: Checkpoint
+    path: Path
+    files: str
+    run_id: str
+    seen: set[str]
+
+
+def open_networks(paths: list[str] | None, model_name: str | None, save_dir: str) -> Opened:
+    """The network of one checkpoint, or the ensemble of several; see `open_checkpoint`.
 
     Raises:
         UsageError: the checkpoints are of different tasks, or see images at different sizes.
     """
     opened = [open_checkpoint(path, model_name, save_dir) for path in paths or (None,)]
-    (first, content, path), *others = opened
-    if not others:
-        return opened[0]
-    for other, theirs, place in others:
-        if other.task.name != first.task.name or theirs["preprocessing"] != content["preprocessing"]:
+    model, checkpoint, path = opened[0]
+    for _, other, place in opened[1:]:
+        if other.task.name != checkpoint.task.name or View.of(other) != View.of(checkpoint):
             raise UsageError(
                 f"{path} and {place} differ in classes, or in size, channels or window of the images, so they make no "
                 "ensemble"
             )
-    data = {**content["data"]}
-    for name in ("train_names", "seen_names"):
-        data[name] = sorted({one for _, some, _ in opened for one in some["data"][name]})
-    run_ids = " ".join(some["progress"]["run_id"] for _, some, _ in opened)
-    content = {**content, "data": data, "progress": {"run_id": run_ids}}
-    return Ensemble([model for model, _, _ in opened]).eval(), content, path
+    if len(opened) > 1:
+        model = Ensemble([member for member, _, _ in opened]).eval()
+    return Opened(
+        model,
+        checkpoint,
+        path,
+        " ".join(paths or [str(path)]),
+        " ".join(member.progress.run_id for _, member, _ in opened),
+        set().union(*(member.seen_names() for _, member, _ in opened)),
+    )

@@ -1,6 +1,7 @@
 """Writes a trained network into one file: for other programs, or as a small checkpoint to publish."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import logging
 import tempfile
@@ -11,18 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.datasets import Preprocessing
-from data.inputs import find_samples, read_input
-from data.pixels import RGB, pixels_of
+from data.dataset import ImageDataset
+from data.inputs import find_samples
+from data.view import View
 from evaluation.config import EXPORT_FORMATS, ExportConfig
 from models.base import SegmentationModel
-from models.checkpoint import (
-    build_from_checkpoint,
-    load_checkpoint,
-    open_checkpoint,
-    save_checkpoint,
-    without_training_state,
-)
+from models.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
 from runtime.errors import RunError, UsageError
 from runtime.files import put_in_place, writable_folder
 
@@ -82,21 +77,21 @@ def _quiet_logging():
         logging.disable(disabled)
 
 
-def export(model: SegmentationModel, content: dict, path: Path) -> None:
+def export(model: SegmentationModel, checkpoint: Checkpoint, path: Path) -> None:
     """Writes a network as torch.export's .pt2, as ONNX, or as a checkpoint of weights, by the ending of the path.
 
     Args:
         model: on the CPU; normalisation is in it.
-        content: of its checkpoint. How many images there are at a time stays open, their size does not.
+        checkpoint: that it is of. How many images there are at a time stays open, their size does not.
         path: the file.
     """
     if path.suffix == ".pth":
-        save_checkpoint(publishable(content), [path])
+        save_checkpoint(publishable(checkpoint), [path])
         return
-    size = content["preprocessing"]["image_size"]
+    view = View.of(checkpoint)
     # Two images, because a dimension of one would be taken for a constant.
-    channels, dtype = model.in_channels, pixels_of(content["preprocessing"]).dtype
-    example = (torch.zeros(2, channels, size, size, dtype=torch.uint8 if dtype is np.uint8 else torch.float32),)
+    shape = 2, view.channels, view.size, view.size
+    example = (torch.zeros(shape, dtype=torch.uint8 if view.rgb else torch.float32),)
     shapes = {"images": {0: torch.export.Dim("batch")}}
     with torch.no_grad(), warnings.catch_warnings(), path.open("wb") as file:
         warnings.simplefilter("ignore")  # torch's own, about its own code
@@ -109,14 +104,14 @@ def export(model: SegmentationModel, content: dict, path: Path) -> None:
             torch.export.save(program, file)
 
 
-def publishable(content: dict) -> dict:
+def publishable(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint without training state, in half precision: a sixth of the size or less."""
     whole = ("mean", "std")  # of the normalisation
     weights = {
         name: value.half() if value.is_floating_point() and name not in whole else value
-        for name, value in content["weights"].items()
+        for name, value in checkpoint.weights.items()
     }
-    return without_training_state({**content, "weights": weights})
+    return dataclasses.replace(checkpoint, weights=weights).without_training()
 
 
 def load_exported(path: Path):
@@ -127,7 +122,7 @@ def load_exported(path: Path):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {"images": images})[0]
     if path.suffix == ".pth":
-        rebuilt = Exported(build_from_checkpoint(load_checkpoint(path), path))
+        rebuilt = Exported(load_checkpoint(path).build(path))
         return lambda images: rebuilt(torch.from_numpy(images)).numpy()
     module = torch.export.load(path).module()
     return lambda images: module(torch.from_numpy(images)).numpy()
@@ -157,16 +152,17 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
 
 
 def sample_images(
-    data_path: str | None, content: dict, size: int, subset: str = "test", count: int = CHECKED
+    data_path: str | None, checkpoint: Checkpoint, subset: str = "test", count: int = CHECKED
 ) -> list[torch.Tensor]:
-    """Up to `count` images, uint8 (3, S, S), of `data_path`, or random shapes where it is None."""
+    """Up to `count` images, (C, S, S), of `data_path`, or random shapes where it is None."""
+    view = View.of(checkpoint)
     if data_path is None:
-        pixels = pixels_of(content["preprocessing"])
-        noise = torch.rand(4, pixels.channels, 8, 8, generator=torch.Generator().manual_seed(0))
-        drawn = F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1) * 255
-        return list(drawn if pixels != RGB else drawn.to(torch.uint8))
-    samples, _ = find_samples([data_path], content, subset)
-    return [read_input(sample, Preprocessing(size))[0] for sample in samples[:count]]
+        noise = torch.rand(4, view.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        drawn = F.interpolate(noise, (view.size, view.size), mode="bicubic").clamp(0, 1) * 255
+        return list(drawn.to(torch.uint8) if view.rgb else drawn)
+    samples, _ = find_samples([data_path], checkpoint, subset)
+    dataset = ImageDataset([dataclasses.replace(sample, mask_path=None) for sample in samples[:count]], view)
+    return [dataset[number]["image"] for number in range(len(dataset))]
 
 
 def export_checkpoint(config: ExportConfig) -> None:
@@ -181,12 +177,12 @@ def export_checkpoint(config: ExportConfig) -> None:
         raise UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
     if "onnx-int8" in config.formats and config.data_path is None:
         raise UsageError("onnx-int8 takes the ranges of its values from images; name a dataset with --data_path")
-    model, content, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    model, checkpoint, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
     folder = writable_folder(config.output_path or path.parent)
-    size = content["preprocessing"]["image_size"]
-    images = sample_images(config.data_path, content, size)
-    kind = "bytes" if pixels_of(content["preprocessing"]) == RGB else "floats of 0 to 255"
-    print(f"Exporting {content['model']['name'].upper()} ({path}): ", end="")
+    view, size = View.of(checkpoint), checkpoint.image_size
+    images = sample_images(config.data_path, checkpoint)
+    kind = "bytes" if view.rgb else "floats of 0 to 255"
+    print(f"Exporting {checkpoint.model_name.upper()} ({path}): ", end="")
     print(f"{kind} (N, {model.in_channels}, {size}, {size}) to probabilities")
     for ending in config.formats:
         file = folder / f"{path.stem}{EXPORT_FORMATS[ending]}"
@@ -197,10 +193,10 @@ def export_checkpoint(config: ExportConfig) -> None:
             least = 0.999
             if ending == "onnx-int8":
                 least, whole = 0.95, Path(scratch) / "whole.onnx"
-                export(model, content, whole)
-                calibration = sample_images(config.data_path, content, size, "valid", CALIBRATED)
+                export(model, checkpoint, whole)
+                calibration = sample_images(config.data_path, checkpoint, "valid", CALIBRATED)
                 quantize(whole, calibration, fresh)
             else:
-                export(model, content, fresh)
+                export(model, checkpoint, fresh)
             print(f"{file}: {check(model, fresh, images, least)}")
             put_in_place(fresh, file)

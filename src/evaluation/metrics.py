@@ -1,15 +1,17 @@
 """Scores of masks: Dice, IoU, boundary F, and their bootstrap intervals."""
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.task import BACKGROUND, Task
+from models.task import BACKGROUND, TASKS, Task
 
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
+TRIMAP_SCORES = tuple(TASKS["trimap"].class_scores.values())
 RESAMPLES = 10_000
 
 
@@ -19,6 +21,9 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+# ------------------------------------------------------------------------------------------------------ of each image
 
 
 def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
@@ -59,22 +64,22 @@ def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return dice_from_counts(pixel_counts(prediction, mask))
 
 
-def label_counts(task: Task, labels: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def label_counts(task: Task, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """`pixel_counts` of each class that is scored, int64 (N, K, 4), from label maps (N, 1, H, W).
 
     Without named classes that is the foreground; with them it is each class but the background.
     """
     if not task.classes:
-        return pixel_counts(labels != BACKGROUND, truth != BACKGROUND)[:, None]
-    counted = task.counted(truth)
-    return torch.stack([pixel_counts(labels == value, truth == value, counted) for value in task.class_scores], dim=1)
+        return pixel_counts(predicted != BACKGROUND, labels != BACKGROUND)[:, None]
+    counted = task.counted(labels)
+    return torch.stack([pixel_counts(predicted == c, labels == c, counted) for c in task.class_scores], dim=1)
 
 
-def score_counts(task: Task, decision: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The same from decision logits (N, D, H, W) and a target (N, 1, H, W) of the task."""
+def score_counts(task: Task, decision: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The same from decision logits (N, D, H, W) and labels (N, 1, H, W)."""
     if not task.classes:
-        return pixel_counts(decision[:, :1] > 0, task.foreground(target))[:, None]
-    return label_counts(task, task.label_map(decision), target)
+        return pixel_counts(decision[:, :1] > 0, labels != BACKGROUND)[:, None]
+    return label_counts(task, task.label_map(decision), labels)
 
 
 def image_dice(counts: torch.Tensor) -> torch.Tensor:
@@ -82,8 +87,22 @@ def image_dice(counts: torch.Tensor) -> torch.Tensor:
     dice = dice_from_counts(counts)
     if counts.shape[1] == 1:
         return dice[:, 0]
-    there = counts[..., :3].sum(-1) > 0
-    return torch.where(there.any(1), (dice * there).sum(1) / there.sum(1).clamp(min=1), 1.0)
+    present = counts[..., :3].sum(-1) > 0
+    return torch.where(present.any(1), (dice * present).sum(1) / present.sum(1).clamp(min=1), 1.0)
+
+
+def mean_dice(counts: torch.Tensor) -> float:
+    """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
+
+    Each of several classes is averaged over the images that have it in truth or prediction: to predict none earns
+    nothing. Classes in no image don't count.
+    """
+    dice = dice_from_counts(counts).double()
+    if counts.shape[1] == 1:
+        return dice.mean().item()
+    present = counts[..., :3].sum(-1) > 0
+    sums, images = (dice * present).sum(0), present.sum(0)
+    return float((sums / images.clamp(min=1))[images > 0].mean()) if present.any() else 1.0
 
 
 def _outline(mask: torch.Tensor) -> torch.Tensor:
@@ -117,83 +136,68 @@ def boundary_f(
     return torch.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, f)
 
 
-def class_scores_of(rows: list[dict]) -> list[str]:
-    """Names of the scores of single classes in these rows, such as `border_dice`, or `dice_cat` and `iou_cat`."""
-    return [
-        name
-        for name in rows[0]
-        if name.startswith(("dice_", "iou_")) or (name.endswith("_dice") and name != "plain_dice")
-    ]
+# --------------------------------------------------------------------------------------------------- of many together
 
 
-def score_terms(rows: list[dict]) -> np.ndarray:
-    """What scores are averaged from, float64 (n, 9 + 2k).
+class Table(NamedTuple):
+    """The scores of images by name, float64 (n,) each; NaN where an image has none, such as that of an absent class."""
 
-    Per image Dice, IoU, boundary F, empty, full, the four counts, the scores of k single classes, and where these are
-    known: an image that has a class neither in truth nor in prediction has no score of it (NaN in the rows).
-    """
-    counts = np.array([[row[name] for name in COUNTS] for row in rows], dtype=np.float64)
-    tp, fp, fn, tn = counts.T
-    dice = np.array([row["dice"] for row in rows])
-    boundary = np.array([row["boundary_f"] for row in rows])
-    parts = [dice, dice / (2 - dice), boundary, tp + fp == 0, fn + tn == 0, tp, fp, fn, tn]
-    singles = [np.array([row[name] for row in rows], dtype=np.float64) for name in class_scores_of(rows)]
-    parts += [np.nan_to_num(single) for single in singles] + [~np.isnan(single) for single in singles]
-    return np.stack(parts, axis=1).astype(np.float64)
+    columns: dict[str, np.ndarray]
+    classes: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, rows: list[dict], classes: Sequence[str] = ()) -> "Table":
+        """From a row for each image, with COUNTS, `dice`, `boundary_f` and the scores of single classes."""
+        names = [*COUNTS, "dice", "boundary_f", *(name for name in TRIMAP_SCORES if name in rows[0])]
+        names += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
+        columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
+        tp, fp, fn, tn = (columns[name] for name in COUNTS)
+        columns["iou"] = columns["dice"] / (2 - columns["dice"])
+        return cls({**columns, "empty_predictions": tp + fp == 0, "full_predictions": fn + tn == 0}, classes)
 
-def scores_of(means: np.ndarray, class_scores=()) -> dict[str, np.ndarray]:
-    """Scores from means of `score_terms` over images, (..., 9 + 2k); 0 of 0 pixels is a share of 1.
+    def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores (k,) of the images together, for weights of the images (k, n); 0 of 0 pixels is a share of 1.
 
-    Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
-    """
-    dice, iou, boundary, empty, full, tp, fp, fn, tn, *singles = np.moveaxis(means, -1, 0)
-    known = singles[len(class_scores) :]
-    with np.errstate(invalid="ignore"):
-        # Where all images have a score the division would change nothing but the last bits.
-        classes = {n: s if (k > 1 - 1e-9).all() else s / k for n, s, k in zip(class_scores, singles, known)}
-    named = {kind: [v for n, v in classes.items() if n.startswith(f"{kind}_")] for kind in ("dice", "iou")}
-    if named["dice"]:
+        Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
+        """
+        values = np.stack([column.astype(np.float64) for column in self.columns.values()], axis=1)
+        known = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            shares = np.where(known.all(0), 1.0, weights @ known)
+            mean = dict(zip(self.columns, (weights @ np.nan_to_num(values) / shares).T))
+        tp, fp, fn, tn = (mean[name] for name in COUNTS)
+
+        def share(part, whole):
+            return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of means of nothing
-            dice, iou = (np.nanmean(named[kind], axis=0) for kind in ("dice", "iou"))
+            for kind in ("dice", "iou") if self.classes else ():
+                mean[kind] = np.nanmean([mean[f"{kind}_{name}"] for name in self.classes], axis=0)
+        named = [f"{kind}_{name}" for name in self.classes for kind in ("dice", "iou")]
+        return {
+            "dice": mean["dice"],
+            "iou": mean["iou"],
+            "boundary_f": mean["boundary_f"],
+            "dataset_dice": share(2 * tp, 2 * tp + fp + fn),
+            "dataset_iou": share(tp, tp + fp + fn),
+            "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
+            "precision": share(tp, tp + fp),
+            "recall": share(tp, tp + fn),
+            "empty_predictions": mean["empty_predictions"],
+            "full_predictions": mean["full_predictions"],
+            **{name: mean[name] for name in (*TRIMAP_SCORES, *named) if name in mean},
+        }
 
-    def share(part, whole):
-        return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
+    def means(self) -> dict[str, float]:
+        """Every score of the images together."""
+        count = len(self.columns["dice"])
+        return {name: float(value[0]) for name, value in self.scores(np.full((1, count), 1 / count)).items()}
 
-    return {
-        "dice": dice,
-        "iou": iou,
-        "boundary_f": boundary,
-        "dataset_dice": share(2 * tp, 2 * tp + fp + fn),
-        "dataset_iou": share(tp, tp + fp + fn),
-        "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
-        "precision": share(tp, tp + fp),
-        "recall": share(tp, tp + fn),
-        "empty_predictions": empty,
-        "full_predictions": full,
-        **classes,
-    }
-
-
-def mean_dice(counts: torch.Tensor, task: Task) -> float:
-    """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
-
-    Each named class is averaged over the images that have it in truth or prediction: to predict none earns nothing.
-    Classes in no image don't count.
-    """
-    if not task.classes:
-        return summarize(counts[:, 0])["dice"]
-    dice, there = dice_from_counts(counts).double(), counts[..., :3].sum(-1) > 0
-    sums, images = (dice * there).sum(0), there.sum(0)
-    return float((sums / images.clamp(min=1))[images > 0].mean()) if there.any() else 1.0
-
-
-def summarize(counts: torch.Tensor) -> dict[str, float]:
-    """Scores from `pixel_counts` (n, 4): Dice and IoU averaged over images, the rest over all pixels."""
-    dice = dice_from_counts(counts).tolist()
-    rows = [{**dict(zip(COUNTS, row)), "dice": d, "boundary_f": 0.0} for row, d in zip(counts.tolist(), dice)]
-    return {name: value for name, value in mean_scores(rows).items() if name != "boundary_f"}
+    def resampled(self) -> dict[str, np.ndarray]:
+        """Every score of bootstrap samples, the same images in every call (Efron, 1979)."""
+        drawn = [self.scores(weights) for weights in _resamples(len(self.columns["dice"]))]
+        return {name: np.concatenate([part[name] for part in drawn]) for name in drawn[0]}
 
 
 def _resamples(count: int):
@@ -205,39 +209,26 @@ def _resamples(count: int):
         yield rng.multinomial(count, np.full(count, 1 / count), size=k) / count
 
 
-def _between(values: np.ndarray) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    low, high = np.percentile(known if len(known) else values, [2.5, 97.5])
-    return float(low), float(high)
+def _interval(value: float, drawn: np.ndarray) -> Interval:
+    known = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(known if len(known) else drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
 
 
-def mean_scores(rows: list[dict]) -> dict[str, float]:
-    """Every score of these images together."""
-    return {name: float(value) for name, value in scores_of(score_terms(rows).mean(0), class_scores_of(rows)).items()}
+def mean_scores(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, float]:
+    """Every score of these images together; see Table."""
+    return Table.of(rows, classes).means()
 
 
-def intervals(rows: list[dict]) -> dict[str, Interval]:
-    """Every score with its interval: the images are resampled 10,000 times, with replacement (Efron, 1979)."""
-    terms, classes = score_terms(rows), class_scores_of(rows)
-    drawn = [scores_of(weights @ terms, classes) for weights in _resamples(len(terms))]
-    return {
-        name: Interval(float(value), *_between(np.concatenate([part[name] for part in drawn])))
-        for name, value in scores_of(terms.mean(0), classes).items()
-    }
+def intervals(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, Interval]:
+    """Every score with its interval: the images are resampled 10,000 times, with replacement."""
+    table = Table.of(rows, classes)
+    drawn = table.resampled()
+    return {name: _interval(value, drawn[name]) for name, value in table.means().items()}
 
 
-def differences(rows: list[dict], others: list[dict]) -> dict[str, Interval]:
+def differences(rows: list[dict], others: list[dict], classes: Sequence[str] = ()) -> dict[str, Interval]:
     """How much higher the first model's scores are on the same images, paired in every bootstrap sample."""
-    terms, classes = [score_terms(rows), score_terms(others)], [class_scores_of(rows), class_scores_of(others)]
-    a, b = (scores_of(some.mean(0), names) for some, names in zip(terms, classes))
-    drawn = [
-        [scores_of(weights @ some, names) for some, names in zip(terms, classes)]
-        for weights in _resamples(len(terms[0]))
-    ]
-    return {
-        name: Interval(
-            float(a[name] - b[name]), *_between(np.concatenate([one[name] - two[name] for one, two in drawn]))
-        )
-        for name in a
-        if name in b
-    }
+    first, second = Table.of(rows, classes), Table.of(others, classes)
+    a, b, drawn_a, drawn_b = first.means(), second.means(), first.resampled(), second.resampled()
+    return {name: _interval(a[name] - b[name], drawn_a[name] - drawn_b[name]) for name in a if name in b}

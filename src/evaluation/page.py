@@ -21,7 +21,7 @@ from data.inputs import read_input
 from data.pixels import pixels_of, shown
 from evaluation.config import DemoConfig
 from evaluation.matting import cut_out, matting_trimap
-from evaluation.predictor import Predictor, label_map_at_size
+from evaluation.predict import Predictor, label_map_at_size
 from models.checkpoint import PUBLISHED, open_checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision, get_device

@@ -4,37 +4,38 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.datasets import preprocessing_of
 from data.image_io import rgb_pixels
-from data.pixels import RGB, pixel_values, pixels_of, stored_values, to_tensor
+from data.pixels import pixel_values, stored_values, to_tensor
+from data.view import View
 from evaluation.matting import cut_out, matting_trimap
-from evaluation.predictor import Predictor, label_map_at_size
+from evaluation.predict import Predictor, label_map_at_size
 from models.base import SegmentationModel
+from models.checkpoint import Checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision
 
 
 @torch.inference_mode()
-def segment(model: SegmentationModel, content: dict, image: Image.Image, alpha: bool = False) -> np.ndarray:
+def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image, alpha: bool = False) -> np.ndarray:
     """The mask of an image, as inference.py writes it.
 
     Args:
         model: the network of a checkpoint, in evaluation mode, on any device.
-        content: of the checkpoint.
+        checkpoint: it says what the network sees.
         image: of any mode and size. Its EXIF orientation is not looked at.
         alpha: return how much of each pixel is pet, for a cutout.
 
     Returns:
         uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or float32 (H, W) of 0 to 1.
     """
-    preprocessing, pixels = preprocessing_of(content), pixels_of(content["preprocessing"])
-    size = preprocessing.fit(image.size)
-    if pixels == RGB:
-        seen = rgb_pixels(image, size)
+    view = View.of(checkpoint)
+    size = view.fit(image.size)
+    if view.rgb:
+        pixels = rgb_pixels(image, size)
     else:
-        seen = pixel_values(stored_values(image, upright=False), pixels, size, "the image")
-    precision = choose_precision("auto", next(model.parameters()).device, preprocessing.image_size)
-    decision = Predictor(model, precision).predict(to_tensor(seen)[None]).final[0].cpu()
+        pixels = pixel_values(stored_values(image, upright=False), view.channels, view.window, size, "the image")
+    precision = choose_precision("auto", next(model.parameters()).device, view.size)
+    decision = Predictor(model, precision).predict(to_tensor(pixels)[None]).final[0].cpu()
     labels = label_map_at_size(model.task, decision, 0.0, *image.size[::-1])
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import sys
 from pathlib import Path
 
 ENCODERS = (
@@ -24,6 +25,26 @@ CLASS_NAME = r"[\w][\w .+-]{0,39}"
 def closest_model(name: str) -> str:
     """The known name of a model that is most like this one."""
     return difflib.get_close_matches(name, [*MODELS, *ALIASES], n=1, cutoff=0)[0]
+
+
+def known_model(text: str) -> str:
+    """The full name of a model. Raises argparse.ArgumentTypeError: there is none."""
+    name = ALIASES.get(text, text)
+    if name not in MODELS:
+        raise argparse.ArgumentTypeError(
+            f"no model is called {text!r}; the closest is {closest_model(text)!r}, and there are {', '.join(MODELS)}"
+        )
+    return name
+
+
+def model_or_default(text: str) -> str:
+    """As `known_model`; for an unknown name it warns on stderr and returns the default, as report A asks."""
+    name = ALIASES.get(text, text)
+    if name in MODELS:
+        return name
+    print(f"WARNING: NO MODEL IS CALLED {text!r}. The closest is {closest_model(text)!r}.", end=" ", file=sys.stderr)
+    print(f"TRAINING {DEFAULT_MODEL} INSTEAD.", file=sys.stderr)
+    return DEFAULT_MODEL
 
 
 def are_class_names(names: list) -> bool:

@@ -28,16 +28,19 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         script: its file name.
-        description: what it does.
+        description: its docstring: what it does, then examples.
         config_class: its flags.
         folder: where the script is.
-        without: fields of the config that are no flags of this script.
+        only: the fields of the config that are flags of this script; None means all.
     """
 
-    def __init__(self, script: str, description: str, config_class, folder: str = "src", without: Container[str] = ()):
+    def __init__(
+        self, script: str, description: str, config_class, folder: str = "src", only: Container[str] | None = None
+    ):
         self.folder = folder
-        super().__init__(prog=script, description=description, allow_abbrev=False)
-        add_flags(self, config_class, without)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=script, description=description, formatter_class=formatter, allow_abbrev=False)
+        add_flags(self, config_class, only)
 
     def error(self, message: str):
         """Prints one line and exits with status 2."""

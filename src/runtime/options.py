@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
@@ -53,16 +52,16 @@ def options_of(config_class) -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in dataclasses.fields(config_class)}
 
 
-def add_flags(parser: argparse.ArgumentParser, config_class, without: Container[str] = ()) -> None:
-    """Adds a flag for every field but some. Flags that are not given leave no trace in the parsed namespace."""
+def add_flags(parser: argparse.ArgumentParser, config_class, only: Container[str] | None = None) -> None:
+    """Adds a flag for every field, or for some. Flags that are not given leave no trace in the parsed namespace."""
     groups, group = {}, parser
     for name, (made, default) in options_of(config_class).items():
         if made.group is not None:
             group = groups[made.group] = groups.get(made.group) or parser.add_argument_group(made.group)
-        if name in without:
+        if only is not None and name not in only:
             continue
         shown = ",".join(default) if isinstance(default, tuple) else default
-        note = "" if shown in (None, False) else f" (default: {shown})"
+        note = "" if shown in (None, False, "") else f" (default: {shown})"
         words: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": made.help + note}
         if isinstance(default, bool):
             words["action"] = argparse.BooleanOptionalAction
@@ -94,11 +93,11 @@ def is_valid(config_class, name: str, value) -> bool:
     return type(parsed) is type(value) and parsed == value
 
 
-def flag_table(config_class, without: Container[str] = ()) -> str:
-    """The flags of a config but some as a table in Markdown: spellings, meaning, default."""
+def flag_table(config_class, only: Container[str] | None = None) -> str:
+    """The flags of a config, or some of them, as a table in Markdown: spellings, meaning, default."""
     rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
     for name, (made, default) in options_of(config_class).items():
-        if name in without:
+        if only is not None and name not in only:
             continue
         value = "\\|".join(made.choices) or (made.metavar or "").replace("|", "\\|")
         value = f" [{value}]" if made.bare is not None else f" {value}" if value else ""
@@ -158,40 +157,12 @@ def words_of(known, what: str) -> Callable[[str], list[str]]:
     return parse
 
 
-def regex(text: str) -> str:
-    """Accepts regular expressions."""
-    try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
-    return text
-
-
 positive_number = number(0)
 fraction = number(0, 1)  # neither 0 nor 1
 fraction_or_zero = number(0, 1, include_low=True)
 fraction_or_one = number(0, 1, include_high=True)
 
 # ------------------------------------------------------------------------------------------------ flags of all scripts
-
-
-def cache_option():
-    """Whether images are decoded once or at every access."""
-    return option("on", "keep decoded images in <dataset>/.pixel_cache", choices=("on", "off"))
-
-
-def model_path_option(several: bool = False):
-    """Which checkpoint to use, or which checkpoints together."""
-    text = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth" + (
-        "; several: their mean probabilities" * several
-    )
-    return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
-
-
-def model_name_option():
-    """A check on the checkpoint, or a choice among those in the folder."""
-    text = "model of the checkpoint, by default as it says; another one is an error"
-    return option(None, text, aliases=("--model_type",), metavar="NAME")
 
 
 def batch_size_option(default: int):
@@ -203,16 +174,8 @@ def batch_size_option(default: int):
 class CommonConfig:
     """What train.py, evaluate.py and inference.py share."""
 
-    data_path: str = option("dataset", "dataset folder", metavar="DIR", group="data")
+    data_path: str = option("dataset", "dataset folder", metavar="DIR", group="most used")
     batch_size: int = batch_size_option(8)
-    num_workers: int | None = option(
-        None,
-        "processes that read images (inference: threads); by default one per core, 8 at most; 0 to train or score on "
-        "the CPU",
-        whole_number(0, 256),
-        aliases=("--workers", "-j"),
-        metavar="N",
-    )
     device: str = option(
         "auto", "auto: CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"), group="device"
     )
@@ -221,8 +184,13 @@ class CommonConfig:
         "precision of convolutions; auto: bf16 where the device computes in it, else float32, as off",
         choices=("auto", "off", "bf16", "fp16"),
     )
-    peer_minutes: float = option(
-        60.0, "under torchrun: end when another process has not answered for so long", positive_number, metavar="M"
+    num_workers: int | None = option(
+        None,
+        "processes that read images (inference: threads); by default one per core, 8 at most; 0 to train or score on "
+        "the CPU",
+        whole_number(0, 256),
+        aliases=("--workers", "-j"),
+        metavar="N",
     )
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="folders")
     log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR")

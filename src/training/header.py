@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from data.index import describe_layout
+from data.layout import describe_layout
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.options import options_of
-from training.config import TrainConfig
+from training.config import WEIGHT_DECAY, TrainConfig
 from training.loop import Trainer
 
 
@@ -28,12 +28,12 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
-    fold = f", fold {config.fold} of {config.folds}" if config.folds else ""
-    groups = f", {len(set(state.data['groups'].values()))} groups" if state.data["groups"] else ""
+    fold = f", fold {config.fold.replace('/', ' of ')}" if config.fold else ""
+    groups = f", {len(set(state.data.groups.values()))} groups" if state.data.groups else ""
     print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), ", end="")
     print(f"split {config.split}{fold}{groups}: {sizes}; ", end="")
     print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")
-    optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {config.weight_decay:g})"
+    optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {WEIGHT_DECAY:g})"
     average = f", average {config.ema:g}" if config.ema else ""
     loss = "" if config.denoises else f"{config.loss}, "
     print(f"Plan    recipe {config.recipe}: {loss}{optimizer} {config.learning_rate:g}, ", end="")
@@ -52,18 +52,13 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
 
 def describe_augmentation(config: TrainConfig, count: int) -> str:
     """Augmentation in words, of so many training images."""
-    words = [config.augment or "off"]
+    words = [config.augment]
     if config.variants:
         words = [f"bulk x{config.variants} ({count * (1 + config.variants):,} samples)"]
     if config.augments:
-        words += [config.augment_strength, *(["color jitter"] if config.color_jitter else [])]
-        words += config.distort.split(",") if config.distort else []
-    if config.mix != "none":
-        words.append(config.mix)
-    if config.progressive:
-        words.append(f"sizes {config.progressive} first")
-    if config.multi_scale:
-        words.append(f"sizes within {config.multi_scale:.0%}")
+        words += [config.augment_strength, *config.changes]
+    if config.sizes != "fixed":
+        words.append(f"sizes {config.sizes}")
     return ", ".join(words)
 
 
@@ -73,7 +68,9 @@ def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PRO
         f"{context.launcher} src/{'pretrain' if config.denoises else 'train'}.py",
         f"--model_name {config.model_name}",
     ]
-    for name in ("data_path", "save_dir", "log_dir", "tensorboard", "device", "num_workers", "cache"):
+    for name in ("data_path", "save_dir", "log_dir", "device", "num_workers"):
         if getattr(config, name) != options_of(TrainConfig)[name][1]:
             words.append(f"--{name} {shlex.quote(str(getattr(config, name)))}")
+    words += [] if config.cache else ["--no-cache"]
+    words += ["--tensorboard"] if config.tensorboard else []
     return " ".join([*words, "--resume"])

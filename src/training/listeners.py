@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluation.predict import Predictor
 
-from data.datasets import SimpleOxfordPetDataset
-from evaluation.predictor import Predictor
+from data.dataset import ImageDataset
+from models.checkpoint import Progress
 from runtime.device import Precision
 from runtime.errors import UsageError
-from training.state import LOG_COLUMNS, Progress, RunState
+from training.state import LOG_COLUMNS, RunState
 from visual.panels import draw_panel
 
 PANELS = 4  # an epoch, always of the same validation images
@@ -62,7 +63,7 @@ class TensorBoard:
         UsageError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, state: RunState, valid_set: SimpleOxfordPetDataset, precision: Precision):
+    def __init__(self, folder: Path, state: RunState, valid_set: ImageDataset, precision: Precision):
         if not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
         from torch.utils.tensorboard import SummaryWriter
@@ -88,9 +89,8 @@ class TensorBoard:
         model = (self.state.ema or self.state.net).model.eval()
         batch, task = self.dataset.read_batch(self.numbers), model.task
         labels = task.label_map(Predictor(model, self.precision).predict(batch["image"]).final).cpu()
-        for number, image, trimap, found in zip(self.numbers, batch["image"], batch["trimap"], labels):
-            name = self.dataset.samples[number].name
-            truth = task.visible(trimap[0].numpy())
-            shown = draw_panel(image.permute(1, 2, 0).numpy(), found[0].numpy(), truth, name, task)
-            self.writer.add_image(f"validation/{name}", np.asarray(shown), row["epoch"], dataformats="HWC")
+        for number, image, truth, predicted in zip(self.numbers, batch["image"], batch["labels"], labels):
+            name, image = self.dataset.samples[number].name, image.permute(1, 2, 0).numpy()
+            panel = draw_panel(image, predicted[0].numpy(), task.visible(truth[0].numpy()), name, task)
+            self.writer.add_image(f"validation/{name}", np.asarray(panel), row["epoch"], dataformats="HWC")
         self.writer.flush()

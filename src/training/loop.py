@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.loader import StepSampler
-from evaluation.predictor import Predictor
+from evaluation.predict import Predictor
 from runtime.cli import StopRequest
 from runtime.errors import Interrupted, PeerLostError, RunError
 from training.state import LOG_COLUMNS, RunState

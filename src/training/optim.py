@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.config import TrainConfig
+from training.config import WEIGHT_DECAY, TrainConfig
 from training.saved_state import adopt_plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,7 +21,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
         scale = config.encoder_lr_scale if name.startswith("encoder.") else 1.0
-        decay = config.weight_decay if config.optimizer == "adamw" and parameter.ndim > 1 else 0.0
+        decay = WEIGHT_DECAY if config.optimizer == "adamw" and parameter.ndim > 1 else 0.0
         groups.setdefault((scale, decay), []).append((name, parameter))
     made = [
         {"params": params, "lr": config.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}

@@ -1,7 +1,6 @@
 """A training run from flags to the end: prepared, described, trained."""
 
 import contextlib
-import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
@@ -9,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from data.download import download
+from data.dataset import Dataset, ImageDataset
 from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
 from models.build import build_model
-from models.checkpoint import load_checkpoint, seen_names, take_weights
-from models.names import ALIASES, DEFAULT_MODEL, MODELS, closest_model
+from models.checkpoint import Checkpoint, DataRecord, load_checkpoint
 from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
@@ -24,13 +22,12 @@ from runtime.errors import CheckpointError, UsageError
 from runtime.files import writable_folder
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
-from training.data import Parts, augmented, open_images, open_parts, some_of
+from training.data import Parts, augmented, open_images, open_parts
 from training.header import print_header, resume_command
 from training.listeners import Console, TensorBoard
 from training.loop import Trainer, no_totals
-from training.losses import balanced_weights
 from training.optim import ModelEMA, build_optimizer, build_scheduler
-from training.resolve import check_flags, restore_config, with_network_of, with_size_plan
+from training.resolve import check_flags, new_config, resumed_config
 from training.state import RunState, lock_run, resume_source, start_progress
 from training.step import Net
 from training.terms.denoise import open_denoising
@@ -47,9 +44,9 @@ class Source(NamedTuple):
     """What a run begins with: a checkpoint to resume, one whose weights it takes, or the weights of an encoder."""
 
     path: Path | None = None
-    content: dict | None = None
+    resumed: Checkpoint | None = None
     written: int = 0  # when, in nanoseconds
-    initial: dict | None = None
+    initial: Checkpoint | None = None
     encoder: Path | None = None
     encoder_start: str = ""
 
@@ -60,40 +57,28 @@ class Setup:
 
     config: TrainConfig
     source: Source
+    dataset: Dataset | None  # None in a pre-training
     parts: Parts
     batches: Batches  # of the first term
     state: RunState
 
-    def loader(self, dataset: Dataset) -> DataLoader:
+    def loader(self, dataset: ImageDataset) -> DataLoader:
         """Batches of a dataset in order, to validate on."""
         net, config = self.state.net, self.config
         batches = shard_batches(dataset, config.batch_size, net.context)
         return make_loader(dataset, net.precision.device, batches, config.num_workers)
 
 
-def start(overrides: dict) -> None:
+def start(flags: dict) -> None:
     """Trains with these flags, on one process or several."""
-    if "model_name" in overrides:
-        overrides["model_name"] = known_model(overrides["model_name"])
-    config = TrainConfig.from_flags(overrides)
-    device = get_device(config.device)
-    with init_distributed(device, config.peer_minutes) as context:
-        run(config, overrides, device, context)
+    device = get_device(flags.get("device", "auto"))
+    with init_distributed(device) as context:
+        run(flags, device, context)
 
 
-def known_model(name: str) -> str:
-    """The model's full name. For an unknown one warns on stderr and returns the default."""
-    name = ALIASES.get(name, name)
-    if name in MODELS:
-        return name
-    print(f"WARNING: NO MODEL IS CALLED {name!r}. The closest is {closest_model(name)!r}.", end=" ", file=sys.stderr)
-    print(f"TRAINING {DEFAULT_MODEL} INSTEAD.", file=sys.stderr)
-    return DEFAULT_MODEL
-
-
-def run(config: TrainConfig, overrides: dict, device: torch.device, context: DistributedContext) -> None:
+def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
     """Prepares a run, prints what it is about to do, and trains, on one process or several."""
-    trainer, parts, resumed_from = prepare(config, overrides, device, context)
+    trainer, parts, resumed_from = prepare(flags, device, context)
     state, progress = trainer.state, trainer.state.progress
     print_header(trainer, parts, resumed_from)
     patience = state.config.patience
@@ -114,73 +99,59 @@ def run(config: TrainConfig, overrides: dict, device: torch.device, context: Dis
 
 
 def prepare(
-    config: TrainConfig, overrides: dict, device: torch.device, context: DistributedContext = SINGLE_PROCESS
+    flags: dict, device: torch.device, context: DistributedContext = SINGLE_PROCESS
 ) -> tuple[Trainer, Parts, Path | None]:
     """Prepares a run: gives the trainer, the parts of the dataset, and the path of the resumed checkpoint or None."""
-    source = context.broadcast(load_source(config, overrides) if context.first else None)
-    config = resolve(overrides, source)
-    check_flags(config, overrides, context.size)
-    if config.download and context.first:
-        download(writable_folder(config.data_path))
-    context.barrier()  # the others wait for the download here
-    saved = source.content and source.content["data"]
-    parts, data = (open_images if config.denoises else open_parts)(config, saved, source.path)
+    source = context.broadcast(load_source(flags) if context.first else None)
+    if source.resumed:
+        config = resumed_config(flags, source.resumed, source.path)
+    else:
+        config = new_config(flags, bool(source.initial or source.encoder), source.initial)
+    check_flags(config, flags, context.size)
+    saved = source.resumed and source.resumed.data
+    parts, record, dataset = (open_images if config.denoises else open_parts)(config, saved, source.path)
     lock = None
     if context.first:
         for folder in (config.save_dir, config.log_dir):
             writable_folder(folder)
         lock = lock_run(config)
-        if source.content is not None and source.path.stat().st_mtime_ns != source.written:
+        if source.resumed and source.path.stat().st_mtime_ns != source.written:
             raise UsageError(f"another run has just written {source.path}; try again")
-    if config.class_weights == "auto":
-        weights = balanced_weights(some_of(parts[0])[config.task.target], config.task)
-        config = dataclasses.replace(config, class_weights=",".join(f"{weight:g}" for weight in weights))
     batches = Batches(augmented(config, parts[0]), config.batch_size, config.seed, context)
     precision = choose_precision(config.amp, device, config.image_size)
-    state = build_state(config, "epochs" in overrides, precision, batches, source, data, lock)
-    setup = Setup(config, source, parts, batches, state)
+    state = build_state(config, "epochs" in flags, precision, batches, source, record, lock)
+    setup = Setup(config, source, dataset, parts, batches, state)
     terms = [term for open_term in TERMS if (term := open_term(setup)) is not None]
     record_terms(setup, terms)
-    if source.content is not None:  # not before: a teacher's network draws random numbers when it is made
-        state.restore(source.content, source.path)
+    if source.resumed:  # not before: a teacher's network draws random numbers when it is made
+        state.restore(source.resumed, source.path)
     sampler, reader = StepSampler(batches.steps), StepReader([term.batches for term in terms])
     listeners = [Console(state.progress)]
-    if config.tensorboard is not None and context.first:
-        folder = Path(config.tensorboard or Path(config.log_dir) / "tensorboard")
-        listeners.append(TensorBoard(folder, state, parts[1], precision))
-    return (
-        Trainer(
-            state=state,
-            terms=terms,
-            sampler=sampler,
-            loader=make_loader(reader, device, sampler, config.num_workers),
-            stop=StopRequest(patient=context.size > 1),
-            listeners=listeners,
-            resume_command=resume_command(config, context),
-        ),
-        parts,
-        source.path,
+    if config.tensorboard and context.first:
+        listeners.append(TensorBoard(Path(config.log_dir) / "tensorboard", state, parts[1], precision))
+    trainer = Trainer(
+        state=state,
+        terms=terms,
+        sampler=sampler,
+        loader=make_loader(reader, device, sampler, config.num_workers),
+        stop=StopRequest(patient=context.size > 1),
+        listeners=listeners,
+        resume_command=resume_command(config, context),
     )
+    return trainer, parts, source.path
 
 
-def load_source(config: TrainConfig, overrides: dict) -> Source:
-    """What a run begins with."""
-    path = resume_source(overrides, config)
+def load_source(flags: dict) -> Source:
+    """What a run with these flags begins with."""
+    config = TrainConfig(**flags)
+    path = resume_source(flags, config)
     if path is not None:
-        content = load_checkpoint(path)
-        return Source(path, content, path.stat().st_mtime_ns, encoder_start=content["encoder_start"])
+        checkpoint = load_checkpoint(path)
+        return Source(path, checkpoint, path.stat().st_mtime_ns, encoder_start=checkpoint.encoder_start)
     if config.init is not None:
         return Source(initial=load_checkpoint(config.init))
     encoder, encoder_start = find_encoder_weights(config.model_name, config.encoder_weights)
     return Source(encoder=encoder, encoder_start=encoder_start)
-
-
-def resolve(overrides: dict, source: Source) -> TrainConfig:
-    """The settings of a run: flags, what it begins with, recipe and defaults."""
-    if source.content is not None:
-        return restore_config(overrides, source.content, source.path)
-    config = TrainConfig.from_flags(overrides, pretrained=bool(source.initial or source.encoder))
-    return with_size_plan(with_network_of(config, overrides, source.initial) if source.initial else config)
 
 
 def build_state(
@@ -189,19 +160,19 @@ def build_state(
     precision: Precision,
     batches: Batches,
     source: Source,
-    data: dict,
+    record: DataRecord,
     lock: contextlib.ExitStack | None,
 ) -> RunState:
     """Network, average, optimizer and scheduler, freshly seeded, and where the run stands; see RunState."""
-    context, content = batches.context, source.content
+    context = batches.context
     seed_everything(config.seed, config.deterministic)
     model = build_model(config.model_name, **config.network)
     encoder_start = source.encoder_start
     if source.initial is not None:
-        encoder_start = take_weights(model, source.initial, config.init)
+        encoder_start = source.initial.give_weights(model, config.init)
     elif source.encoder is not None and context.first:  # the others get the first one's weights
         load_encoder_weights(model, source.encoder)
-    progress = start_progress(config, more_epochs, batches.steps, content, source.path)
+    progress = start_progress(config, more_epochs, batches.steps, source.resumed, source.path)
     precision.to_device(model)
     ema = ModelEMA(model, config.ema) if config.ema else None
     if config.checkpoint_activations:
@@ -210,11 +181,11 @@ def build_state(
     scheduler = build_scheduler(config.scheduler, optimizer, progress.planned_epochs * batches.steps)
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
     net = Net(model, optimizer, scaler, precision, context, config.compile)
-    state = RunState(config, net, ema, scheduler, data, encoder_start, progress, lock)
+    state = RunState(config, net, ema, scheduler, record, encoder_start, progress, lock)
     if config.freeze_encoder:
         model.freeze_encoder(progress.epoch < config.freeze_encoder)
     net.wrap()
-    if ema and content is None:
+    if ema and source.resumed is None:
         ema.model.load_state_dict(model.state_dict())  # the others have just got the first one's
     return state
 
@@ -226,24 +197,23 @@ def record_terms(setup: Setup, terms: list) -> None:
         UsageError: the run that is resumed learned from something else.
         CheckpointError: its sums are not of these terms.
     """
-    state, source, valid_set = setup.state, setup.source, setup.parts[1]
+    state, resumed, path, valid_set = setup.state, setup.source.resumed, setup.source.path, setup.parts[1]
     state.terms = {term.name: term.record() for term in terms}
-    seen = {name for term in terms for name in term.seen} | (seen_names(source.initial) if source.initial else set())
-    if source.content:
-        before, sums = source.content["terms"], state.progress.sums
-        for name in sorted(before.keys() ^ state.terms.keys()):
+    seen = {name for term in terms for name in term.seen}
+    seen |= setup.source.initial.seen_names() if setup.source.initial else set()
+    if resumed:
+        sums = state.progress.sums
+        for name in sorted(resumed.terms.keys() ^ state.terms.keys()):
+            without = "" if name in resumed.terms else "out"
+            raise UsageError(f"{path} was trained with{without} --{name}; resume it likewise")
+        for name in (name for name, record in state.terms.items() if record != resumed.terms[name]):
             raise UsageError(
-                f"{source.path} was trained with{'' if name in before else 'out'} --{name}; resume it likewise"
-            )
-        for name in (name for name, record in state.terms.items() if record != before[name]):
-            raise UsageError(
-                f"{source.path} was trained with another --{name} (its content counts, not its path); resume it with "
-                "that one"
+                f"{path} was trained with another --{name} (its content counts, not its path); resume it with that one"
             )
         if sums is not None and len(sums) != len(no_totals(terms)):
-            raise CheckpointError(f"{source.path} is malformed: progress.sums has {len(sums)} numbers")
-        seen |= {*source.content["data"]["seen_names"]}
-    state.data["seen_names"] = sorted(seen - {*state.data["train_names"]})
+            raise CheckpointError(f"{path} is malformed: progress.sums has {len(sums)} numbers")
+        seen |= {*resumed.data.seen_names}
+    state.data.seen_names = sorted(seen - {*state.data.train_names})
     known = len(seen & {sample.name for sample in valid_set.samples})
     if known:
         print(

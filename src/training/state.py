@@ -1,23 +1,36 @@
 """The state of a training run: saved, restored, and protected from other runs."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import secrets
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from models.checkpoint import checkpoint_path, find_checkpoint, load_checkpoint, run_id_of, save_checkpoint
-from models.schema import RUN_ID
+from models.checkpoint import (
+    RUN_ID,
+    Checkpoint,
+    DataRecord,
+    Progress,
+    TrainingState,
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
 from runtime.errors import CheckpointError, UsageError, first_line
 from runtime.files import lock_file, read_rows, sync_folder, write_rows
+from training import config as settings
 from training.config import TrainConfig
 from training.optim import ModelEMA, change_learning_rate, restore_optimizer
+from training.resolve import settings_to_save
 from training.saved_state import adopt_plain
 from training.step import Net
 
@@ -33,32 +46,6 @@ LOG_COLUMNS = [
     "images_per_second",
 ]
 KINDS = ("best", "last", "epoch")  # of checkpoints
-
-
-@dataclass
-class Progress:
-    """Where a run stands. Plain values and one tensor: it goes into the checkpoint as it is."""
-
-    run_id: str
-    planned_epochs: int
-    epoch: int = 0  # finished ones
-    step: int = 0  # finished ones of the current epoch
-    sums: torch.Tensor | None = None  # over these steps; see `no_totals` in training/loop.py
-    seconds: float = 0.0  # spent on them
-    best_score: float | None = None  # valid Dice, or the loss times -1 where there is no Dice
-    best_epoch: int = 0
-    history: list[dict] = field(default_factory=list)  # a row of the log per epoch
-    resumed: list[int] = field(default_factory=list)  # after which epochs
-    patient_from: int = 0  # the epoch after which --patience counts at the earliest
-
-    def is_over(self, patience: int) -> bool:
-        """Whether no epoch is left, or the last one was validated and none of the last `patience` was the best.
-
-        Patience of 0 is endless. It is counted from the epoch in which more epochs were asked for.
-        """
-        validated = bool(self.history) and self.history[-1]["val_loss"] is not None
-        tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from) and validated
-        return self.epoch >= self.planned_epochs or tired
 
 
 @dataclass
@@ -80,7 +67,7 @@ class RunState:
     net: Net
     ema: ModelEMA | None
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    data: dict
+    data: DataRecord
     encoder_start: str
     progress: Progress
     lock: contextlib.ExitStack | None
@@ -93,63 +80,67 @@ class RunState:
         return checkpoint_path(self.config.save_dir, self.config.model_name, kind)
 
     def save_is_due(self) -> bool:
-        """Whether --checkpoint_minutes have passed since the last save."""
-        return time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
+        """Whether CHECKPOINT_MINUTES have passed since the last save."""
+        return time.monotonic() - self.last_save > 60 * settings.CHECKPOINT_MINUTES
 
     def save(self, *kinds: str | int) -> None:
         """Saves under the names of these kinds, and then as last."""
         if self.lock is None:
             return
-        content = {
-            "model": {"name": self.config.model_name, "config": self.net.model.config},
-            "weights": (self.ema or self.net).model.state_dict(),
-            "preprocessing": self.config.preprocessing,
-            "data": self.data,
-            "encoder_start": self.encoder_start,
-            "settings": self.config.settings(),
-            "progress": asdict(self.progress),
-            "terms": self.terms,
-            "optimizer": self.net.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "scaler": self.net.scaler.state_dict(),
-            "random_state": torch.get_rng_state(),
-        }
-        if self.ema:
-            content["average"] = {"updates": self.ema.updates, "trained_weights": dict(self.net.model.state_dict())}
+        checkpoint = Checkpoint(
+            model_name=self.config.model_name,
+            config=self.net.model.config,
+            weights=dict((self.ema or self.net).model.state_dict()),
+            image_size=self.config.image_size,
+            window=self.config.view.window and list(self.config.view.window),
+            data=self.data,
+            encoder_start=self.encoder_start,
+            progress=self.progress,
+            terms=self.terms,
+            training=TrainingState(
+                settings=settings_to_save(self.config),
+                optimizer=self.net.optimizer.state_dict(),
+                scheduler=self.scheduler.state_dict() if self.scheduler else None,
+                scaler=self.net.scaler.state_dict(),
+                random_state=torch.get_rng_state(),
+                trained_weights=dict(self.net.model.state_dict()) if self.ema else None,
+                updates=self.ema.updates if self.ema else 0,
+            ),
+        )
         # Once, before the first write: files of other runs, or of a later state of this one, are moved away.
         for moved in [] if self.owns_files else archive_previous_run(self.config):
             print(f"An earlier file is now {moved}.", flush=True)
         self.owns_files = True
-        save_checkpoint(content, [self.path(kind) for kind in (*kinds, "last")])
+        save_checkpoint(checkpoint, [self.path(kind) for kind in (*kinds, "last")])
         self.last_save = time.monotonic()
 
-    def restore(self, content: dict, resumed_from: Path) -> None:
+    def restore(self, checkpoint: Checkpoint, resumed_from: Path) -> None:
         """Takes over the state of a checkpoint.
 
         Raises:
             CheckpointError: it is not one of this network and these settings.
         """
         self.owns_files = same_file(resumed_from, self.path("last"))
-        average = content.get("average") or {}
+        saved, scaler = checkpoint.training, self.net.scaler
         try:
-            self.net.model.load_state_dict(average.get("trained_weights", content["weights"]))
+            self.net.model.load_state_dict(saved.trained_weights or checkpoint.weights)
             if self.ema:
-                self.ema.model.load_state_dict(content["weights"])
-                self.ema.updates = average["updates"]
-            restore_optimizer(self.net.optimizer, content["optimizer"])
-            if content["scaler"] and self.net.scaler.is_enabled():
-                fresh = self.net.scaler.state_dict()
+                self.ema.model.load_state_dict(checkpoint.weights)
+                self.ema.updates = saved.updates
+            restore_optimizer(self.net.optimizer, saved.optimizer)
+            if saved.scaler and scaler.is_enabled():
+                fresh = scaler.state_dict()
                 known = {name: fresh[name] for name in ("scale", "_growth_tracker")}
-                self.net.scaler.load_state_dict({**fresh, **adopt_plain(content["scaler"], known, "scaler")})
+                scaler.load_state_dict({**fresh, **adopt_plain(saved.scaler, known, "scaler")})
             if self.scheduler:
-                saved, fresh = content["scheduler"] or {}, self.scheduler.state_dict()
-                self.scheduler.load_state_dict(adopt_plain(saved, fresh, "scheduler"))
-            torch.set_rng_state(content["random_state"])
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+                fresh = self.scheduler.state_dict()
+                self.scheduler.load_state_dict(adopt_plain(saved.scheduler or {}, fresh, "scheduler"))
+            torch.set_rng_state(saved.random_state)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise CheckpointError(
                 f"{resumed_from} can't be resumed: {first_line(error)}; use another checkpoint, or start a new run"
             ) from None
-        if self.config.learning_rate != content["settings"]["learning_rate"]:
+        if self.config.learning_rate != saved.settings["learning_rate"]:
             change_learning_rate(self.net.optimizer, self.scheduler, self.config.learning_rate)
 
     def write_log(self) -> None:
@@ -165,15 +156,15 @@ def log_path(config: TrainConfig) -> Path:
     return Path(config.log_dir) / f"{config.model_name}_training_log.csv"
 
 
-def resume_source(overrides: dict, config: TrainConfig) -> Path | None:
+def resume_source(flags: dict, config: TrainConfig) -> Path | None:
     """The checkpoint that --resume means; None for a new run."""
     if config.resume is None:
         return None
-    return Path(config.resume or find_checkpoint(config.save_dir, overrides.get("model_name"), "last"))
+    return Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
 
 
 def start_progress(
-    config: TrainConfig, more_epochs: bool, steps: int, content: dict | None, resumed_from: Path | None
+    config: TrainConfig, more_epochs: bool, steps: int, checkpoint: Checkpoint | None, resumed_from: Path | None
 ) -> Progress:
     """A new run's beginning, or where the resumed one stands.
 
@@ -184,16 +175,16 @@ def start_progress(
         config: the settings.
         more_epochs: on resume, plan `config.epochs` more; else finish what was planned.
         steps: of an epoch.
-        content: of the checkpoint that is resumed, or None.
+        checkpoint: that is resumed, or None.
         resumed_from: its path.
 
     Raises:
         CheckpointError: the run stands where it can't.
     """
-    if content is None:
-        return Progress(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", config.epochs)
-    saved = content["progress"]
-    progress = Progress(**{f.name: saved[f.name] for f in fields(Progress) if saved.get(f.name) is not None})
+    if checkpoint is None:
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return Progress(run_id=run_id, planned_epochs=config.epochs)
+    progress = dataclasses.replace(checkpoint.progress)
     done = 0 if progress.sums is None else progress.sums[1].item()  # images
     if progress.step > steps or (progress.step and done <= 0):
         raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
@@ -204,13 +195,13 @@ def start_progress(
     if same_file(resumed_from, checkpoint_path(config.save_dir, config.model_name, "last")):
         best = checkpoint_path(config.save_dir, config.model_name, "best")
         try:
-            record = load_checkpoint(best)["progress"] if best.is_file() else {}
+            record = load_checkpoint(best).progress if best.is_file() else None
         except UsageError as error:
             print(f"WARNING: {error}. The next epoch becomes the best.", file=sys.stderr)
-            record = {}
+            record = None
         # A kill between the writes of best and last leaves a best that is an epoch ahead: the score never falls back.
-        if record.get("run_id") == progress.run_id:
-            progress.best_score, progress.best_epoch = record["best_score"], record["best_epoch"]
+        if record is not None and record.run_id == progress.run_id:
+            progress.best_score, progress.best_epoch = record.best_score, record.best_epoch
     validated = any(row["val_loss"] is not None for row in progress.history)
     if validated and not progress.best_epoch:  # it is not known, so patience begins here
         progress.patient_from = progress.epoch
@@ -270,8 +261,9 @@ def archive_previous_run(config: TrainConfig) -> list[Path]:
         if path.suffix == ".csv":
             with contextlib.suppress(UsageError):  # whoever changed it by hand, it is only to be renamed
                 rows = read_rows(path)
-        owner = rows[0].get("run_id") if rows else run_id_of(path)
-        if not RUN_ID(owner):
+        progress = read_progress(path)
+        owner = (rows[0].get("run_id") if rows else progress and progress.run_id) or ""
+        if not RUN_ID.fullmatch(owner):
             owner = time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
         target, number = path.with_name(f"{path.stem}_{owner}{path.suffix}"), 1
         while target.exists():
@@ -279,7 +271,5 @@ def archive_previous_run(config: TrainConfig) -> list[Path]:
             target = path.with_name(f"{path.stem}_{owner}-{number}{path.suffix}")
         moved.append(path.rename(target))
     for folder in {path.parent for path in moved}:
-        sync_folder(
-            folder
-        )  # before a new file takes a name: else a power failure could keep that and lose the renaming
+        sync_folder(folder)  # before a new file takes a name: a power failure could keep that and lose the renaming
     return moved

@@ -1,7 +1,7 @@
 """Panels: the image, the ground truth where there is one, and the prediction, side by side under a title."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,8 +24,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def _palette(colors: Mapping[int, tuple]) -> list[int]:
-    return [level for value in range(256) for level in colors.get(value, (0, 0, 0))]
+def _palette(colors: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Of 256 colors: those of the classes, black, and white for what is left out."""
+    rest = [(0, 0, 0)] * (IGNORED - len(colors))
+    return [level for color in (*colors, *rest, (255, 255, 255)) for level in color]
 
 
 def _part(array: np.ndarray, size: tuple[int, int], task: Task) -> Image.Image:
@@ -37,13 +39,18 @@ def _part(array: np.ndarray, size: tuple[int, int], task: Task) -> Image.Image:
     return labels.convert("RGB")
 
 
-def palette_image(labels: np.ndarray, task: Task) -> Image.Image:
-    """A label map (H, W) of named classes as an image of their numbers, with a palette of their colors."""
-    numbers = np.where(labels == IGNORED, IGNORED, labels - BACKGROUND).astype(np.uint8)
-    image = Image.fromarray(numbers)
-    numbered = {value - BACKGROUND: color for value, color in task.colors.items() if value != IGNORED}
-    image.putpalette(_palette({**numbered, IGNORED: task.colors[IGNORED]}))
+def mask_image(labels: np.ndarray, task: Task) -> Image.Image:
+    """A label map (H, W) as an image: 255 for the pet, or numbers of named classes with a palette."""
+    if not task.classes:
+        return Image.fromarray((labels != BACKGROUND) * np.uint8(255))
+    image = Image.fromarray(labels)
+    image.putpalette(_palette(task.colors))
     return image
+
+
+def trimap_image(labels: np.ndarray) -> Image.Image:
+    """A label map (H, W) as a trimap file: 1 = pet, 2 = background, 3 = border."""
+    return Image.fromarray(np.array([2, 1, 3], np.uint8)[labels])
 
 
 def _legend_places(task: Task, width: int) -> list[tuple[float, int]]:
@@ -87,10 +94,10 @@ def draw_panel(
         left = MARGIN + i * (width + MARGIN)
         panel.paste(_part(array, (width, HEIGHT), task), (left, TITLE))
         draw.text((left + width / 2, below - CAPTION / 2), name, "black", _font(13), anchor="mm")
-    for (left, line), value in zip(legend, range(BACKGROUND, BACKGROUND + len(legend))):
+    for number, (left, line) in enumerate(legend):
         y = below + (line + 0.5) * CAPTION
-        draw.rectangle((left, y - 6, left + 12, y + 6), fill=task.colors[value], outline="gray")
-        draw.text((left + 18, y), task.classes[value - BACKGROUND], "black", _font(13), anchor="lm")
+        draw.rectangle((left, y - 6, left + 12, y + 6), fill=task.colors[number], outline="gray")
+        draw.text((left + 18, y), task.classes[number], "black", _font(13), anchor="lm")
     return panel
 
 

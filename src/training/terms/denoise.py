@@ -5,12 +5,12 @@ Brempong et al., 2022: https://arxiv.org/abs/2205.11423.
 
 import numpy as np
 import torch
+from evaluation.predict import Predictor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.datasets import ImageDataset, SimpleOxfordPetDataset, as_keys
+from data.dataset import ImageDataset, as_keys
 from data.loader import Batches
-from evaluation.predictor import Predictor
 from runtime.device import copy_to_device
 from runtime.seeding import NOISE, sample_rng
 from training.terms import At, Part
@@ -28,7 +28,7 @@ class NoisyDataset(Dataset):
         seed: of the noise.
     """
 
-    def __init__(self, dataset: SimpleOxfordPetDataset | ImageDataset, seed: int):
+    def __init__(self, dataset: ImageDataset, seed: int):
         self.dataset, self.samples, self.seed = dataset, dataset.samples, seed
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class NoisyDataset(Dataset):
 
     @property
     def decodes(self) -> bool:
-        """See SimpleOxfordPetDataset."""
+        """See ImageDataset."""
         return self.dataset.decodes
 
     def read_batch(self, keys: list) -> dict:

@@ -6,10 +6,10 @@ Hinton, Vinyals, Dean, 2015 (https://arxiv.org/abs/1503.02531); pixel by pixel a
 
 import torch
 import torch.nn.functional as F
+from evaluation.predict import Predictor
 
-from data.pixels import pixels_of
-from evaluation.predictor import Predictor
-from models.checkpoint import checkpoint_path, open_checkpoint, seen_names, weights_fingerprint
+from data.view import View
+from models.checkpoint import checkpoint_path, open_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import UsageError
 from training.terms import At, Part
@@ -65,17 +65,16 @@ def open_distillation(setup) -> DistillTerm | None:
     config = setup.config
     if config.teacher is None:
         return None
-    model, content, path = open_checkpoint(config.teacher, None, config.save_dir)
+    model, checkpoint, path = open_checkpoint(config.teacher, None, config.save_dir)
     own = [checkpoint_path(config.save_dir, config.model_name, kind).resolve() for kind in ("best", "last")]
-    if setup.source.content is None and path.resolve() in own:
+    if setup.source.resumed is None and path.resolve() in own:
         raise UsageError(f"this run replaces its teacher {path}; copy that elsewhere, or name another --save_dir")
     if model.task.name != config.task.name:
         raise UsageError(
             f"{path} has learned {model.task.name} classes, this run learns {config.task.name}; use another one"
         )
-    if pixels_of(content["preprocessing"]) != config.pixels:
+    if View.of(checkpoint, config.image_size) != config.view:
         raise UsageError(f"{path} sees other channels or another window of the images than this run; use another one")
-    size = content["preprocessing"]["image_size"]
-    precision = choose_precision(config.amp, setup.state.net.precision.device, size)
+    precision = choose_precision(config.amp, setup.state.net.precision.device, checkpoint.image_size)
     predictor = Predictor(precision.to_device(model), precision)
-    return DistillTerm(predictor, size, weights_fingerprint(content["weights"]), seen_names(content))
+    return DistillTerm(predictor, checkpoint.image_size, checkpoint.fingerprint(), checkpoint.seen_names())

@@ -6,27 +6,22 @@ they are learned on strongly augmented ones: turned, scaled and colored further,
 another image.
 """
 
-import copy
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.data import Dataset
+from evaluation.predict import Predictor
 
-from data.augment import apply_augmentations, apply_colors, draw_augmentation, draw_colors, mix
+from data.augment import apply_augmentations, apply_colors, draw_augmentation, draw_colors, mix, resize_batch
 from data.check import require_readable
-from data.copies import find_copies, find_near_copies, near_copies
-from data.datasets import ImageDataset, SimpleOxfordPetDataset
+from data.copies import find_copies, find_near_copies
+from data.dataset import ImageDataset
 from data.distortions import apply_distortions, draw_distortions
-from data.index import Sample, fingerprint, read_as
 from data.inputs import list_images
+from data.layout import fingerprint
 from data.loader import Batches, require_shares
 from data.names import STRENGTHS
-from data.pixels import Pixels
-from data.splits import split_samples
 from evaluation.metrics import image_dice, score_counts
-from evaluation.predictor import Predictor
 from runtime.device import copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
@@ -34,6 +29,7 @@ from runtime.seeding import UNLABELED, sample_rng, step_rng
 from training.terms import At, Part
 
 REST = "rest"  # not a folder, but the training images whose masks are not used
+CONFIDENCE = 0.95  # probability of the likeliest class from which on a pixel counts
 STRONG_COLORS, STRONG = 0.5, "gamma,blur"  # of the strongly augmented images
 
 
@@ -41,10 +37,10 @@ class UnlabeledBatches(Batches):
     """As many images a step, in passes over all of them, each in an order of its own.
 
     A batch has `image`; `affine`, of the weak augmentation; `strong_affine`, `colors`, `distortions` and `seeds`, of
-    the strong one; and, where masks are known, `mask` and `trimap`.
+    the strong one; and `labels` where these are known.
 
     Args:
-        dataset: SimpleOxfordPetDataset, or ImageDataset.
+        dataset: the images.
         batch_size: images a step.
         seed: of all draws.
         steps: of an epoch of the labelled images.
@@ -53,14 +49,14 @@ class UnlabeledBatches(Batches):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ImageDataset,
         batch_size: int,
         seed: int,
         steps: int,
         context: DistributedContext = SINGLE_PROCESS,
     ):
         self.dataset, self.batch_size, self.seed, self.steps, self.context = dataset, batch_size, seed, steps, context
-        require_shares(batch_size, context, "--unlabeled_batch")
+        require_shares(batch_size, context, "--batch_size")
 
     def length(self, step: int) -> int:
         """See Batches."""
@@ -97,7 +93,7 @@ class FixMatchTerm:
         batches: of the images.
         predictor: of the averaged network.
         confidence: probability of the likeliest class from which on a pixel counts.
-        weight: how much an image counts beside one with a mask.
+        labelled: labels are known; they score what the network finds.
         fingerprint: of the images' names and sizes.
         seen: names of images of the dataset.
     """
@@ -108,44 +104,40 @@ class FixMatchTerm:
         self,
         batches: UnlabeledBatches,
         predictor: Predictor,
-        confidence: float,
-        weight: float = 1.0,
+        confidence: float = CONFIDENCE,
+        labelled: bool = False,
         fingerprint: str = "",
         seen: set[str] = frozenset(),
     ):
-        self.batches, self.predictor, self.confidence, self.weight = batches, predictor, confidence, weight
+        self.batches, self.predictor, self.confidence, self.labelled = batches, predictor, confidence, labelled
         self.fingerprint, self.seen = fingerprint, seen
-        self.masked = isinstance(batches.dataset, SimpleOxfordPetDataset)  # masks score the labels
-        self.columns = ("confident_share", "pseudo_dice") if self.masked else ("confident_share",)
+        self.columns = ("confident_share", "pseudo_dice") if labelled else ("confident_share",)
 
     @torch.no_grad()
     def prepare(self, batch: dict, first: Part, at: At) -> Part:
         """Images at the size of the first term's; the target is the labels, one-hot (N, C, H, W)."""
         predictor, batches = self.predictor, self.batches
-        task, device, side = predictor.task, predictor.precision.device, first.images.shape[-1]
+        task, device = predictor.task, predictor.precision.device
         images = copy_to_device(batch["image"], device)
-        targets = batch[task.target] if self.masked else torch.zeros_like(batch["image"][:, :1], dtype=torch.uint8)
+        truth = batch["labels"] if self.labelled else torch.zeros_like(batch["image"][:, :1], dtype=torch.uint8)
         affine = copy_to_device(batch["affine"], device)
-        images, targets = apply_augmentations(images, copy_to_device(targets, device), affine)
-        if side != images.shape[-1]:
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-            targets = F.interpolate(targets.float(), (side, side), mode="nearest-exact").to(torch.uint8)
+        images, truth = apply_augmentations(images, copy_to_device(truth, device), affine)
+        images, truth = resize_batch(images, truth, first.images.shape[-1])
         batches.context.broadcast_batch_norm(predictor.model)
         predictor.model.eval()
         logits = predictor.logits(images)
         labels, likeliest = task.most_likely(task.probabilities(logits))
         confident = (likeliest >= self.confidence).float()
         figures = [torch.ones_like(confident[:, 0, 0, 0]), confident.mean(dim=(1, 2, 3))]
-        if self.masked:
-            figures.append(image_dice(score_counts(task, task.decision_logits(logits), targets)))
-        together = torch.cat([labels, confident], dim=1).to(torch.uint8)
-        images, together = apply_augmentations(images, together, copy_to_device(batch["strong_affine"], device))
+        if self.labelled:
+            figures.append(image_dice(score_counts(task, task.decision_logits(logits), truth)))
+        targets = torch.cat([labels, confident], dim=1).to(torch.uint8)
+        images, targets = apply_augmentations(images, targets, copy_to_device(batch["strong_affine"], device))
         images = apply_colors(images, copy_to_device(batch["colors"], device))
-        images, _ = apply_distortions(images, targets, batch["distortions"], batch["seeds"])
-        rng = step_rng(batches.seed, *at, UNLABELED)
-        images, together = mix(images, together, "cutmix", 0.5, rng, task)
-        scale = self.weight * batches.context.size / batches.batch_size
-        return Part(images, together[:, :-1].float(), together[:, -1:] > 0, torch.stack(figures, dim=1), scale)
+        images, _ = apply_distortions(images, truth, batch["distortions"], batch["seeds"])
+        images, targets = mix(images, targets, "cutmix", 0.5, step_rng(batches.seed, *at, UNLABELED))
+        scale = batches.context.size / batches.batch_size
+        return Part(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(figures, dim=1), scale)
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """See Term."""
@@ -161,54 +153,53 @@ def open_fixmatch(setup) -> FixMatchTerm | None:
     """The term of --unlabeled; None without it.
 
     Raises:
-        UsageError: there are no images, or flags contradict each other.
+        UsageError: there are no images.
         DatasetError: some can't be read.
     """
     config, net = setup.config, setup.state.net
     if config.unlabeled is None:
         return None
-    train_set, *scored = setup.parts
-    known, seen = [sample for part in scored for sample in part.samples], set()
-    if config.unlabeled == REST:
-        dataset, copies = open_rest(setup, train_set, known)
-        seen = {sample.name for sample in dataset.samples}
-    else:
-        dataset, copies = open_folder(config.unlabeled, known, config.image_size, config.pixels)
+    labelled = config.unlabeled == REST
+    dataset, copies = open_rest(setup) if labelled else open_folder(setup)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""
     print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
-    count = config.unlabeled_batch or config.batch_size
-    batches = UnlabeledBatches(dataset, count, config.seed, setup.batches.steps, net.context)
+    batches = UnlabeledBatches(dataset, config.batch_size, config.seed, setup.batches.steps, net.context)
     predictor, digest = Predictor(setup.state.ema.model, net.precision), fingerprint(dataset.samples)
-    return FixMatchTerm(batches, predictor, config.confidence, config.unlabeled_weight, digest, seen)
+    seen = {sample.name for sample in dataset.samples} if labelled else set()
+    return FixMatchTerm(batches, predictor, CONFIDENCE, labelled, digest, seen)
 
 
-def open_folder(folder: str, known: list[Sample], image_size: int, pixels: Pixels) -> tuple[ImageDataset, int]:
-    """The images of a folder and of those in it without copies of `known`; and how many were left out."""
-    samples = list_images(Path(folder), pixels)
-    require_readable(samples, folder)
+def open_folder(setup) -> tuple[ImageDataset, int]:
+    """The images of a folder without copies of validation and test images; and how many were left out."""
+    folder, view = setup.config.unlabeled, setup.config.view
+    scored = [sample for part in setup.parts[1:] for sample in part.samples]
+    samples = list_images(Path(folder))
+    require_readable(samples, view, folder)
     ours = set(samples)
-    groups = [*find_copies([*samples, *known]), *find_near_copies(samples, known)]
-    copies = {one for group in groups if not ours.issuperset(group) for one in group} & ours
+    groups = [*find_copies([*samples, *scored]), *find_near_copies(samples, scored)]
+    copies = {sample for group in groups if not ours.issuperset(group) for sample in group} & ours
     kept = [sample for sample in samples if sample not in copies]
     if not kept:
         raise UsageError(
             f"--unlabeled {folder} has no images but copies of validation and test images; name another one"
         )
-    return ImageDataset(kept, image_size), len(copies)
+    return ImageDataset(kept, view), len(copies)
 
 
-def open_rest(setup, labelled: SimpleOxfordPetDataset, known: list[Sample]) -> tuple[SimpleOxfordPetDataset, int]:
-    """The training images that are not in `labelled`; else as `open_folder`. Their masks are scored, not learned."""
-    config, data, root = setup.config, setup.state.data, labelled.root
+def open_rest(setup) -> tuple[ImageDataset, int]:
+    """The images that --train_fraction leaves out; else as `open_folder`. Their masks are scored, not learned."""
+    config, labelled = setup.config, setup.parts[0]
     if config.train_fraction == 1:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
-    split = split_samples(root, config.split, config.seed, fold=data["fold"], groups=data["groups"])
-    names = {sample.name for sample in labelled.samples}
-    apart = {sample.name for sample in known}
-    near = {a.name if b.name in apart else b.name for a, b in near_copies(root) if apart & {a.name, b.name}}
-    rest = [sample for sample in read_as(split.train, config.task, config.pixels) if sample.name not in names]
-    dataset = copy.copy(labelled)
-    dataset.samples = [sample for sample in rest if sample.name not in near]
-    if not dataset.samples:
+    split = setup.dataset.split(config.split, config.seed, config.fold_of_folds)
+    scored = {sample.name for part in setup.parts[1:] for sample in part.samples}
+    near = {sample.name for pair in setup.dataset.near_copies for sample in pair if scored & {s.name for s in pair}}
+    learned = {sample.name for sample in labelled.samples}
+    rest = [sample for sample in split.train if sample.name not in learned]
+    kept = [sample for sample in rest if sample.name not in near]
+    if not kept:
         raise UsageError("--unlabeled rest: --train_fraction leaves out no image; use less")
-    return dataset, len(rest) - len(dataset.samples)
+    dataset = ImageDataset(
+        kept, config.view, labelled.cache, labelled.root, "rest", config.augment_uncertain, config.seed
+    )
+    return dataset, len(rest) - len(kept)

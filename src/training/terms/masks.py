@@ -3,14 +3,15 @@
 from functools import partial
 
 import torch
+from evaluation.score import validate
+from evaluation.predict import Predictor
 
 from data.augment import BatchAugmentation, augment_batch
 from data.loader import Batches
-from data.names import planned_sizes
-from evaluation.evaluator import validate
+from data.names import MIXES, planned_sizes
 from evaluation.metrics import image_dice, mean_dice, score_counts
-from evaluation.predictor import Predictor
-from training.losses import LOSSES
+from training.data import spread_batch
+from training.losses import LOSSES, balanced_weights
 from training.terms import At, Part
 
 
@@ -19,7 +20,8 @@ class MasksTerm:
 
     Args:
         batches: of the labelled images.
-        config: loss, class_weights and augmentation.
+        config: loss and augmentation.
+        weights: of the classes, or None.
         predictor: of the network that is trained; it has the task and the device.
         valid_loader: batches of the validation images.
     """
@@ -27,22 +29,19 @@ class MasksTerm:
     name, columns, seen = "masks", ("train_dice",), frozenset()
     score = "valid Dice"  # by which the best epoch is chosen
 
-    def __init__(self, batches: Batches, config, predictor: Predictor, valid_loader):
+    def __init__(self, batches: Batches, config, weights: list[float] | None, predictor: Predictor, valid_loader):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
-        words = config.class_weights and config.class_weights.split(",")
-        weights = words and torch.tensor([float(word) for word in words], device=self.device)
-        self.loss_fn = partial(LOSSES[config.loss], weights=weights)
-        sizes = tuple(planned_sizes(config.progressive))
-        self.augmentation = BatchAugmentation(
-            config.mix, config.multi_scale, predictor.model.stride, config.seed, sizes
-        )
+        self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
+        mix = next((name for name in config.changes if name in MIXES), "none")
+        sizes = tuple(planned_sizes(config.sizes))
+        self.augmentation = BatchAugmentation(mix, config.sizes == "vary", predictor.model.stride, config.seed, sizes)
 
     @torch.no_grad()
     def prepare(self, batch: dict, first: Part | None, at: At) -> Part:
         """See Term."""
-        images, targets = augment_batch(batch, self.task, self.augmentation, self.device, *at)
-        return Part(images, targets, scale=self.batches.context.size / self.batches.length(at.step))
+        images, labels = augment_batch(batch, self.augmentation, self.device, *at)
+        return Part(images, labels, scale=self.batches.context.size / self.batches.length(at.step))
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """See Term."""
@@ -55,7 +54,7 @@ class MasksTerm:
         """Loss and Dice of the validation images."""
         context = self.batches.context
         counts, loss = validate(predictor, self.valid_loader, self.loss_fn, after_batch, context)
-        return loss, mean_dice(counts, self.task)
+        return loss, mean_dice(counts)
 
     def record(self) -> dict:
         """See Term."""
@@ -66,5 +65,10 @@ def open_masks(setup) -> MasksTerm | None:
     """The term of every run but a pre-training."""
     if setup.config.denoises:
         return None
-    net = setup.state.net
-    return MasksTerm(setup.batches, setup.config, Predictor(net.model, net.precision), setup.loader(setup.parts[1]))
+    net, config, weights = setup.state.net, setup.config, None
+    if config.class_weights == "auto":
+        weights = balanced_weights(spread_batch(setup.parts[0])["labels"], config.task)
+    elif config.class_weights:
+        weights = [float(word) for word in config.class_weights.split(",")]
+    predictor = Predictor(net.model, net.precision)
+    return MasksTerm(setup.batches, config, weights, predictor, setup.loader(setup.parts[1]))

@@ -8,25 +8,15 @@ A dataset is a folder in one of three layouts:
 """
 
 import collections
-import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data.image_io import (
-    image_size_of,
-    read_labels,
-    read_pair,
-    read_pixels,
-    shown_size,
-)
+from data.image_io import image_size_of, shown_size
 from data.names import IMAGE_SUFFIXES
-from data.pixels import RGB, Pixels
-from models.task import BACKGROUND, SPECIES, Task
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
@@ -44,8 +34,6 @@ class Sample:
         binary_mask: it is a mask, not a trimap. Then the image is turned as its EXIF orientation says.
         breed: number of the breed; 0 for own images.
         species: 1 for a cat, 2 for a dog, 0 where that is unknown.
-        classes: names of the classes of its label map; without any it is a trimap.
-        pixels: which values of the image the network sees.
     """
 
     name: str
@@ -54,42 +42,12 @@ class Sample:
     binary_mask: bool = True
     breed: int = 0
     species: int = 0
-    classes: tuple[str, ...] = ()
-    pixels: Pixels = RGB
-
-    def read(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image, (H, W, C), and its label map, uint8 (H, W), or None; see data/pixels.py and models/task.py.
-
-        Args:
-            size: width and height that both are resized to; None keeps their own size.
-
-        Raises:
-            DatasetError: see `read_pixels`, `read_pair` and `read_labels`.
-        """
-        if self.mask_path is None:
-            return read_pixels(self.image_path, self.pixels, size, upright=True), None
-        files = self.image_path, self.mask_path
-        image, labels = read_pair(*files, self.binary_mask, size, self.classes, self.pixels)
-        return image, self.labels_from(labels)
-
-    def read_labels(self) -> np.ndarray:
-        """The label map at the mask's own size, uint8 (H, W). Raises DatasetError: the file is none."""
-        return self.labels_from(read_labels(self.mask_path, self.binary_mask, self.classes))
-
-    def labels_from(self, stored: np.ndarray) -> np.ndarray:
-        """The label map from what is in the file: of a trimap, where classes are species, pet and border are its."""
-        if self.binary_mask or not self.classes:
-            return stored
-        return np.where(stored == BACKGROUND, np.uint8(BACKGROUND), np.uint8(BACKGROUND + self.species))
 
     def displayed_size(self) -> tuple[int, int]:
-        """Width and height of the image as it is shown."""
+        """Width and height of the image as it is shown. Raises DatasetError: see `shown_size`."""
         if self.mask_path is None:
             return image_size_of(self.image_path, upright=True)
         return shown_size(self.image_path, self.mask_path, image_size_of(self.mask_path), self.binary_mask)[:2]
-
-
-# -------------------------------------------------------------------------------------------------------------- layouts
 
 
 def find_root(data_path) -> Path:
@@ -122,18 +80,6 @@ def has_lists(root: Path) -> bool:
     return any((root / "annotations" / f"{name}.txt").is_file() for name in LISTS)
 
 
-def list_samples(root: Path) -> list[Sample]:
-    """All samples of a dataset, in order of their names.
-
-    Raises:
-        DatasetError: see `read_list`; images without a mask and masks without an image, where there are no lists.
-    """
-    lists = [name for name in LISTS if (root / "annotations" / f"{name}.txt").is_file()]
-    if not lists:
-        return _pair_up(root)
-    return sorted({s.name: s for name in lists for s in read_list(root, name)}.values(), key=by_name)
-
-
 def read_list(root: Path, name: str) -> list[Sample]:
     """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments.
 
@@ -160,18 +106,22 @@ def read_list(root: Path, name: str) -> list[Sample]:
         except ValueError:
             raise DatasetError(f"{file} line {number} is not `name class species breed`: {line.strip()!r}") from None
         samples.append(sample)
-    twice = [name for name, count in collections.Counter(sample.name for sample in samples).items() if count > 1]
-    raise_faults([f"{name} stands in {file.name} more than once" for name in twice], root)
+    counts = collections.Counter(sample.name for sample in samples)
+    raise_faults([f"{name} stands in {file.name} more than once" for name in counts if counts[name] > 1], root)
     return samples
 
 
-def _pair_up(root: Path) -> list[Sample]:
-    """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`."""
+def pair_up(root: Path) -> list[Sample]:
+    """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
+
+    Raises:
+        DatasetError: images without a mask, masks without an image, or what is no file.
+    """
     own = not (root / "annotations").is_dir()
-    folders = root / "images", root / ("masks" if own else "annotations/trimaps")
-    found: list[dict[str, Path]] = [{}, {}]
     faults = []
-    for files, folder in zip(found, folders):
+
+    def files_by_stem(folder: Path) -> dict[str, Path]:
+        files: dict[str, Path] = {}
         for path, regular in sorted(_contents(folder).items()):
             if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
                 continue
@@ -180,15 +130,15 @@ def _pair_up(root: Path) -> list[Sample]:
             if path.stem in files:
                 faults.append(f"{path} and {files[path.stem].name} have the same stem")
             files[path.stem] = path
-    images, masks = found
+        return files
+
+    images, masks = files_by_stem(root / "images"), files_by_stem(root / ("masks" if own else "annotations/trimaps"))
     faults += [f"{images[stem]} has no mask" for stem in images.keys() - masks.keys()]
     faults += [f"{masks[stem]} has no image" for stem in masks.keys() - images.keys()]
     raise_faults(faults, root)
-    kinds = sorted({re.sub(r"_?\d+$", "", stem) for stem in images})
-    breeds = {kind: 0 if own else number for number, kind in enumerate(kinds, start=1)}
-    return [
-        Sample(stem, images[stem], masks[stem], own, breeds[re.sub(r"_?\d+$", "", stem)]) for stem in sorted(images)
-    ]
+    kinds = {stem: re.sub(r"_?\d+$", "", stem) for stem in images}
+    breeds = {kind: 0 if own else number for number, kind in enumerate(sorted({*kinds.values()}), start=1)}
+    return [Sample(stem, images[stem], masks[stem], own, breeds[kinds[stem]]) for stem in sorted(images)]
 
 
 def _contents(folder: Path) -> dict[Path, bool]:
@@ -199,30 +149,8 @@ def _contents(folder: Path) -> dict[Path, bool]:
         return {folder / e.name: e.is_file(follow_symlinks=False) or (folder / e.name).is_file() for e in entries}
 
 
-def read_as(samples: list[Sample], task: Task, pixels: Pixels = RGB) -> list[Sample]:
-    """The samples, to be read as a network takes them.
-
-    Raises:
-        DatasetError: their masks know no such classes.
-    """
-    if not task.classes:
-        return samples if pixels == RGB else [dataclasses.replace(sample, pixels=pixels) for sample in samples]
-    labelled = [sample for sample in samples if sample.mask_path is not None]
-    trimaps = next((sample for sample in labelled if not sample.binary_mask), None)
-    if trimaps and task is not SPECIES:
-        raise DatasetError(f"{trimaps.mask_path} is a trimap and has no classes {task.name}; use masks of own images")
-    unknown = next((sample for sample in labelled if not sample.binary_mask and sample.species not in (1, 2)), None)
-    if unknown:
-        raise DatasetError(f"the species of {unknown.name} is not known: it stands in the lists of the dataset alone")
-    return [dataclasses.replace(sample, classes=task.classes, pixels=pixels) for sample in samples]
-
-
-def by_name(sample: Sample) -> str:
-    """Key to sort samples by."""
-    return sample.name
-
-
-def require_files(root: Path, samples: list[Sample]) -> None:
+def require_files(root: Path, samples: Sequence[Sample]) -> None:
+    """Raises DatasetError where listed files are missing."""
     # Two listings instead of two questions an image: 15,000 stats over a network drive take a minute.
     files = [path for sample in samples for path in (sample.image_path, sample.mask_path)]
     folders = {file.parent for file in files}
@@ -235,8 +163,8 @@ def require_files(root: Path, samples: list[Sample]) -> None:
         )
 
 
-def fingerprint(samples: list[Sample]) -> str:
+def fingerprint(samples: Sequence[Sample]) -> str:
     """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part."""
     files = [[s.image_path, *([s.mask_path] if s.mask_path else [])] for s in samples]
-    rows = [" ".join([s.name, *(str(file.stat().st_size) for file in some)]) for s, some in zip(samples, files)]
+    rows = [" ".join([s.name, *(str(file.stat().st_size) for file in pair)]) for s, pair in zip(samples, files)]
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()

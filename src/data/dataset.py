@@ -1,0 +1,239 @@
+"""A dataset: its images, which of them belong together, its parts, and their pixels in whole batches."""
+
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.cache import PixelCache
+from data.copies import find_copies, near_copies
+from data.layout import LISTS, Sample, describe_layout, find_root, pair_up, read_list, require_files
+from data.names import MODES, SPLITS
+from data.pixels import to_floats
+from data.split import Group, Split, split_at_random, split_by_lists, take_fold, unite
+from data.view import View
+from models.task import BACKGROUND, BORDER
+from runtime.errors import DatasetError, UsageError, raise_faults
+from runtime.seeding import UNCERTAIN_BORDER, sample_rng
+
+
+class Dataset:
+    """The images of a folder, listed once, and which of them belong together.
+
+    Args:
+        data_path: see `find_root`.
+        groups: images of one group, such as frames of a video, are never in two parts. Either the group of each image
+            by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group;
+            or a file with lines of `name group`.
+
+    Raises:
+        DatasetError: see `find_root`, `read_list` and `pair_up`.
+        UsageError: the groups can't be read, or name other images.
+    """
+
+    def __init__(self, data_path, groups: str | dict[str, str] | None = None):
+        self.root = find_root(data_path)
+        self.lists = {
+            name: read_list(self.root, name) for name in LISTS if (self.root / "annotations" / f"{name}.txt").is_file()
+        }
+        by_name = {sample.name: sample for samples in self.lists.values() for sample in samples}
+        self.samples = [by_name[name] for name in sorted(by_name)] if self.lists else pair_up(self.root)
+        self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
+
+    @property
+    def layout(self) -> str:
+        """Its layout, in words."""
+        return describe_layout(self.root)
+
+    @functools.cached_property
+    def copies(self) -> list[Group]:
+        """Groups of images whose files are equal."""
+        return find_copies(self.samples)
+
+    @functools.cached_property
+    def near_copies(self) -> list[Group]:
+        """Pairs of images that show one photograph; see data/copies.py."""
+        return near_copies(self.root, self.samples)
+
+    def grouped(self, samples: list[Sample]) -> list[Group]:
+        """The samples of each group, without copies."""
+        groups: dict[str, Group] = {}
+        for sample in samples if self.groups else ():
+            if sample.name in self.groups:
+                groups.setdefault(self.groups[sample.name], []).append(sample)
+        return list(groups.values())
+
+    def split(
+        self, name: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None, needed: tuple[str, ...] = MODES
+    ) -> Split:
+        """Divides the images into the parts train, valid and test, disjoint in names and in content.
+
+        Files that are equal byte for byte are kept in one part; near copies, too, but for the lists of `official`.
+
+        Args:
+            name: `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles
+                each breed once and gives every part the same share of it.
+            seed: of the shuffle; `official` draws nothing.
+            fold: [I, K] divides all images but the test part into K folds with the same share of every breed, copies
+                in one fold; the I-th, from 1 on, is for validation.
+            needed: parts that must not be empty.
+
+        Raises:
+            DatasetError: a list is missing, listed files are missing, or a part is empty.
+            ValueError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
+        if name == "official":
+            parts = split_by_lists(*self._official_lists(needed))
+        else:
+            for listed in () if not self.lists or "list" in self.lists else ("trainval", "test"):
+                self._list(listed)  # a part of the images would be divided in another way
+            parts = split_at_random(self.samples, seed, self.grouped(self.samples))
+        everything = [sample for part in parts.values() for sample in part]
+        require_files(self.root, everything)
+        groups = self.copies + self.grouped(everything)
+        near = self.near_copies if name != "official" or fold else []
+        moved = unite(parts, groups if name == "official" else groups + near)
+        if fold:
+            take_fold(parts, *fold, seed, groups + near)
+        for mode, part in parts.items():
+            if not part and mode in needed:
+                raise DatasetError(
+                    f"{self.root}: the {mode} part of the split {name} is empty: there are {len(everything)} images in "
+                    f"all, of which {moved} were moved into training, with copies or groups; at least ten different "
+                    "ones are needed, or fewer folds (evaluate.py --subset all needs no parts)"
+                )
+        return Split(**parts, moved=moved)
+
+    def part(self, mode: str, split: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None) -> list[Sample]:
+        """The samples of one part, or with mode `all` every labelled image; see `split`."""
+        if mode == "all":
+            require_files(self.root, self.samples)
+            return self.samples
+        return getattr(self.split(split, seed, fold, (mode,)), mode)
+
+    def _list(self, name: str) -> list[Sample]:
+        return self.lists[name] if name in self.lists else read_list(self.root, name)  # which says what is missing
+
+    def _official_lists(self, needed: tuple[str, ...]) -> tuple[list[Sample], list[Sample], list[Group]]:
+        if not self.lists:
+            raise DatasetError(
+                f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
+            )
+        wanted = {"test" if mode == "test" else "trainval" for mode in needed} | self.lists.keys()
+        trainval, test = (self._list(name) if name in wanted else [] for name in ("trainval", "test"))
+        both = {sample.name for sample in trainval} & {sample.name for sample in test}
+        raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], self.root)
+        return trainval, test, self.grouped(trainval)
+
+
+def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
+    """The group of each image, by its name; see Dataset."""
+    names = {sample.name for sample in samples}
+    if source.startswith("regex:"):
+        pattern = source.removeprefix("regex:")
+        matches = {name: re.search(pattern, name) for name in sorted(names)}
+        groups = {name: match.group(bool(match.groups())) for name, match in matches.items() if match}
+        groups = {name: group for name, group in groups.items() if group}
+        if not groups:
+            raise UsageError(f"--groups {source!r} finds a group in no name, such as {min(names)}; change it")
+        return groups
+    groups = {}
+    try:
+        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UsageError(f"--groups: {source} can't be read ({reason}); name a text file, or regex:PATTERN") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        words = re.split(r"[,\t]", line, maxsplit=1) if re.search(r"[,\t]", line) else line.strip().rsplit(maxsplit=1)
+        name, group = (word.strip() for word in words) if len(words) == 2 else ("", "")
+        if not group or name not in names or name in groups:
+            why = "names an image twice" if name in groups else "is not `name group` of an image of the dataset"
+            raise UsageError(f"--groups: {source} line {number} {why} (names have no folder and no ending): {line!r}")
+        groups[name] = group
+    return groups
+
+
+def as_keys(keys: list) -> list[tuple[int, int]]:
+    """Keys of samples as pairs (epoch, index); a plain index is of epoch 0."""
+    return [key if isinstance(key, tuple) else (0, key) for key in keys]
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Images, and labels where they have any, as a network takes them: in whole batches, as tensors.
+
+    A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
+    (N, 1, H, W), see models/task.py; `path`, a list of files. Images stay in bytes until they are on the device; the
+    model normalises. A key is an index, or a pair (epoch, index) where something is drawn anew every epoch.
+
+    Args:
+        samples: the images; either all have masks or none.
+        view: what is read of them. With `resize` of `keep` those of a batch must have one shape.
+        cache: decoded images, see `data.cache.open_cache`; None decodes them at every access.
+        root: the folder that they come from.
+        mode: the part that they are.
+        augment_uncertain: border pixels become pet or background at random, half and half.
+        seed: of what is drawn.
+
+    Raises:
+        DatasetError: see `View.require_labels` and, when read, `View.read_at`.
+    """
+
+    def __init__(
+        self,
+        samples: list[Sample],
+        view: View,
+        cache: PixelCache | None = None,
+        root: Path = Path(),
+        mode: str = "all",
+        augment_uncertain: bool = False,
+        seed: int = 42,
+    ):
+        view.require_labels(samples)
+        self.samples, self.view, self.cache, self.root, self.mode = samples, view, cache, root, mode
+        self.augment_uncertain, self.seed = augment_uncertain, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading a sample takes work that other processes could share."""
+        return self.cache is None
+
+    def __getitem__(self, key) -> dict:
+        return {name: values[0] for name, values in self.read_batch([key]).items()}
+
+    def read_batch(self, keys: list) -> dict:
+        """A batch of these samples."""
+        keys = as_keys(keys)
+        samples = [self.samples[index] for _, index in keys]
+        if self.cache is not None:
+            records = self.cache.read([sample.name for sample in samples])
+            images, stored = records[:, :-1], list(records[:, -1].astype(np.uint8))
+        else:
+            pairs = [self.view.read_stored(sample, self.view.size_of(sample)) for sample in samples]
+            images = np.stack([image.transpose(2, 0, 1) for image, _ in pairs])
+            stored = [labels for _, labels in pairs]
+        batch = {"image": torch.from_numpy(to_floats(images)), "path": [str(sample.image_path) for sample in samples]}
+        if stored[0] is not None:
+            labels = np.stack([self.view.relabel(sample, values) for sample, values in zip(samples, stored)])
+            batch |= {name: torch.from_numpy(values[:, None]) for name, values in self.targets(keys, labels).items()}
+        return batch
+
+    def targets(self, keys: list[tuple[int, int]], labels: np.ndarray) -> dict[str, np.ndarray]:
+        """What a batch holds of its label maps, uint8 (N, H, W)."""
+        return {"labels": self.draw_border(keys, labels) if self.augment_uncertain else labels}
+
+    def draw_border(self, keys: list[tuple[int, int]], labels: np.ndarray) -> np.ndarray:
+        """Label maps (N, H, W) of pet and background, where each pixel of a border is either at random."""
+        decided = (labels != BACKGROUND).astype(np.uint8)
+        for (epoch, index), mask, border in zip(keys, decided, labels == BORDER):
+            rng = sample_rng(self.seed, epoch, self.samples[index].name, UNCERTAIN_BORDER)
+            mask[border] = rng.integers(0, 2, size=int(border.sum()), dtype=np.uint8)
+        return decided

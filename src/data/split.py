@@ -1,0 +1,116 @@
+"""Which part of a dataset an image belongs to."""
+
+import collections
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from data.layout import Sample
+from data.names import MODES
+
+Group = list[Sample]
+
+
+class Split(NamedTuple):
+    """The parts of a dataset, disjoint in names and in content."""
+
+    train: list[Sample]
+    valid: list[Sample]
+    test: list[Sample]
+    moved: int = 0  # images moved into training because a copy, or one of their group, is in another part
+
+
+def connected(groups: Iterable[Group]) -> list[Group]:
+    """Groups of samples, where those that share one are united. Samples and groups stay in the order given."""
+    group_of: dict[Sample, Group] = {}
+    for group in groups:
+        united = list(dict.fromkeys(member for sample in group for member in group_of.get(sample, [sample])))
+        group_of.update(dict.fromkeys(united, united))
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def split_by_lists(trainval: list[Sample], test: list[Sample], groups: list[Group]) -> dict[str, list[Sample]]:
+    """The official parts: every tenth image of trainval is for validation; with groups, about a tenth."""
+    if groups:
+        return {**_deal_out(trainval, groups, {"train": 0.9, "valid": 0.1}), "test": test}
+    return {"train": [s for i, s in enumerate(trainval, start=1) if i % 10], "valid": trainval[9::10], "test": test}
+
+
+def split_at_random(samples: list[Sample], seed: int, groups: list[Group]) -> dict[str, list[Sample]]:
+    """80, 10 and 10 % of every breed, each shuffled once; groups stay together."""
+    order = _by_breed(samples, seed)
+    if groups:
+        return _deal_out(order, groups, {"train": 0.8, "valid": 0.1, "test": 0.1})
+    # Every run of ten gives eight, one and one: each part gets its share of every breed, to within one image.
+    parts: dict[str, list[Sample]] = {mode: [] for mode in MODES}
+    for i, sample in enumerate(order):
+        parts[{4: "valid", 9: "test"}.get(i % 10, "train")].append(sample)
+    return parts
+
+
+def take_fold(parts: dict[str, list[Sample]], number: int, count: int, seed: int, groups: list[Group]) -> None:
+    """Divides all but the test images into `count` folds anew; the one of this number, from 1 on, validates."""
+    order = _by_breed(parts["train"] + parts["valid"], seed)
+    folds = _deal_out(order, groups, dict.fromkeys(range(1, count + 1), 1 / count))
+    parts["valid"] = folds.pop(number)
+    parts["train"] = [sample for fold in folds.values() for sample in fold]
+
+
+def unite(parts: dict[str, list[Sample]], groups: list[Group]) -> int:
+    """Moves images of groups that are in several parts into training; returns how many were moved."""
+    home = {sample: mode for mode, part in parts.items() for sample in part}
+    moved = 0
+    for group in connected([[sample for sample in group if sample in home] for group in groups]):
+        if len({home[sample] for sample in group}) > 1:
+            for sample in group:
+                if home[sample] != "train":
+                    parts[home[sample]].remove(sample)
+                    parts["train"].append(sample)
+                    moved += 1
+    return moved
+
+
+def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
+    """Breed after breed, each shuffled: what is dealt out in turns has the same share of every breed."""
+    breeds: dict[int, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.name):
+        breeds.setdefault(sample.breed, []).append(sample)
+    return [
+        sample
+        for breed, members in breeds.items()
+        for sample in (members[i] for i in np.random.default_rng([seed, breed]).permutation(len(members)))
+    ]
+
+
+def _deal_out(order: list[Sample], groups: list[Group], shares: dict) -> dict:
+    """Divides samples among the keys of `shares`, whole groups first and the largest first.
+
+    Of the parts with room for the whole group, each group goes to the one with the least of its share, so that what
+    follows each other, such as a breed, is spread. If none has room, it goes to the one with the most. The last groups
+    go to parts that are still empty.
+    """
+    place = {sample: i for i, sample in enumerate(order)}
+    units = [sorted((s for s in group if s in place), key=place.get) for group in connected(groups)]
+    units = sorted((unit for unit in units if unit), key=lambda unit: (-len(unit), place[unit[0]]))
+    grouped = {sample for unit in units for sample in unit}
+    units += [[sample] for sample in order if sample not in grouped]
+    parts: dict = {key: [] for key in shares}
+    for left, unit in zip(range(len(units), 0, -1), units):
+        room = {key: share * len(place) - len(parts[key]) for key, share in shares.items()}
+        empty = [key for key in parts if not parts[key]]
+        fitting = empty if left <= len(empty) else [key for key in parts if room[key] >= len(unit)]
+        key = min(fitting, key=lambda key: len(parts[key]) / shares[key]) if fitting else max(room, key=room.get)
+        parts[key] += unit
+    return parts
+
+
+def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
+    """A random part of the samples, the same of every breed; a smaller part lies within a larger one."""
+    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
+    size, drawn, place = collections.Counter(sample.breed for sample in samples), collections.Counter(), {}
+    for i in order:  # each sample's place in its breed, from 0 to 1
+        drawn[samples[i].breed] += 1
+        place[i] = (drawn[samples[i].breed] - 0.5) / size[samples[i].breed]
+    kept = sorted(order, key=place.get)[: round(len(samples) * fraction)]
+    return [samples[i] for i in sorted(kept)]

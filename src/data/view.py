@@ -1,0 +1,112 @@
+"""What a network sees of an image, and what the labels beside it mean."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from data.image_io import nearest, read_labels, read_pixels, shown_size
+from data.layout import Sample
+from models.checkpoint import Checkpoint
+from models.task import BACKGROUND, SPECIES
+from runtime.errors import DatasetError
+
+
+class View(NamedTuple):
+    """Which values of an image a network sees, how large, and which classes its mask holds.
+
+    Args:
+        size: side of a square, in pixels.
+        resize: `square` squashes images into it; `keep` keeps their shape, and the longer side gets that length.
+        channels: of the image. Gray images are repeated, color ones become gray where that is 1.
+        window: percentiles of the image's values that become black and white; None takes the range of its type.
+        classes: names of the classes whose numbers masks hold; without any, masks are trimaps or have two values.
+    """
+
+    size: int = 256
+    resize: str = "square"
+    channels: int = 3
+    window: tuple[float, float] | None = None
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, size: int | None = None, resize: str | None = None) -> "View":
+        """What the network of a checkpoint sees: as in its training, unless another size is given."""
+        return cls(
+            size or checkpoint.image_size,
+            resize or "square",
+            checkpoint.channels,
+            checkpoint.window and tuple(checkpoint.window),
+            checkpoint.task.classes,
+        )
+
+    @property
+    def rgb(self) -> bool:
+        """Whether images are 8-bit RGB, which most are. Others have 16 bits a channel here and in the cache."""
+        return self.channels == 3 and self.window is None
+
+    @property
+    def dtype(self) -> type:
+        """Of images."""
+        return np.uint8 if self.rgb else np.uint16
+
+    def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """Width and height at which the network sees an image of this width and height."""
+        if self.resize == "square":
+            return self.size, self.size
+        return tuple(max(1, round(side * self.size / max(sides))) for side in sides)
+
+    def size_of(self, sample: Sample) -> tuple[int, int]:
+        """Width and height at which the network sees an image. Raises DatasetError: see `shown_size`."""
+        return self.fit((1, 1) if self.resize == "square" else sample.displayed_size())
+
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the network sees; see `read_at`."""
+        return self.read_at(sample, self.size_of(sample))
+
+    def read_at(self, sample: Sample, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image (H, W, C) and its label map, uint8 (H, W), or None where it has none.
+
+        Args:
+            sample: says which files.
+            size: width and height that both are resized to; None keeps the image's own size.
+
+        Raises:
+            DatasetError: a file can't be read or is no mask, or their sizes don't fit.
+        """
+        image, stored = self.read_stored(sample, size)
+        return image, None if stored is None else self.relabel(sample, stored)
+
+    def read_stored(self, sample: Sample, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `read_at`, before `relabel`."""
+        image_path, mask_path = sample.image_path, sample.mask_path
+        if mask_path is None:
+            return read_pixels(image_path, self.channels, self.window, size, upright=True), None
+        labels = read_labels(mask_path, sample.binary_mask, self.classes)
+        *own_size, upright = shown_size(image_path, mask_path, labels.shape[::-1], sample.binary_mask)
+        image = read_pixels(image_path, self.channels, self.window, size, upright)
+        return image, nearest(labels, size or tuple(own_size))
+
+    def read_labels(self, sample: Sample) -> np.ndarray:
+        """The label map at the mask's own size, uint8 (H, W). Raises DatasetError: the file is none."""
+        return self.relabel(sample, read_labels(sample.mask_path, sample.binary_mask, self.classes))
+
+    def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
+        """The label map from what is in the file: of a trimap, where classes are species, pet and border are its."""
+        if sample.binary_mask or not self.classes:
+            return stored
+        return np.where(stored == BACKGROUND, np.uint8(BACKGROUND), np.uint8(sample.species))
+
+    def require_labels(self, samples: list[Sample]) -> None:
+        """Raises DatasetError where masks know no such classes."""
+        for sample in samples if self.classes else ():
+            if sample.mask_path is None or sample.binary_mask:
+                continue
+            if self.classes != SPECIES.classes:
+                raise DatasetError(
+                    f"{sample.mask_path} is a trimap and has no classes {','.join(self.classes)}; use masks of own "
+                    "images"
+                )
+            if sample.species not in (1, 2):
+                raise DatasetError(
+                    f"the species of {sample.name} is not known: it stands in the lists of the dataset alone"
+                )
