@@ -67,9 +67,9 @@ FOLDS := 1 2 3 4 5
 folds: setup
 	test -d $(DATA)/images || $(RUN) tools/sample_pets.py --data_path $(DATA) --count 1000 --side 128
 	for fold in $(FOLDS); do $(RUN) src/train.py --data_path $(DATA) $(DEMO_RUN) $(DEMO_FLAGS) \
-		--folds $(words $(FOLDS)) --fold $$fold || exit; done
+		--fold $$fold/$(words $(FOLDS)) || exit; done
 	$(RUN) src/evaluate.py --data_path $(DATA) $(DEMO_RUN) \
 		--model_path $(FOLDS:%=demo/saved_models/fold_%/resnet34_unet_best.pth)
 
 clean:
-	rm -rf demo inference_results output_predictions worst_panels .pytest_cache .ruff_cache
+	rm -rf demo inference_results output_predictions .pytest_cache .ruff_cache

@@ -10,7 +10,7 @@ from evaluation.config import EvalConfig, InferConfig  # noqa: E402  the path mu
 from export import ExportConfig  # noqa: E402
 from oxford_pet import DatasetConfig  # noqa: E402
 from plot_dice_curve import PlotConfig  # noqa: E402
-from pretrain import UNUSED  # noqa: E402
+from pretrain import FLAGS  # noqa: E402
 from runtime.options import flag_table  # noqa: E402
 from training.config import RECIPES, TrainConfig  # noqa: E402
 
@@ -33,7 +33,7 @@ def document() -> str:
         "`--batch-size` is `--batch_size`. Every switch has a form that turns it off.",
     ]
     for script, config in SCRIPTS.items():
-        parts += [f"## {script}", flag_table(config, UNUSED if script == "pretrain.py" else ())]
+        parts += [f"## {script}", flag_table(config, FLAGS if script == "pretrain.py" else None)]
     parts += ["## Recipes", "`--recipe report`: the defaults of train.py. `denoising` is that of pretrain.py."]
     for recipe, rows in RECIPES.items():
         for row, values in rows.items():
