@@ -41,25 +41,21 @@ class Parser(argparse.ArgumentParser):
         """Prints one line and exits with status 2."""
         self.exit(2, f"error: {message}; see python {self.folder}/{self.prog} --help\n")
 
-    def parse_known_args(self, args=None, namespace=None):
-        """As in argparse, with the spelling of long flags normalised."""
-        spellings = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}
-        words = []
-        for word in sys.argv[1:] if args is None else args:
-            name, equals, value = word.partition("=")
-            words.append(spellings.get(name.replace("-", "_"), name) + equals + value if word[:2] == "--" else word)
-        return super().parse_known_args(words, namespace)
-
     def parse_overrides(self, argv=None) -> dict:
-        """The values of the flags that stand on the command line, by field."""
-        return vars(self.parse_args(argv))
+        """The values of the flags on the command line, by field."""
+        spellings = {flag.replace("-", "_"): flag for flag in self._option_string_actions if flag.startswith("--")}
+        words = []
+        for word in sys.argv[1:] if argv is None else argv:
+            flag, equals, value = word.partition("=")
+            flag = spellings.get(flag.replace("-", "_"), flag) if flag.startswith("--") else flag
+            words.append(flag + equals + value)
+        return vars(self.parse_args(words))
 
 
 class StopRequest:
     """A signal that asks the run to stop, kept until the step in progress ends.
 
-    A second Ctrl-C or SIGTERM ends the process at once, unless it is `patient`: one of several processes gets those of
-    all that pass them on.
+    A second one ends the process at once, unless it is `patient`: one of several processes gets those of all of them.
     """
 
     def __init__(self, patient: bool = False):
@@ -139,11 +135,9 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
             raise
     except KeyboardInterrupt:
         status = 130
-    # Outside of the except blocks the error no longer holds the frames of main, so DataLoaders in them are freed and
-    # end their workers.
+    # Out here the error no longer holds the frames of main: DataLoaders in them are freed and end their workers.
     if message and os.environ.get("RANK", "0") != "0":
-        # Under torchrun the first process reports, and that ends the others, where it has the same trouble. Ending and
-        # being noticed takes it seconds on a busy machine.
+        # Under torchrun the first process reports, and its end ends the others, which takes seconds on a busy machine.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
     if message:  # in one line, whatever is in it
