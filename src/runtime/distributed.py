@@ -1,14 +1,12 @@
 """Several processes in one run, on one machine or many, started by torchrun.
 
-torchrun --nproc_per_node=2 src/train.py --data_path dataset
-
-Every process holds the whole dataset and the whole model and takes a shard of the images. Only the first one prints and
-writes.
+Every process holds the whole dataset and the whole model and takes a shard of the images; only the first one writes.
 """
 
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -109,7 +107,8 @@ class DistributedContext:
         try:
             yield
         except RuntimeError as error:
-            if self.size > 1 and (isinstance(error, dist.DistError) or any(w in str(error).lower() for w in LOST_PEER)):
+            is_lost = isinstance(error, dist.DistError) or any(words in str(error).lower() for words in LOST_PEER)
+            if self.size > 1 and is_lost:
                 raise PeerLostError(
                     "another process of this run has ended or does not answer; see its output, and start again"
                 ) from None
@@ -152,14 +151,11 @@ def init_distributed(device: torch.device, peer_minutes: float = 60):
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=peer_minutes))
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"the processes could not find each other ({first_line(error)}); check torchrun's flags"
-        ) from None
-    with contextlib.ExitStack() as quiet:
-        if rank:
-            nowhere = quiet.enter_context(open(os.devnull, "w"))  # noqa: PTH123
-            quiet.enter_context(contextlib.redirect_stdout(nowhere))
-            quiet.enter_context(contextlib.redirect_stderr(nowhere))
-        yield DistributedContext(rank, size)
+        reason = first_line(error)
+        raise RunError(f"the processes could not find each other ({reason}); check torchrun's flags") from None
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        out, err = (nowhere, nowhere) if rank else (sys.stdout, sys.stderr)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield DistributedContext(rank, size)
     gc.collect()  # a DistributedDataParallel that outlives its group can abort the process when Python ends
     dist.destroy_process_group()  # not after an error: the others may no longer be there to answer

@@ -66,17 +66,22 @@ def atomic_write(path, mode: str = "w", sync: bool = True):
     try:
         with temporary.open(mode.replace("w", "x"), **text) as file:
             yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if sync:
-            sync_folder(path.parent)
+        put_in_place(temporary, path, sync)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def put_in_place(source, path, sync: bool = True) -> None:
+    """Moves a file that is complete to where it belongs, when it is on the disk."""
+    if sync:
+        with Path(source).open("rb+") as file:
+            os.fsync(file.fileno())
+    Path(source).replace(path)
+    if sync:
+        sync_folder(Path(path).parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -126,11 +131,3 @@ def append_rows(path, rows: list[dict]) -> None:
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
         old = read_rows(path)
         write_rows(path, [*old, *rows], list(dict.fromkeys([*(old[0] if old else []), *rows[0]])))
-
-
-def put_in_place(source, path) -> None:
-    """Moves a file that is complete to where it belongs, when it is on the disk."""
-    with Path(source).open("rb+") as file:
-        os.fsync(file.fileno())
-    Path(source).replace(path)
-    sync_folder(Path(path).parent)
