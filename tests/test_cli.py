@@ -143,6 +143,19 @@ def test_patient_process_ignores_further_signals(handlers):
         stop.check()
 
 
+@pytest.mark.skipif(not cli.HANGUP, reason="needs SIGHUP")
+def test_second_hangup_changes_nothing_and_nohup_stays_in_force(handlers):
+    stop = StopRequest()
+    for _ in range(2):
+        signal.raise_signal(signal.SIGHUP)
+    with pytest.raises(Interrupted) as interrupted:
+        stop.check()
+    assert cli.explain(interrupted.value, "") == (129, "")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    StopRequest()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 def test_stop_request_in_a_thread_leaves_signals_alone(handlers):
     before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1) as pool:

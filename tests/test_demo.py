@@ -80,9 +80,9 @@ def wait_for(browser, selector: str, attribute: str | None = None, seconds: floa
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         for element in browser.find_elements(By.CSS_SELECTOR, selector):
-            found = element.get_attribute(attribute) if attribute else element.text
-            if found:
-                return found
+            text = element.get_attribute(attribute) if attribute else element.text
+            if text:
+                return text
         time.sleep(0.1)
     raise AssertionError(f"no {selector}: {browser.find_element(By.TAG_NAME, 'body').text}")
 
@@ -299,3 +299,12 @@ def test_a_port_in_use_is_one_error(trained, tmp_path):
         done = run_script("demo.py", "--save_dir", trained / "saved_models", "--port", port, cwd=tmp_path)
     assert_one_error(done, f"port {port} can't be used")
     assert_one_error(run_script("demo.py", "--save_dir", "nowhere", cwd=tmp_path), "no checkpoint")
+
+
+def test_a_missing_gradio_is_one_error(tmp_path):
+    code = f"""
+import runpy, sys
+sys.modules["gradio"] = None
+runpy.run_path({str(SRC / "demo.py")!r}, run_name="__main__")
+"""
+    assert_one_error(Script(code, (), tmp_path).finish(), "pip install -r requirements-demo.txt")

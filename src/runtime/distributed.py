@@ -31,9 +31,9 @@ class DistributedContext:
         """The command that starts such a run."""
         if self.size == 1:
             return "python"
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        machines = f" --nnodes={self.size // here}" if here < self.size else ""
-        return f"torchrun{machines} --nproc_per_node={here}"
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        machines = f" --nnodes={self.size // local_size}" if local_size < self.size else ""
+        return f"torchrun{machines} --nproc_per_node={local_size}"
 
     def shard(self, items: Sequence) -> Sequence:
         """This process's items of a list: every `size`-th."""
@@ -42,17 +42,13 @@ class DistributedContext:
     def all_gather(self, results: list) -> list:
         """The results for the shards of all processes, in the order of the list before `shard`."""
         shards: list = [results] * self.size
-        if self.size > 1:
-            with self.peers_needed():
-                dist.all_gather_object(shards, results)
+        self._together(dist.all_gather_object, shards, results)
         return [shards[i % self.size][i // self.size] for i in range(sum(map(len, shards)))]
 
     def broadcast(self, value):
         """The first process's value, in all processes."""
         values = [value]
-        if self.size > 1:
-            with self.peers_needed():
-                dist.broadcast_object_list(values, src=0)
+        self._together(dist.broadcast_object_list, values)
         return values[0]
 
     def barrier(self) -> None:
@@ -61,17 +57,21 @@ class DistributedContext:
 
     def all_reduce_max(self, *values: int) -> list[int]:
         """The maximum of each value over all processes."""
-        return self._all_reduce(torch.tensor(values), dist.ReduceOp.MAX).tolist()
+        maxima = torch.tensor(values)
+        self._together(dist.all_reduce, maxima, dist.ReduceOp.MAX)
+        return maxima.tolist()
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, as a new tensor on the CPU."""
-        return self._all_reduce(values.detach().cpu().clone(), dist.ReduceOp.SUM)
+        sums = values.detach().cpu().clone()
+        self._together(dist.all_reduce, sums)
+        return sums
 
-    def _all_reduce(self, values: torch.Tensor, operation) -> torch.Tensor:
+    def _together(self, collective, *args) -> None:
+        """Calls one of torch's functions that change their arguments, where there are several processes."""
         if self.size > 1:
             with self.peers_needed():
-                dist.all_reduce(values, operation)
-        return values
+                collective(*args)
 
     def average_batch_norm(self, model: nn.Module) -> None:
         """Averages the running statistics of batch norms."""
@@ -142,10 +142,7 @@ def init_distributed(device: torch.device, peer_minutes: float = 60):
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:
-            raise UsageError(
-                f"torchrun started more processes than there are GPUs ({gpus}); use --nproc_per_node={gpus}, or add "
-                "--device cpu"
-            )
+            raise UsageError(f"there are {gpus} GPUs here; use --nproc_per_node={gpus}, or add --device cpu")
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:

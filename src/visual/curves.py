@@ -110,8 +110,8 @@ def draw_curves(save_dir: str, log_dir: str, kinds: list[str], ids: list[str] | 
     for kind, axis in zip(kinds, figure.subplots(len(kinds), squeeze=False)[:, 0]):
         for run, look in runs:
             draw_run(run, kind, axis, *look)
-        words = "Dice score" if kind == "dice" else kind.replace("_", " ").capitalize()
-        axis.set(xlabel="epoch", ylabel=words, title=f"{words} over training")
+        quantity = "Dice score" if kind == "dice" else kind.replace("_", " ").capitalize()
+        axis.set(xlabel="epoch", ylabel=quantity, title=f"{quantity} over training")
         axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
