@@ -43,11 +43,7 @@ class Run:
 
 
 def read_runs(folder: Path, ending: str = "*.csv") -> dict[str, Run]:
-    """The runs, by their ids, in all logs called <network>_training_log<ending>.
-
-    Raises:
-        UsageError: a file is no training log.
-    """
+    """The runs in all logs called <network>_training_log<ending>, by their ids. Raises UsageError: a log is damaged."""
     runs, columns = {}, ["epoch", *itertools.chain(*COLUMNS.values())]
     for name in NAMES:
         for log in sorted(folder.glob(f"{name}_training_log{ending}")):
@@ -93,16 +89,15 @@ def draw_curves(save_dir: str, log_dir: str, kinds: list[str], ids: list[str] | 
     """
     folder = Path(log_dir)
     known = read_runs(folder, "*.csv" if ids else ".csv")
-    # The first two keep their looks where one of them is missing.
-    slots = {**dict.fromkeys(TITLES), **{run.name: run for run in known.values()}}
-    if ids:
-        slots = {run_id: known.get(run_id) for run_id in ids}
-        if None in slots.values():
-            missing = next(run_id for run_id in ids if run_id not in known)
-            raise UsageError(f"no log in {folder} has a run {missing}; there are {', '.join(known) or 'none'}")
-    runs = [(run, look) for run, look in zip(slots.values(), itertools.cycle(LOOKS)) if run]
-    if not runs:
+    for run_id in ids or ():
+        if run_id not in known:
+            raise UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
+    if not known:
         raise UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
+    # Among the latest runs the first two networks keep their looks where one of them is missing.
+    latest = {**dict.fromkeys(TITLES), **{run.name: run for run in known.values()}}
+    chosen = [known[run_id] for run_id in ids] if ids else latest.values()
+    runs = [(run, look) for run, look in zip(chosen, itertools.cycle(LOOKS)) if run]
     for run, _ in runs:
         run.title += f" {run.run_id}" if ids else ""
         run.resumed = resumed_after(save_dir, run.name, run.run_id)
