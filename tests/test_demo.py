@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
@@ -80,9 +81,10 @@ def wait_for(browser, selector: str, attribute: str | None = None, seconds: floa
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         for element in browser.find_elements(By.CSS_SELECTOR, selector):
-            text = element.get_attribute(attribute) if attribute else element.text
-            if text:
-                return text
+            with contextlib.suppress(StaleElementReferenceException):  # the page has drawn it anew meanwhile
+                text = element.get_attribute(attribute) if attribute else element.text
+                if text:
+                    return text
         time.sleep(0.1)
     raise AssertionError(f"no {selector}: {browser.find_element(By.TAG_NAME, 'body').text}")
 
