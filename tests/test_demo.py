@@ -4,7 +4,9 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import shutil
+import signal
 import socket
 import time
 import urllib.request
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
@@ -44,8 +47,11 @@ def page(trained, tmp_path_factory):
 
     script.wait_until(answers)
     yield address, script
-    script.send_signal(2)
-    assert script.finish().returncode in (0, 130)
+    status, upload = Attacker(address).upload(b"last.png", b"x")
+    assert (status, Path(upload).exists()) == (200, True)
+    script.send_signal(signal.SIGTERM)
+    assert script.finish().returncode == 128 + signal.SIGTERM
+    assert not Path(upload).parents[1].exists()
     assert "demo.py" not in script.stderr.read_text()  # in no stack trace; Gradio prints some of what it refuses
 
 
@@ -75,9 +81,10 @@ def wait_for(browser, selector: str, attribute: str | None = None, seconds: floa
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         for element in browser.find_elements(By.CSS_SELECTOR, selector):
-            found = element.get_attribute(attribute) if attribute else element.text
-            if found:
-                return found
+            with contextlib.suppress(StaleElementReferenceException):  # the page has drawn it anew meanwhile
+                text = element.get_attribute(attribute) if attribute else element.text
+                if text:
+                    return text
         time.sleep(0.1)
     raise AssertionError(f"no {selector}: {browser.find_element(By.TAG_NAME, 'body').text}")
 
@@ -149,7 +156,7 @@ class Attacker:
     """
 
     def __init__(self, address: str):
-        self.host, self.sessions = address.removeprefix("http://"), 0
+        self.host = address.removeprefix("http://")
         self.checkpoint = next(
             part["props"]["value"]
             for part in json.loads(self.ask("GET", "/config")[2])["components"]
@@ -174,12 +181,10 @@ class Attacker:
         status, _, said = self.ask("POST", UPLOAD, head + content + b"\r\n--x--\r\n", Content_Type=kind)
         return status, json.loads(said)[0] if status == 200 else ""
 
-    def segment(self, photograph, *more, function: int = 0, session: str = "") -> tuple[bool, str]:
+    def segment(self, photograph) -> tuple[bool, str]:
         """Whether the page has segmented a photograph, and the answer."""
-        if not session:
-            self.sessions += 1
-            session = f"session{self.sessions}"
-        data = {"data": [photograph, *more, self.checkpoint, 0.5], "fn_index": function, "session_hash": session}
+        session = secrets.token_hex(4)
+        data = {"data": [photograph, self.checkpoint, 0.5], "fn_index": 0, "session_hash": session}
         status, _, said = self.ask(
             "POST", "/gradio_api/queue/join", json.dumps(data).encode(), Content_Type="application/json"
         )
@@ -257,11 +262,9 @@ class TestAttacks:
             assert (status, said) == (200, content)
             assert headers["content-type"] in ("image/png", "application/octet-stream")
             assert headers["content-type"] == "image/png" or headers["content-disposition"].startswith("attachment")
-            assert headers["x-content-type-options"] == "nosniff"
-            assert "default-src 'self'" in headers["content-security-policy"]
         assert not Path("/tmp/evil.png").exists()
 
-    def test_requests_of_other_sites_and_for_them_are_refused(self, attacker):
+    def test_requests_of_other_sites_are_refused(self, attacker):
         port = attacker.host.rpartition(":")[2]
         for origin in ("http://evil.example", "null", f"http://localhost:{port}0", f"https://{attacker.host}"):
             assert attacker.ask("GET", "/config", Origin=origin)[0] == 403
@@ -270,69 +273,24 @@ class TestAttacks:
             assert attacker.ask("GET", "/config", Host=host)[0] in (400, 403)
         for host in (attacker.host, f"localhost:{port}"):
             assert attacker.ask("GET", "/config", Host=host, Origin=f"http://{host}")[0] == 200
-        for path in ("file=http://example.org/a.png", "file=https%3A//example.org/a.png", "proxy=http://127.0.0.1:9/"):
-            assert attacker.ask("GET", f"/gradio_api/{path}")[0] == 403
-        assert attacker.ask("POST", "/gradio_api/process_recording")[0] == 403
-        past_the_queue = "/gradio_api/run/segment", b'{"data": []}'
-        assert attacker.ask("POST", *past_the_queue, Content_Type="application/json")[0] == 404
 
-    def test_large_and_odd_requests_are_refused_before_they_are_read(self, attacker, page):
-        form = {"Content_Type": "multipart/form-data; boundary=x"}
-        for length in (52_000_000, 10**12, 10**30, "-5", "1e3", None):
-            assert attacker.ask("POST", UPLOAD, Content_Length=length, **form)[0] in (400, 411, 413)
-        assert attacker.ask("POST", "/gradio_api/queue/join", Content_Length=2_000_000)[0] == 413
-        assert attacker.ask("POST", UPLOAD, Transfer_Encoding="chunked", Content_Length=None, **form)[0] == 411
-        for kind in ("application/json", "text/html", "multipart/form-data", "multipart/form-data; boundary=", ""):
-            assert attacker.ask("POST", UPLOAD, b"--x--", Content_Type=kind)[0] == 400
-        deep = b"[" * 400_000
-        assert attacker.ask("POST", "/gradio_api/queue/join", deep, Content_Type="application/json")[0] in (400, 422)
-        assert attacker.ask("GET", "/" + "a" * 100_000)[0] in (400, 404, 414)
-        assert page[1].poll() is None
-
-    def test_other_users_are_served_beside_slow_ones_and_those_who_leave(self, attacker, photograph):
-        folder, (host, port) = Path(photograph).parents[1], attacker.host.split(":")
-        before, sockets = set(folder.iterdir()), []
-        head = f"POST {UPLOAD} HTTP/1.1\r\nHost: {attacker.host}\r\n".encode()
-        form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
-        file = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"x" * 100_000
-        for beginning in (b"", b"GET / HT", head, head + form, head + form + file) * 40:
-            sockets.append(socket.create_connection((host, int(port)), timeout=30))
-            sockets[-1].sendall(beginning)
-        content = Path(photograph).read_bytes()
-        with ThreadPoolExecutor(20) as pool:
-            users = list(pool.map(lambda i: attacker.upload(b"%d.png" % i, content), range(20)))
-            assert [status for status, _ in users] == [200] * 20
-            segmented = pool.map(lambda user: attacker.segment({"path": user[1], **META}), users[:4])
-            assert all(done for done, _ in segmented)
-        for one in sockets:
-            one.close()
-        Script.wait_until(lambda: not [path for path in set(folder.iterdir()) - before if path.is_file()])
-
-    def test_another_image_in_the_session_may_not_be_larger(self, attacker, photograph, tmp_path):
-        Image.new("1", (10_000, 6_000)).save(tmp_path / "large.png")
-        _, large = attacker.upload(b"large.png", (tmp_path / "large.png").read_bytes())
-        assert attacker.segment({"path": photograph, **META}, session="mine")[0]
-        done, said = attacker.segment({"path": large, **META}, None, function=2, session="mine")
-        assert not done
-        assert "60 megapixels; at most 50" in said
+    def test_large_uploads_are_refused_and_others_are_served_beside_slow_ones(self, attacker, photograph):
+        assert attacker.upload(b"large.png", b"x" * 51_000_000)[0] == 413
+        host, port = attacker.host.split(":")
+        head = f"POST {UPLOAD} HTTP/1.1\r\nHost: {attacker.host}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        with contextlib.ExitStack() as sockets:
+            for beginning in (b"", b"GET / HT", f"{head}Content-Length: 9000000\r\n\r\n--x\r\n".encode()) * 40:
+                slow = sockets.enter_context(socket.create_connection((host, int(port)), timeout=30))
+                slow.sendall(beginning)
+            with ThreadPoolExecutor(4) as pool:
+                segmented = pool.map(lambda _: attacker.segment({"path": photograph, **META}), range(4))
+                assert all(done for done, _ in segmented)
 
 
 def test_cutouts_are_shown_on_a_checkerboard(attacker):
     assert b"#cutout img {background: repeating-conic-gradient" in b"".join(
         attacker.ask("GET", path)[2] for path in ("/", "/config", "/theme.css")
     )
-
-
-def test_uploads_end_before_the_disk_is_full(tmp_path, monkeypatch):
-
-    from evaluation import page as served
-
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(served.shutil, "disk_usage", lambda _path: usage._replace(free=10**9))
-    headers = [(b"host", b"127.0.0.1:7860"), (b"content-length", b"10")]
-    scope = {"method": "POST", "path": UPLOAD, "headers": headers}
-    assert served.refusal(scope, tmp_path) == (507, "The disk is full.")
-    assert served.refusal({**scope, "method": "GET"}, tmp_path) is None
 
 
 def test_a_port_in_use_is_one_error(trained, tmp_path):
@@ -343,3 +301,12 @@ def test_a_port_in_use_is_one_error(trained, tmp_path):
         done = run_script("demo.py", "--save_dir", trained / "saved_models", "--port", port, cwd=tmp_path)
     assert_one_error(done, f"port {port} can't be used")
     assert_one_error(run_script("demo.py", "--save_dir", "nowhere", cwd=tmp_path), "no checkpoint")
+
+
+def test_a_missing_gradio_is_one_error(tmp_path):
+    code = f"""
+import runpy, sys
+sys.modules["gradio"] = None
+runpy.run_path({str(SRC / "demo.py")!r}, run_name="__main__")
+"""
+    assert_one_error(Script(code, (), tmp_path).finish(), "pip install -r requirements-demo.txt")

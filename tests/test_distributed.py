@@ -91,15 +91,15 @@ def test_scores_of_two_are_those_of_one_to_the_last_digit(pair, shared_dataset, 
 def test_pictures_of_two_are_those_of_one(pair, shared_dataset, tmp_path):
     folder, _ = pair
     flags = ("--data_path", shared_dataset, "--model_path", folder / "saved_models/tiny_best.pth")
-    found = []
+    results = []
     for name, run in (("two", two_ok), ("one", run_ok)):
         said = run("inference.py", *flags, "--output_path", name, "--log_dir", f"{name}_logs", cwd=tmp_path)
         assert said.count("TINY mean Dice") == 1
         log = rows(tmp_path / f"{name}_logs/tiny_inference_log.csv")
         masks = {p.name: Image.open(p).tobytes() for p in (tmp_path / name).glob("*.png")}
-        found.append(([{**row, "time": ""} for row in log], masks))
-    assert found[0] == found[1]
-    assert len(found[0][1]) == 9  # a mask and a panel of four pictures, and a sheet
+        results.append(([{**row, "time": ""} for row in log], masks))
+    assert results[0] == results[1]
+    assert len(results[0][1]) == 9  # a mask and a panel of four pictures, and a sheet
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -117,15 +117,15 @@ def test_one_goes_on_where_two_stopped_and_the_reverse(processes, request, share
     assert content["weights"].keys() == load_checkpoint(before / "saved_models/tiny_last.pth")["weights"].keys()
 
 
-@pytest.mark.parametrize("how", ["terminate all", "kill one"])
-def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp_path):
+@pytest.mark.parametrize("end", ["terminate all", "kill one"])
+def test_a_stop_and_a_death_leave_a_state_to_go_on_from(end, shared_dataset, tmp_path):
     command = [*LAUNCH, str(SRC / "train.py"), "--data_path", str(shared_dataset), "--epochs", "500", *map(str, TINY)]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while not process.stdout.readline().startswith("epoch   3"):
         assert process.poll() is None, process.stderr.read()
-    if how == "kill one":
+    if end == "kill one":
         os.kill(second_of(process.pid), signal.SIGKILL)
     else:
         process.terminate()
@@ -134,12 +134,12 @@ def test_a_stop_and_a_death_leave_a_state_to_go_on_from(how, shared_dataset, tmp
     stopped = re.search(r"Stopped in epoch (\d+) after step (\d+); saved", said)
     assert stopped, said + errors
     assert "torchrun --nproc_per_node=2 src/train.py" in said
-    if how == "kill one":
+    if end == "kill one":
         assert "error: another process of this run has ended" in errors
     last = tmp_path / "saved_models/tiny_last.pth"
     progress = load_checkpoint(last)["progress"]
     assert (progress["epoch"] + 1, progress["step"]) == tuple(map(int, stopped.groups()))
-    if how == "terminate all" and progress["step"]:
+    if end == "terminate all" and progress["step"]:
         assert progress["sums"][1] == 8 * progress["step"]  # images of both
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert f"in epoch {stopped[1]} of {stopped[1]} after step {stopped[2]}" in said
@@ -190,18 +190,16 @@ def test_a_frozen_process_ends_the_run_in_time(where, shared_dataset, tmp_path):
 def second_of(launcher: int) -> int:
     """Process id of the second of a launcher's processes."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (found,) = [int(pid) for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
-    return found
+    (second,) = [int(pid) for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
+    return second
 
 
 def test_an_error_of_the_first_is_no_traceback_of_the_others(shared_dataset, tmp_path):
     flags = ("--data_path", shared_dataset, *TINY, "--model_name", "resnet", "--encoder_weights", "none.pth")
     done = Script(SRC / "train.py", flags, tmp_path, processes=2).finish()
-    first, *others = done.stderr.strip().splitlines()
+    first, *rest = done.stderr.strip().splitlines()
     assert "none.pth" in first
-    assert others == [
-        "error: another process of this run has ended or does not answer; see its output, and start again"
-    ]
+    assert rest == ["error: another process of this run has ended or does not answer; see its output, and start again"]
 
 
 def test_a_stray_variable_is_no_launcher(monkeypatch):

@@ -2,16 +2,18 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
+from data.datasets import load_dataset
 
 from data.augment import AugmentedDataset
 from data.cache import open_cache
-from data.datasets import load_dataset
 from data.loader import Batches, StepReader
 from helpers import PYTHON, SRC, TINY, Script, run_ok
 from models.checkpoint import load_checkpoint
@@ -86,3 +88,17 @@ def test_datasets_reach_processes_that_start_afresh(dataset):
     theirs = pickle.loads(pickle.dumps(reader)).read_batch((1, 2))  # noqa: S301
     for one, other in zip(reader.read_batch((1, 2)), theirs):
         assert (one is other is None) or (torch.equal(one["image"], other["image"]) and one.keys() == other.keys())
+
+
+def test_installing_the_project_brings_requirements_and_no_modules(tmp_path):
+    pytest.importorskip("setuptools", "77")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(SRC.parent / name, tmp_path)
+    shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.split("/")[0] for name in archive.namelist()}
+        assert folder.endswith(".dist-info")
+        assert b"Requires-Dist: torch>=" in archive.read(f"{folder}/METADATA")

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script
-from visual.curves import runs_by_id
+from visual.curves import read_runs
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
 
@@ -33,9 +33,9 @@ def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
     # Rows of the same run that an older state left behind: of every epoch there is one, in order.
     text = (folder / "logs/tiny_training_log.csv").read_text()
     (folder / "logs/tiny_training_log_more.csv").write_text(text.replace(",0.", ",1."))
-    (run,) = runs_by_id(folder / "logs", folder / "saved_models", [first])
-    assert [row["epoch"] for row in run.rows] == [1, 2, 3]
-    assert max(row["val_dice"] for row in run.rows) <= 1
+    epochs, scores = read_runs(folder / "logs")[first].points("val_dice")
+    assert epochs == [1, 2, 3]
+    assert max(scores) <= 1
     plain = run_ok("plot_dice_curve.py", cwd=folder)
     one = Image.open(folder / "logs/dice_score_comparison.png").size
     assert "another" not in plain

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Container
@@ -19,19 +20,17 @@ from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
 from runtime.options import add_flags
 
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")  # as devices and systems put it
-BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser for a config: errors in one line, no abbreviations, hyphens as good as underscores.
+    """ArgumentParser for the flags of a config: all fields, or those in `only`.
 
-    Args:
-        script: its file name.
-        description: its docstring: what it does, then examples.
-        config_class: its flags.
-        folder: where the script is.
-        only: the fields of the config that are flags of this script; None means all.
+    The description is the script's docstring: what it does, then examples. Errors are one line, abbreviations are
+    refused, and hyphens are as good as underscores.
     """
 
     def __init__(
@@ -46,38 +45,32 @@ class Parser(argparse.ArgumentParser):
         """Prints one line and exits with status 2."""
         self.exit(2, f"error: {message}; see python {self.folder}/{self.prog} --help\n")
 
-    def print_help(self, file=None):
-        """Prints the help; unlike argparse's it does not ignore a broken pipe."""
-        (sys.stdout if file is None else file).write(self.format_help())
-
-    def parse_known_args(self, args=None, namespace=None):
-        """As in argparse, with the spelling of long flags normalised."""
-        spellings = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}
-        words = []
-        for word in sys.argv[1:] if args is None else args:
-            name, equals, value = word.partition("=")
-            words.append(spellings.get(name.replace("-", "_"), name) + equals + value if word[:2] == "--" else word)
-        return super().parse_known_args(words, namespace)
-
     def parse_overrides(self, argv=None) -> dict:
-        """The values of the flags that stand on the command line, by field."""
-        return vars(self.parse_args(argv))
+        """The values of the flags on the command line, by field."""
+        spellings = {flag.replace("-", "_"): flag for flag in self._option_string_actions if flag.startswith("--")}
+        words = []
+        for word in sys.argv[1:] if argv is None else argv:
+            flag, equals, value = word.partition("=")
+            flag = spellings.get(flag.replace("-", "_"), flag) if flag.startswith("--") else flag
+            words.append(flag + equals + value)
+        return vars(self.parse_args(words))
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM, kept until the step in progress ends. A second one ends the process at once.
+    """A signal that asks the run to stop, kept until the step in progress ends.
 
-    Args:
-        patient: ignore further signals: one of several processes gets those of all that pass them on.
+    A second one ends the process at once, unless it is `patient`: one of several processes gets those of all of them.
     """
 
     def __init__(self, patient: bool = False):
         self.signum, self.patient = 0, patient
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._handle)
+        self.terminals = [number for number in (1, 2) if os.isatty(number)]
+        handle_signals(self._handle)
 
     def _handle(self, signum, _frame):
-        if self.signum and not self.patient:
+        if signum == HANGUP:  # it may come twice, from the system and from the shell
+            _discard_output(*self.terminals)
+        elif self.signum and not self.patient:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum
@@ -88,11 +81,24 @@ class StopRequest:
             raise Interrupted(self.signum)
 
 
+def handle_signals(handler) -> None:
+    """Sets the handler of the signals that stop a script. In other threads than the main one Python can't."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in STOPPING:
+            if signum != HANGUP or signal.getsignal(signum) != signal.SIG_IGN:  # as nohup wants it
+                signal.signal(signum, handler)
+
+
+def _discard_output(*descriptors: int) -> None:
+    """Whatever is written to these files from now on goes nowhere, where it would fail."""
+    for number in descriptors:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
 def import_torch() -> None:
     """Imports torch and torchvision, after the flags are parsed: it takes seconds.
 
-    Raises:
-        UsageError: they are not of one release.
+    Raises UsageError: they are not of one release.
     """
     try:
         import torchvision  # noqa: F401
@@ -104,10 +110,7 @@ def import_torch() -> None:
 
 
 def quiet_pillow() -> None:
-    """Silences what Pillow and libtiff write to stderr about odd files; one that can't be read is an error of ours.
-
-    Among that are warnings of images of 90 million pixels: Pillow refuses twice as many.
-    """
+    """Silences what Pillow and libtiff write to stderr about odd and large files. Errors are raised all the same."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -117,13 +120,12 @@ def quiet_pillow() -> None:
 
 
 def run(main, less_memory: str = "a smaller --batch_size") -> None:
-    """Runs a script's main and exits; what it raises becomes one line on stderr and the exit status.
-
-    Args:
-        main: called without arguments; its result is ignored.
-        less_memory: what to use when memory runs out.
-    """
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    """Runs a script's main and exits; an error becomes one line on stderr, `less_memory` being the advice of some."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or under pythonw
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     quiet_pillow()
     status, message = 0, ""
     try:
@@ -137,56 +139,37 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
             raise
     except KeyboardInterrupt:
         status = 130
-    # Outside of the except blocks the error no longer holds the frames of main, so DataLoaders in them are freed and
-    # end their workers.
+    # Out here the error no longer holds the frames of main: DataLoaders in them are freed and end their workers.
     if message and os.environ.get("RANK", "0") != "0":
-        # Under torchrun the first process reports, and that ends the others, where it has the same trouble. Ending and
-        # being noticed takes it seconds on a busy machine.
+        # Under torchrun the first process reports, and its end ends the others, which takes seconds on a busy machine.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
-    sys.exit(_report(status, message))
+    if message:  # in one line, whatever is in it
+        shown = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
+        print(f"error: {''.join(shown)}", file=sys.stderr)
+    sys.exit(status)
 
 
 def explain(error: Exception, less_memory: str) -> tuple[int | None, str]:
     """Exit status and message for an error; status None where it is a bug."""
-    text = str(error)
-    if isinstance(error, UsageError):
-        if "Traceback (most recent call last)" in text:  # from a worker process; what was wrong is the last line
-            text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        return 2, text
-    if isinstance(error, RunError):
-        return 1, text
-    if isinstance(error, Interrupted):
-        return 128 + error.signum, ""
-    if isinstance(error, BrokenPipeError):
-        # The reader of our output went away (`| head`). Python flushes stdout once more at exit, so it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    kind, text, at_run_time = type(error), str(error), isinstance(error, RuntimeError)
+    if isinstance(error, (UsageError, RunError, Interrupted)):
+        # From a worker process it comes as text with a traceback, the message last.
+        return error.status, text.rpartition(f"\n{kind.__module__}.{kind.__name__}: ")[2].strip()
+    if isinstance(error, BrokenPipeError):  # the reader of our output went away (`| head`); Python flushes it at exit
+        _discard_output(sys.stdout.fileno())
         return 1, ""
     if isinstance(error, OSError):
-        return _explain_os_error(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        place = f" {error.filename}" if error.filename else ""
+        if error.errno in DISK_FULL:
+            return 1, f"can't write{place} ({error.strerror}); free some space and start again, train.py with --resume"
+        if error.errno in BAD_PATH:
+            return 2, f"can't open{place} ({error.strerror}); check the path and its permissions"
+        return 1, f"{error.strerror or error}{place}"
+    if at_run_time and "DataLoader worker" in text:
         return 1, "a process that reads images died; use --num_workers 0, or check memory and files"
-    if isinstance(error, RuntimeError) and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+    if at_run_time and kind.__module__.startswith(("torch._inductor", "torch._dynamo")):
         return 1, f"--compile failed ({first_line(error)}); leave the flag out"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
-    ):
+    if isinstance(error, MemoryError) or (at_run_time and any(words in text for words in OUT_OF_MEMORY)):
         return 1, f"out of memory; use {less_memory}, or a smaller --image_size"
     return None, ""
-
-
-def _explain_os_error(error: OSError) -> tuple[int, str]:
-    where = f" {error.filename}" if error.filename else ""
-    if error.errno in DISK_FULL:
-        return 1, f"can't write{where} ({error.strerror}); free some space and start again, train.py with --resume"
-    if error.errno in BAD_PATH:
-        return 2, f"can't open{where} ({error.strerror}); check the path and its permissions"
-    return (2 if error.errno == errno.ENAMETOOLONG else 1), f"{error.strerror or error}{where}"
-
-
-def _report(status: int, message: str) -> int:
-    """Prints the message, if any, in one line whatever is in it; returns the status."""
-    if message:
-        shown = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in message)
-        print(f"error: {''.join(shown)}", file=sys.stderr)
-    return status

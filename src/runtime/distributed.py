@@ -1,14 +1,12 @@
 """Several processes in one run, on one machine or many, started by torchrun.
 
-torchrun --nproc_per_node=2 src/train.py --data_path dataset
-
-Every process holds the whole dataset and the whole model and takes a shard of the images. Only the first one prints and
-writes.
+Every process holds the whole dataset and the whole model and takes a shard of the images; only the first one writes.
 """
 
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -18,14 +16,12 @@ from torch import nn
 
 from runtime.errors import PeerLostError, RunError, UsageError, first_line
 
+STATISTICS = ("running_mean", "running_var")  # of batch norms, in which processes differ by the last step's shard
+LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "timeout", "nccl")
+
 
 class DistributedContext:
-    """The processes of a run as one of them sees them.
-
-    Args:
-        rank: number of this process, from 0.
-        size: how many there are.
-    """
+    """The processes of a run, `size` in all, as the one numbered `rank` sees them."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size, self.first = rank, size, rank == 0
@@ -35,9 +31,9 @@ class DistributedContext:
         """The command that starts such a run."""
         if self.size == 1:
             return "python"
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        machines = f" --nnodes={self.size // here}" if here < self.size else ""
-        return f"torchrun{machines} --nproc_per_node={here}"
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        machines = f" --nnodes={self.size // local_size}" if local_size < self.size else ""
+        return f"torchrun{machines} --nproc_per_node={local_size}"
 
     def shard(self, items: Sequence) -> Sequence:
         """This process's items of a list: every `size`-th."""
@@ -45,21 +41,15 @@ class DistributedContext:
 
     def all_gather(self, results: list) -> list:
         """The results for the shards of all processes, in the order of the list before `shard`."""
-        if self.size == 1:
-            return results
-        shards: list = [None] * self.size
-        with self.peers_needed():
-            dist.all_gather_object(shards, results)
+        shards: list = [results] * self.size
+        self._together(dist.all_gather_object, shards, results)
         return [shards[i % self.size][i // self.size] for i in range(sum(map(len, shards)))]
 
     def broadcast(self, value):
         """The first process's value, in all processes."""
-        if self.size == 1:
-            return value
-        box = [value]
-        with self.peers_needed():
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        self._together(dist.broadcast_object_list, values)
+        return values[0]
 
     def barrier(self) -> None:
         """Returns when all processes have called it."""
@@ -67,32 +57,33 @@ class DistributedContext:
 
     def all_reduce_max(self, *values: int) -> list[int]:
         """The maximum of each value over all processes."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values)
-        with self.peers_needed():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()
+        maxima = torch.tensor(values)
+        self._together(dist.all_reduce, maxima, dist.ReduceOp.MAX)
+        return maxima.tolist()
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, as a new tensor on the CPU."""
-        values = values.detach().cpu().clone()
+        sums = values.detach().cpu().clone()
+        self._together(dist.all_reduce, sums)
+        return sums
+
+    def _together(self, collective, *args) -> None:
+        """Calls one of torch's functions that change their arguments, where there are several processes."""
         if self.size > 1:
             with self.peers_needed():
-                dist.all_reduce(values)
-        return values
+                collective(*args)
 
     def average_batch_norm(self, model: nn.Module) -> None:
-        """Averages the running statistics of batch norms, which differ by the last step's shard."""
+        """Averages the running statistics of batch norms."""
         for name, buffer in model.named_buffers() if self.size > 1 else ():
-            if name.endswith(("running_mean", "running_var")):
+            if name.endswith(STATISTICS):
                 buffer.copy_(self.all_reduce_sum(buffer) / self.size)
 
     def broadcast_batch_norm(self, model: nn.Module) -> None:
         """Gives all processes the first one's running statistics, which are those it saves."""
         if self.size > 1:
-            found = {key: value.cpu() for key, value in model.named_buffers() if key.endswith(("_mean", "_var"))}
-            model.load_state_dict(self.broadcast(found), strict=False)
+            statistics = {name: value.cpu() for name, value in model.named_buffers() if name.endswith(STATISTICS)}
+            model.load_state_dict(self.broadcast(statistics), strict=False)
 
     def wrap_model(self, model: nn.Module) -> nn.Module:
         """Wraps a model for training, so that its gradients are averaged over all processes.
@@ -102,15 +93,13 @@ class DistributedContext:
         """
         if self.size == 1:
             return model
-        where = next(model.parameters()).device
-        if where.type == "cuda":
+        device = next(model.parameters()).device
+        on_gpu = device.type == "cuda"
+        if on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         with self.peers_needed():
-            return nn.parallel.DistributedDataParallel(
-                model,
-                device_ids=[where] if where.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-            )
+            devices = [device] if on_gpu else None
+            return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     @contextlib.contextmanager
     def peers_needed(self):
@@ -118,16 +107,12 @@ class DistributedContext:
         try:
             yield
         except RuntimeError as error:
-            if self.size > 1 and _means_lost_peer(error):
+            is_lost = isinstance(error, dist.DistError) or any(words in str(error).lower() for words in LOST_PEER)
+            if self.size > 1 and is_lost:
                 raise PeerLostError(
                     "another process of this run has ended or does not answer; see its output, and start again"
                 ) from None
             raise
-
-
-def _means_lost_peer(error: RuntimeError) -> bool:
-    words = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "timeout", "nccl")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 SINGLE_PROCESS = DistributedContext()
@@ -135,7 +120,7 @@ SINGLE_PROCESS = DistributedContext()
 
 @contextlib.contextmanager
 def init_distributed(device: torch.device, peer_minutes: float = 60):
-    """Joins the run that torchrun started. Without torchrun it yields SINGLE_PROCESS.
+    """Joins the run that torchrun started and yields its DistributedContext, or else SINGLE_PROCESS.
 
     Inside, all processes but the first print nothing but errors. On CUDA, `cuda` means the GPU of this process.
 
@@ -143,11 +128,9 @@ def init_distributed(device: torch.device, peer_minutes: float = 60):
         device: where to compute.
         peer_minutes: how long to wait for another process, which may be downloading or decoding the dataset for all.
 
-    Yields:
-        The DistributedContext.
-
     Raises:
         UsageError: there are more processes than GPUs here, or the device can't be shared.
+        RunError: the processes could not find each other.
     """
     size = int(os.environ.get("WORLD_SIZE", 1)) if {"RANK", "LOCAL_RANK"} <= os.environ.keys() else 1
     if size == 1:
@@ -157,25 +140,19 @@ def init_distributed(device: torch.device, peer_minutes: float = 60):
     if device.type == "mps":
         raise UsageError("several processes can't share MPS; add --device cpu, or start one process without torchrun")
     if device.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"torchrun started more processes than there are GPUs ({torch.cuda.device_count()}); use "
-                f"--nproc_per_node={torch.cuda.device_count()}, or add --device cpu"
-            )
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UsageError(f"there are {gpus} GPUs here; use --nproc_per_node={gpus}, or add --device cpu")
         torch.cuda.set_device(local_rank)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=peer_minutes)
-        )
+        dist.init_process_group(backend, timeout=timedelta(minutes=peer_minutes))
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"the processes could not find each other ({first_line(error)}); check torchrun's flags"
-        ) from None
-    with contextlib.ExitStack() as quiet:
-        if rank:
-            nowhere = quiet.enter_context(open(os.devnull, "w"))  # noqa: PTH123
-            quiet.enter_context(contextlib.redirect_stdout(nowhere))
-            quiet.enter_context(contextlib.redirect_stderr(nowhere))
-        yield DistributedContext(rank, size)
+        reason = first_line(error)
+        raise RunError(f"the processes could not find each other ({reason}); check torchrun's flags") from None
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        out, err = (nowhere, nowhere) if rank else (sys.stdout, sys.stderr)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield DistributedContext(rank, size)
     gc.collect()  # a DistributedDataParallel that outlives its group can abort the process when Python ends
     dist.destroy_process_group()  # not after an error: the others may no longer be there to answer

@@ -1,8 +1,10 @@
-"""Errors that end a script with one line. The exit status is that of `runtime.cli.run`."""
+"""Errors that end a script with one line on stderr and their exit status; see `runtime.cli.run`."""
 
 
 class UsageError(Exception):
-    """Bad usage or bad input: what, where and how to mend it, in one line. Exit status 2."""
+    """Bad usage or bad input: what, where and how to mend it, in one line."""
+
+    status = 2
 
 
 class DatasetError(UsageError, ValueError):
@@ -14,7 +16,9 @@ class CheckpointError(UsageError):
 
 
 class RunError(Exception):
-    """The run failed, and the input is not to blame. Exit status 1."""
+    """The run failed, and the input is not to blame."""
+
+    status = 1
 
 
 class PeerLostError(RunError):
@@ -22,11 +26,11 @@ class PeerLostError(RunError):
 
 
 class Interrupted(Exception):  # noqa: N818  the run was not in error
-    """A signal asked the run to stop, and its state is saved. Exit status 128 + signum."""
+    """A signal asked the run to stop, and its state is saved. There is no more to say."""
 
     def __init__(self, signum: int):
-        super().__init__(f"stopped by signal {signum}")
-        self.signum = signum
+        super().__init__()
+        self.status = 128 + signum
 
 
 def raise_faults(faults: list[str], root) -> None:

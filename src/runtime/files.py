@@ -24,27 +24,23 @@ TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # file
 
 @contextlib.contextmanager
 def lock_file(path, wait: bool):
-    """Holds a lock on a file until the context or the process ends.
+    """Holds a lock on a file until the context or the process ends, and yields the open file.
 
-    Yields:
-        The open file.
-
-    Raises:
-        BlockingIOError: another process holds the lock, and `wait` is false.
+    Raises BlockingIOError: another process holds the lock, and `wait` is false.
     """
     with Path(path).open("a+") as file:
         file.seek(2**30)  # Windows guards the locked byte, so it lies far behind the text
         while True:
             try:
-                if fcntl is None:
+                if fcntl:  # lockf, not flock: worker processes must not inherit the lock
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                else:
                     msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                else:  # lockf, not flock: worker processes must not inherit the lock
-                    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 break
             except (BlockingIOError, PermissionError) as error:  # POSIX allows either
                 if not wait:
                     raise BlockingIOError(f"{path} is locked") from error
-                time.sleep(0.2)
+                time.sleep(0.05)
         yield file
 
 
@@ -56,15 +52,10 @@ def require_regular(path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path, mode: str = "w", sync: bool = True):
-    """Opens a file for writing that replaces `path` when it is complete and on the disk.
+    """Opens a file for writing (`w` or `wb`) that replaces `path` when it is complete; after an error nothing changes.
 
-    It is written as `.<name>.<random>.tmp` beside `path` (beside the target, if `path` is a link), synced and renamed,
-    and the folder is synced. On an error the temporary file is removed and `path` stays as it was.
-
-    Args:
-        path: where the file goes. A pipe or a device is written to directly.
-        mode: `w` or `wb`.
-        sync: wait for the disk, so that the file survives a power cut.
+    The temporary file lies beside `path`, or the target if that is a link. A pipe or a device is written to directly.
+    With `sync` the file then survives a power cut.
     """
     path, text = Path(path).resolve(), {} if "b" in mode else TEXT
     if path.exists() and not path.is_file():
@@ -75,17 +66,22 @@ def atomic_write(path, mode: str = "w", sync: bool = True):
     try:
         with temporary.open(mode.replace("w", "x"), **text) as file:
             yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if sync:
-            sync_folder(path.parent)
+        put_in_place(temporary, path, sync)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def put_in_place(source, path, sync: bool = True) -> None:
+    """Moves a file that is complete to where it belongs, when it is on the disk."""
+    if sync:
+        with Path(source).open("rb+") as file:
+            os.fsync(file.fileno())
+    Path(source).replace(path)
+    if sync:
+        sync_folder(Path(path).parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -99,11 +95,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def writable_folder(path) -> Path:
-    """Makes a folder where it is missing and checks that files can be written there.
-
-    Raises:
-        UsageError: it can't be made, is no folder, or is not writable.
-    """
+    """Makes a folder where it is missing. Raises UsageError: files can't be written there."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -122,19 +114,12 @@ def write_rows(path, rows: list[dict], header: list[str] | None = None) -> None:
 
 
 def read_rows(path) -> list[dict]:
-    """Reads a CSV file with a header. A missing file has no rows.
-
-    Raises:
-        UsageError: it is no CSV file, or a row has more columns than the header.
-    """
+    """Reads a CSV file with a header; a missing file has no rows. Raises UsageError: a row is too long."""
     path = Path(path)
     if not path.is_file():
         return []
-    try:
-        with path.open(**TEXT) as file:
-            rows = list(csv.DictReader(file))
-    except csv.Error as error:
-        raise UsageError(f"{path} is no CSV file ({error}); move it away") from None
+    with path.open(**TEXT) as file:
+        rows = list(csv.DictReader(file))
     if any(None in row for row in rows):
         raise UsageError(f"{path} has a row with more columns than its header; mend it, or move it away")
     return rows
@@ -146,11 +131,3 @@ def append_rows(path, rows: list[dict]) -> None:
     with lock_file(path.with_name(f".{path.name}.lock"), wait=True):
         old = read_rows(path)
         write_rows(path, [*old, *rows], list(dict.fromkeys([*(old[0] if old else []), *rows[0]])))
-
-
-def put_in_place(source, path) -> None:
-    """Moves a file that is complete to where it belongs, when it is on the disk."""
-    with Path(source).open("rb+") as file:
-        os.fsync(file.fileno())
-    Path(source).replace(path)
-    sync_folder(Path(path).parent)

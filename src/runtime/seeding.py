@@ -18,10 +18,8 @@ UNCERTAIN_BORDER, AUGMENTATION, SIZE, MIX, UNLABELED, NOISE = range(6)
 def seed_everything(seed: int, deterministic: bool = False) -> None:
     """Seeds Python, NumPy and torch on all devices.
 
-    Args:
-        seed: of all three.
-        deterministic: torch uses only algorithms that always give the same bits, and raises where there is none
-            (https://pytorch.org/docs/stable/notes/randomness). On the CPU it always does.
+    With `deterministic`, torch raises where it has no algorithm that always gives the same bits
+    (https://pytorch.org/docs/stable/notes/randomness). On the CPU it always does.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluation.predict import Predictor
 
 from data.dataset import ImageDataset
+from evaluation.predict import Predictor
 from models.checkpoint import Progress
 from runtime.device import Precision
 from runtime.errors import UsageError

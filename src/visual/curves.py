@@ -1,15 +1,10 @@
 """Draws the curves of networks from their training logs."""
 
 import itertools
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws into a file; never needs a screen
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
 from PIL import Image, ImageShow
 
 from models.checkpoint import resumed_after
@@ -18,145 +13,106 @@ from runtime.errors import UsageError
 from runtime.files import atomic_write, read_rows, writable_folder
 
 TITLES = {"resnet34_unet": "ResNet34-UNet", "unet": "UNet"}
-# ResNet34-UNet is red and UNet blue, as in report B. Markers and dashes are for the color-blind.
-LOOKS = (("tab:red", "o"), ("tab:blue", "s"), ("tab:green", "^"), ("tab:purple", "D"), ("tab:brown", "v"))
-LOOKS += (("tab:olive", "P"), ("tab:cyan", "X"))
 NAMES = [*TITLES, *(name for name in MODELS if name not in TITLES)]
-COLORS = {name: color for name, (color, _) in zip(NAMES, LOOKS)}
+# ResNet34-UNet is red and UNet blue, as in report B. Markers and dashes are for the color-blind.
+LOOKS = list(zip(("red", "blue", "green", "purple", "brown", "olive", "cyan"), "os^DvPX"))
+COLORS = {name: f"tab:{color}" for name, (color, _) in zip(NAMES, LOOKS)}
 COLUMNS = {"dice": ("train_dice", "val_dice"), "loss": ("train_loss", "val_loss"), "learning_rate": ("learning_rate",)}
 
 
 @dataclass
 class Run:
-    """A run's log, and how it is drawn."""
+    """A run of a network: its rows by epoch, with None where there was no validation or is no Dice."""
 
+    run_id: str
+    name: str
     title: str
-    color: str
-    marker: str
-    rows: list[dict]
-    resumed: list[int]  # after which epochs
+    rows: dict[float, dict] = field(default_factory=dict)
+    resumed: list[int] = field(default_factory=list)  # after which epochs
+
+    def points(self, column: str) -> tuple[list, list]:
+        """Epochs and values of a column."""
+        epochs = [epoch for epoch in sorted(self.rows) if self.rows[epoch][column] is not None]
+        return epochs, [self.rows[epoch][column] for epoch in epochs]
+
+    def best(self) -> dict | None:
+        """The row with the best validation Dice or, in a pre-training, loss."""
+        validated = [self.rows[epoch] for epoch in self.points("val_loss")[0]]
+        scores = [-row["val_loss"] if row["val_dice"] is None else row["val_dice"] for row in validated]
+        return validated[scores.index(max(scores))] if scores else None
 
 
-def read_curve(log: Path) -> list[dict]:
-    """Reads a training log as rows of numbers and the run's id, in order of epochs.
-
-    Raises:
-        UsageError: a row lacks a column or holds no number.
-    """
-    columns = ["epoch", *itertools.chain(*COLUMNS.values())]
-    try:
-        rows = [{"run_id": row["run_id"], **{name: _number(row, name) for name in columns}} for row in read_rows(log)]
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(f"{log} is no training log of this program; move it away and train again") from None
-    return sorted(rows, key=lambda row: row["epoch"])
-
-
-def _number(row: dict, name: str) -> float:
-    """A column of a row; NaN where the epoch was not validated, and where a pre-training has no Dice."""
-    return math.nan if name in ("train_dice", "val_dice", "val_loss") and row[name] == "" else float(row[name])
-
-
-def latest_runs(folder: Path, saved: Path) -> list[Run]:
-    """The run of each network whose log bears the plain name."""
-    runs, logs = [], {name: read_curve(folder / f"{name}_training_log.csv") for name in NAMES}
-    shown = [*TITLES, *(name for name in NAMES if logs[name] and name not in TITLES)]  # these two keep their colors
-    for name, look in zip(shown, itertools.cycle(LOOKS)):
-        rows = logs[name]
-        if rows:
-            runs.append(Run(TITLES.get(name, name), *look, rows, resumed_after(saved, name, rows[0]["run_id"])))
-    if not runs:
-        raise UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
-    return runs
-
-
-def runs_by_id(folder: Path, saved: Path, ids: list[str]) -> list[Run]:
-    """The runs with these ids, from whatever log holds them.
-
-    Raises:
-        UsageError: no log holds one of them.
-    """
-    known = {}
+def read_runs(folder: Path, ending: str = "*.csv") -> dict[str, Run]:
+    """The runs in all logs called <network>_training_log<ending>, by their ids. Raises UsageError: a log is damaged."""
+    runs, columns = {}, ["epoch", *itertools.chain(*COLUMNS.values())]
     for name in NAMES:
-        for log in sorted(folder.glob(f"{name}_training_log*.csv")):
-            for row in read_curve(log):
-                # A run that went back to an older state has left rows of the same epochs: the log in use comes first.
-                known.setdefault(row["run_id"], (name, {}))[1].setdefault(row["epoch"], row)
-    runs = []
-    for run_id, look in zip(ids, itertools.cycle(LOOKS)):
-        if run_id not in known:
-            raise UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
-        name, epochs = known[run_id]
-        rows = [epochs[epoch] for epoch in sorted(epochs)]
-        runs.append(Run(f"{TITLES.get(name, name)} {run_id}", *look, rows, resumed_after(saved, name, run_id)))
+        for log in sorted(folder.glob(f"{name}_training_log{ending}")):
+            try:
+                for row in read_rows(log):
+                    values = {column: float(row[column]) if row[column] else None for column in columns}
+                    # A run that went back to an older state has left rows of the same epochs: the log in use is first.
+                    run = runs.setdefault(row["run_id"], Run(row["run_id"], name, TITLES.get(name, name)))
+                    run.rows.setdefault(values["epoch"], values)
+            except (KeyError, ValueError):
+                raise UsageError(f"{log} is no training log of this program; move it away and train again") from None
     return runs
 
 
-def draw(runs: list[Run], kinds: list[str], file: Path) -> None:
-    """Draws curves over epochs, one plot a kind: training dashed, validation solid, the best epoch ringed.
-
-    Raises:
-        UsageError: a run has no such curve.
-    """
-    for run in runs:
-        if "dice" in kinds and all(math.isnan(row["train_dice"]) for row in run.rows):
-            raise UsageError(f"{run.title} has no Dice, because it was pre-trained; draw its --curves loss")
-    figure, axes = plt.subplots(len(kinds), figsize=(8, 1 + 4 * len(kinds)), squeeze=False)
-    for kind, axis in zip(kinds, axes[:, 0]):
-        for run in runs:
-            draw_run(run, kind, axis)
-        title = kind.replace("_", " ")
-        axis.set(xlabel="epoch", ylabel="Dice score" if kind == "dice" else title)
-        axis.set_title("Dice score over training" if kind == "dice" else f"{title.capitalize()} over training")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
-    with atomic_write(file, "wb") as stream:
-        figure.savefig(stream, dpi=150, format="png")
-    plt.close(figure)
-
-
-def _score(row: dict) -> float:
-    """By what the best epoch is chosen: Dice, or in a pre-training the loss. Epochs without validation come last."""
-    scores = (row["val_dice"], -row["val_loss"], -math.inf)
-    return next(score for score in scores if not math.isnan(score))
-
-
-def draw_run(run: Run, kind: str, axis) -> None:
-    """A run's curves of one kind."""
-    best = max(run.rows, key=_score)
-    style = {"color": run.color, "marker": run.marker, "markersize": 4}
+def draw_run(run: Run, kind: str, axis, color: str, marker: str) -> None:
+    """One kind of curve: training dashed, validation solid, the best epoch ringed, resumes dotted."""
+    best, color = run.best(), f"tab:{color}"
+    if kind == "dice" and not run.points("train_dice")[0]:
+        raise UsageError(f"{run.title} has no Dice, because it was pre-trained; draw its --curves loss")
     for column in COLUMNS[kind]:
-        label, dash = run.title, "-"
+        label, dash, fill = f"{run.title} validation", "-", "full"
         if column.startswith("train"):
-            label, dash = f"{run.title} training", "--"
-        elif kind == "dice":
-            label = f"{run.title} validation (best {best['val_dice']:.4f}, epoch {best['epoch']:.0f})"
-        elif kind == "loss":
-            label = f"{run.title} validation"
-        fill = {"markerfacecolor": "white"} if dash == "--" else {}
-        points = [(row["epoch"], row[column]) for row in run.rows if not math.isnan(row[column])]
-        axis.plot(*zip(*points), dash, label=label, **style, **fill)
-    axis.plot(best["epoch"], best[COLUMNS[kind][-1]], "o", markersize=12, markerfacecolor="none", color=run.color)
+            label, dash, fill = f"{run.title} training", "--", "none"
+        elif column == "val_dice" and best:
+            label += f" (best {best['val_dice']:.4f}, epoch {best['epoch']:.0f})"
+        elif column == "learning_rate":
+            label = run.title
+        axis.plot(*run.points(column), dash, label=label, color=color, marker=marker, markersize=4, fillstyle=fill)
+    if best:
+        axis.plot(best["epoch"], best[column], "o", markersize=12, fillstyle="none", color=color)
     for number, epoch in enumerate(run.resumed):
-        label = {"label": f"{run.title} resumed"} if number == 0 else {}
-        axis.axvline(epoch + 0.5, color=run.color, linestyle=":", linewidth=1, **label)
+        label = "" if number else f"{run.title} resumed"
+        axis.axvline(epoch + 0.5, color=color, linestyle=":", linewidth=1, label=label)
 
 
 def draw_curves(save_dir: str, log_dir: str, kinds: list[str], ids: list[str] | None, show: bool) -> None:
-    """Draws one plot, dice_score_comparison.png in the folder of the logs.
+    """Draws dice_score_comparison.png in the folder of the logs, one plot a kind (a key of COLUMNS).
 
-    Args:
-        save_dir: folder of checkpoints, which know where runs were resumed.
-        log_dir: folder of training logs.
-        kinds: keys of COLUMNS.
-        ids: of the runs; None for the latest of each network.
-        show: open the plot when it is drawn.
+    The runs are those with the ids, or the latest of each network, whose log bears the plain name.
+
+    Raises:
+        UsageError: there is no such run, or it has no such curve.
     """
-    folder, saved = Path(log_dir), Path(save_dir)
-    runs = runs_by_id(folder, saved, ids) if ids else latest_runs(folder, saved)
+    folder = Path(log_dir)
+    known = read_runs(folder, "*.csv" if ids else ".csv")
+    for run_id in ids or ():
+        if run_id not in known:
+            raise UsageError(f"no log in {folder} has a run {run_id}; there are {', '.join(known) or 'none'}")
+    if not known:
+        raise UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
+    # Among the latest runs the first two networks keep their looks where one of them is missing.
+    latest = {**dict.fromkeys(TITLES), **{run.name: run for run in known.values()}}
+    chosen = [known[run_id] for run_id in ids] if ids else latest.values()
+    runs = [(run, look) for run, look in zip(chosen, itertools.cycle(LOOKS)) if run]
+    for run, _ in runs:
+        run.title += f" {run.run_id}" if ids else ""
+        run.resumed = resumed_after(save_dir, run.name, run.run_id)
+    figure = Figure(figsize=(8, 1 + 4 * len(kinds)), layout="tight")
+    for kind, axis in zip(kinds, figure.subplots(len(kinds), squeeze=False)[:, 0]):
+        for run, look in runs:
+            draw_run(run, kind, axis, *look)
+        quantity = "Dice score" if kind == "dice" else kind.replace("_", " ").capitalize()
+        axis.set(xlabel="epoch", ylabel=quantity, title=f"{quantity} over training")
+        axis.locator_params(axis="x", integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
     file = writable_folder(folder) / "dice_score_comparison.png"
-    draw(runs, kinds, file)
-    print(f"Drew {' and '.join(run.title for run in runs)}: {file}")
-    if show and not ImageShow.show(Image.open(file, formats=("PNG",))):
+    with atomic_write(file, "wb") as stream:
+        figure.savefig(stream, dpi=150, format="png")
+    print(f"Drew {' and '.join(run.title for run, _ in runs)}: {file}")
+    if show and not ImageShow.show(Image.open(file)):
         print("There is no program here to show it with.")

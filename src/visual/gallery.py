@@ -1,7 +1,6 @@
 """A page and a sheet of all panels in a folder: index.html, which needs no server and no network, and index.png."""
 
 import html
-import json
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,8 +9,8 @@ from PIL import Image
 from runtime.files import atomic_write
 from visual.panels import write_png
 
-SHEET = 48  # panels on the sheet, at most
-THUMB = (360, 120)  # width and height of a panel on it, at most
+SHEET, COLUMNS = 48, 4  # panels on the sheet and in a row of it, at most
+THUMB, GAP = (360, 120), 8  # width and height of a panel on it, at most, and what is between them
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -46,7 +45,7 @@ function sort(order) {{
 """
 FIGURE = """<figure data-dice="{dice}" data-name="{name}">
 <a href="{link}"><img src="{link}" alt="{name}" loading="lazy"></a>
-<figcaption>{name}{said}</figcaption>
+<figcaption>{name}{score}</figcaption>
 </figure>"""
 
 
@@ -58,28 +57,27 @@ def write_gallery(folder: Path, panels: list[tuple[str, object]], title: str) ->
         panels: path of each, from the folder on, and its Dice, or "" where there is no ground truth.
         title: stands above the page.
     """
-    panels = sorted(panels, key=lambda panel: (panel[1] == "", panel[1] if panel[1] != "" else 0, panel[0]))
+    rated = sorted((2 if dice == "" else dice, path) for path, dice in panels)  # those without ground truth last
     figures = []
-    for path, dice in panels:
-        name = html.escape(path.removesuffix("_panel.png"))
-        said = "" if dice == "" else f": Dice {dice:.4f}"
-        link = html.escape(quote(path, errors="surrogateescape"))
-        figures.append(FIGURE.format(name=name, said=said, dice=json.dumps(2 if dice == "" else dice), link=link))
+    for dice, path in rated:
+        name, link = html.escape(path.removesuffix("_panel.png")), html.escape(quote(path, errors="surrogateescape"))
+        score = f": Dice {dice:.4f}" if dice <= 1 else ""
+        figures.append(FIGURE.format(name=name, score=score, dice=dice, link=link))
     page = PAGE.format(title=html.escape(title), count=len(panels), figures="\n".join(figures))
     with atomic_write(folder / "index.html", sync=False) as file:
         file.write(page)
     if panels:
-        write_png(draw_sheet([folder / path for path, _ in panels[:SHEET]]), folder / "index.png")
+        write_png(draw_sheet([folder / path for _, path in rated[:SHEET]]), folder / "index.png")
 
 
-def draw_sheet(files: list[Path], columns: int = 4) -> Image.Image:
+def draw_sheet(files: list[Path]) -> Image.Image:
     """A contact sheet of these images, in rows, from left to right."""
+    columns, cell = min(COLUMNS, len(files)), (THUMB[0] + GAP, THUMB[1] + GAP)
     rows = -(-len(files) // columns)
-    columns = min(columns, len(files))
-    sheet = Image.new("RGB", (columns * (THUMB[0] + 8) + 8, rows * (THUMB[1] + 8) + 8), "white")
+    sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
     for number, file in enumerate(files):
-        with Image.open(file, formats=("PNG",)) as panel:
+        row, column = divmod(number, columns)
+        with Image.open(file) as panel:
             panel.thumbnail(THUMB)
-            row, column = divmod(number, columns)
-            sheet.paste(panel, (8 + column * (THUMB[0] + 8), 8 + row * (THUMB[1] + 8)))
+            sheet.paste(panel, (GAP + column * cell[0], GAP + row * cell[1]))
     return sheet

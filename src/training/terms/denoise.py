@@ -5,12 +5,12 @@ Brempong et al., 2022: https://arxiv.org/abs/2205.11423.
 
 import numpy as np
 import torch
-from evaluation.predict import Predictor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.dataset import ImageDataset, as_keys
 from data.loader import Batches
+from evaluation.predict import Predictor
 from runtime.device import copy_to_device
 from runtime.seeding import NOISE, sample_rng
 from training.terms import At, Part

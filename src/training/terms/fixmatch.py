@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluation.predict import Predictor
 
 from data.augment import apply_augmentations, apply_colors, draw_augmentation, draw_colors, mix, resize_batch
 from data.check import require_readable
@@ -22,6 +21,7 @@ from data.layout import fingerprint
 from data.loader import Batches, require_shares
 from data.names import STRENGTHS
 from evaluation.metrics import image_dice, score_counts
+from evaluation.predict import Predictor
 from runtime.device import copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError

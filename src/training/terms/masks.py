@@ -3,13 +3,13 @@
 from functools import partial
 
 import torch
-from evaluation.score import validate
-from evaluation.predict import Predictor
 
 from data.augment import BatchAugmentation, augment_batch
 from data.loader import Batches
 from data.names import MIXES, planned_sizes
 from evaluation.metrics import image_dice, mean_dice, score_counts
+from evaluation.predict import Predictor
+from evaluation.score import validate
 from training.data import spread_batch
 from training.losses import LOSSES, balanced_weights
 from training.terms import At, Part
