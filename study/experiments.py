@@ -26,7 +26,7 @@ REPORT_A = f"--image_size 96 --batch_size 8 --learning_rate 1e-4 --model_name re
 QUEUE: dict[str, dict[str, tuple[int, str]]] = {
     # Each but the last is one change to the first.
     "choice, Lite0": {
-        "none of these": (14, f"{BASE} --loss bce"),
+        "plain": (14, f"{BASE} --loss bce"),
         "`--loss dice`": (11, f"{BASE} --loss dice"),
         "`--loss bce_dice`": (11, f"{BASE} --loss bce_dice"),
         "light augmentation": (11, f"{BASE} --augment online --augment_strength light"),
@@ -61,4 +61,4 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
     },
 }
 ONE_SEED = ("encoders, ImageNet", "time to Dice")  # groups; the others have three
-WITH_TTA = ("choice, Lite0/none of these", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too
+WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too
