@@ -1,93 +1,23 @@
-"""The claims of both reports, and what the study found: confirmed, not confirmed, or inconclusive."""
+"""The claims of both reports, each judged on the whole set, or else on the part of it where three seeds were run."""
 
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-import measure
-from evidence import LAST, UNTOLD, Difference, Trained, compare, contrast, over_seeds, too_few
+from evidence import Estimate, Groups, Trained, compare, contrast, estimate
+from experiments import ROOT
 from runtime.files import read_rows
 
-UNKNOWN = ["", "not run"]
+WHOLE, PART = "whole set", "partial set"
 
 
-def judge_claims(groups: dict[str, dict[str, Trained]]) -> list[list[str]]:
-    """For each claim: the claim and its report, what was measured here, the verdict."""
-    recipes, changed, networks, augmentation, scheduler = (
-        groups.get(name, {}) for name in ("recipes", "ingredients", "networks", "augmentation", "scheduler")
-    )
-    resnet, unet = networks.get("resnet34_unet"), networks.get("unet")
-    off, three, six = (augmentation.get(name) for name in ("off", "3 variants", "6 variants"))
-    augmented, report = recipes.get("report, augmented"), recipes.get("report")
-    start, bce = changed.get("as it is"), changed.get("BCE alone")
-    return [
-        [
-            "ResNet34-UNet scores higher than UNet (A, and B with a pre-trained encoder; here both start from scratch)",
-            *judged(compare(resnet, unet)),
-        ],
-        ["ResNet34-UNet starts higher (B, pre-trained; here from scratch)", *judged_apart(START, resnet, unet)],
-        ["ResNet34-UNet converges faster (A; here from scratch)", *judged_apart(SPEED, resnet, unet)],
-        ["ResNet34-UNet trains more smoothly (B, pre-trained; here from scratch)", *judged_apart(UNREST, resnet, unet)],
-        ["ResNet34-UNet generalises better (A)", *judged_apart(GAP, resnet, unet)],
-        ["Augmentation, 3 variants a image, improves Dice (A)", *judged(compare(three, off))],
-        [
-            "Variants bring less and less (A): what 3 bring, minus what 3 more bring",
-            *judged(contrast([(2, three), (-1, off), (-1, six)])),
-        ],
-        [
-            "Augmentation lessens overfitting (A): forty passes, 3 variants against none",
-            *judged_apart(GAP, augmented, report),
-        ],
-        ["With it validation Dice falls less (A); likewise", *judged_apart(FALL, augmented, report)],
-        [
-            "The plateau scheduler improves Dice (A); a fixed rate does as well (B)",
-            *judged(compare(scheduler.get("plateau"), scheduler.get("none"), paired=True)),
-        ],
-        [
-            "Dice loss instead of cross-entropy would improve Dice (B)",
-            *judged(compare(changed.get("Dice loss alone"), bce)),
-        ],
-        ["Both losses together would (B)", *judged(compare(start, bce))],
-        ["Attention would (B): squeeze-and-excitation", *judged(compare(changed.get("SE"), start))],
-        ["Attention would (B): CBAM", *judged(compare(changed.get("CBAM"), start))],
-        ["Color jitter would (B)", *judged(compare(changed.get("color jitter"), start))],
-        *(
-            [f"Test-time augmentation would (B): `--recipe {name}`, interval over seeds", *judged(of_tta(one))]
-            for name, one in (("report", report), ("strong", recipes.get("strong")))
-        ),
-        ["ResNet34-UNet needs half of UNet's memory (A: 7 and 14.5 GB at batch 32)", *memory()],
-        [
-            "Test Dice 0.9114 and 0.9710 (B)",
-            "",
-            f"{UNTOLD}: other images, and as far as we know a split that let test images into the training",
-        ],
-    ]
+class Judged(NamedTuple):
+    """What was measured of a claim; the claim holds if the difference is above zero."""
 
-
-def judged(found: Difference | None) -> list[str]:
-    """A claimed improvement: the difference in dataset Dice, and whether it is confirmed."""
-    if found is None:
-        return UNKNOWN
-    words = {"better": "confirmed", "worse": "not confirmed: here it is the reverse"}
-    return [str(found), words.get(found.verdict, found.verdict)]
-
-
-def judged_apart(figure: "OfCurve", better: Trained | None, worse: Trained | None) -> list[str]:
-    """A claim that one experiment has the better figure: confirmed if all its seeds are better than all the other's."""
-    if not (better and worse):
-        return UNKNOWN
-    each = [list(map(figure.of, one.curves(), one.curves("train_curve"))) for one in (better, worse)]
-    measured = " against ".join(", ".join(f"{x:.{figure.digits}f}" for x in some) for some in each)
-    if min(map(len, each)) < 3:
-        return [f"{figure.name}: {measured}", too_few(min(map(len, each)))]
-    first, second = ([-x for x in some] if figure.less_is_better else some for some in each)
-    if min(first) > max(second):
-        verdict = "confirmed"
-    else:
-        reverse = max(first) < min(second)
-        verdict = "not confirmed: here it is the reverse" if reverse else f"{UNTOLD}: the seeds overlap"
-    return [f"{figure.name}: {measured}", verdict]
+    measured: str
+    difference: Estimate
 
 
 class OfCurve(NamedTuple):
@@ -98,42 +28,86 @@ class OfCurve(NamedTuple):
     less_is_better: bool = False
     digits: int = 3
 
+    def by_seed(self, trained: Trained) -> list[float]:
+        """The figure of each run."""
+        return [float(self.of(*both)) for both in zip(trained.curves(), trained.curves("train_curve"))]
+
+    def __call__(self, first: Trained, second: Trained) -> Judged:
+        """Whether the first experiment has the better figure; the interval is over seeds (Welch's t)."""
+        figures = [self.by_seed(first), self.by_seed(second)]
+        means = " against ".join(f"{statistics.mean(values):.{self.digits}f}" for values in figures)
+        sign = -1 if self.less_is_better else 1
+        difference = estimate([(sign, figures[0]), (-sign, figures[1])])
+        return Judged(f"{self.name}: {means}; better by {difference.text(digits=self.digits)}", difference)
+
 
 START = OfCurve("validation Dice after the first epoch", lambda valid, train: valid[0])
 SPEED = OfCurve(
     "epochs to 98 % of its own best validation Dice",
-    lambda valid, train: int(np.argmax(valid >= 0.98 * valid.max())) + 1,
+    lambda valid, train: np.argmax(valid >= 0.98 * max(valid)) + 1,
     less_is_better=True,
-    digits=0,
+    digits=1,
 )
-UNREST = OfCurve(
-    "mean change of validation Dice between epochs, up or down",
-    lambda valid, train: np.abs(np.diff(valid)).mean(),
-    less_is_better=True,
-)
+UNREST = OfCurve("mean change of validation Dice between epochs", lambda valid, _: np.abs(np.diff(valid)).mean(), True)
 GAP = OfCurve(
-    f"training Dice above validation Dice, last {LAST} epochs",
-    lambda valid, train: (train - valid)[-LAST:].mean(),
+    "training Dice above validation Dice, last quarter of the epochs",
+    lambda valid, train: (train - valid)[-max(1, len(valid) // 4) :].mean(),
     less_is_better=True,
 )
-FALL = OfCurve(
-    "fall of validation Dice from the best epoch to the last",
-    lambda valid, train: valid.max() - valid[-1],
-    less_is_better=True,
-)
+FALL = OfCurve("fall of validation Dice from the best epoch to the last", lambda valid, _: max(valid) - valid[-1], True)
 
 
-def of_tta(recipe: Trained | None) -> Difference | None:
-    """What test-time augmentation adds to the dataset Dice of the same weights."""
-    if recipe is None or not recipe.figures("test_dataset_dice_tta"):
-        return None
-    both = [(row["test_dataset_dice_tta"], row["test_dataset_dice"]) for row in recipe.rows]
-    return over_seeds([float(after) - float(before) for after, before in both if after and before])
+def dice(first: Trained, second: Trained, paired: bool = False) -> Judged:
+    """Whether the first experiment has the higher dataset Dice."""
+    difference = compare(first, second, paired)
+    return Judged(f"dataset Dice {difference.text()}", difference)
 
 
-def memory() -> list[str]:
-    """The memory of both networks, measured by benchmarks/memory.py."""
-    rows = {row["model"]: row for row in read_rows(measure.RESULTS / "memory.csv") if row["mode"] == "fp32"}
-    small, large = (float(rows[name]["peak_gigabytes"]) for name in ("resnet34_unet", "unet"))
-    measured = f"{small} and {large} GB in float32 on the CPU, {small / large:.0%}"
-    return [measured, "confirmed" if small <= large / 2 else "not confirmed"]
+def lead(first: Trained, second: Trained) -> Judged:
+    """Whether the first experiment's validation Dice is higher after every epoch; the interval is over seeds."""
+    difference = estimate([(1, (first.curves() - second.curves()).min(axis=1).tolist())])
+    return Judged(f"smallest lead in validation Dice of any epoch: {difference.text(digits=3)}", difference)
+
+
+def of_tta(trained: Trained) -> Judged:
+    """What test-time augmentation adds to the same weights; the interval is over seeds."""
+    both = zip(trained.figures("test_dataset_dice_tta"), trained.figures("test_dataset_dice"))
+    difference = estimate([(1, [after - before for after, before in both])])
+    return Judged(f"dataset Dice {difference.text()}", difference)
+
+
+def diminishing(three: Trained, none: Trained, six: Trained) -> Judged:
+    """What three variants bring, minus what three more bring."""
+    difference = contrast([(2, three), (-1, none), (-1, six)])
+    return Judged(f"dataset Dice of 3 against 0, minus 6 against 3: {difference.text()}", difference)
+
+
+MEASURES = {
+    "dice": dice,
+    "paired dice": lambda first, second: dice(first, second, paired=True),  # runs of a seed begin as the same run
+    "start": START,
+    "speed": SPEED,
+    "unrest": UNREST,
+    "gap": GAP,
+    "fall": FALL,
+    "lead": lead,
+    "tta": of_tta,
+    "diminishing": diminishing,
+}
+
+
+def judge_claims(groups: dict[str, Groups]) -> list[list]:
+    """For each claim of claims.csv that can be judged: claim, what was measured, verdict, set, test images, seeds."""
+    rows = []
+    for claim in read_rows(ROOT / "study/claims.csv"):
+        for data in (WHOLE, PART):
+            group, *names = claim[data].split(" | ")
+            arms = [groups[data].get(group, {}).get(name) for name in names]
+            if not arms or not all(arm and len(arm.rows) > 2 for arm in arms):
+                continue
+            judged = MEASURES[claim["measure"]](*arms)
+            verdict = judged.difference.verdict("confirmed", "the reverse holds")
+            images = int(arms[0].rows[0]["images"].split()[-1])
+            rows.append([claim["claim"], judged.measured, verdict, data.split()[0], f"{images:,}", len(arms[0].rows)])
+            break
+    return rows

@@ -11,7 +11,6 @@ from runner import TABLE
 from runtime.files import read_rows
 
 RESAMPLES = 10_000
-LAST = 5  # epochs at the end that are averaged: a single one says little
 
 
 @dataclass
@@ -21,37 +20,33 @@ class Trained:
     name: str
     rows: list[dict]
 
-    def figures(self, column: str) -> list[float]:
-        """A column's numbers, by seed."""
-        return [float(row[column]) for row in self.rows if row[column] != ""]
+    def figures(self, column: str, last: bool = False) -> list[float]:
+        """A column's numbers, by seed; the last of each row where it has several."""
+        return [float(row[column].split()[-1] if last else row[column]) for row in self.rows if row[column]]
 
     def curves(self, column: str = "valid_curve") -> np.ndarray:
-        """Dice by seed and epoch."""
+        """Dice, or minutes, by seed and epoch."""
         return np.array([[float(x) for x in row[column].split()] for row in self.rows])
 
-    @property
-    def scored(self) -> "Trained":
-        """The runs that were scored on the test images."""
-        return Trained(self.name, [row for row in self.rows if row["test_pixels"]])
-
+    @functools.cached_property
     def pixels(self) -> np.ndarray:
         """True positives, false positives, false negatives: (seeds, images, 3)."""
         return np.array([[p.split() for p in row["test_pixels"].split(";")] for row in self.rows], dtype=np.float64)
 
 
-def load(data: str) -> dict[str, dict[str, Trained]]:
+Groups = dict[str, dict[str, Trained]]
+
+
+def load(data: str) -> Groups:
     """The runs on these images, by group and name of the experiment."""
     rows = [row for row in read_rows(TABLE) if row["data"] == data]
     if len({row["images"] for row in rows}) > 1:
         raise SystemExit(f"{TABLE} has runs on different images that are all called {data}; remove all but one kind")
-    groups: dict[str, dict[str, Trained]] = {}
+    groups: Groups = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
         group, _, name = row["experiment"].partition("/")
         groups.setdefault(group, {}).setdefault(name, Trained(name, [])).rows.append(row)
     return groups
-
-
-# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 @functools.cache
@@ -63,90 +58,64 @@ def resamples(images: int) -> np.ndarray:
 
 def dice_of_resamples(trained: Trained) -> np.ndarray:
     """Dataset Dice, mean over seeds, of bootstrap samples of the images, (RESAMPLES,)."""
-    pixels = trained.pixels()
-    tp, fp, fn = np.moveaxis(resamples(pixels.shape[1]) @ pixels, -1, 0)  # each (seeds, RESAMPLES)
+    tp, fp, fn = np.moveaxis(resamples(trained.pixels.shape[1]) @ trained.pixels, -1, 0)  # each (seeds, RESAMPLES)
     return (2 * tp / (2 * tp + fp + fn)).mean(axis=0)
 
 
-UNTOLD = "inconclusive"
-
-
-def too_few(seeds: int) -> str:
-    """The verdict with fewer than three seeds."""
-    return f"{UNTOLD}: {seeds} seed{'s' * (seeds > 1)}"
-
-
 @dataclass
-class Difference:
-    """First minus second experiment's dataset Dice, with its 95 % interval over seeds and images."""
+class Estimate:
+    """A figure, or a difference of figures, with its 95 % interval."""
 
     value: float
     low: float
     high: float
     seeds: int
 
-    def __str__(self) -> str:
-        only = ", images only" if self.seeds < 2 else ""
-        value, low, high = (f"{round(x, 4) + 0.0:+.4f}" for x in (self.value, self.low, self.high))  # no minus zero
-        return f"{value} ({low} to {high}{only})"
+    def text(self, sign: str = "+", digits: int = 4) -> str:
+        """The figure and its interval; `sign` is empty for a figure that is no difference."""
+        numbers = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))  # no minus zero
+        value, low, high = (f"{x:{sign}.{digits}f}" for x in numbers)
+        return f"{value} ({low} to {high})"
 
-    @property
-    def verdict(self) -> str:
-        """What the interval says."""
+    def verdict(self, better: str = "better", worse: str = "worse") -> str:
+        """What the interval of a difference says; nothing is claimed with fewer than three seeds."""
         if self.seeds < 3:
-            return too_few(self.seeds)
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else UNTOLD
+            return "one seed: no claim" if self.seeds == 1 else f"{self.seeds} seeds: no claim"
+        return better if self.low > 0 else worse if self.high < 0 else "inconclusive"
 
 
-def compare(first: Trained | None, second: Trained | None, paired: bool = False) -> Difference | None:
-    """The difference of two experiments; see `contrast`. None if one has not been scored."""
-    return contrast([(1, first), (-1, second)], paired)
+def estimate(terms: list[tuple[float, list[float]]], of_images: float = 0.0) -> Estimate:
+    """A weighted sum of means over seeds.
 
-
-def contrast(terms: list[tuple[float, Trained | None]], paired: bool = False) -> Difference | None:
-    """A weighted sum of experiments' dataset Dice.
-
-    There are two sources of error: the choice of test images, of which there are many, and of seeds, of which there are
-    few. The degrees of freedom are those of Welch and Satterthwaite.
-
-    Args:
-        terms: weights and experiments; None for one that was not run.
-        paired: compare within seeds, where runs of a seed begin as the same run.
-
-    Returns:
-        None if an experiment has not been scored.
+    There are two sources of error: the choice of test images, whose variance is `of_images`, and of few seeds. The
+    degrees of freedom are those of Welch and Satterthwaite.
     """
-    terms = [(weight, trained and trained.scored) for weight, trained in terms]
-    if not all(trained and trained.rows for _, trained in terms):
+    value = sum(weight * statistics.mean(figures) for weight, figures in terms)
+    many = [(weight, figures) for weight, figures in terms if len(figures) > 1]
+    of_seeds = [weight**2 * statistics.variance(figures) / len(figures) for weight, figures in many]
+    total = of_images + sum(of_seeds)
+    spread = sum(one**2 / (len(figures) - 1) for one, (_, figures) in zip(of_seeds, many))
+    reach = scipy.stats.t.ppf(0.975, total**2 / spread if spread else np.inf) * total**0.5
+    return Estimate(value, value - reach, value + reach, min(len(figures) for _, figures in terms))
+
+
+def contrast(terms: list[tuple[float, Trained | None]], paired: bool = False) -> Estimate | None:
+    """A weighted sum of experiments' dataset Dice; None if one has no runs. `paired` compares within seeds."""
+    if not all(trained for _, trained in terms):
         return None
     if paired:
         common = set.intersection(*({row["seed"] for row in trained.rows} for _, trained in terms))
         terms = [(w, Trained(one.name, [row for row in one.rows if row["seed"] in common])) for w, one in terms]
         if not common:
             return None
-    weights = [weight for weight, _ in terms]
-    figures = [trained.figures("test_dataset_dice") for _, trained in terms]
-    value = sum(weight * statistics.mean(some) for weight, some in zip(weights, figures))
-    if paired:
-        weights, figures = [1], [[sum(w * x for w, x in zip(weights, seed)) for seed in zip(*figures)]]
     of_images = np.var(sum(weight * dice_of_resamples(trained) for weight, trained in terms), ddof=1)
-    of_seeds = [
-        weight**2 * statistics.variance(some) / len(some) if len(some) > 1 else 0.0
-        for weight, some in zip(weights, figures)
-    ]
-    total = of_images + sum(of_seeds)
-    spread = sum(one**2 / (len(some) - 1) for one, some in zip(of_seeds, figures) if one)
-    freedom = total**2 / spread if spread else np.inf
-    reach = scipy.stats.t.ppf(0.975, freedom) * total**0.5
-    return Difference(value, value - reach, value + reach, min(map(len, figures)))
+    figures = [(weight, trained.figures("test_dataset_dice")) for weight, trained in terms]
+    if paired:
+        by_seed = zip(*(values for _, values in figures))
+        figures = [(1, [sum(w * x for (w, _), x in zip(figures, values)) for values in by_seed])]
+    return estimate(figures, of_images)
 
 
-def over_seeds(differences: list[float]) -> Difference:
-    """The mean of differences within runs, with its interval over seeds alone."""
-    value, seeds = statistics.mean(differences), len(differences)
-    if seeds < 2:
-        return Difference(value, float("nan"), float("nan"), seeds)
-    reach = scipy.stats.t.ppf(0.975, seeds - 1) * statistics.stdev(differences) / seeds**0.5
-    return Difference(value, value - reach, value + reach, seeds)
+def compare(first: Trained | None, second: Trained | None, paired: bool = False) -> Estimate | None:
+    """First minus second experiment's dataset Dice."""
+    return contrast([(1, first), (-1, second)], paired)

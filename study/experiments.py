@@ -1,4 +1,4 @@
-"""The trainings of the study, in groups, each with the flags that are not train.py's defaults.
+"""The queue of trainings: what study/runner.py works through, in order of worth.
 
 Scripts in this folder import this file first: it makes src and benchmarks importable.
 """
@@ -7,90 +7,58 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "study/results"
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 SMP = "smp_recipe.py"  # stands before flags for this script instead of train.py
-SMALL, UNET = "--image_size 128", "--image_size 96 --model_name unet"
-STRONG = f"{SMALL} --recipe strong"
-RESNET34 = f"{STRONG} --model_name resnet34_unet --decoder plain"
-FEW = f"{STRONG} --batch_size 8 --model_name unet_small"  # about 2,000 steps
-LITE0 = f"{STRONG} --model_name efficientnet_lite0_unet --encoder_weights imagenet"
-SMP_LITE0 = f"{SMP} {SMALL} --encoder timm-tf_efficientnet_lite0"
-PRETRAINED = "saved_models/pretrained/unet_small_best.pth"
+COMMON = "--split official --save_every 0 --num_workers 0"  # of every run of train.py
 
-EXPERIMENTS: dict[str, dict[str, str]] = {
-    # ResNet34-UNet; 33,120 images seen by each.
-    "recipes": {
-        "strong": f"{STRONG} --epochs 10",
-        "smp": f"{SMP} {SMALL} --epochs 10",
-        "report": f"{SMALL} --epochs 10",
+SCRATCH, IMAGENET = "--encoder_weights none", "--encoder_weights imagenet"
+LITE0 = "--model_name efficientnet_lite0_unet"
+FIVE = f"--image_size 96 {LITE0} {IMAGENET} --epochs 5"
+BASE = f"{FIVE} --batch_size 16 --optimizer adamw --learning_rate 1e-3 --scheduler cosine"  # of the strong recipe
+STRONG = "--image_size 96 --recipe strong"
+# Report B trains 10 epochs, then twice 2 more with --resume, at a fixed rate.
+REPORT_B = "--image_size 96 --batch_size 8 --learning_rate 1e-4 --scheduler none --epochs 10+2+2"
+REPORT_A = f"--image_size 96 --batch_size 8 --learning_rate 1e-4 --model_name resnet34_unet {SCRATCH}"
+
+# Group, arm, estimated minutes of one core with scoring, flags.
+QUEUE: dict[str, dict[str, tuple[int, str]]] = {
+    # Each but the last is one change to the first.
+    "choice, Lite0": {
+        "plain": (14, f"{BASE} --loss bce"),
+        "`--loss dice`": (11, f"{BASE} --loss dice"),
+        "`--loss bce_dice`": (11, f"{BASE} --loss bce_dice"),
+        "light augmentation": (11, f"{BASE} --augment online --augment_strength light"),
+        "medium augmentation": (11, f"{BASE} --augment online --augment_strength medium"),
+        "growing sizes": (9, f"{BASE} --progressive"),
+        "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
-    "recipes, 20 epochs": {
-        "strong": f"{STRONG} --epochs 20",
-        "smp": f"{SMP} {SMALL} --epochs 20",
+    # As many epochs as fit into the same minutes.
+    "encoders, ImageNet": {
+        "lite0": (21, f"{STRONG} {LITE0} {IMAGENET} --epochs 10"),
+        "lite0 from scratch": (21, f"{STRONG} {LITE0} {SCRATCH} --progressive off --epochs 10"),
+        "lite1": (21, f"{STRONG} --model_name efficientnet_lite1_unet {IMAGENET} --epochs 8"),
+        "lite2": (21, f"{STRONG} --model_name efficientnet_lite2_unet {IMAGENET} --epochs 7"),
     },
-    "recipes, UNet": {
-        "strong": f"{UNET} --recipe strong --epochs 10",
-        "smp": f"{UNET} --loss dice --scheduler cosine --learning_rate 2e-4 --batch_size 16 --epochs 10",
-    },
-    # From the same ImageNet weights; to be run alone on a machine.
     "time to Dice": {
-        "ours, float32": f"{LITE0} --epochs 8 --amp off",
-        "smp, float32": f"{SMP_LITE0} --epochs 10 --amp off",
-        "ours, bf16": f"{LITE0} --epochs 8",
-        "smp, bf16": f"{SMP_LITE0} --epochs 10",
+        "`--recipe strong`": (28, f"--image_size 128 --recipe strong {LITE0} {IMAGENET} --epochs 8"),
+        "segmentation_models.pytorch's recipe": (
+            38,
+            f"{SMP} --image_size 128 --encoder timm-tf_efficientnet_lite0 --epochs 10",
+        ),
     },
-    # Each for about 20 minutes of one core; one seed, so no claims.
-    "encoders, 20 minutes": {
-        "resnet18": f"{STRONG} --model_name resnet18_unet --epochs 10",
-        "resnet34": f"{RESNET34} --epochs 7",
-        "resnet34, transformer": f"{RESNET34} --attention transformer --epochs 7",
-        "mobilenet_v3_large": f"{STRONG} --model_name mobilenet_v3_large_unet --epochs 11",
-        "efficientnet_b0": f"{STRONG} --model_name efficientnet_b0_unet --epochs 8",
-        "convnext_tiny": f"{STRONG} --model_name convnext_tiny_unet --epochs 5",
-        "swin_t": f"{STRONG} --model_name swin_t_unet --epochs 4",
+    "report B": {
+        "resnet34_unet": (38, f"{REPORT_B} --model_name resnet34_unet {SCRATCH}"),
+        "efficientnet_lite0_unet": (28, f"{REPORT_B} {LITE0} {IMAGENET}"),
+        "unet": (125, f"{REPORT_B} --model_name unet {SCRATCH}"),
     },
-    # A part of the masks, alone and with the other training images as unlabeled ones.
-    # "pre-trained" needs: src/pretrain.py --data_path dataset --split official --model_name unet_small --image_size 128
-    # --epochs 10
-    "5 % of the masks": {
-        "alone": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12",
-        "--unlabeled rest": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12 --unlabeled rest",
-        "pre-trained": f"{FEW} --train_fraction 0.05 --epochs 96 --validate_every 12 --init {PRETRAINED}",
-        "all masks, as many steps": f"{FEW} --epochs 5",
-    },
-    "5 % of the masks, twice the steps": {
-        "alone": f"{FEW} --train_fraction 0.05 --epochs 192 --validate_every 24",
-        "--unlabeled rest": f"{FEW} --train_fraction 0.05 --epochs 192 --validate_every 24 --unlabeled rest",
-    },
-    "1 % of the masks": {
-        "alone": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50",
-        "--unlabeled rest": f"{FEW} --train_fraction 0.01 --epochs 400 --validate_every 50 --unlabeled rest",
-    },
-    "10 % of the masks": {
-        "alone": f"{FEW} --train_fraction 0.1 --epochs 48 --validate_every 6",
-        "--unlabeled rest": f"{FEW} --train_fraction 0.1 --epochs 48 --validate_every 6 --unlabeled rest",
-    },
-    # For the claims of the reports.
-    "networks": {"resnet34_unet": "--image_size 96 --epochs 10", "unet": f"{UNET} --epochs 10"},
-    "augmentation": {
-        "off": "--image_size 96 --epochs 12",
-        "3 variants": "--image_size 96 --augment --epochs 3",  # an epoch is four passes over the images
-    },
-    "scheduler": {
-        "plateau": "--image_size 96 --epochs 20",
-        "none": "--image_size 96 --epochs 20 --scheduler none",
-    },
-    # One thing is changed in the strong recipe; scored on validation images alone.
-    "choice": {
-        "as it is": f"{STRONG} --epochs 10",
-        "--decoder plain": f"{STRONG} --epochs 10 --decoder plain",
-        "--progressive off": f"{STRONG} --epochs 10 --progressive off",
-        "--augment off": f"{STRONG} --epochs 10 --augment off",
-        "--ema 0": f"{STRONG} --epochs 10 --ema 0",
-        "--learning_rate 2e-3": f"{STRONG} --epochs 10 --learning_rate 2e-3",
-        "--batch_size 8": f"{STRONG} --epochs 10 --batch_size 8",
-        "--loss dice": f"{STRONG} --epochs 10 --loss dice",
-        "--mix cutmix": f"{STRONG} --epochs 10 --mix cutmix",
+    # 20 passes over the images each: an epoch with 3 variants is four passes.
+    "report A": {
+        "plain": (50, f"{REPORT_A} --epochs 20"),
+        "3 variants": (50, f"{REPORT_A} --augment bulk --num_augmentations 3 --epochs 5"),
+        "fixed rate": (50, f"{REPORT_A} --scheduler none --epochs 20"),
     },
 }
+ONE_SEED = ("encoders, ImageNet", "time to Dice")  # groups; the others have three
+WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too

@@ -1,11 +1,10 @@
-"""Writes REPORT.md, docs/study.md and their plots from study/results and benchmarks/results: `make report`.
+"""Writes REPORT.md, docs/study.md and the plot from study/results and benchmarks/results: `make report`.
 
-Only the sentences are written by hand: figures, intervals and verdicts are computed, here and in claims.py, from
-study.csv and the tables of the benchmarks. Experiments without runs are listed as not run.
+The sentences stand in report.md: figures, intervals and verdicts are computed. A section without runs is left out.
 """
 
 import collections
-import statistics
+import re
 import textwrap
 
 import matplotlib
@@ -13,37 +12,15 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
 
-import experiments
-import measure
-from claims import judge_claims
-from data.names import planned_sizes
-from evidence import LAST, RESAMPLES, Difference, Trained, compare, load
-from experiments import ROOT
+from claims import PART, WHOLE, judge_claims
+from evidence import Groups, Trained, compare, contrast, load
+from experiments import RESULTS, ROOT
 from runtime.files import atomic_write, read_rows
-from train import build_parser
-from training.config import TrainConfig
-from training.resolve import with_size_plan
-from visual.curves import COLORS
 
-TITLES = {
-    "strong": "`--recipe strong`",
-    "smp": "segmentation_models.pytorch's recipe",
-    "report": "`--recipe report`",
-}
-LONGER = "recipes, 20 epochs"
-BF16 = "smp, channels last, bf16"  # as benchmarks/epoch.py calls it
-TRIALS = ROOT / "study/results/trials.csv"
-Groups = dict[str, dict[str, Trained]]
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
-def prose(text: str) -> str:
-    """A paragraph, in lines of 120 characters."""
-    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+OUT = ROOT  # where the files go
+SMP = "segmentation_models.pytorch's recipe"
+SCRATCH, WEIGHTS = "from scratch, ResNet34 encoder, 2 threads", "ImageNet weights, EfficientNet-Lite0, 1 thread"
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -52,50 +29,19 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def seeds_of(figures) -> str:
-    """How many seeds."""
-    return f"{len(figures)} seed{'s' * (len(figures) > 1)}"
-
-
-def mean_of(figures: list[float]) -> str:
-    """The mean and the number of seeds."""
-    return f"{statistics.mean(figures):.4f} ({seeds_of(figures)})" if figures else "not scored"
-
-
-def table_of(groups: Groups, name: str, base: str) -> str:
-    """A row per experiment of a group: Dice, and the difference to `base` in dataset Dice."""
-    group, rows = groups.get(name, {}), []
-    for member, flags in experiments.EXPERIMENTS[name].items():
-        title, trained = TITLES.get(member, member), group.get(member)
-        if trained is None:
-            rows.append([title, flags.split("--epochs ")[1].split()[0], "not run", "", "", ""])
-            continue
-        found = compare(trained, group.get(base)) if member != base else None
-        scores = [mean_of(trained.figures(f"test_{kind}")) for kind in ("dice", "dataset_dice")]
-        best = mean_of(np.nanmax(trained.curves(), axis=1).tolist())
-        rows.append([title, trained.rows[0]["epochs"], best, *scores, f"{found}: {found.verdict}" if found else ""])
-    header = ["", "epochs", "best validation Dice", "test Dice", "dataset Dice", f"minus {TITLES.get(base, base)}"]
-    return table(header, rows)
-
-
-# -------------------------------------------------------------------------------------------------------- time to Dice
-
-
-def epoch_seconds(name: str) -> dict[int, float]:
-    """Seconds of an epoch by side of the images, as measured by benchmarks/epoch.py."""
-    file = measure.RESULTS / "epoch.csv"
-    rows = read_rows(file) if file.is_file() else []
-    return {int(row["image_size"]): float(row["seconds_per_epoch"]) for row in rows if row["variant"] == name}
-
-
-def minutes_of(group: str, name: str) -> np.ndarray:
-    """Minutes until the end of each epoch, validation not counted."""
-    seconds, flags = epoch_seconds(name), experiments.EXPERIMENTS[group][name]
-    words = flags.removeprefix(experiments.SMP).split()
-    config = with_size_plan(TrainConfig.from_flags(build_parser().parse_overrides(words)))
-    first = planned_sizes(config.progressive)
-    sizes = [*first, *[config.image_size] * (config.epochs - len(first))]
-    return np.cumsum([seconds[size] for size in sizes]) / 60
+def table_of(group: dict[str, Trained], base: str) -> str:
+    """A row per experiment of a group, and its difference to `base`."""
+    rows = []
+    for name, trained in sorted(group.items(), key=lambda item: item[0] != base):
+        difference = compare(trained, group.get(base)) if name != base else None
+        images, minutes = int(trained.rows[0]["images"].split()[-1]), trained.figures("minutes", last=True)
+        scores = [f"{np.mean(trained.figures('test_dice')):.4f}", contrast([(1, trained)]).text(sign="")]
+        verdict = [difference.text(), difference.verdict()] if difference else ["", ""]
+        rows.append([name, f"{images:,}", len(trained.rows), *scores, *verdict])
+        rows[-1].insert(1, f"{np.mean(minutes):.0f}" if minutes else "")
+    header = ["", "minutes", "test images", "seeds", "Dice", "dataset Dice", f"minus {base}", "verdict"]
+    timed = 1 if any(row[1] for row in rows) else 2  # the second column is left out where nothing stands in it
+    return table([header[0], *header[timed:]], [[row[0], *row[timed:]] for row in rows])
 
 
 def minutes_until(dice: float, curve: np.ndarray, minutes: np.ndarray) -> float | None:
@@ -103,235 +49,127 @@ def minutes_until(dice: float, curve: np.ndarray, minutes: np.ndarray) -> float 
     above = np.flatnonzero(curve >= dice)
     if not len(above):
         return None
-    if not above[0]:
-        return float(minutes[0])
-    before, after = above[0] - 1, above[0]
-    share = (dice - curve[before]) / (curve[after] - curve[before])
-    return float(minutes[before] + share * (minutes[after] - minutes[before]))
+    between = slice(max(0, above[0] - 1), above[0] + 1)
+    return float(np.interp(dice, curve[between], minutes[between]))
 
 
-def section_time(groups: Groups) -> list[str]:
-    """Minutes until validation Dice."""
-    group = groups.get(LONGER, {})
-    if not ({"strong", "smp"} <= group.keys() and epoch_seconds("smp")):
-        return ["Not run."]
-    curves = {name: group[name].curves().mean(axis=0) for name in ("strong", "smp")}
-    minutes = {name: minutes_of(LONGER, name) for name in curves}
-    faster = minutes["smp"] * epoch_seconds(BF16)[128] / epoch_seconds("smp")[128]
-    best, rows = curves["smp"].max(), []
-    for dice in (0.80, 0.85, best, 0.90):
-        ours = minutes_until(dice, curves["strong"], minutes["strong"])
-        theirs = [minutes_until(dice, curves["smp"], some) for some in (minutes["smp"], faster)]
-        ratios = [f"{x:.1f} ({x / ours:.1f} times)" if x and ours else "not reached" for x in theirs]
-        title = f"{dice:.4f}, the best of {TITLES['smp']}" if dice == best else f"{dice:.2f}"
-        rows.append([title, f"{ours:.1f}" if ours else "not reached", *ratios])
-    figure, axis = plt.subplots(figsize=(8, 4))
-    for name, curve in curves.items():
-        axis.plot(minutes[name], curve, marker="o", markersize=3, label=TITLES[name].strip("`"))
-    axis.plot(faster, curves["smp"], ":", label=f"{TITLES['smp']}, bf16 and channels last")
-    axis.set(xlabel="minutes of training", ylabel="validation Dice (368 images)")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    setting = read_rows(measure.RESULTS / "epoch.csv")[0]
-    return [
-        prose(f"""Minutes of training from scratch until a validation Dice: ResNet34-UNet at 128 pixels against
-        segmentation_models.pytorch's Unet(resnet34) with the recipe of its example, images decoded beforehand,
-        validation not counted on either side. Curves are of 20 planned epochs ({seeds_of(group["smp"].rows)}), both
-        computed in bf16. Seconds of an epoch were measured in one run of benchmarks/epoch.py, one program at a time in
-        turns ({setting["machine"]}; {setting["versions"]}): theirs in float32, as the example computes, and in bf16
-        with channels last, which their users can turn on. The moment is interpolated between epochs."""),
-        table(["validation Dice", TITLES["strong"], f"{TITLES['smp']}, float32", "the same, bf16"], rows),
-        save(figure, "study_time.png", "Time to Dice"),
-    ]
+def time_curves(groups: Groups) -> dict[str, list[tuple[str, np.ndarray, np.ndarray]]]:
+    """By start: name, minutes and validation Dice of each program."""
+    curves = collections.defaultdict(list)
+    for row in read_rows(RESULTS / "time_from_scratch.csv"):
+        group, _, name = row["experiment"].partition("/")
+        minutes = np.array(row["minutes by epoch"].split(), float)
+        curves[SCRATCH].append((row["title"], minutes, groups[group][name].curves().mean(axis=0)))
+    for name, trained in groups.get("time to Dice", {}).items():
+        curves[WEIGHTS].append((name, trained.curves("minutes").mean(axis=0), trained.curves().mean(axis=0)))
+    return curves
 
 
-# ---------------------------------------------------------------------------------------------------------------- plots
-
-
-def save(figure, file: str, title: str) -> str:
-    """Writes a plot into docs/; returns Markdown that shows it."""
+def draw_time(groups: Groups) -> None:
+    """Draws validation Dice over minutes of training, a panel for each start."""
+    panels = time_curves(groups)
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 4), sharey=True, squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items()):
+        for name, minutes, curve in curves:
+            axis.plot(minutes, curve, marker="o", markersize=3, label=name.strip("`"))
+        axis.set(xlabel="minutes of training", ylabel="validation Dice (368 images)", title=title)
+        axis.grid(alpha=0.3)
+        axis.legend()
     figure.tight_layout()
-    with atomic_write(ROOT / "docs" / file, "wb") as stream:
+    with atomic_write(OUT / "docs/study_time.png", "wb") as stream:
         figure.savefig(stream, dpi=100, format="png", metadata={"Software": None})
     plt.close(figure)
-    return f"![{title}](docs/{file})"
 
 
-def draw(group: dict[str, Trained], file: str, title: str) -> str:
-    """Draws validation Dice over epochs: the mean and the range of the seeds."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+def changes(group: dict[str, Trained], base: str, setting: str) -> str | None:
+    """A sentence on which arms of a group differ from its base; None without any verdict."""
+    said = collections.defaultdict(list)
     for name, trained in group.items():
-        curves = trained.curves()
-        epochs = np.arange(1, curves.shape[1] + 1)
-        (line,) = axis.plot(epochs, curves.mean(axis=0), marker="o", markersize=3, label=name, color=COLORS.get(name))
-        axis.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15)
-    axis.set(xlabel="epoch", ylabel="validation Dice (368 images)", title=title)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    return save(figure, file, title)
+        difference = compare(trained, group.get(base)) if name != base else None
+        if difference and difference.seeds >= 3:
+            verdict = difference.verdict()
+            said[verdict].append(name if verdict == "inconclusive" else f"{name} {difference.text()}")
+    words = {"better": "better", "worse": "worse", "inconclusive": "no certain difference"}
+    parts = [f"{word}: {', '.join(said[verdict])}" for verdict, word in words.items() if said[verdict]]
+    return f"{setting}, dataset Dice minus that of `{base}`: {'; '.join(parts)}." if parts else None
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
-
-def in_short(groups: Groups, claims: list[list[str]], before: list[list[str]]) -> str:
-    """The main results, a row each."""
-
-    def counted(judged: list[list[str]]) -> str:
-        verdicts = collections.Counter(row[-1].split(":")[0] for row in judged)
-        return ", ".join(f"{count} {word}" for word, count in sorted(verdicts.items()))
-
-    smp = TITLES["smp"]
-    rest = "--unlabeled rest"
-    few = [
-        ("5 % of the masks", rest),
-        ("5 % of the masks, twice the steps", rest),
-        ("1 % of the masks", rest),
-        ("10 % of the masks", rest),
-        ("5 % of the masks", "pre-trained"),
+def findings(groups: dict[str, Groups], judged: list[list]) -> str:
+    """The first five that have results, in order of worth."""
+    whole, (best, *_) = groups[WHOLE], read_rows(RESULTS / "networks.csv")
+    few, encoders = whole["5 % of the masks"], whole.get("encoders, ImageNet", {})
+    rest, ahead = (compare(few[name], few["alone"]).text() for name in ("--unlabeled rest", "pre-trained"))
+    start = compare(encoders.get("lite0"), encoders.get("lite0 from scratch"))
+    scratch = time_curves(whole)[SCRATCH]
+    dice = scratch[1][2].max()
+    ours, float32, bf16 = (f"{minutes_until(dice, curve, minutes):.0f}" for _, minutes, curve in scratch)
+    verdicts = collections.Counter(row[2] for row in judged).most_common()
+    lines = [
+        f"""Take {best["network"]} ({best["start and size"]}): Dice {best["Dice"]} on {best["test images"]} test images,
+        after {best["minutes of one core"]} minutes of training on one core.""",
+        start
+        and f"""Start from ImageNet weights: dataset Dice {start.text()} over the same network from scratch after the
+        same epochs (EfficientNet-Lite0, 96 px, one seed, interval over images).""",
+        changes(whole.get("choice, Lite0", {}), "plain", "In five epochs of a Lite0 network, three seeds"),
+        f"""From scratch `--recipe strong` is at a validation Dice of {dice:.4f} after {ours} minutes; {SMP} after
+        {float32} in float32, {bf16} in bf16 (ResNet34 encoder, 128 px, 2 threads, one seed).""",
+        f"""With 5 % of the masks `--unlabeled rest` brings {rest} in dataset Dice, and pre-training without masks
+        {ahead} (`unet_small`, three seeds, 3,419 test images).""",
+        f"""Of the reports' claims, {len(judged)} are judged below: {", ".join(f"{n} {word}" for word, n in verdicts)}.
+        """,
+        changes(groups[PART]["ingredients"], "as it is", "On 607 training images, three seeds, 361 test images"),
     ]
-    rows = [
-        [f"ResNet34-UNet, 128 px, 10 epochs: `--recipe strong` minus {smp}", difference(groups, "recipes")],
-        ["the same, 20 epochs", difference(groups, LONGER)],
-        [f"UNet, 96 px, 10 epochs: `--recipe strong` minus {smp}", difference(groups, "recipes, UNet")],
-        [
-            "`--recipe strong` minus `--recipe report`, 128 px, 10 epochs",
-            difference(groups, "recipes", "strong", "report"),
-        ],
-        *([f"{group}: {name} minus alone", difference(groups, group, name, "alone")] for group, name in few),
-        [f"{len(claims)} claims of the two reports", f"{counted(claims)}; on a part of the set: {counted(before)}"],
-    ]
-    return table(["dataset Dice of the 3,419 test images", "difference, 95 % interval"], rows)
-
-
-def difference(groups: Groups, group: str, first: str = "strong", second: str = "smp") -> str:
-    """The difference of two experiments of a group, and what it says."""
-    found: Difference | None = compare(*(groups.get(group, {}).get(name) for name in (first, second)))
-    return f"**{found}**: {found.verdict}" if found else "not run"
-
-
-def section_run(groups: Groups) -> list[str]:
-    """Data, machines and methods."""
-    rows = [row for group in groups.values() for trained in group.values() for row in trained.rows]
-    machines, versions = ("; ".join(sorted({row[key] for row in rows})) for key in ("machine", "versions"))
-    hours = sum(float(row["seconds_per_epoch"]) * int(row["epochs"]) for row in rows) / 3600
-    return [
-        prose(f"""{len(rows)} trainings on the whole Oxford-IIIT Pet dataset, official split: 3,312 images for training,
-        368 for validation, 3,419 of the 3,669 test images (250 are not at hand). Most of the images were at hand as
-        squares of 256 pixels. All networks start from scratch, but for those called pre-trained: they start from ten
-        epochs of src/pretrain.py, which are not counted. {machines}; {versions}; {hours:.1f} hours in all.
-        study.csv has the commit of each run."""),
-        prose(f"""Test figures are of the epoch with the best validation Dice, at threshold 0.5, without test-time
-        augmentation; pet and border count as pet. Dice is averaged over images; dataset Dice takes the pixels of all
-        images together. Intervals are at 95 %: they combine the error from the choice of test images, from
-        {RESAMPLES:,} bootstrap samples, and that from few seeds (Welch's t). A difference counts as real if its
-        interval excludes zero and there are three seeds; otherwise it is inconclusive."""),
-    ]
-
-
-def section_choice(groups: Groups) -> list[str]:
-    """What was tried for the strong recipe."""
-    group = groups.get("choice", {})
-    rows = [
-        [f"`{name}`" if name.startswith("--") else name, *figures(group.get(name))]
-        for name in experiments.EXPERIMENTS["choice"]
-    ]
-    tried = read_rows(TRIALS)
-    return [
-        prose("""No test image was looked at. Decoder, initialisation and optimizer were tried in short runs (second
-        table); augmentation, rate and average follow the study on a part of the set, where lighter augmentation was
-        best in short runs and CutMix brought nothing certain. What one change does to the recipe (128 pixels, 10
-        epochs, best Dice on the 368 validation images; one seed, so differences below 0.005 say nothing):"""),
-        table(["", "best validation Dice", f"mean of the last {LAST} epochs", "seconds an epoch"], rows),
-        prose("Trials at 64 pixels, one seed and one core each, validation Dice of the last epoch:"),
-        table(list(tried[0]), [list(row.values()) for row in tried]),
-    ]
-
-
-def figures(trained: Trained | None) -> list[str]:
-    """Validation figures of an experiment's first seed."""
-    if trained is None:
-        return ["not run", "", ""]
-    curve = trained.curves()[0]
-    return [f"{curve.max():.4f}", f"{curve[-LAST:].mean():.4f}", trained.rows[0]["seconds_per_epoch"]]
-
-
-def section_published() -> str:
-    """Published figures, and what differs."""
-    return table(
-        ["", "Dice", "what differs"],
-        [
-            ["UNet / ResNet34-UNet, coursework report, from scratch, 100 epochs", "0.9286 / 0.9336", "256 px"],
-            ["segmentation_models.pytorch's example", "0.9553 (dataset)", "FPN, ImageNet start, 256 px"],
-            ["report B", "0.9114 / 0.9710", "four fifths of the test images were trained on"],
-            ["ISNet, general background remover", "0.8458", "own sizes, 250 test images, measured by us"],
-        ],
-    )
+    kept = [" ".join(line.split()) for line in lines if line][:5]
+    return "\n".join(textwrap.fill(line, 120, initial_indent=f"{i}. ") for i, line in enumerate(kept, start=1))
 
 
 def details(groups: dict[str, Groups]) -> str:
     """docs/study.md: every run."""
     parts = ["# Every run of the study", "Written by `make report`; REPORT.md says what was run and how."]
+    header = ["experiment", "seed", "epochs", "best epoch", "Dice", "dataset Dice", "dataset Dice, `--tta`"]
     for data, of_data in groups.items():
-        rows = [
-            [f"{group}/{name}", row["seed"], row["epochs"], row["best_epoch"], row["valid_curve"].split()[-1]]
-            + [row[f"test_{kind}"] for kind in ("dice", "dataset_dice", "dataset_dice_last_epoch", "dataset_dice_tta")]
-            for group, members in of_data.items()
-            for name, trained in members.items()
-            for row in trained.rows
-        ]
-        header = ["experiment", "seed", "epochs", "best epoch", "validation Dice, last", "test Dice", "dataset Dice"]
-        parts += [f"## {data.capitalize()}", table([*header, "last epoch", "`--tta`"], rows)]
+        rows = []
+        for group, members in of_data.items():
+            for name, trained in members.items():
+                for row in trained.rows:
+                    dataset = contrast([(1, Trained(name, [row]))]).text(sign="")
+                    columns = [row[key] for key in ("seed", "epochs", "best_epoch", "test_dice")]
+                    rows.append([f"{group}/{name}", *columns, dataset, row["test_dataset_dice_tta"]])
+        train, valid, test = (f"{int(n):,}" for n in row["images"].split())
+        images = f"{train} images for training, {valid} for validation, {test} for the test. Intervals are over images."
+        parts += [f"## {data.capitalize()}", images, table(header, rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def write() -> None:
-    """Writes the report, the details, and the plots."""
-    groups = {data: load(data) for data in ("whole set", "partial set")}
-    whole = groups["whole set"]
-    claims, before = judge_claims(whole), judge_claims(groups["partial set"])
-    both = [
-        [claim, *(f"{measured} {verdict}".strip() for measured, verdict in found)]
-        for (claim, *now), (_, *then) in zip(claims, before)
-        for found in [(now, then)]
-    ]
-    longer = {TITLES[name].strip("`"): one for name, one in whole.get(LONGER, {}).items()}
-    parts = [
-        "# What helps, and by how much",
-        prose("""Written by `make report` from study/results/study.csv, which `python study/runner.py` fills, and from
-        benchmarks/results. A and B are two students' reports on small programs for the same task, from which this
-        project began. Figures by seed: [docs/study.md](docs/study.md)."""),
-        in_short(whole, claims, before),
-        "## What was run",
-        *section_run(whole),
-        "## Recipes",
-        prose("""`--recipe report` is what the reports describe: Adam at 1e-4, cross-entropy, batches of 8.
-        segmentation_models.pytorch's recipe is that of its binary example: Dice loss, Adam at 2e-4, cosine, batches of
-        16, no augmentation, here from scratch. ResNet34-UNet at 128 pixels, 33,120 images seen by each:"""),
-        table_of(whole, "recipes", "smp"),
-        "Twenty epochs:",
-        table_of(whole, LONGER, "smp"),
-        *([draw(longer, "study_recipes.png", "Recipes, 128 pixels, 20 epochs")] if longer else []),
-        "UNet at 96 pixels, both recipes with our network:",
-        table_of(whole, "recipes, UNet", "smp"),
-        "## Time to Dice",
-        *section_time(whole),
-        "## How the strong recipe was chosen",
-        *section_choice(whole),
-        "## Claims of the reports",
-        prose("""Judged on the whole set, and before that on 1,035 of its pairs (96 pixels, three seeds), with the
-        difference in dataset Dice where no other figure is named. Claims of single ingredients were tried on the part
-        alone."""),
-        table(["claim", "whole set", "partial set"], both),
-        "## Published figures",
-        section_published(),
-        "## To do the same",
-        "```\npython study/runner.py --data_path dataset --list\npython study/runner.py --data_path dataset\n"
-        "make report\n```",
-    ]
-    for file, text in (("REPORT.md", "\n\n".join(parts) + "\n"), ("docs/study.md", details(groups))):
-        with atomic_write(ROOT / file) as stream:
+    """Writes the report, the details, and the plot."""
+    groups = {data: load(data) for data in (WHOLE, PART)}
+    whole, judged = groups[WHOLE], judge_claims(groups)
+    rows = [row for group in whole.values() for trained in group.values() for row in trained.rows]
+    networks = read_rows(RESULTS / "networks.csv")
+    memory = [row for row in read_rows(ROOT / "benchmarks/results/memory.csv") if row["mode"] == "fp32"]
+    values = {
+        "findings": findings(groups, judged),
+        "networks": table(list(networks[0]), [list(row.values()) for row in networks]),
+        "count": str(len(rows)),
+        "hardware": "; ".join("; ".join(sorted({row[key] for row in rows})) for key in ("machine", "versions")),
+        "claims": table(["claim", "measured, 95 % interval", "verdict", "set", "test images", "seeds"], judged),
+        "memory": " and ".join(row["peak_gigabytes"] for row in memory),
+    }
+
+    def filled(section: str) -> str:
+        for text in re.findall(r"\{table: (.*)\}", section):
+            data, group, base = text.split(" | ")
+            if group not in groups[data]:
+                return ""
+            section = section.replace(f"{{table: {text}}}", table_of(groups[data][group], base))
+        return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], section)
+
+    draw_time(whole)
+    template = (ROOT / "study/report.md").read_text()
+    report = "".join(map(filled, re.split(r"(?m)^(?=## )", template)))
+    for file, text in (("REPORT.md", report), ("docs/study.md", details(groups))):
+        with atomic_write(OUT / file) as stream:
             stream.write(text)
 
 

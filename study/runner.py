@@ -1,20 +1,24 @@
-"""Trains and scores the experiments: the data behind REPORT.md.
+"""Works through the queue of experiments.py: trains and scores each run, and adds its row to study.csv.
 
     python study/runner.py --data_path dataset --list
-    python study/runner.py --data_path dataset --seeds 1 2 3 --experiments "recipes/*"
+    python study/runner.py --data_path dataset
 
-Every run is a process of train.py in a folder of its own below --out, with its output, its log and, until it is scored,
-its checkpoints. Stop the study at any time; the same command resumes it. Two of them may share one --out: they don't
-do the same run. Test images are scored at the end, with the epoch that is best for the validation images and with the
-last. A run whose flags or recipe have changed since it was done is done again.
+One run at a time, on one thread, at a low priority, so that it can go on beside other work. SIGTERM or Ctrl-C pauses
+it; the same command continues where it was. A run is done when study.csv has a row of its experiment and seed. Every
+run has a folder below --out, with its output, its log and, until it is scored, its checkpoints. The epoch that is best
+for the validation images is scored on the test images.
 """
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the runs
+
 import argparse
-import contextlib
 import fnmatch
-import hashlib
+import itertools
 import json
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -30,76 +34,62 @@ import measure
 from data.index import find_root
 from data.names import MODES
 from data.splits import split_samples
-from evaluation.metrics import COUNTS, summarize
-from experiments import ROOT, SMP
-from runtime.device import get_device
-from runtime.files import lock_file, read_rows, write_rows
-from train import build_parser
-from training.config import TrainConfig
+from evaluation.metrics import COUNTS
+from experiments import COMMON, RESULTS, ROOT, SMP
+from runtime.files import append_rows, lock_file, read_rows
 
-TABLE = ROOT / "study/results/study.csv"
+TABLE = RESULTS / "study.csv"
 DATA = "whole set"  # what the table calls the images
 PYTHON = [sys.executable]  # what runs a script
-FIXED = "--split official --encoder_weights none --save_every 0"
 
 
 class Run(NamedTuple):
-    """One training."""
+    """One training, and its scoring."""
 
-    experiment: str  # group/name
+    experiment: str  # group/arm
     flags: str
+    minutes: int  # estimated
     seed: int
     folder: Path
 
-    @property
-    def settings(self) -> str:
-        """The settings of the flags and their recipe that are not train.py's defaults."""
-        if self.flags.startswith(SMP):
-            return self.flags
-        config = TrainConfig.from_flags(build_parser().parse_overrides(shlex.split(self.flags)))
-        unset = {**vars(TrainConfig()), "recipe": config.recipe, "epochs": None}
-        return " ".join(f"{name}={value}" for name, value in sorted(vars(config).items()) if value != unset[name])
+    def __str__(self) -> str:
+        return f"{self.experiment}, seed {self.seed}"
 
     @property
-    def epochs(self) -> int:
-        """The planned ones."""
-        words = self.flags.split()
-        return int(words[words.index("--epochs") + 1])
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the table has it."""
-        return any(row["settings"] == self.settings for row in read_rows(TABLE) if self.matches(row))
-
-    def matches(self, row: dict) -> bool:
-        """Whether a row of the table is of this experiment and seed, whatever its settings."""
-        return (row["data"], row["experiment"], row["seed"]) == (DATA, self.experiment, str(self.seed))
+    def history(self) -> list[dict]:
+        """The rows of its training log."""
+        return [row for log in self.folder.glob("*_training_log.csv") for row in read_rows(log)]
 
 
-def list_runs(patterns: list[str], seeds: list[int], out: Path) -> list[Run]:
-    """The runs of these experiments; all experiments of a seed come before the next seed."""
-    runs = []
-    for seed in seeds:
-        for group, members in experiments.EXPERIMENTS.items():
-            for name, flags in members.items():
-                run = Run(f"{group}/{name}", flags, seed, Path())
-                if any(fnmatch.fnmatch(run.experiment, pattern) for pattern in patterns):
-                    digest = hashlib.sha256(f"{run.experiment} {run.settings}".encode()).hexdigest()[:8]
-                    runs.append(run._replace(folder=out / f"{digest}-s{seed}"))
-    return runs
+def list_runs(patterns: list[str], out: Path, table: Path) -> list[Run]:
+    """The runs of the queue that match and that the table lacks; all arms of a seed come before the next seed."""
+    done = {(row["experiment"], row["seed"]) for row in read_rows(table) if row["data"] == DATA}
+    runs = [
+        Run(name, flags, minutes, seed, out / re.sub("[^a-z0-9]+", "-", f"{name} s{seed}".lower()))
+        for group, arms in experiments.QUEUE.items()
+        for seed in ((1,) if group in experiments.ONE_SEED else (1, 2, 3))
+        for arm, (minutes, flags) in arms.items()
+        if any(fnmatch.fnmatch(name := f"{group}/{arm}", pattern) for pattern in patterns)
+    ]
+    return [run for run in runs if (run.experiment, str(run.seed)) not in done]
+
+
+def code_version() -> str:
+    """The commit of this code, with "-dirty" where there are uncommitted changes."""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return ask("rev-parse", "--short", "HEAD") + "-dirty" * bool(ask("status", "--porcelain", "src", "study/*.py"))
 
 
 def call(run: Run, *command) -> None:
-    """Runs a script of this project and appends its output to the run's. A signal is passed on and waited for.
-
-    Raises:
-        RuntimeError: it failed.
-    """
+    """Runs a script of this project and appends its output to the run's. SIGTERM is passed on and waited for."""
     with (run.folder / "output.txt").open("a") as output:
         output.write(f"$ {shlex.join(map(str, command))}\n")
         output.flush()
-        words = [*PYTHON, *map(str, command)]
-        process = subprocess.Popen(words, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
+        words, streams = [*PYTHON, *map(str, command)], {"stdout": output, "stderr": output}
+        process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **streams)
         try:
             status = process.wait()
         except KeyboardInterrupt:
@@ -110,144 +100,117 @@ def call(run: Run, *command) -> None:
         raise RuntimeError(f"status {status}, see {run.folder / 'output.txt'}")
 
 
-def read_history(run: Run) -> list[dict]:
-    """The rows of a run's training log, or of smp_recipe.py's record; none where there is no such file."""
-    if run.flags.startswith(SMP):
-        record = run.folder / "result.json"
-        return json.loads(record.read_text())["history"] if record.is_file() else []
-    return [row for log in run.folder.glob("*_training_log.csv") for row in read_rows(log)]
-
-
-def code_version() -> str:
-    """The commit of this code, with "-dirty" where there are uncommitted changes."""
-
-    def ask(*words: str) -> str:
-        try:
-            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        except OSError:  # no git here
-            return ""
-
-    changed = ask("status", "--porcelain", "--", "src", ":(glob)benchmarks/*.py", ":(glob)study/*.py")
-    return (ask("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+def training_command(run: Run, common: list) -> list | None:
+    """The command that starts the training or goes on with it; None where it is complete."""
+    epochs = re.search(r"--epochs (\S+)", run.flags)[1]
+    totals = list(itertools.accumulate(map(int, epochs.split("+"))))  # 10+2+2: 10, 12, 14
+    done, last = len(run.history), list(run.folder.glob("*_last.pth"))
+    if done >= totals[-1]:
+        return None
+    flags = shlex.split(run.flags.replace(epochs, str(totals[0]))) + ["--seed", run.seed]
+    if flags[0] == SMP:  # it resumes by itself
+        return [ROOT / "study" / SMP, *common, *flags[1:], "--out", run.folder]
+    start = [*shlex.split(COMMON), *flags]
+    if last:  # --epochs after --resume are so many more
+        more = ["--epochs", totals[totals.index(done) + 1] - done] if done in totals else []
+        start = ["--resume", last[0], *more]
+    return [ROOT / "src/train.py", *common, "--save_dir", run.folder, "--log_dir", run.folder, *start]
 
 
 def train(run: Run, common: list) -> None:
-    """Trains from the start, or resumes an interrupted run."""
-    if len(read_history(run)) >= run.epochs:
-        return
+    """Trains from the start, or resumes an interrupted run. Records processor time and versions of the code."""
+    while (command := training_command(run, common)) is not None:
+        done, version, before = len(run.history), code_version(), sum(os.times()[2:4])  # of child processes
+        try:
+            call(run, *command)
+        finally:
+            spent = round(sum(os.times()[2:4]) - before, 1)
+            append_rows(run.folder / "sittings.csv", [{"commit": version, "seconds": spent}])
+        if len(run.history) == done:
+            raise RuntimeError(f"no epoch was added, see {run.folder / 'output.txt'}")
+
+
+def score(run: Run, common: list, kind: str = "best") -> tuple[dict, list[dict]]:
+    """Scores of the test images, and a row for each; `tta` is with test-time augmentation."""
+    scores, images = run.folder / f"{kind}.json", run.folder / f"{kind}.csv"
+    if not scores.is_file():  # smp_recipe.py has written them
+        (path,) = run.folder.glob("*_best.pth")
+        flags = ["--model_path", path, "--log_dir", run.folder, "--num_workers", 0, "--csv", images, "--json", scores]
+        call(run, ROOT / "src/evaluate.py", *common, *flags, *["--tta"] * (kind == "tta"))
+    return json.loads(scores.read_text()), read_rows(images)
+
+
+def do(run: Run, args, images: str) -> None:
+    """Trains and scores a run, and adds its row."""
+    common = ["--data_path", args.data_path, "--device", "cpu"]
     run.folder.mkdir(parents=True, exist_ok=True)
-    commits = run.folder / "commits.txt"  # all versions that trained it
-    with commits.open("a+") as file:
-        file.seek(0)
-        if (version := code_version()) not in file.read().split():
-            file.write(f"{version}\n")
-    script, *flags = shlex.split(run.flags if run.flags.startswith(SMP) else f"train.py {FIXED} {run.flags}")
-    flags += ["--seed", run.seed]
-    if script == SMP:
-        call(run, ROOT / "study" / SMP, *common, *flags, "--out", run.folder)
-        return
-    last = list(run.folder.glob("*_last.pth"))
-    start = ["--resume", last[0]] if last else flags
-    call(run, ROOT / "src/train.py", *common, "--save_dir", run.folder, "--log_dir", run.folder, *start)
-
-
-def score(run: Run, common: list) -> dict[str, list[list[int]]]:
-    """Pixels of every test image, counted as in `metrics.COUNTS`: best epoch, last, best with TTA."""
-    if run.flags.startswith(SMP):
-        return json.loads((run.folder / "result.json").read_text())["counts"]
-    found = {}
-    for kind, checkpoint in {"best": "best", "last": "last", "tta": "best"}.items():
-        if kind == "tta" and not run.experiment.startswith("recipes/"):
-            continue
-        file = run.folder / f"{kind}.csv"
-        if not file.is_file():
-            (path,) = run.folder.glob(f"*_{checkpoint}.pth")
-            flags = ["--model_path", path, "--log_dir", run.folder, "--csv", file]
-            call(run, ROOT / "src/evaluate.py", *common, *flags, *(["--tta"] if kind == "tta" else []))
-        found[kind] = [[int(row[name]) for name in COUNTS] for row in read_rows(file)]
-    return found
-
-
-def row_of(run: Run, images: str, machine: str, counts: dict) -> dict:
-    """A run's row of the table."""
-    history = read_history(run)
-    valid = [float(row["val_dice"] or "nan") for row in history]  # empty in epochs without validation
-    scores = {kind: summarize(torch.tensor(rows)) for kind, rows in counts.items()}
-
-    def scored(kind: str, name: str):
-        return round(scores[kind][name], 6) if kind in scores else ""
-
-    return {
+    train(run, common)
+    history, sittings = run.history, read_rows(run.folder / "sittings.csv")
+    scores, rows = score(run, common)
+    valid = [float(row["val_dice"]) for row in history]
+    seconds = np.cumsum([float(row["seconds"]) for row in history])
+    minutes = seconds / seconds[-1] * sum(float(row["seconds"]) for row in sittings) / 60
+    tta = score(run, common, "tta")[0]["dataset_dice"] if run.experiment in experiments.WITH_TTA else ""
+    row = {
         "experiment": run.experiment,
-        "settings": run.settings,
+        "settings": run.flags,
         "seed": run.seed,
         "data": DATA,
         "images": images,
         "epochs": len(history),
-        "best_epoch": int(np.nanargmax(valid)) + 1,
-        "test_dice": scored("best", "dice"),
-        "test_dataset_dice": scored("best", "dataset_dice"),
-        "test_dataset_dice_last_epoch": scored("last", "dataset_dice"),
-        "test_dataset_dice_tta": scored("tta", "dataset_dice"),
-        "seconds_per_epoch": round(sorted(float(row["seconds"]) for row in history)[len(history) // 2], 2),
-        "machine": machine,
+        "best_epoch": int(np.argmax(valid)) + 1,
+        "test_dice": round(scores["dice"], 6),
+        "test_dataset_dice": round(scores["dataset_dice"], 6),
+        "test_dataset_dice_tta": tta,
+        "minutes": " ".join(f"{x:.2f}" for x in minutes),  # of one core, until the end of each epoch
+        "machine": measure.machine(torch.device("cpu")),
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-        "commit": " ".join((run.folder / "commits.txt").read_text().split()),
+        "commit": " ".join(dict.fromkeys(row["commit"] for row in sittings)),
         "valid_curve": " ".join(f"{x:.4f}" for x in valid),
         "train_curve": " ".join(f"{float(row.get('train_dice', 'nan')):.4f}" for row in history),
-        "test_pixels": ";".join(" ".join(map(str, image[:3])) for image in counts.get("best", [])),
+        "test_pixels": ";".join(" ".join(row[name] for name in COUNTS[:3]) for row in rows),
     }
-
-
-def do(run: Run, args, images: str, machine: str) -> None:
-    """Trains and scores a run, and adds its row."""
-    common = ["--data_path", args.data_path, "--device", args.device]
-    train(run, common)
-    validation_only = run.experiment.startswith("choice")
-    row = row_of(run, images, machine, {} if validation_only else score(run, common))
-    with lock_file(TABLE.with_name(f".{TABLE.name}.lock"), wait=True):
-        if not run.is_done:  # by another process meanwhile
-            write_rows(TABLE, [*(row for row in read_rows(TABLE) if not run.matches(row)), row], list(row))
-    valid, test = max(row["valid_curve"].replace("nan", "").split()), row["test_dataset_dice"] or "not scored"
-    print(f"{run.experiment}, seed {run.seed}: best valid Dice {valid}, test {test}", flush=True)
-    for checkpoint in () if args.keep else run.folder.glob("*.pth"):
+    append_rows(args.table, [row])
+    print(f"{run}: test Dice {row['test_dice']}, {minutes[-1]:.0f} minutes", flush=True)
+    for checkpoint in run.folder.glob("*.pth"):
         checkpoint.unlink()
 
 
 def main() -> None:
-    """Does the runs that are not done yet. One that fails is reported, and the others continue."""
+    """Does the runs that are not done yet. One that fails is reported, and the queue continues."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", type=Path, default=Path("dataset"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "recipes/*"')
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "report B/*"')
     parser.add_argument("--out", type=Path, default=ROOT / "study/runs", help="folder of the runs")
-    parser.add_argument("--keep", action="store_true", help="keep checkpoints after scoring")
-    parser.add_argument("--list", action="store_true", help="print what would be done")
+    parser.add_argument("--table", type=Path, default=TABLE, help="where the rows go")
+    parser.add_argument("--list", action="store_true", help="print what is still to be done")
     args = parser.parse_args()
     args.data_path = args.data_path.resolve()
-    runs = [run for run in list_runs(args.experiments, args.seeds, args.out.resolve()) if not run.is_done]
+    runs, failed = list_runs(args.experiments, args.out.resolve(), args.table), False
     if args.list:
         for run in runs:
-            print(f"{run.experiment:<40} seed {run.seed}: {run.flags}")
+            print(f"{run}, {run.minutes} minutes: {run.flags}")
+        print(f"{len(runs)} runs, about {sum(run.minutes for run in runs) / 60:.1f} hours of one core")
         return
+    os.nice(10)
     parts = split_samples(find_root(args.data_path), "official")
     images = " ".join(str(len(getattr(parts, mode))) for mode in MODES)
-    machine = measure.machine(get_device(args.device))
     for signum in (signal.SIGINT, signal.SIGTERM):  # in background jobs of a shell the first is ignored otherwise
         signal.signal(signum, signal.default_int_handler)
-    failed = False
-    for run in runs:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(BlockingIOError), lock_file(run.folder / "lock", wait=False):  # else another does it
-            try:
-                do(run, args, images, machine)
-            except KeyboardInterrupt:
-                print("Stopped; the same command continues from here.", flush=True)
-                sys.exit(130)
-            except Exception as error:  # noqa: BLE001
-                failed = True
-                print(f"failed: {run.experiment}, seed {run.seed}: {error!r}", file=sys.stderr, flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_file(args.out / "lock", wait=False):
+            for run in runs:
+                try:
+                    do(run, args, images)
+                except Exception as error:  # noqa: BLE001
+                    failed = True
+                    print(f"failed: {run}: {error!r}", file=sys.stderr, flush=True)
+    except BlockingIOError:
+        sys.exit(f"error: another runner works in {args.out}; wait for it, or name another --out")
+    except KeyboardInterrupt:
+        print("Paused; the same command continues from here.", flush=True)
+        sys.exit(130)
     sys.exit(failed)
 
 
