@@ -31,13 +31,13 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "`--loss bce_dice`": (11, f"{BASE} --loss bce_dice"),
         "light augmentation": (11, f"{BASE} --augment online --augment_strength light"),
         "medium augmentation": (11, f"{BASE} --augment online --augment_strength medium"),
-        "growing sizes": (9, f"{BASE} --progressive"),
+        "growing sizes": (9, f"{BASE} --sizes grow"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
     # As many epochs as fit into the same minutes.
     "encoders, ImageNet": {
         "lite0": (21, f"{STRONG} {LITE0} {IMAGENET} --epochs 10"),
-        "lite0 from scratch": (21, f"{STRONG} {LITE0} {SCRATCH} --progressive off --epochs 10"),
+        "lite0 from scratch": (21, f"{STRONG} {LITE0} {SCRATCH} --sizes fixed --epochs 10"),
         "lite1": (21, f"{STRONG} --model_name efficientnet_lite1_unet {IMAGENET} --epochs 8"),
         "lite2": (21, f"{STRONG} --model_name efficientnet_lite2_unet {IMAGENET} --epochs 7"),
     },

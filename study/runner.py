@@ -31,9 +31,8 @@ import torch
 
 import experiments
 import measure
-from data.index import find_root
+from data.dataset import Dataset
 from data.names import MODES
-from data.splits import split_samples
 from evaluation.metrics import COUNTS
 from experiments import COMMON, RESULTS, ROOT, SMP
 from runtime.files import append_rows, lock_file, read_rows
@@ -132,12 +131,12 @@ def train(run: Run, common: list) -> None:
 
 def score(run: Run, common: list, kind: str = "best") -> tuple[dict, list[dict]]:
     """Scores of the test images, and a row for each; `tta` is with test-time augmentation."""
-    scores, images = run.folder / f"{kind}.json", run.folder / f"{kind}.csv"
-    if not scores.is_file():  # smp_recipe.py has written them
+    report = run.folder / kind
+    if not (report / "scores.json").is_file():  # smp_recipe.py has written them
         (path,) = run.folder.glob("*_best.pth")
-        flags = ["--model_path", path, "--log_dir", run.folder, "--num_workers", 0, "--csv", images, "--json", scores]
+        flags = ["--model_path", path, "--log_dir", run.folder, "--num_workers", 1, "--report", report]
         call(run, ROOT / "src/evaluate.py", *common, *flags, *["--tta"] * (kind == "tta"))
-    return json.loads(scores.read_text()), read_rows(images)
+    return json.loads((report / "scores.json").read_text()), read_rows(report / "images.csv")
 
 
 def do(run: Run, args, images: str) -> None:
@@ -193,7 +192,7 @@ def main() -> None:
         print(f"{len(runs)} runs, about {sum(run.minutes for run in runs) / 60:.1f} hours of one core")
         return
     os.nice(10)
-    parts = split_samples(find_root(args.data_path), "official")
+    parts = Dataset(args.data_path).split("official")
     images = " ".join(str(len(getattr(parts, mode))) for mode in MODES)
     for signum in (signal.SIGINT, signal.SIGTERM):  # in background jobs of a shell the first is ignored otherwise
         signal.signal(signum, signal.default_int_handler)

@@ -19,14 +19,13 @@ import torch
 
 import experiments  # noqa: F401  makes the others importable
 from data.cache import open_cache
-from data.datasets import load_dataset
-from data.index import find_root
+from data.dataset import Dataset, ImageDataset
 from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
 from data.names import MODES
-from data.splits import split_samples
-from evaluation.evaluator import validate
-from evaluation.metrics import COUNTS, mean_dice, summarize
-from evaluation.predictor import Predictor
+from data.view import View
+from evaluation.metrics import COUNTS, dice_from_counts, mean_dice, mean_scores
+from evaluation.predict import Predictor
+from evaluation.score import validate
 from peers import SmpUnet
 from runtime.device import choose_precision, get_device
 from runtime.files import atomic_write, write_rows
@@ -47,12 +46,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the log, the state and the scores")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    device, root = get_device(args.device), find_root(args.data_path)
+    device, dataset = get_device(args.device), Dataset(args.data_path)
     precision = choose_precision("auto", device, args.image_size)
     seed_everything(args.seed)
-    cache = open_cache(root, args.image_size)
-    options = {"split": split_samples(root, "official"), "image_size": args.image_size, "cache": cache}
-    parts = {mode: load_dataset(root, mode, **options) for mode in MODES}
+    view = View(args.image_size)
+    cache, split = open_cache(dataset.root, dataset.samples, view), dataset.split("official")
+    parts = {mode: ImageDataset(getattr(split, mode), view, cache) for mode in MODES}
     batches = Batches(parts["train"], BATCH_SIZE, args.seed)
     sampler = StepSampler(batches.steps)
     train_loader = make_loader(StepReader([batches]), device, sampler, 0)
@@ -64,6 +63,10 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * sampler.steps, LOWEST_RATE)
     loss_fn = smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True)
+
+    def task_loss(logits, labels, task):
+        return loss_fn(logits, (labels != 0).float())
+
     stateful, state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, args.out / "smp_state.pth"
     best, history = {}, []
     if state.is_file():
@@ -78,10 +81,10 @@ def main() -> None:
             with precision.autocast():
                 logits = model(precision.prepare_images(batch["image"]).float())
             optimizer.zero_grad()
-            loss_fn(logits.float(), batch["mask"].to(device).float()).backward()
+            loss_fn(logits.float(), (batch["labels"] != 0).to(device).float()).backward()
             optimizer.step()
             scheduler.step()
-        dice = mean_dice(validate(predictor, valid_loader)[0], predictor.task)
+        dice = mean_dice(validate(predictor, valid_loader, task_loss)[0])
         if dice > max((row["val_dice"] for row in history), default=-1.0):
             best = copy.deepcopy(model.state_dict())
         history.append({"epoch": sampler.epoch + 1, "val_dice": dice, "seconds": time.perf_counter() - start})
@@ -90,10 +93,14 @@ def main() -> None:
             saved = {name: one.state_dict() for name, one in stateful.items()}
             torch.save({**saved, "best": best, "history": history}, file)
     model.load_state_dict(best)
-    counts = validate(predictor, test_loader)[0][:, 0]
-    write_rows(args.out / "best.csv", [dict(zip(COUNTS, row)) for row in counts.tolist()])
-    with atomic_write(args.out / "best.json") as file:
-        json.dump({name: float(value) for name, value in summarize(counts).items()}, file)
+    counts = validate(predictor, test_loader, task_loss)[0][:, 0]
+    pairs = zip(counts.tolist(), dice_from_counts(counts).tolist())
+    rows = [{**dict(zip(COUNTS, row)), "dice": dice, "boundary_f": 0.0} for row, dice in pairs]
+    report = args.out / "best"
+    report.mkdir(exist_ok=True)
+    write_rows(report / "images.csv", rows)
+    with atomic_write(report / "scores.json") as file:
+        json.dump({name: mean_scores(rows)[name] for name in ("dice", "iou", "dataset_dice", "dataset_iou")}, file)
     write_rows(args.out / "smp_training_log.csv", history)  # at the end: with it the run counts as trained
 
 
