@@ -17,6 +17,7 @@ RESULTS = {
     "panels": "panel",
     "trimaps": "trimap",  # of networks that learn the border
 }
+POLYGONS = ("labelme", "coco", "yolo")  # that it writes, too, for annotation tools
 # What a format's file is called after the checkpoint's stem.
 EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "weights": "_weights.pth"}
 RESIZE = "how the network sees images: square, squashed; keep, in their shape, the longer side as --image_size; tile, "
@@ -142,8 +143,9 @@ class InferConfig(PredictConfig):
     )
     save: list[str] = option(
         (),
-        f"which results: {','.join(RESULTS)}; by default masks,panels, and of photographs cutouts, too",
-        words_of(RESULTS, "result"),
+        f"which results: {','.join([*RESULTS, *POLYGONS])} (files of polygons for annotation tools); by default "
+        "masks,panels, and of photographs cutouts, too",
+        words_of([*RESULTS, *POLYGONS], "result"),
         metavar="NAMES",
     )
     matting: str = option(
