@@ -18,7 +18,7 @@ import torch
 
 import measure
 from evaluation.export import export, quantize
-from evaluation.predictor import Predictor
+from evaluation.predict import Predictor
 from models.build import build_model
 from runtime.device import choose_precision
 

@@ -87,14 +87,14 @@ def image_dice(counts: torch.Tensor) -> torch.Tensor:
     return torch.where(present.any(1), (dice * present).sum(1) / present.sum(1).clamp(min=1), 1.0)
 
 
-def mean_dice(counts: torch.Tensor) -> float:
+def mean_dice(counts: torch.Tensor, task: Task = TASKS["binary"]) -> float:
     """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
 
-    Each of several classes is averaged over the images that have it in truth or prediction: to predict none earns
-    nothing. Classes in no image don't count.
+    Each named class is averaged over the images that have it in truth or prediction: to predict none earns nothing.
+    Classes in no image don't count.
     """
     dice = dice_from_counts(counts).double()
-    if counts.shape[1] == 1:
+    if counts.shape[1] == 1 and not task.classes:
         return dice.mean().item()
     present = counts[..., :3].sum(-1) > 0
     sums, images = (dice * present).sum(0), present.sum(0)
