@@ -62,7 +62,7 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
 
     def segment(kinds: list[str]) -> Callable:
         config, folder = InferConfig(batch_size=batch_size), scratch / "out" if kinds else None
-        return lambda: Segmenter(predictor, Preprocessing(size), config, kinds, folder).run(samples)
+        return lambda: Segmenter(predictor, View(size), config, kinds, folder).run(samples)
 
     return {
         "bare network": bare,

@@ -25,14 +25,12 @@ RESIZE += "at their own size in tiles, where they are larger"
 
 
 def model_path_option(several: bool = False):
-    """Which checkpoint to use, or which checkpoints together."""
     text = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth"
     text += "; several: their mean probabilities" * several
     return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
 
 
 def model_name_option():
-    """A check on the checkpoint, or a choice among those in the folder."""
     text = "model of the checkpoint, by default as it says; another one is an error"
     return option(None, text, known_model, aliases=("--model_type",), metavar="NAME")
 
@@ -112,9 +110,7 @@ def check_flags(config: EvalConfig) -> None:
         if asked and config.subset != "test":
             raise UsageError(f"--{name} uses the validation images, so score others: --subset test")
         if asked and several:
-            raise UsageError(
-                f"--{name} is for one checkpoint, of whose validation images none was trained on; name one"
-            )
+            raise UsageError(f"--{name} is for one checkpoint, which was trained on no validation image; name one")
     if config.label_errors and not config.report:
         raise UsageError("--label_errors needs a folder for what it finds: --report DIR")
     differing = [name for name in ("tta", "image_size", "ignore_border") if getattr(config, name)]

@@ -39,11 +39,7 @@ class Evaluation:
     """A network, the images as it wants them, and its scores.
 
     Args:
-        config: the settings.
-        network: what is scored.
-        predictor: runs it.
-        dataset: all images.
-        part: those that are scored.
+        part: the images of the dataset that are scored.
         threshold: probability above which a pixel is pet.
         rows: a row of scores for each image; see `score_images`.
         sums: over all images, see there.

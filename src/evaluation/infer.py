@@ -4,7 +4,6 @@ import collections
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -101,12 +100,7 @@ class Segmenter:
         try:
             row["width"], row["height"] = size = sample.displayed_size()
             with room_for(*size):
-                for kind, result in self.draw(sample, decision, *size, row["dice"]):
-                    path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_png(result, path)
-                    del result  # before the next one is made
-                return Outcome(row, True, self.write_polygons(sample, decision, size))
+                return Outcome(row, True, self.write(sample, decision, *size, row["dice"]))
         except DatasetError as problem:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(problem)
         except OSError as problem:
@@ -115,45 +109,45 @@ class Segmenter:
             row["error"] = f"the results of {sample.image_path} can't be written ({problem.strerror or problem})"
         return Outcome(row)
 
-    def draw(self, sample, decision: torch.Tensor, width: int, height: int, dice) -> Iterator[tuple[str, Image.Image]]:
-        """Makes the wanted results, one after the other, at the image's own size."""
-        kinds, task = self.kinds - set(POLYGONS), self.predictor.task
+    def write(self, sample: Sample, decision: torch.Tensor, width: int, height: int, dice) -> tuple | None:
+        """Writes the wanted results, one after the other, at the image's own size; returns `Outcome.polygons`."""
+        kinds, task, file = self.kinds, self.predictor.task, sample.image_path
+
+        def save(kind: str, result: Image.Image) -> None:
+            path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(result, path)
+
         if "probabilities" in kinds:
-            yield "probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0]))
+            save("probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0])))
         if not kinds - {"probabilities"}:
-            return
+            return None
         labels = label_map_at_size(task, decision, logit(self.config.threshold), height, width)
         if "trimaps" in kinds:
-            yield "trimaps", trimap_image(labels)
+            save("trimaps", trimap_image(labels))
         if "masks" in kinds:
-            yield "masks", mask_image(labels, task)
-        if not {"overlays", "cutouts", "panels"} & kinds:
-            return
-        image, truth = self.view.read_at(sample)
+            save("masks", mask_image(labels, task))
+        if {"overlays", "cutouts", "panels"} & kinds:
+            image, truth = self.view.read_at(sample)
         if "overlays" in kinds:
-            yield "overlays", Image.fromarray(draw_outline(image, labels))
+            save("overlays", Image.fromarray(draw_outline(image, labels)))
         if "cutouts" in kinds:
             tile = self.view.size if decision.shape[1:] == (height, width) else None
             cutout = cut_out(shown(image), matting_trimap(labels, task, tile), self.config.matting)
-            yield "cutouts", with_profile(cutout, sample.image_path)
+            save("cutouts", with_profile(cutout, file))
+            del cutout
         if "panels" in kinds:
-            title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
-            yield "panels", draw_panel(image, labels, truth, title, task)
-
-    def write_polygons(self, sample: Sample, decision: torch.Tensor, size: tuple[int, int]) -> tuple | None:
-        """Writes an image's files of polygons. Returns its part of a COCO file, if that is wanted."""
-        task, image = self.predictor.task, sample.image_path
-        if not self.kinds & set(POLYGONS):
+            title = file.name + ("" if dice == "" else f"   Dice {dice:.4f}")
+            save("panels", draw_panel(image, labels, truth, title, task))
+        if not kinds & set(POLYGONS):
             return None
-        labels = label_map_at_size(task, decision, logit(self.config.threshold), size[1], size[0])
-        if not task.classes:  # the border is pet
-            labels = np.minimum(labels, PET)
-        traced = regions(labels, dict(enumerate(self.names, start=1)))
-        if "labelme" in self.kinds:
-            write_labelme(self.folder / f"{sample.name}.json", image, size, traced)
-        if "yolo" in self.kinds:
-            write_yolo(self.folder / f"labels/{sample.name}.txt", size, traced, self.names)
-        return (Path(sample.name).with_name(image.name).as_posix(), size, traced) if "coco" in self.kinds else None
+        # Without named classes the border is pet.
+        traced = regions(labels if task.classes else np.minimum(labels, PET), dict(enumerate(self.names, start=1)))
+        if "labelme" in kinds:
+            write_labelme(self.folder / f"{sample.name}.json", file, (width, height), traced)
+        if "yolo" in kinds:
+            write_yolo(self.folder / f"labels/{sample.name}.txt", (width, height), traced, self.names)
+        return (Path(sample.name).with_name(file.name).as_posix(), (width, height), traced) if "coco" in kinds else None
 
 
 def start(config: InferConfig) -> None:

@@ -25,14 +25,11 @@ TEMPERATURE = 0.2  # of the softmin: lower looks at fewer pixels; the paper has 
 
 
 class Suspect(NamedTuple):
-    """An image and how wrong its mask looks.
+    """An image of a part, and how wrong its mask looks to what predicts it.
 
     Args:
-        sample: the image.
         score: from 0, wrong, to 1.
         share: of the pixels where the network finds the other class likelier.
-        predictor: what scored it.
-        part: where it is from.
     """
 
     sample: Sample
