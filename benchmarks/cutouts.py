@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import measure
-from data.datasets import preprocessing_of
-from data.index import Sample, read_list
-from data.inputs import read_input
+from data.layout import Sample, read_list
+from data.pixels import to_tensor
+from data.view import View
 from evaluation.matting import ENGINES, cut_out, matting_trimap
 from evaluation.metrics import boundary_f
-from evaluation.predictor import Predictor, label_map_at_size
+from evaluation.predict import Predictor, label_map_at_size
 from models.checkpoint import open_checkpoint
 from models.task import BACKGROUND, BORDER, PET
 from runtime.device import choose_precision, get_device
@@ -53,12 +53,12 @@ def alpha_scores(alpha: np.ndarray, trimap: np.ndarray, best: np.ndarray) -> dic
 
 
 @torch.inference_mode()
-def score(sample: Sample, predictor: Predictor, preprocessing) -> dict[str, dict[str, float]] | None:
+def score(sample: Sample, predictor: Predictor, view: View) -> dict[str, dict[str, float]] | None:
     """Scores of an image by engine; None of one whose trimap lacks a value."""
-    image, trimap = sample.read()
+    image, trimap = view.read_at(sample)
     if not all((trimap == value).any() for value in (PET, BACKGROUND, BORDER)):
         return None
-    seen, _ = read_input(sample, preprocessing)
+    seen = to_tensor(view.read(sample)[0])
     labels = label_map_at_size(predictor.task, predictor.predict(seen[None]).final[0].cpu(), 0.0, *trimap.shape)
     masks = (torch.from_numpy(array != BACKGROUND)[None, None] for array in (labels, trimap))
     outline, best = boundary_f(*masks, 2).item(), reference(image, trimap)
@@ -100,12 +100,12 @@ def main() -> None:
         print(json.dumps(cost(args.cost)))
         return
     device = get_device(args.device)
-    model, content, _ = open_checkpoint(args.model_path, None, "")
-    precision, preprocessing = choose_precision("auto", device, 256), preprocessing_of(content)
+    model, checkpoint, _ = open_checkpoint(args.model_path, None, "")
+    precision, view = choose_precision("auto", device, 256), View.of(checkpoint)
     predictor = Predictor(precision.to_device(model), precision)
     samples = [s for s in read_list(Path(args.data_path), "test") if s.image_path.is_file()]
     own = [s for s in samples if s.displayed_size() not in COPIES][:: args.every]
-    scores = [found for found in (score(s, predictor, preprocessing) for s in own) if found]
+    scores = [found for found in (score(s, predictor, view) for s in own) if found]
     rows = []
     for name in scores[0]:
         means = {key: round(float(np.mean([one[name][key] for one in scores])), 4) for key in scores[0][name]}
@@ -115,7 +115,7 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             spent = json.loads(done.stdout.splitlines()[-1])
         rows.append({"engine": name, **means, "n": len(scores), **spent})
-    measure.report("cutouts", rows, device, checkpoint=Path(args.model_path).name, image_size=preprocessing.image_size)
+    measure.report("cutouts", rows, device, checkpoint=Path(args.model_path).name, image_size=view.size)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from torchvision.transforms import v2
 import measure
 from data.augment import AugmentedDataset, apply_augmentations
 from data.cache import open_cache
-from data.datasets import load_dataset
-from data.index import by_name, find_root
+from data.dataset import Dataset as Pets
+from data.dataset import ImageDataset
+from data.layout import find_root
 from data.loader import make_loader, shard_batches
-from data.splits import split_samples
+from data.view import View
 
 
 class TorchvisionPets(Dataset):
@@ -49,7 +50,7 @@ def read_all(loader, augment: bool) -> None:
     """One pass over a loader, with the augmentation of a training step."""
     for batch in loader:
         if augment:
-            apply_augmentations(batch["image"], batch["mask"], batch["affine"])
+            apply_augmentations(batch["image"], batch["labels"], batch["affine"])
 
 
 def main() -> None:
@@ -65,11 +66,12 @@ def main() -> None:
         there.mkdir()
         for part in ("images", "annotations"):
             (there / part).symlink_to((root / part).resolve())
-        split = split_samples(root, "official")
+        pets, view = Pets(root), View(size)
         # The same images for all: torchvision's trainval is our train and valid.
-        split = split._replace(train=sorted([*split.train, *split.valid], key=by_name))
-        decoded = load_dataset(root, "train", split=split, image_size=size)
-        cached = load_dataset(root, "train", split=split, image_size=size, cache=open_cache(root, size))
+        samples = [*pets.part("train", "official"), *pets.part("valid", "official")]
+        samples.sort(key=lambda sample: sample.name)
+        decoded = ImageDataset(samples, view)
+        cached = ImageDataset(samples, view, open_cache(root, pets.samples, view))
         rows = []
         for workers in args.workers:
             theirs = [TorchvisionPets(there, size, augment) for augment in (False, True)]

@@ -14,11 +14,11 @@ import torch
 
 import measure
 import peers
-from data.datasets import Preprocessing
-from data.index import Sample
+from data.layout import Sample
+from data.view import View
 from evaluation.config import InferConfig
-from evaluation.predictor import Predictor
-from evaluation.segmenter import Segmenter
+from evaluation.infer import Segmenter
+from evaluation.predict import Predictor
 from models.build import build_model
 from runtime.device import choose_precision, get_device
 from sample_pets import draw_pet
@@ -62,7 +62,7 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
 
     def segment(kinds: list[str]) -> Callable:
         config, folder = InferConfig(batch_size=batch_size), scratch / "out" if kinds else None
-        return lambda: Segmenter(predictor, Preprocessing(size), config, kinds, folder).run(samples)
+        return lambda: Segmenter(predictor, View(size), config, kinds, folder).run(samples)
 
     return {
         "bare network": bare,

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 import torch  # noqa: E402  the path must be set first, here and wherever this is imported
 
 from data.loader import Batches  # noqa: E402
-from evaluation.predictor import Predictor  # noqa: E402
+from evaluation.predict import Predictor  # noqa: E402
 from runtime.device import Precision  # noqa: E402
 from runtime.files import write_rows  # noqa: E402
 from training.config import TrainConfig  # noqa: E402

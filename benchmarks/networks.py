@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import measure
-from evaluation.predictor import Predictor
+from evaluation.predict import Predictor
 from models.base import SegmentationModel
 from models.build import build_model
 from models.names import MODELS

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 import measure
+from data.view import View
 from evaluation.export import export, quantize
-from evaluation.predictor import Predictor
+from evaluation.predict import Predictor
 from models.build import build_model
 from runtime.device import choose_precision
 
@@ -34,7 +35,7 @@ VARIANTS = {
 def write_files(folder: Path, size: int) -> None:
     """The small network as ONNX, and quantised on noise."""
     torch.manual_seed(0)
-    export(build_model("unet_small"), {"preprocessing": {"image_size": size, "channels": 3}}, folder / "onnx.onnx")
+    export(build_model("unet_small"), View(size), folder / "onnx.onnx")
     images = list(measure.random_images(8, size))
     quantize(folder / "onnx.onnx", images, folder / "int8.onnx")
 

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 
 from evaluation.calibration import BINS, calibration_error, confidence_bins, fit_temperature
-from helpers import assert_one_error, run_ok, run_script
+from helpers import assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 
 
@@ -46,19 +46,18 @@ def test_calibrated_checkpoint_has_the_same_masks_and_no_larger_error(trained, s
     file = tmp_path / "tiny_best.pth"
     file.write_bytes((trained / "saved_models/tiny_best.pth").read_bytes())
     flags = ("evaluate.py", "--data_path", shared_dataset, "--amp", "off")
-    said = run_ok(*flags, "--model_path", file, "--calibrate", "--reliability", "r.png", "--csv", "a.csv", cwd=tmp_path)
+    said = run_ok(*flags, "--model_path", file, "--calibrate", "--report", "a", cwd=tmp_path)
     assert "tiny_best_calibrated.pth" in said
-    assert Image.open(tmp_path / "r.png").size == (500, 500)
+    assert Image.open(tmp_path / "a/reliability.png").size == (500, 500)
     errors = [line for line in said.splitlines() if line.startswith("Temperature")][0].split()
     before, after = float(errors[-4]), float(errors[-2])
-    again = run_ok(*flags, "--model_path", tmp_path / "tiny_best_calibrated.pth", "--csv", "b.csv", cwd=tmp_path)
+    again = run_ok(*flags, "--model_path", tmp_path / "tiny_best_calibrated.pth", "--report", "b", cwd=tmp_path)
     assert f"Calibration error, 15 bins: {after:.4f}" in again
     assert f"Calibration error, 15 bins: {before:.4f}" in said
-    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
-    assert "optimizer" not in load_checkpoint(tmp_path / "tiny_best_calibrated.pth")
+    assert rows(tmp_path / "a/images.csv") == rows(tmp_path / "b/images.csv")
+    assert load_checkpoint(tmp_path / "tiny_best_calibrated.pth").training is None
     wrong = run_script(*flags, "--model_path", file, "--calibrate", "--subset", "valid", cwd=tmp_path)
     assert_one_error(wrong, "score others: --subset test")
-    for flag in ("--tta", "--tile", "--ignore_border"):
-        assert_one_error(
-            run_script(*flags, "--model_path", file, "--calibrate", flag, cwd=tmp_path), f"leave {flag} out"
-        )
+    for more in (("--tta",), ("--resize", "tile"), ("--ignore_border",)):
+        wrong = run_script(*flags, "--model_path", file, "--calibrate", *more, cwd=tmp_path)
+        assert_one_error(wrong, f"leave {more[0]} out")

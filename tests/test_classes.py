@@ -1,5 +1,6 @@
 """Named classes, from masks of numbers or by species: learned, scored, drawn, written."""
 
+import dataclasses
 import json
 import shutil
 from argparse import ArgumentTypeError
@@ -10,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data.datasets import load_dataset
+from data.dataset import Dataset, ImageDataset
 from data.image_io import read_class_mask
-from evaluation.confusion import confusion_matrix
+from data.view import View
 from evaluation.metrics import (
     boundary_f,
+    confusion_matrix,
     dice_from_counts,
     image_dice,
     intervals,
@@ -22,14 +24,14 @@ from evaluation.metrics import (
     mean_dice,
     score_counts,
 )
-from evaluation.report import of_true_classes
+from evaluation.report import classes_of
 from helpers import TINY, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from models.names import class_names
 from models.task import BACKGROUND, IGNORED, SPECIES, ClassesTask, task_named
-from runtime.errors import CheckpointError, DatasetError
-from training.resolve import restore_config
-from visual.panels import draw_panel, palette_image
+from runtime.errors import DatasetError
+from training.resolve import resumed_config
+from visual.panels import draw_panel, mask_image
 
 NAMED = ClassesTask(("background", "red", "green", "blue"))
 
@@ -89,7 +91,7 @@ def test_masks_of_numbers_and_what_is_refused(tmp_path):
     numbers = np.array([[0, 1], [3, 255]], np.uint8)
     for image in (Image.fromarray(numbers), Image.fromarray(numbers).convert("P")):
         image.save(tmp_path / "mask.png")
-        expected = [[BACKGROUND, BACKGROUND + 1], [BACKGROUND + 3, IGNORED]]
+        expected = numbers.tolist()
         assert read_class_mask(tmp_path / "mask.png", NAMED.classes).tolist() == expected
     with pytest.raises(DatasetError, match=r"mask\.png holds the value 3, but --classes names 3 classes, 0 to 2"):
         read_class_mask(tmp_path / "mask.png", NAMED.classes[:3])
@@ -107,19 +109,19 @@ def test_decision_is_the_likeliest_class():
 
 
 def test_species_come_from_the_lists(shared_dataset, tmp_path):
-    plain = load_dataset(shared_dataset, "test", image_size=64)
-    species = load_dataset(shared_dataset, "test", image_size=64, task=SPECIES)
+    samples = Dataset(shared_dataset).part("test")
+    plain, species = ImageDataset(samples, View(64)), ImageDataset(samples, View(64, classes=SPECIES.classes))
     for sample, first, second in zip(species.samples, plain, species):
-        expected = BACKGROUND + (1 if sample.name.startswith("Cat") else 2)
-        assert torch.equal(second["trimap"] == BACKGROUND, first["trimap"] == BACKGROUND)
-        assert set(second["trimap"].unique().tolist()) <= {BACKGROUND, expected}
+        expected = 1 if sample.name.startswith("Cat") else 2
+        assert torch.equal(second["labels"] == BACKGROUND, first["labels"] == BACKGROUND)
+        assert set(second["labels"].unique().tolist()) <= {BACKGROUND, expected}
     with pytest.raises(DatasetError, match="is a trimap and has no classes"):
-        load_dataset(shared_dataset, "test", task=NAMED)
+        ImageDataset(samples, View(classes=NAMED.classes))
     root = shutil.copytree(shared_dataset, tmp_path / "without")
     for file in (root / "annotations").glob("*.txt"):
         file.unlink()
     with pytest.raises(DatasetError, match="the species of .* is not known"):
-        load_dataset(root, "test", task=SPECIES)
+        ImageDataset(Dataset(root).part("test"), View(classes=SPECIES.classes))
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
@@ -128,8 +130,8 @@ def test_species_come_from_the_lists(shared_dataset, tmp_path):
 def random_maps(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Label maps and truths of five images; no image has all classes, one has none."""
     rng = np.random.default_rng(seed)
-    labels, truth = (torch.from_numpy(rng.integers(2, 6, (5, 1, 8, 8)).astype(np.uint8)) for _ in range(2))
-    labels[0][labels[0] == 5] = truth[0][truth[0] == 5] = BACKGROUND
+    labels, truth = (torch.from_numpy(rng.integers(0, 4, (5, 1, 8, 8)).astype(np.uint8)) for _ in range(2))
+    labels[0][labels[0] == 3] = truth[0][truth[0] == 3] = BACKGROUND
     labels[1], truth[1] = BACKGROUND, BACKGROUND
     truth[2:, :, :2] = IGNORED
     return labels, truth
@@ -139,7 +141,7 @@ def test_dice_of_classes_by_hand():
     labels, truth = random_maps(0)
     counts = label_counts(NAMED, labels, truth)
     by_class = []
-    for value in (3, 4, 5):
+    for value in (1, 2, 3):
         dices = []
         for found, true in zip(labels.numpy(), truth.numpy()):
             p, t = (found == value)[true != 255], (true == value)[true != 255]
@@ -147,7 +149,7 @@ def test_dice_of_classes_by_hand():
                 dices.append(2 * (p & t).sum() / (p.sum() + t.sum()))
         by_class.append(np.mean(dices))
     assert len(dices) < 5
-    assert mean_dice(counts, NAMED) == pytest.approx(np.mean(by_class))
+    assert mean_dice(counts) == pytest.approx(np.mean(by_class))
     assert image_dice(counts)[1] == 1
     there = counts[0, :, :3].sum(-1) > 0
     assert image_dice(counts)[0].item() == pytest.approx(dice_from_counts(counts[0])[there].mean().item())
@@ -155,13 +157,13 @@ def test_dice_of_classes_by_hand():
 
 def test_to_predict_none_earns_nothing():
     truth = torch.full((4, 1, 8, 8), BACKGROUND, dtype=torch.uint8)
-    truth[:2, :, :4] = BACKGROUND + 1
-    truth[2, :, :4] = BACKGROUND + 2
+    truth[:2, :, :4] = 1
+    truth[2, :, :4] = 2
     nothing = torch.full_like(truth, BACKGROUND)
-    assert mean_dice(label_counts(NAMED, nothing, truth), NAMED) == 0
-    assert mean_dice(label_counts(NAMED, truth, truth), NAMED) == 1
+    assert mean_dice(label_counts(NAMED, nothing, truth)) == 0
+    assert mean_dice(label_counts(NAMED, truth, truth)) == 1
     logits = NAMED.one_hot(truth) * 10
-    assert mean_dice(score_counts(NAMED, NAMED.decision_logits(logits), truth), NAMED) == 1
+    assert mean_dice(score_counts(NAMED, NAMED.decision_logits(logits), truth)) == 1
     two = ClassesTask(("background", "road"))
     assert mean_dice(label_counts(two, nothing, truth), two) == 0
 
@@ -172,7 +174,7 @@ def test_scores_and_intervals_leave_out_what_an_image_has_not():
         {**base, "dice": 0.5, "boundary_f": 0.5, "dice_red": a, "dice_green": b, "iou_red": a, "iou_green": b}
         for a, b in ((0.2, 0.9), (0.6, np.nan), (np.nan, 0.7), (np.nan, np.nan))
     ]
-    scores = intervals(some)
+    scores = intervals(some, ("red", "green"))
     assert scores["dice_red"].value == pytest.approx(0.4)
     assert scores["dice_green"].value == pytest.approx(0.8)
     assert scores["dice"].value == scores["iou"].value == pytest.approx(0.6)
@@ -184,18 +186,18 @@ def test_confusion_by_hand():
     labels, truth = random_maps(3)
     matrix = confusion_matrix(NAMED, labels, truth)
     assert matrix.sum() == (truth != IGNORED).sum()
-    assert matrix[1, 2] == ((truth == 3) & (labels == 4)).sum()
-    assert matrix[0, 0] == ((truth == 2) & (labels == 2)).sum()
+    assert matrix[1, 2] == ((truth == 1) & (labels == 2)).sum()
+    assert matrix[0, 0] == ((truth == 0) & (labels == 0)).sum()
 
 
 def test_panels_have_a_legend_and_masks_a_palette():
-    labels = np.array([[2, 3], [5, 255]], np.uint8)
+    labels = np.array([[0, 1], [3, 255]], np.uint8)
     panel = np.asarray(draw_panel(np.zeros((40, 60, 3), np.uint8), labels, labels, "title", NAMED))
-    plain = np.asarray(draw_panel(np.zeros((40, 60, 3), np.uint8), np.full((2, 2), 2, np.uint8), None, "title"))
+    plain = np.asarray(draw_panel(np.zeros((40, 60, 3), np.uint8), np.zeros((2, 2), np.uint8), None, "title"))
     assert panel.shape[0] > plain.shape[0]
     legend = {tuple(color) for color in panel[plain.shape[0] :].reshape(-1, 3).tolist()}
-    assert {NAMED.colors[value] for value in (2, 3, 4, 5)} <= legend
-    image = palette_image(labels, NAMED)
+    assert set(NAMED.colors) <= legend
+    image = mask_image(labels, NAMED)
     assert np.asarray(image).tolist() == [[0, 1], [3, 255]]
     assert np.asarray(image.convert("RGB"))[0, 1].tolist() == [128, 0, 0]  # as in Pascal VOC
 
@@ -204,23 +206,21 @@ def test_panels_have_a_legend_and_masks_a_palette():
 
 
 def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
-    content = load_checkpoint(run_of_classes / "saved_models/tiny_best.pth")
-    assert content["model"]["config"]["classes"] == list(NAMED.classes)
+    assert load_checkpoint(run_of_classes / "saved_models/tiny_best.pth").task.classes == NAMED.classes
     flags = ("--data_path", colored, "--save_dir", run_of_classes / "saved_models")
-    files = ("--csv", "rows.csv", "--json", "all.json", "--confusion", "c.png", "--worst", 1)
-    said = run_ok("evaluate.py", *flags, *files, cwd=tmp_path)
-    found = json.loads((tmp_path / "all.json").read_text())
+    said = run_ok("evaluate.py", *flags, "--report", "report", cwd=tmp_path)
+    found = json.loads((tmp_path / "report/scores.json").read_text())
     assert found["dice"] == pytest.approx(
         np.mean([v for name, v in found.items() if name.startswith("dice_")]), abs=1e-6
     )
     assert found["dice"] > 0.5
     assert f"test Dice score: {found['dice']:.4f}" in said
     assert "Pixels of a class (row) by predicted class" in said
-    assert Image.open(tmp_path / "c.png").size[0] > 100
+    assert Image.open(tmp_path / "report/confusion.png").size[0] > 100
 
     run_ok("inference.py", *flags, "--output_path", "out", "--save", "masks,panels,cutouts,overlays", cwd=tmp_path)
     matrix = np.zeros((4, 4), int)
-    for row in rows(tmp_path / "rows.csv"):
+    for row in rows(tmp_path / "report/images.csv"):
         mask, truth = (
             np.asarray(Image.open(path))
             for path in (tmp_path / f"out/{row['name']}_mask.png", colored / f"masks/{row['name']}.png")
@@ -260,11 +260,12 @@ def test_images_are_segmented_without_masks_of_other_classes(run_of_classes, sha
 
 
 def test_saved_classes_never_name_a_file(run_of_classes, tmp_path):
-    content = load_checkpoint(run_of_classes / "saved_models/tiny_best.pth")
+    checkpoint = load_checkpoint(run_of_classes / "saved_models/tiny_last.pth")
     (tmp_path / "names").write_text("a\nb\n")
-    content["settings"]["classes"] = str(tmp_path / "names")
-    with pytest.raises(CheckpointError, match="its setting classes has an impossible value"):
-        restore_config({}, content, tmp_path)
+    checkpoint.training.settings["classes"] = str(tmp_path / "names")
+    assert resumed_config({}, checkpoint, tmp_path).classes == ",".join(NAMED.classes)
+    with pytest.raises(ValueError, match="are no names of classes"):
+        _ = dataclasses.replace(checkpoint, config={**checkpoint.config, "classes": [str(tmp_path / "names")]}).task
 
 
 def test_groups_are_scored_by_the_classes_they_have():
@@ -273,8 +274,8 @@ def test_groups_are_scored_by_the_classes_they_have():
         {**base, "dice": 0.5, "boundary_f": 0.5, "pixels_cat": 9, "dice_cat": 0.9, "iou_cat": 0.8, "pixels_dog": 0}
         | {"dice_dog": 0.0, "iou_dog": 0.0}
     ] * 2  # some pixels are taken for a dog
-    assert intervals(rows)["dice"].value == pytest.approx(0.45)
-    assert intervals(of_true_classes(rows))["dice"].value == pytest.approx(0.9)
+    assert intervals(rows, ("cat", "dog"))["dice"].value == pytest.approx(0.45)
+    assert intervals(rows, classes_of(rows, ("cat", "dog")))["dice"].value == pytest.approx(0.9)
 
 
 def test_outlines_beside_ignored_pixels_do_not_count():
@@ -290,7 +291,7 @@ def test_outlines_beside_ignored_pixels_do_not_count():
 def test_check_and_preview_know_the_classes(colored, tmp_path):
     flags = ("--data_path", colored, "--check", "--preview", "preview.png")
     said = run_ok("oxford_pet.py", *flags, "--classes", colored / "classes.txt", cwd=tmp_path)
-    assert "No faults." in said
+    assert "Drew 6 images" in said
     assert (tmp_path / "preview.png").is_file()
     done = run_script("oxford_pet.py", *flags, cwd=tmp_path)
     assert_one_error(done, "40 faults", "a mask has two")
@@ -300,7 +301,7 @@ def test_flags_of_two_classes_are_refused(run_of_classes, colored, shared_datase
     flags = ("--data_path", colored, "--save_dir", run_of_classes / "saved_models")
     for script, more in (
         ("evaluate.py", ("--threshold", 0.4)),
-        ("evaluate.py", ("--find_threshold",)),
+        ("evaluate.py", ("--threshold", "auto")),
         ("inference.py", ("--save", "probabilities", "--output_path", "out")),
     ):
         done = run_script(script, *flags, *more, cwd=tmp_path)
@@ -315,7 +316,7 @@ def test_flags_of_two_classes_are_refused(run_of_classes, colored, shared_datase
 
 
 def test_classes_resume_exactly_without_their_file(colored, tmp_path):
-    flags = ("--data_path", colored, "--augment", "online", "--mix", "paste", *TINY)
+    flags = ("--data_path", colored, "--augment", "online", "--distort", "paste", *TINY)
     classes = ("--classes", colored / "classes.txt", "--class_weights", "auto")
     weights = []
     for name, parts in (("whole", (2,)), ("parts", (1, 1))):
@@ -324,9 +325,8 @@ def test_classes_resume_exactly_without_their_file(colored, tmp_path):
         for number, epochs in enumerate(parts):
             more = ("--resume",) if number else classes
             run_ok("train.py", *flags, *more, "--epochs", epochs, cwd=folder)
-        content = load_checkpoint(folder / "saved_models/tiny_last.pth")
-        assert len(content["settings"]["class_weights"].split(",")) == 4  # auto is written out
-        weights.append(load_checkpoint(folder / "saved_models/tiny_last.pth")["weights"])
+        checkpoint = load_checkpoint(folder / "saved_models/tiny_last.pth")
+        weights.append(checkpoint.weights)
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
 
 

@@ -1,12 +1,13 @@
 """Several checkpoints as one network."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 import torch
 
-from evaluation.ensemble import Ensemble, open_checkpoints
+from evaluation.ensemble import Ensemble, open_networks
 from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
 from models.build import build_model
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -36,8 +37,8 @@ def test_an_ensemble_is_scored_with_its_gain(two, shared_dataset, tmp_path):
     data = ("--data_path", shared_dataset, "--amp", "off")
     dice = {}
     for name, files in (("both", two), ("first", two[:1]), ("second", two[1:])):
-        said = run_ok("evaluate.py", *data, "--model_path", *files, "--csv", f"{name}.csv", cwd=tmp_path)
-        dice[name] = np.array([float(row["dice"]) for row in rows(tmp_path / f"{name}.csv")])
+        said = run_ok("evaluate.py", *data, "--model_path", *files, "--report", name, cwd=tmp_path)
+        dice[name] = np.array([float(row["dice"]) for row in rows(tmp_path / name / "images.csv")])
         assert said.splitlines()[-2].startswith("TINY test Dice score")
         if name == "both":
             found = re.findall(r"alone: Dice (\S+); together (\S+) \(95 % interval (\S+) to (\S+)\)", said)
@@ -56,21 +57,23 @@ def test_an_ensemble_is_scored_with_its_gain(two, shared_dataset, tmp_path):
 
 
 def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_path):
-    content = load_checkpoint(two[0])
-    content["data"]["train_names"].append("dog3_39")
-    save_checkpoint(content, [tmp_path / "other.pth"])
-    _, merged, path = open_checkpoints([str(two[0]), str(tmp_path / "other.pth")], None, "")
-    assert path == two[0]
-    assert set(merged["data"]["train_names"]) == set(content["data"]["train_names"])
-    content["preprocessing"]["image_size"] = 96
-    save_checkpoint(content, [tmp_path / "larger.pth"])
+    checkpoint = load_checkpoint(two[0])
+    data = dataclasses.replace(checkpoint.data, train_names=[*checkpoint.data.train_names, "dog3_39"])
+
+    def save(name: str, **fields) -> None:
+        save_checkpoint(dataclasses.replace(checkpoint, **fields), [tmp_path / name])
+
+    save("other.pth", data=data)
+    network = open_networks([str(two[0]), str(tmp_path / "other.pth")], None, "")
+    assert network.path == two[0]
+    assert network.seen == set(data.train_names)
+    save("larger.pth", image_size=96)
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "larger.pth")
     assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes, or in size")
-    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--find_threshold")
-    assert_one_error(run_script(*flags, cwd=tmp_path), "needs images that no member was trained on")
-    content["preprocessing"]["image_size"], content["data"]["seed"] = 64, 7
-    save_checkpoint(content, [tmp_path / "seed.pth"])
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--threshold", "auto")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "--threshold auto is for one checkpoint")
+    save("seed.pth", data=dataclasses.replace(checkpoint.data, seed=7))
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "seed.pth")
     assert_one_error(run_script(*flags, "--allow_seen", cwd=tmp_path), "has another test part")
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--calibrate")
-    assert_one_error(run_script(*flags, cwd=tmp_path), "--calibrate changes one checkpoint; name one")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "--calibrate is for one checkpoint")

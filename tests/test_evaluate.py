@@ -1,27 +1,17 @@
 """evaluate.py as a process."""
 
-import csv
 import json
 import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from data.datasets import SimpleOxfordPetDataset
+from data.dataset import Dataset
 from data.image_io import read_mask
-from data.index import list_samples
-from helpers import (
-    TINY,
-    assert_one_error,
-    copy_run,
-    rows,
-    run_ok,
-    run_script,
-    write_own,
-)
-from models.checkpoint import load_checkpoint
+from data.pets import SimpleOxfordPetDataset
+from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script, write_own
+from models.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_path):
@@ -78,17 +68,9 @@ def test_scores_are_printed_although_the_log_is_malformed(trained, shared_datase
 def test_evaluation_with_every_option(trained, shared_dataset, tmp_path):
     last, best = (trained / f"saved_models/tiny_{kind}.pth" for kind in ("last", "best"))
     base = ("evaluate.py", "--data_path", shared_dataset, "--model_path", best)
-    files = ("--json", "all.json", "--csv", "rows.csv", "--worst", 2)
-    options = ("--original_size", "--tta", "--find_threshold", "--compare", last)
-    said = run_ok(*base, *files, *options, cwd=tmp_path)
-    for words in (
-        "Scores at the images' own sizes",
-        "95 % interval",
-        "cats",
-        "dog2",
-        "Test-time augmentation",
-        "Minus",
-    ):
+    options = ("--original_size", "--tta", "--threshold", "auto", "--compare", last)
+    said = run_ok(*base, "--json", "all.json", "--report", "out", *options, cwd=tmp_path)
+    for words in ("the images' own sizes", "95 % interval", "cats", "dog2", "Test-time augmentation", "Minus"):
         assert words in said
     found = json.loads((tmp_path / "all.json").read_text())
     low, high = found["intervals"]["dice"]
@@ -96,11 +78,11 @@ def test_evaluation_with_every_option(trained, shared_dataset, tmp_path):
     assert 0.05 <= found["threshold"] <= 0.95
     assert f"Threshold {found['threshold']:.2f}" in said
     assert found["groups"]["cats"]["images"] + found["groups"]["dogs"]["images"] == found["images"] == 4
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
+    assert json.loads((tmp_path / "out/scores.json").read_text()) == found
+    table = rows(tmp_path / "out/images.csv")
     assert np.mean([float(row["dice"]) for row in table]) == pytest.approx(found["dice"], abs=1e-6)
-    panels = sorted(p.name for p in (tmp_path / "worst_panels").iterdir())
-    worst = sorted(table, key=lambda row: float(row["dice"]))[:2]
+    panels = sorted(p.name for p in (tmp_path / "out/worst").iterdir())
+    worst = sorted(table, key=lambda row: float(row["dice"]))
     assert panels == [f"{rank:03d}_{row['name']}.png" for rank, row in enumerate(worst, start=1)]
 
 
@@ -108,20 +90,19 @@ def test_bad_flags_of_evaluation_are_one_error_line(trained, shared_dataset, tmp
     base = ("evaluate.py", "--data_path", shared_dataset, "--save_dir", trained / "saved_models")
     for flags, words in (
         (("--threshold", 1), "between 0 and 1"),
-        (("--threshold", 0.4, "--find_threshold"), "leave one of them out"),
-        (("--find_threshold", "--subset", "valid"), "--subset test"),
+        (("--threshold", "auto", "--subset", "valid"), "--subset test"),
         (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
-        (("--csv", "."), "is a folder"),
-        (("--csv", "x", "--json", "./x"), "must name different files"),
+        (("--json", "."), "is a folder"),
+        (("--report", shared_dataset / "images"), "is where the images or masks are"),
     ):
         assert_one_error(run_script(*base, *flags, cwd=tmp_path), words)
 
 
 def test_masks_of_another_size_and_the_same_shape_are_used(own, tmp_path):
     sizes = {}
-    for number, sample in enumerate(list_samples(own)):
+    for number, sample in enumerate(Dataset(own).samples):
         if number % 2:
-            mask = Image.fromarray((read_mask(sample.mask_path) == 1).astype(np.uint8))
+            mask = Image.fromarray(read_mask(sample.mask_path))
             sizes[sample.name] = (2 * mask.width + 1, 2 * mask.height)  # 1 % wider than the image
             mask.resize(sizes[sample.name], Image.Resampling.NEAREST).save(sample.mask_path)
     said = run_ok("train.py", "--data_path", own, "--epochs", 2, *TINY, cwd=tmp_path)
@@ -130,11 +111,11 @@ def test_masks_of_another_size_and_the_same_shape_are_used(own, tmp_path):
     for sample in dataset:
         light = sample["image"].float().mean(0) > 110
         assert (light == sample["mask"][0].bool()).float().mean() > 0.93
-    flags = ("--original_size", "--subset", "all", "--allow_seen", "--csv", "rows.csv")
+    flags = ("--original_size", "--subset", "all", "--allow_seen", "--report", "report")
     assert "20 of 40 masks have another size" in run_ok("evaluate.py", "--data_path", own, *flags, cwd=tmp_path)
-    with (tmp_path / "rows.csv").open() as file:
-        rows = {row["name"]: (int(row["width"]), int(row["height"])) for row in csv.DictReader(file)}
-    assert {name: rows[name] for name in sizes} == sizes  # scored at the sizes of the masks
+    table = rows(tmp_path / "report/images.csv")
+    scored_at = {row["name"]: (int(row["width"]), int(row["height"])) for row in table}
+    assert {name: scored_at[name] for name in sizes} == sizes  # scored at the sizes of the masks
     run_ok("inference.py", "--data_path", own, "--output_path", "out", cwd=tmp_path)
     for mask in (tmp_path / "out").glob("*_mask.png"):  # of the sizes of the images
         (image,) = (own / "images").glob(f"{mask.name.removesuffix('_mask.png')}.*")
@@ -142,9 +123,9 @@ def test_masks_of_another_size_and_the_same_shape_are_used(own, tmp_path):
 
 
 def test_checkpoint_of_another_dataset_takes_own_images(shared_own, shared_dataset, trained, tmp_path):
-    content = load_checkpoint(trained / "saved_models/tiny_best.pth")
-    content["data"]["split"] = "official"
-    torch.save(content, tmp_path / "official.pth")
+    checkpoint = load_checkpoint(trained / "saved_models/tiny_best.pth")
+    checkpoint.data.split = "official"
+    save_checkpoint(checkpoint, [tmp_path / "official.pth"])
     flags = ("--model_path", "official.pth", "--data_path")
     assert "4 test images" in run_ok("evaluate.py", *flags, shared_own, cwd=tmp_path)
     few = write_own(tmp_path / "few", count=4)  # which no split can divide

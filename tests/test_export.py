@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.datasets import load_dataset
+from data.pets import load_dataset
 from evaluation.export import check, load_exported
 from helpers import assert_one_error, run_ok, run_script
-from models.checkpoint import build_from_checkpoint, load_checkpoint
+from models.checkpoint import load_checkpoint
 from runtime.errors import RunError
 
 # As in docs/inference.md: nothing but the file, and the library that its format asks for.
@@ -58,7 +58,7 @@ def test_a_file_works_without_our_code(exported, trained, shared_dataset, tmp_pa
     command = [sys.executable, "alone.py", folder / f"tiny_best.{ending}", picture, str(batch)]
     subprocess.run(list(map(str, command)), cwd=tmp_path, check=True)
     found = np.load(tmp_path / "probability.npy")
-    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/tiny_best.pth"), "best")
+    model = load_checkpoint(trained / "saved_models/tiny_best.pth").build("best")
     image = np.asarray(Image.open(picture).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
     with torch.inference_mode():
         ours = model(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).sigmoid().numpy()
@@ -75,9 +75,9 @@ def test_published_weights_are_a_small_checkpoint(trained, shared_dataset, tmp_p
     file = tmp_path / "tiny_best_weights.pth"
     before, after = load_checkpoint(source), load_checkpoint(file)
     assert file.stat().st_size < source.stat().st_size / 3
-    assert after["weights"]["head.weight"].dtype == torch.float16
-    assert after["data"] == before["data"]
-    assert after["progress"]["run_id"] == before["progress"]["run_id"]
+    assert after.weights["head.weight"].dtype == torch.float16
+    assert after.data == before.data
+    assert after.progress.run_id == before.progress.run_id
     scores = [tmp_path / "before.json", tmp_path / "after.json"]
     for path, out in zip((source, file), scores):
         run_ok("evaluate.py", "--data_path", shared_dataset, "--model_path", path, "--json", out, cwd=tmp_path)
@@ -112,7 +112,7 @@ def test_int8_is_smaller_and_nearly_equal(trained, shared_dataset, tmp_path):
 
 def test_a_network_that_differs_is_not_passed_off(exported, trained):
     folder, _ = exported
-    model = build_from_checkpoint(load_checkpoint(trained / "saved_models/tiny_best.pth"), "best")
+    model = load_checkpoint(trained / "saved_models/tiny_best.pth").build("best")
     model.head.bias.data += 3
     images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     with pytest.raises(RunError, match="does not do what the checkpoint does"):

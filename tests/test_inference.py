@@ -1,19 +1,26 @@
-"""inference.py as a process."""
+"""inference.py as a process: images of every kind, datasets, bad input."""
 
 import json
+import math
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from data.splits import split_samples
-from helpers import assert_one_error, copy_run, rows, run_ok, run_script, scene
+from data.dataset import Dataset
+from data.image_io import read_image
+from helpers import assert_one_error, copy_run, log_rows, rows, run_ok, run_script, scene
+from models.checkpoint import load_checkpoint
+from visual.panels import draw_outline
 
 
 def test_inference_on_a_dataset_its_images_folder_and_one_image(trained, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
-    test_set = split_samples(shared_dataset).test
+    test_set = Dataset(shared_dataset).part("test")
     model = ("--model", "saved_models/tiny_best.pth")
     said = run_ok("inference.py", *model, "--data_path", shared_dataset / "images", "--output_path", "out", cwd=folder)
     mean = float(re.search(r"mean Dice: (\d\.\d+) over 4 images", said)[1])
@@ -60,26 +67,6 @@ def test_inference_warns_of_training_images(trained, shared_dataset, tmp_path):
     assert run_script("inference.py", "--data_path", shared_dataset, cwd=folder).stderr == ""
 
 
-def test_inference_on_a_folder_of_any_images(trained, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    pictures = folder / "my pictures"
-    pictures.mkdir()
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 131, 3)).astype(np.uint8))
-    noise.save(pictures / "é ü.png")
-    noise.convert("L").save(pictures / "same.jpg")
-    noise.convert("RGBA").save(pictures / "same.png")
-    (pictures / "notes.txt").write_text("no picture")
-    said = run_ok("inference.py", "--data_path", pictures, "--output_path", "out", cwd=folder)
-    assert "3 images in" in said
-    assert "Dice" not in said
-    names = {p.name for p in (folder / "out").iterdir() if p.name.endswith("_mask.png")}
-    assert names == {"é ü_mask.png", "same_jpg_mask.png", "same_png_mask.png"}
-    assert Image.open(folder / "out/é ü_mask.png").size == (131, 50)
-    # Two parts, no empty third one for the missing ground truth.
-    panel = Image.open(folder / "out/é ü_panel.png")
-    assert panel.width < 3 * 256 * 131 / 50
-
-
 def test_no_images_are_written_unless_asked(trained, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
     run_ok("inference.py", "--data_path", shared_dataset, cwd=folder)
@@ -120,8 +107,6 @@ def test_results_are_never_written_among_inputs(tmp_path, model_flags, dataset):
         done = run_script("inference.py", *model_flags, *flags, "--save", "masks", cwd=tmp_path)
         assert_one_error(done, "is where the images or masks are")
     assert (tmp_path / "self/a/x_mask.png").read_bytes() == before
-    flags = ("--data_path", dataset, "--allow_seen", "--worst", 1, "--output_path", dataset / "images")
-    assert_one_error(run_script("evaluate.py", *model_flags, *flags, cwd=tmp_path), "is where the images or masks are")
     # Where results lie below the pictures, a second run does not take them for pictures.
     (tmp_path / "few").mkdir()
     scene().save(tmp_path / "few/one.png")
@@ -139,3 +124,175 @@ def test_bad_flags_of_inference_are_one_error_line(tmp_path, model_flags):
         assert_one_error(
             run_script("inference.py", *model_flags, "--data_path", "pet.png", *flags, cwd=tmp_path), words
         )
+
+
+def test_a_bad_mask_does_not_cost_the_image(dataset, tmp_path, model_flags):
+    trimaps = dataset / "annotations/trimaps"
+    names = sorted(sample.name for sample in Dataset(dataset).part("test"))
+    (trimaps / f"{names[0]}.png").write_bytes(b"no mask")
+    Image.new("L", (9, 70), 1).save(trimaps / f"{names[1]}.png")  # of another shape
+    flags = ("--data_path", dataset, "--output_path", "out", "--save", "masks,panels")
+    done = run_script("inference.py", *model_flags, *flags, cwd=tmp_path)
+    assert_one_error(done, "2 of 4 masks could not be used", *names[:2], status=1)
+    assert "over 2 images with ground truth" in done.stdout
+    for row in log_rows(tmp_path, "inference"):
+        bad = Path(row["picture"]).stem in names[:2]
+        assert (row["error"] != "", row["dice"] == "", row["pet_share"] == "") == (bad, bad, False)
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == len(list((tmp_path / "out").glob("*_panel.png"))) == 4
+
+
+def test_results_are_said_only_where_there_are_some(tmp_path, model_flags):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / f"in/{name}.jpg").write_text("no picture")
+    done = run_script("inference.py", *model_flags, "--data_path", "in", "--save", "panels,coco,yolo", cwd=tmp_path)
+    assert_one_error(done, "2 faults")
+    assert "Results" not in done.stdout
+    assert not list((tmp_path / "inference_results").iterdir())
+
+
+def odd_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Pictures of many formats and modes; returns the size, (width, height), at which each is shown."""
+    folder.mkdir()
+    picture, sizes = scene(), {}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    saves = {
+        "plain.jpg": (picture, {}),
+        "turned.jpg": (picture, {"exif": turned}),
+        "gray.jpg": (picture.convert("L"), {}),
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "rgba.png": (picture.convert("RGBA"), {}),
+        "palette.png": (picture.quantize(16), {}),
+        "bits.png": (picture.convert("1"), {}),
+        "deep.png": (Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}),
+        "small.webp": (picture, {}),
+        "old.bmp": (picture, {}),
+        "print.tiff": (picture.convert("CMYK"), {}),
+        "floats.tif": (picture.convert("F"), {}),
+        "moving.gif": (picture.quantize(16), {"save_all": True, "append_images": [picture.quantize(4)]}),
+        "naïve 猫 file.PNG": (picture, {}),
+        "same.png": (picture, {}),
+        "same.jpg": (picture, {}),
+        "one pixel.png": (Image.new("RGB", (1, 1)), {}),
+        "tall.png": (scene(9, 700), {}),
+    }
+    for name, (image, options) in saves.items():
+        image.save(folder / name, **options)
+        sizes[name] = image.size[::-1] if name == "turned.jpg" else image.size
+    return sizes
+
+
+def test_all_images_are_segmented_and_the_rest_listed(tmp_path, model_flags):
+    sizes = odd_files(tmp_path / "odd")
+    (tmp_path / "odd/text.jpg").write_text("no picture")
+    whole = (tmp_path / "odd/plain.jpg").read_bytes()
+    (tmp_path / "odd/cut off.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "odd/notes.txt").write_text("not even by its name")
+    kinds = "masks,probabilities,overlays,cutouts,panels"
+    flags = (*model_flags, "--data_path", "odd", "--output_path", "out", "--save", kinds)
+    done = run_script("inference.py", *flags, "--batch_size", 3, cwd=tmp_path)
+    assert_one_error(done, f"2 of {len(sizes) + 2} images", "text.jpg", "cut off.jpg", status=1)
+    for name, (width, height) in sizes.items():
+        stem = name.replace(".", "_") if name.startswith("same") else name.rpartition(".")[0]
+        found = {kind: Image.open(tmp_path / f"out/{stem}_{kind}.png") for kind in ("mask", "probability", "overlay")}
+        for kind, image in found.items():
+            assert image.size == (width, height), (name, kind)
+        mask, levels = np.asarray(found["mask"]), np.asarray(found["probability"])
+        assert set(np.unique(mask)) <= {0, 255}
+        assert found["probability"].mode == "I;16"
+        assert np.array_equal(mask == 255, levels > 32767), name  # half of 65535
+        cutout = np.asarray(Image.open(tmp_path / f"out/{stem}_cutout.png"))
+        shown = read_image(tmp_path / "odd" / name, upright=True)
+        solid = cutout[..., 3] == 255
+        assert cutout.shape == (height, width, 4)
+        assert not solid.any() or (mask[solid] == 255).mean() > 0.9, name
+        assert not solid.any() or np.abs(cutout[..., :3].astype(int) - shown)[solid].mean() < 3, name
+        assert np.array_equal(np.asarray(found["overlay"]), draw_outline(shown, mask)), name
+        panel = Image.open(tmp_path / f"out/{stem}_panel.png")
+        assert panel.width <= 3 * 12 + 2 * min(768, max(85, round(256 * width / height)))  # no part for a mask
+    log = {Path(row["picture"]).name: row for row in log_rows(tmp_path, "inference")}
+    assert len(log) == len(sizes) + 2
+    assert "can't be read" in log["text.jpg"]["error"]
+    assert {log[name]["error"] for name in sizes} == {""}
+    assert (int(log["turned.jpg"]["width"]), int(log["turned.jpg"]["height"])) == (60, 90)
+
+
+def test_results_equal_the_networks_output(tmp_path, trained, model_flags):
+    scene().save(tmp_path / "pet.png")
+    flags = (*model_flags, "--data_path", "pet.png", "--output_path", "out", "--amp", "off")
+    run_ok("inference.py", *flags, "--save", "masks,probabilities", cwd=tmp_path)
+    model = load_checkpoint(trained / "saved_models/tiny_best.pth").build("best")
+    pixels = torch.from_numpy(read_image(tmp_path / "pet.png", (64, 64)).transpose(2, 0, 1).copy())[None]
+    with torch.inference_mode():
+        logits = torch.nn.functional.interpolate(model(pixels), (60, 90), mode="bilinear")[0, 0]
+    mask = np.asarray(Image.open(tmp_path / "out/pet_mask.png")) == 255
+    assert (mask == (logits > 0).numpy()).mean() > 0.999
+    assert 0.1 < mask.mean() < 0.9
+    levels = np.asarray(Image.open(tmp_path / "out/pet_probability.png")) / 65535
+    assert np.abs(levels - logits.sigmoid().numpy()).max() < 1e-3
+    assert not (tmp_path / "out/index.html").exists()  # of one picture
+    # A threshold moves the mask, and not the probabilities.
+    run_ok("inference.py", *flags, "--save", "masks,probabilities", "--threshold", 0.9, cwd=tmp_path)
+    stricter = np.asarray(Image.open(tmp_path / "out/pet_mask.png")) == 255
+    assert (stricter == (logits > math.log(9)).numpy()).mean() > 0.999
+    again = np.asarray(Image.open(tmp_path / "out/pet_probability.png")) / 65535
+    assert np.abs(again - levels).max() < 1e-4
+
+
+def test_recursive_folders_and_patterns(tmp_path, model_flags):
+    for name in ("a/one.png", "a/b/one.png", "a/b/two.jpg", "c/three.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        scene().save(tmp_path / "in" / name)
+    flags = (*model_flags, "--save", "masks", "--output_path")
+
+    def masks(folder: str) -> list[str]:
+        return sorted(str(p.relative_to(tmp_path / folder)) for p in (tmp_path / folder).rglob("*_mask.png"))
+
+    everything = ["a/b/one_mask.png", "a/b/two_mask.png", "a/one_mask.png", "c/three_mask.png"]
+    run_ok("inference.py", *flags, "out", "--data_path", "in", "--recursive", cwd=tmp_path)
+    assert masks("out") == everything
+    run_ok("inference.py", *flags, "in/out", "--data_path", "in", "--recursive", cwd=tmp_path)
+    run_ok("inference.py", *flags, "in/out", "--data_path", "in", "--recursive", cwd=tmp_path)  # not of its own results
+    assert masks("in/out") == everything
+    shutil.rmtree(tmp_path / "in/out")
+    run_ok("inference.py", *flags, "some", "--data_path", "in/a/**/*.png", cwd=tmp_path)
+    assert masks("some") == ["b/one_mask.png", "one_mask.png"]
+    for _ in range(2):
+        run_ok("inference.py", *flags, "in/a/out", "--data_path", "in/a/**/*.png", cwd=tmp_path)
+    assert masks("in/a/out") == ["b/one_mask.png", "one_mask.png"]
+    assert_one_error(run_script("inference.py", *flags, "no", "--data_path", "in/*.gif", cwd=tmp_path), "no images")
+
+
+def test_odd_names_and_damaged_exif(tmp_path, model_flags):
+    folder = tmp_path / "in/images"
+    folder.mkdir(parents=True)
+    (tmp_path / "in/masks").mkdir()
+    good = ["two\nlines.png", "ok.png"]
+    for name in (*good, "x" * 250 + ".png"):
+        scene().save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "abc"
+    scene(48, 40).save(folder / "exif.jpg", exif=exif)
+    whole = (folder / "exif.jpg").read_bytes()
+    for position in range(24, 60):  # whatever is wrong in there, it is a picture or it is listed
+        (folder / f"exif{position}.jpg").write_bytes(whole[:position] + b"\0" + whole[position + 1 :])
+    (tmp_path / "in/masks/ok.json").write_text("{}")  # no mask of ok.png
+    flags = (*model_flags, "--data_path", tmp_path / "in/*/*", "--output_path", "out")
+    done = run_script("inference.py", *flags, cwd=tmp_path)
+    assert_one_error(done, "xxx", "can't be written", status=1)
+    for name in good:
+        assert (tmp_path / f"out/{name[:-4]}_panel.png").is_file()
+    log = {Path(row["picture"]).name: row for row in log_rows(tmp_path, "inference")}
+    assert len(log) == 4 + 36
+    assert log["ok.png"]["error"] == log["ok.png"]["dice"] == ""
+
+
+def test_decompression_bomb_is_refused_and_a_large_image_is_not(tmp_path, model_flags):
+    (tmp_path / "in").mkdir()
+    scene(6000, 5000).save(tmp_path / "in/large.png", compress_level=1)
+    Image.new("1", (20000, 10000)).save(tmp_path / "in/bomb.png")
+    flags = (*model_flags, "--data_path", "in", "--output_path", "out", "--save", "masks")
+    done = run_script("inference.py", *flags, cwd=tmp_path)
+    assert_one_error(done, "1 of 2 images", "bomb.png", "decompression bomb", status=1)
+    assert Image.open(tmp_path / "out/large_mask.png").size == (6000, 5000)

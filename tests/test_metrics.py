@@ -7,7 +7,7 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 import utils
-from evaluation.metrics import COUNTS, boundary_f, differences, intervals, summarize
+from evaluation.metrics import COUNTS, boundary_f, intervals, mean_scores
 
 
 def masks(*rows):
@@ -77,8 +77,7 @@ def test_scores_equal_scikit_learns():
     }
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, abs=1e-6), name
-    quick = summarize(utils.pixel_counts(predictions, masks))
-    assert quick == pytest.approx({name: ours[name] for name in quick})
+    assert mean_scores(rows_of(predictions, masks)) == ours
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 5])
@@ -135,7 +134,7 @@ def test_intervals_equal_those_of_theory():
     assert intervals(rows) == found
     # A model that is a little better on every picture: paired the difference is sure, though the intervals overlap.
     better = [{**row, "dice": row["dice"] + 0.002 + 0.001 * rng.random()} for row in rows]
-    value, low, high = differences(better, rows)["dice"]
+    value, low, high = intervals(better, minus=rows)["dice"]
     assert 0.002 < low < value < high < 0.003
     assert intervals(better)["dice"].low < found["dice"].high
-    assert differences(rows, rows)["dice"] == (0, 0, 0)
+    assert intervals(rows, minus=rows)["dice"] == (0, 0, 0)

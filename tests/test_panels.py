@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from helpers import run_ok
-from models.task import BACKGROUND_ORANGE, BORDER_DARK, PET_BLUE
+from models.task import TASKS, TRIMAP_COLORS
 from visual.panels import draw_outline, draw_panel
 
 
@@ -18,10 +18,10 @@ def test_outline_width_grows_with_the_image():
 
 
 def test_panels_show_three_colors():
-    trimap = np.repeat(np.array([[1, 2, 3]], np.uint8), 3, axis=0)
-    panel = draw_panel(np.zeros((3, 3, 3), np.uint8), trimap, trimap, "three")
+    trimap = np.repeat(np.array([[0, 1, 2]], np.uint8), 3, axis=0)
+    panel = draw_panel(np.zeros((3, 3, 3), np.uint8), trimap, trimap, "three", TASKS["trimap"])
     colours = {colour for _, colour in panel.getcolors(1 << 20)}
-    assert {PET_BLUE, BACKGROUND_ORANGE, BORDER_DARK} <= colours
+    assert set(TRIMAP_COLORS) <= colours
 
 
 def test_preview_shows_images_and_variants(shared_own, tmp_path):

@@ -5,16 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data.datasets import Preprocessing
 from data.image_io import read_image
-from data.index import Sample
-from evaluation.predictor import Predictor
-from evaluation.tiles import predict_tiles, tile_starts, tile_weights, tiled_decisions
+from data.layout import Sample
+from data.view import View
+from evaluation.predict import Predictor
+from evaluation.tiles import predict_tiles, tile_starts, tile_weights
 from helpers import assert_one_error, log_rows, rows, run_ok, run_script, scene
-from runtime.device import Precision
-from stubs import CPU, Brightness, photograph
+from stubs import FP32, Brightness, photograph
 
-PREDICTOR = Predictor(Brightness().eval(), Precision(CPU))
+PREDICTOR = Predictor(Brightness().eval(), FP32)
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 96, 97, 128, 1000])
@@ -37,8 +36,6 @@ def test_the_middle_of_a_tile_counts_most():
 def test_tiles_of_a_pixelwise_network_give_the_whole(size):
     image = np.asarray(photograph(1).resize(size))
     whole = PREDICTOR.predict(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).final[0]
-    stripes = list(tiled_decisions(PREDICTOR, image, 64, 3))
-    assert [top for top, _ in stripes] == np.cumsum([0, *(s.shape[1] for _, s in stripes[:-1])]).tolist()
     torch.testing.assert_close(predict_tiles(PREDICTOR, image, 64, 3), whole, atol=1e-4, rtol=1e-5)
 
 
@@ -46,8 +43,8 @@ def test_kept_shapes(tmp_path):
     scene(300, 150).save(tmp_path / "wide.png")
     scene(9, 700).save(tmp_path / "tall.png")
     wide, tall = (Sample(name, tmp_path / f"{name}.png") for name in ("wide", "tall"))
-    assert [Preprocessing(64).size_of(one) for one in (wide, tall)] == [(64, 64), (64, 64)]
-    assert [Preprocessing(64, "keep").size_of(one) for one in (wide, tall)] == [(64, 32), (1, 64)]
+    assert [View(64).size_of(one) for one in (wide, tall)] == [(64, 64), (64, 64)]
+    assert [View(64, "keep").size_of(one) for one in (wide, tall)] == [(64, 32), (1, 64)]
 
 
 def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dataset):
@@ -58,7 +55,7 @@ def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dat
     (folder / "broken.png").write_bytes(b"no image")
     flags = (*model_flags, "--data_path", folder, "--amp", "off", "--batch_size", 4, "--save")
     kinds = "masks,probabilities,cutouts,overlays,panels"
-    for name, more in (("whole", ()), ("tiled", ("--tile",)), ("kept", ("--resize", "keep"))):
+    for name, more in (("whole", ()), ("tiled", ("--resize", "tile")), ("kept", ("--resize", "keep"))):
         done = run_script("inference.py", *flags, kinds, "--output_path", name, *more, cwd=tmp_path)
         assert_one_error(done, "1 of 3 images", "broken.png", status=1)
         for kind in ("mask", "probability", "cutout", "overlay"):
@@ -79,18 +76,17 @@ def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dat
 
 def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_dataset):
     flags = (*model_flags, "--data_path", shared_dataset, "--amp", "off")
-    for more in (("--resize", "keep"), ("--tile", "--image_size", 32)):
-        run_ok("evaluate.py", *flags, *more, "--csv", "rows.csv", "--worst", 1, cwd=tmp_path)
+    for more in (("--resize", "keep"), ("--resize", "tile", "--image_size", 32)):
+        run_ok("evaluate.py", *flags, *more, "--report", "report", cwd=tmp_path)
         run_ok("inference.py", *flags, *more, cwd=tmp_path)
-        scored = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "rows.csv")}
+        scored = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "report/images.csv")}
         found = {row["picture"].split("/")[-1][:-4]: float(row["dice"]) for row in log_rows(tmp_path, "inference")[-4:]}
         assert found == pytest.approx(scored, abs=1e-4)
         assert len(scored) == 4
     row = log_rows(tmp_path, "evaluation")[-1]
-    assert (row["image_size"], row["resize"], row["tile"], row["scored_at"]) == ("32", "square", "True", "original")
-    assert_one_error(
-        run_script("evaluate.py", *flags, "--tile", "--tta", cwd=tmp_path), "--tile and --tta can't be combined"
-    )
+    assert (row["image_size"], row["resize"], row["scored_at"]) == ("32", "tile", "original")
+    done = run_script("evaluate.py", *flags, "--resize", "tile", "--tta", cwd=tmp_path)
+    assert_one_error(done, "--resize tile and --tta can't be combined")
 
 
 def test_other_sizes_than_that_of_training(tmp_path, model_flags, shared_dataset):

@@ -1,25 +1,14 @@
-"""How far probabilities can be trusted: calibration error, reliability diagram, temperature scaling.
+"""How far probabilities can be trusted: calibration error and temperature scaling.
 
 Guo, Pleiss, Sun, Weinberger, 2017 (https://arxiv.org/abs/1706.04599).
 """
 
-import math
-from collections.abc import Iterable
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.dataset import ImageDataset
-from evaluation.predict import Predicted
-from models.task import BACKGROUND
-from runtime.files import atomic_write
-
 BINS = 15
-FITTED = 4_000_000  # pixels, at most, to which a temperature is fitted
 
 
 def confidence_bins(probability: torch.Tensor, truth: torch.Tensor, counted: torch.Tensor | None = None) -> np.ndarray:
@@ -50,35 +39,6 @@ def calibration_error(bins: np.ndarray) -> float:
     """Expected calibration error: |right decisions - confidence| of each bin, averaged over all pixels."""
     count, confidence, right = bins.T
     return float(np.abs(right - confidence).sum() / max(1, count.sum()))
-
-
-def draw_reliability(bins: np.ndarray, path: Path) -> None:
-    """Draws the share of right decisions over confidence, as PNG."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    count, confidence, right = bins[bins[:, 0] > 0].T
-    figure, axis = plt.subplots(figsize=(5, 5))
-    axis.plot([0.5, 1], [0.5, 1], "--", color="gray", label="perfect")
-    axis.plot(confidence / count, right / count, marker="o", label=f"error {calibration_error(bins):.4f}")
-    axis.bar(confidence / count, count / count.sum() * 0.5, bottom=0.5, width=0.02, alpha=0.3, label="share of pixels")
-    axis.set(xlabel="confidence", ylabel="right decisions", xlim=(0.49, 1.01), ylim=(0.49, 1.01), title="Reliability")
-    axis.legend()
-    figure.tight_layout()
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, dpi=100, format="png", metadata={"Software": None})
-    plt.close(figure)
-
-
-@torch.inference_mode()
-def collect_logits(predictions: Iterable[Predicted], dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decision logits of foreground against background, and the truth, of up to FITTED pixels all over the images."""
-    logits, truths = [], []
-    step = max(1, math.ceil(len(dataset) * dataset.view.size**2 / FITTED))
-    for predicted in predictions:
-        logits.append(predicted.plain[0, 0].flatten()[::step].cpu())
-        truths.append((predicted.labels != BACKGROUND).flatten()[::step].float().cpu())
-    return torch.cat(logits), torch.cat(truths)
 
 
 def fit_temperature(logits: torch.Tensor, truth: torch.Tensor) -> float:

@@ -17,6 +17,7 @@ RESULTS = {
     "panels": "panel",
     "trimaps": "trimap",  # of networks that learn the border
 }
+POLYGONS = ("labelme", "coco", "yolo")  # that it writes, too, for annotation tools
 # What a format's file is called after the checkpoint's stem.
 EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "weights": "_weights.pth"}
 RESIZE = "how the network sees images: square, squashed; keep, in their shape, the longer side as --image_size; tile, "
@@ -24,14 +25,12 @@ RESIZE += "at their own size in tiles, where they are larger"
 
 
 def model_path_option(several: bool = False):
-    """Which checkpoint to use, or which checkpoints together."""
     text = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth"
     text += "; several: their mean probabilities" * several
     return option(None, text, aliases=("--model",), metavar="FILE", group="model", nargs="+" if several else None)
 
 
 def model_name_option():
-    """A check on the checkpoint, or a choice among those in the folder."""
     text = "model of the checkpoint, by default as it says; another one is an error"
     return option(None, text, known_model, aliases=("--model_type",), metavar="NAME")
 
@@ -111,9 +110,7 @@ def check_flags(config: EvalConfig) -> None:
         if asked and config.subset != "test":
             raise UsageError(f"--{name} uses the validation images, so score others: --subset test")
         if asked and several:
-            raise UsageError(
-                f"--{name} is for one checkpoint, of whose validation images none was trained on; name one"
-            )
+            raise UsageError(f"--{name} is for one checkpoint, which was trained on no validation image; name one")
     if config.label_errors and not config.report:
         raise UsageError("--label_errors needs a folder for what it finds: --report DIR")
     differing = [name for name in ("tta", "image_size", "ignore_border") if getattr(config, name)]
@@ -142,8 +139,9 @@ class InferConfig(PredictConfig):
     )
     save: list[str] = option(
         (),
-        f"which results: {','.join(RESULTS)}; by default masks,panels, and of photographs cutouts, too",
-        words_of(RESULTS, "result"),
+        f"which results: {','.join([*RESULTS, *POLYGONS])} (files of polygons for annotation tools); by default "
+        "masks,panels, and of photographs cutouts, too",
+        words_of([*RESULTS, *POLYGONS], "result"),
         metavar="NAMES",
     )
     matting: str = option(

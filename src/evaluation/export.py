@@ -1,6 +1,5 @@
 """Writes a trained network into one file: for other programs, or as a small checkpoint to publish."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -41,54 +40,35 @@ class Exported(torch.nn.Module):
 
 
 def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
-    """Writes an ONNX file with weights and features in 8 bits, by onnxruntime's static quantiser.
-
-    Args:
-        source: the file in float32.
-        images: uint8 (3, S, S), from which the ranges of features are taken.
-        path: the file.
-    """
+    """Writes an ONNX file in 8 bits from one in float32; the ranges of features are those of images (3, S, S)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    batches = iter([{"images": image.numpy()[None]} for image in images])
+
     class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.batches = iter({"images": image.numpy()[None]} for image in images)
-
         def get_next(self):
-            return next(self.batches, None)
+            return next(batches, None)
 
-    prepared = path.with_name("prepared.onnx")
-    with _quiet_logging():
+    prepared, level = path.with_name("prepared.onnx"), logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the quantiser logs hints for its authors through the root logger
+    try:
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         # Unsigned features and signed weights are what x86 processors multiply fastest (VNNI).
         types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
         quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **types)
-
-
-@contextlib.contextmanager
-def _quiet_logging():
-    # onnxruntime's quantiser logs hints for its authors through the root logger.
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
     finally:
-        logging.disable(disabled)
+        logging.disable(level)
 
 
-def export(model: SegmentationModel, checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a network as torch.export's .pt2, as ONNX, or as a checkpoint of weights, by the ending of the path.
+def export(model: SegmentationModel, view: View, path: Path) -> None:
+    """Writes a network as torch.export's .pt2, or as ONNX, by the ending of the path.
 
     Args:
         model: on the CPU; normalisation is in it.
-        checkpoint: that it is of. How many images there are at a time stays open, their size does not.
+        view: of its images. How many there are at a time stays open, their size does not.
         path: the file.
     """
-    if path.suffix == ".pth":
-        save_checkpoint(publishable(checkpoint), [path])
-        return
-    view = View.of(checkpoint)
     # Two images, because a dimension of one would be taken for a constant.
     shape = 2, view.channels, view.size, view.size
     example = (torch.zeros(shape, dtype=torch.uint8 if view.rgb else torch.float32),)
@@ -98,17 +78,16 @@ def export(model: SegmentationModel, checkpoint: Checkpoint, path: Path) -> None
         program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
         if path.suffix == ".onnx":
             names = {"input_names": ["images"], "output_names": ["probabilities"]}
-            made = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-            file.write(made.model_proto.SerializeToString())
+            onnx = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            file.write(onnx.model_proto.SerializeToString())
         else:
             torch.export.save(program, file)
 
 
 def publishable(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint without training state, in half precision: a sixth of the size or less."""
-    whole = ("mean", "std")  # of the normalisation
     weights = {
-        name: value.half() if value.is_floating_point() and name not in whole else value
+        name: value.half() if value.is_floating_point() and name not in ("mean", "std") else value
         for name, value in checkpoint.weights.items()
     }
     return dataclasses.replace(checkpoint, weights=weights).without_training()
@@ -135,14 +114,11 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
         RunError: a smaller share of the pixels than `least` is equal.
     """
     exported, batch = load_exported(path), torch.stack(images)
-    with torch.inference_mode():
-        ours = Exported(model)(batch).numpy()
     with torch.no_grad():
-        theirs = exported(batch.numpy())
-        one = exported(batch[:1].numpy())
+        ours = Exported(model)(batch).numpy()
+        theirs, alone = exported(batch.numpy()), exported(batch[:1].numpy())
     equal = float((model.task.decided(theirs) == model.task.decided(ours)).mean())
-    apart = float(np.abs(theirs - ours).max())
-    alone = float(np.abs(one - theirs[:1]).max())
+    apart, alone = (float(np.abs(a - b).max()) for a, b in ((theirs, ours), (alone, theirs[:1])))
     if equal < least:
         raise RunError(f"{path.name} does not do what the checkpoint does: {equal:.2%} of the pixels are equal")
     return (
@@ -190,13 +166,13 @@ def export_checkpoint(config: ExportConfig) -> None:
             raise UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # an older file stays until this one is checked
             fresh = Path(scratch) / file.name
-            least = 0.999
-            if ending == "onnx-int8":
-                least, whole = 0.95, Path(scratch) / "whole.onnx"
-                export(model, checkpoint, whole)
+            if ending == "weights":
+                save_checkpoint(publishable(checkpoint), [fresh])
+            elif ending == "onnx-int8":
+                export(model, view, fresh.with_name("whole.onnx"))
                 calibration = sample_images(config.data_path, checkpoint, "valid", CALIBRATED)
-                quantize(whole, calibration, fresh)
+                quantize(fresh.with_name("whole.onnx"), calibration, fresh)
             else:
-                export(model, checkpoint, fresh)
-            print(f"{file}: {check(model, fresh, images, least)}")
+                export(model, view, fresh)
+            print(f"{file}: {check(model, fresh, images, 0.95 if ending == 'onnx-int8' else 0.999)}")
             put_in_place(fresh, file)

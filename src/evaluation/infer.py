@@ -4,9 +4,9 @@ import collections
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,20 +15,37 @@ from tqdm import tqdm
 
 from data.dataset import ImageDataset
 from data.inputs import find_samples, refuse_overwriting
+from data.layout import Sample
 from data.pixels import shown
 from data.view import View
-from evaluation.config import RESULTS, InferConfig, logit
+from evaluation.config import POLYGONS, RESULTS, InferConfig, logit
 from evaluation.ensemble import Opened, open_networks
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import image_dice, label_counts
+from evaluation.polygon_files import write_coco, write_labelme, write_yolo, write_yolo_names
+from evaluation.polygons import regions
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
-from models.task import BACKGROUND
+from models.task import BACKGROUND, PET
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import DatasetError, RunError, UsageError, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
 from visual.gallery import write_gallery
 from visual.panels import draw_outline, draw_panel, mask_image, sixteen_bits, trimap_image, with_profile, write_png
+
+
+class Outcome(NamedTuple):
+    """What came of an image.
+
+    Args:
+        row: of the log; `error` says what is wrong with the image, its mask or its results.
+        written: whether all results are there.
+        polygons: the image's part of a COCO file: file name, size and regions.
+    """
+
+    row: dict
+    written: bool = False
+    polygons: tuple | None = None
 
 
 class Segmenter:
@@ -38,19 +55,19 @@ class Segmenter:
         predictor: its model is in evaluation mode.
         view: how the network sees images.
         config: batch_size, num_workers, threshold, resize and matting.
-        kinds: which of RESULTS are written.
+        kinds: which of RESULTS and POLYGONS are written.
         folder: where they go; None writes none.
     """
 
     def __init__(self, predictor: Predictor, view: View, config: InferConfig, kinds: list[str], folder: Path | None):
         self.predictor, self.view, self.config, self.folder = predictor, view, config, folder
-        self.kinds = kinds if folder is not None else []
+        self.kinds = set(kinds if folder is not None else ())
+        self.names = predictor.task.classes[1:] or ("pet",)
 
-    def run(self, samples: list) -> list[dict]:
-        """Segments these images. Returns a row of the log for each; `error` says what is wrong with one."""
-        config, rows, writing = self.config, [], collections.deque()
-        dataset = ImageDataset(samples, self.view)
-        tile = config.resize == "tile"
+    def run(self, samples: list[Sample]) -> list[Outcome]:
+        """Segments these images."""
+        config, results, writing = self.config, [], collections.deque()
+        dataset, tile = ImageDataset(samples, self.view), config.resize == "tile"
         predictions = predict_images(self.predictor, dataset, config.batch_size, config.num_workers, tile)
         bar = tqdm(predictions, total=len(samples), desc="segmenting", unit="image", disable=None, delay=1)
         with ThreadPoolExecutor(config.num_workers or None) as pool:
@@ -58,62 +75,79 @@ class Segmenter:
                 final = None if predicted.final is None else predicted.final[0].cpu()
                 writing.append(pool.submit(self.finish, predicted._replace(plain=None, final=final)))
                 if len(writing) > 2 * max(8, config.batch_size):
-                    rows.append(writing.popleft().result())
-            return rows + [future.result() for future in writing]
+                    results.append(writing.popleft().result())
+            return results + [future.result() for future in writing]
 
     @torch.inference_mode()
-    def finish(self, predicted: Predicted) -> dict:
-        """Writes the files of an image, whose decision logits are (D, h, w) on the CPU; returns its row."""
+    def finish(self, predicted: Predicted) -> Outcome:
+        """Writes the files of an image, whose decision logits are (D, h, w) on the CPU."""
         sample, _, decision, labels, error = predicted
-        row = {"picture": str(sample.image_path), "width": "", "height": "", "pet_share": "", "dice": ""}
-        row["error"] = error
+        row = {
+            "picture": str(sample.image_path),
+            "width": "",
+            "height": "",
+            "pet_share": "",
+            "dice": "",
+            "error": error,
+        }
         if decision is None:
-            return row
+            return Outcome(row)
         task = self.predictor.task
         label_map = task.label_map(decision, logit(self.config.threshold))
         row["pet_share"] = round((label_map != BACKGROUND).float().mean().item(), 6)
         if labels is not None:
             row["dice"] = round(image_dice(label_counts(task, label_map[None], labels)).item(), 6)
         try:
-            row["width"], row["height"] = width, height = sample.displayed_size()
-            with room_for(width, height):
-                for kind, result in self.draw(sample, decision, width, height, row["dice"]):
-                    path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_png(result, path)
-                    del result  # before the next one is made
+            row["width"], row["height"] = size = sample.displayed_size()
+            with room_for(*size):
+                return Outcome(row, True, self.write(sample, decision, *size, row["dice"]))
         except DatasetError as problem:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(problem)
         except OSError as problem:
             if problem.errno in DISK_FULL:
                 raise
             row["error"] = f"the results of {sample.image_path} can't be written ({problem.strerror or problem})"
-        return row
+        return Outcome(row)
 
-    def draw(self, sample, decision: torch.Tensor, width: int, height: int, dice) -> Iterator[tuple[str, Image.Image]]:
-        """Makes the wanted results, one after the other, at the image's own size."""
-        kinds, task = set(self.kinds), self.predictor.task
+    def write(self, sample: Sample, decision: torch.Tensor, width: int, height: int, dice) -> tuple | None:
+        """Writes the wanted results, one after the other, at the image's own size; returns `Outcome.polygons`."""
+        kinds, task, file = self.kinds, self.predictor.task, sample.image_path
+
+        def save(kind: str, result: Image.Image) -> None:
+            path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(result, path)
+
         if "probabilities" in kinds:
-            yield "probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0]))
+            save("probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0])))
         if not kinds - {"probabilities"}:
-            return
+            return None
         labels = label_map_at_size(task, decision, logit(self.config.threshold), height, width)
         if "trimaps" in kinds:
-            yield "trimaps", trimap_image(labels)
+            save("trimaps", trimap_image(labels))
         if "masks" in kinds:
-            yield "masks", mask_image(labels, task)
-        if not {"overlays", "cutouts", "panels"} & kinds:
-            return
-        image, truth = self.view.read_at(sample)
+            save("masks", mask_image(labels, task))
+        if {"overlays", "cutouts", "panels"} & kinds:
+            image, truth = self.view.read_at(sample)
         if "overlays" in kinds:
-            yield "overlays", Image.fromarray(draw_outline(image, labels))
+            save("overlays", Image.fromarray(draw_outline(image, labels)))
         if "cutouts" in kinds:
             tile = self.view.size if decision.shape[1:] == (height, width) else None
             cutout = cut_out(shown(image), matting_trimap(labels, task, tile), self.config.matting)
-            yield "cutouts", with_profile(cutout, sample.image_path)
+            save("cutouts", with_profile(cutout, file))
+            del cutout
         if "panels" in kinds:
-            title = sample.image_path.name + ("" if dice == "" else f"   Dice {dice:.4f}")
-            yield "panels", draw_panel(image, labels, None if truth is None else task.visible(truth), title, task)
+            title = file.name + ("" if dice == "" else f"   Dice {dice:.4f}")
+            save("panels", draw_panel(image, labels, truth, title, task))
+        if not kinds & set(POLYGONS):
+            return None
+        # Without named classes the border is pet.
+        traced = regions(labels if task.classes else np.minimum(labels, PET), dict(enumerate(self.names, start=1)))
+        if "labelme" in kinds:
+            write_labelme(self.folder / f"{sample.name}.json", file, (width, height), traced)
+        if "yolo" in kinds:
+            write_yolo(self.folder / f"labels/{sample.name}.txt", (width, height), traced, self.names)
+        return (Path(sample.name).with_name(file.name).as_posix(), (width, height), traced) if "coco" in kinds else None
 
 
 def start(config: InferConfig) -> None:
@@ -154,40 +188,48 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     )
     segmenter = Segmenter(Predictor(precision.to_device(model), precision, config.tta), view, config, kinds, folder)
     began = time.perf_counter()
-    rows = context.all_gather(segmenter.run(context.shard(samples)))
+    outcomes = context.all_gather(segmenter.run(context.shard(samples)))
     if not context.first:
         return
     seconds, stamp = time.perf_counter() - began, time.strftime("%Y-%m-%d %H:%M:%S")
     head = {"time": stamp, "checkpoint": network.files, "run_id": network.run_id}
-    append_rows(log, [{**head, **row} for row in rows])
-    print(f"{len(rows)} images in {seconds:.1f} s ({len(rows) / seconds:.1f} a second), listed in {log}")
+    append_rows(log, [{**head, **outcome.row} for outcome in outcomes])
+    print(f"{len(outcomes)} images in {seconds:.1f} s ({len(outcomes) / seconds:.1f} a second), listed in {log}")
+    written = [(sample.name, outcome) for sample, outcome in zip(samples, outcomes) if outcome.written]
     if folder is None:
         print("No results are written; --save_results or --output_path DIR does that")
-    else:
+    elif written:
+        if "coco" in kinds:
+            write_coco(folder / "annotations.json", [outcome.polygons for _, outcome in written], segmenter.names)
+        if "yolo" in kinds:
+            write_yolo_names(folder / "data.yaml", segmenter.names)
         print(f"Results ({', '.join(kinds)}) are in {folder}")
-        if "panels" in kinds and len(rows) > 1:
-            panels = [(f"{s.name}_panel.png", row["dice"]) for s, row in zip(samples, rows) if not row["error"]]
+        if "panels" in kinds and len(outcomes) > 1:
+            panels = [(f"{stem}_panel.png", outcome.row["dice"]) for stem, outcome in written]
             write_gallery(folder, panels, f"{name.upper()}, {path.name}")
             print(f"All panels, the worst first: {folder / 'index.html'}")
-    report(rows, network)
+    report(outcomes, network)
 
 
-def report(rows: list[dict], network: Opened) -> None:
+def report(outcomes: list[Outcome], network: Opened) -> None:
     """Prints the mean Dice, and warns where it says less than it seems.
 
     Raises:
-        RunError: some of the images could not be segmented.
-        DatasetError: none of them could.
+        RunError: some of the images could not be segmented, or not be scored.
+        DatasetError: none of them could be segmented.
     """
-    scored = [row["dice"] for row in rows if row["dice"] != ""]
-    seen = {Path(row["picture"]).stem for row in rows if row["dice"] != ""} & network.seen
+    scored = [outcome.row for outcome in outcomes if outcome.row["dice"] != ""]
+    seen = {Path(row["picture"]).stem for row in scored} & network.seen
     if scored:
-        name, dice = network.checkpoint.model_name.upper(), np.mean(scored)
+        name, dice = network.checkpoint.model_name.upper(), np.mean([row["dice"] for row in scored])
         print(f"{name} mean Dice: {dice:.4f} over {len(scored)} images with ground truth", flush=True)
     if seen:
         print(f"WARNING: {len(seen)} of them were trained on, so this Dice is inflated by leakage.", file=sys.stderr)
-    errors = [row["error"] for row in rows if row["error"]]
-    if errors and len(errors) == len(rows):
-        raise_faults(errors, "images")
-    if errors:
-        raise RunError(f"{len(errors)} of {len(rows)} images could not be segmented: {' | '.join(errors)}")
+    failed = [outcome.row["error"] for outcome in outcomes if not outcome.written]
+    if len(failed) == len(outcomes):
+        raise_faults(failed, "images")
+    if failed:
+        raise RunError(f"{len(failed)} of {len(outcomes)} images could not be segmented: {' | '.join(failed)}")
+    unscored = [outcome.row["error"] for outcome in outcomes if outcome.row["error"]]
+    if unscored:
+        raise RunError(f"{len(unscored)} of {len(outcomes)} masks could not be used: {' | '.join(unscored)}")

@@ -1,6 +1,5 @@
 """Scores of masks: Dice, IoU, boundary F, and their bootstrap intervals."""
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,9 +20,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-# ------------------------------------------------------------------------------------------------------ of each image
 
 
 def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,14 +87,14 @@ def image_dice(counts: torch.Tensor) -> torch.Tensor:
     return torch.where(present.any(1), (dice * present).sum(1) / present.sum(1).clamp(min=1), 1.0)
 
 
-def mean_dice(counts: torch.Tensor) -> float:
+def mean_dice(counts: torch.Tensor, task: Task = TASKS["binary"]) -> float:
     """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
 
-    Each of several classes is averaged over the images that have it in truth or prediction: to predict none earns
-    nothing. Classes in no image don't count.
+    Each named class is averaged over the images that have it in truth or prediction: to predict none earns nothing.
+    Classes in no image don't count.
     """
     dice = dice_from_counts(counts).double()
-    if counts.shape[1] == 1:
+    if counts.shape[1] == 1 and not task.classes:
         return dice.mean().item()
     present = counts[..., :3].sum(-1) > 0
     sums, images = (dice * present).sum(0), present.sum(0)
@@ -136,44 +132,51 @@ def boundary_f(
     return torch.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, f)
 
 
+def confusion_matrix(task: Task, predicted: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Pixels by true class (rows) and predicted class (columns), int64 (C, C), from label maps of one shape."""
+    counted, count = task.counted(labels), len(task.classes)
+    codes = labels[counted].long() * count + predicted[counted].long()
+    return torch.bincount(codes, minlength=count**2).view(count, count).cpu().numpy()
+
+
 # --------------------------------------------------------------------------------------------------- of many together
 
 
-class Table(NamedTuple):
-    """The scores of images by name, float64 (n,) each; NaN where an image has none, such as that of an absent class."""
+class Table:
+    """The scores of images by name, float64 (n,) each; NaN where an image has none, such as that of an absent class.
 
-    columns: dict[str, np.ndarray]
-    classes: Sequence[str] = ()
+    Args:
+        rows: of each image COUNTS, `dice`, `boundary_f` and the scores of single classes.
+        classes: names of those that are averaged.
+    """
 
-    @classmethod
-    def of(cls, rows: list[dict], classes: Sequence[str] = ()) -> "Table":
-        """From a row for each image, with COUNTS, `dice`, `boundary_f` and the scores of single classes."""
+    def __init__(self, rows: list[dict], classes: Sequence[str] = ()):
         names = [*COUNTS, "dice", "boundary_f", *(name for name in TRIMAP_SCORES if name in rows[0])]
         names += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
         columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
         tp, fp, fn, tn = (columns[name] for name in COUNTS)
         columns["iou"] = columns["dice"] / (2 - columns["dice"])
-        return cls({**columns, "empty_predictions": tp + fp == 0, "full_predictions": fn + tn == 0}, classes)
+        columns |= {"empty_predictions": tp + fp == 0, "full_predictions": fn + tn == 0}
+        self.count, self.classes, self.names = len(rows), classes, list(columns)
+        self.values = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
 
     def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Scores (k,) of the images together, for weights of the images (k, n); 0 of 0 pixels is a share of 1.
 
         Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
         """
-        values = np.stack([column.astype(np.float64) for column in self.columns.values()], axis=1)
-        known = ~np.isnan(values)
+        known = ~np.isnan(self.values)
         with np.errstate(invalid="ignore"):
             shares = np.where(known.all(0), 1.0, weights @ known)
-            mean = dict(zip(self.columns, (weights @ np.nan_to_num(values) / shares).T))
+            mean = dict(zip(self.names, (weights @ np.nan_to_num(self.values) / shares).T))
         tp, fp, fn, tn = (mean[name] for name in COUNTS)
 
         def share(part, whole):
             return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of means of nothing
-            for kind in ("dice", "iou") if self.classes else ():
-                mean[kind] = np.nanmean([mean[f"{kind}_{name}"] for name in self.classes], axis=0)
+        for kind in ("dice", "iou") if self.classes else ():
+            of_classes = np.ma.masked_invalid([mean[f"{kind}_{name}"] for name in self.classes])
+            mean[kind] = of_classes.mean(axis=0).filled(np.nan)
         named = [f"{kind}_{name}" for name in self.classes for kind in ("dice", "iou")]
         return {
             "dice": mean["dice"],
@@ -191,44 +194,38 @@ class Table(NamedTuple):
 
     def means(self) -> dict[str, float]:
         """Every score of the images together."""
-        count = len(self.columns["dice"])
-        return {name: float(value[0]) for name, value in self.scores(np.full((1, count), 1 / count)).items()}
+        scores = self.scores(np.full((1, self.count), 1 / self.count))
+        return {name: float(value[0]) for name, value in scores.items()}
 
     def resampled(self) -> dict[str, np.ndarray]:
-        """Every score of bootstrap samples, the same images in every call (Efron, 1979)."""
-        drawn = [self.scores(weights) for weights in _resamples(len(self.columns["dice"]))]
+        """Every score of bootstrap samples of the images, the same images in every call (Efron, 1979)."""
+        rng, portion, drawn = np.random.default_rng(0), max(1, 2_000_000 // self.count), []
+        for start in range(0, RESAMPLES, portion):
+            counts = rng.multinomial(self.count, np.full(self.count, 1 / self.count), min(portion, RESAMPLES - start))
+            drawn.append(self.scores(counts / self.count))
         return {name: np.concatenate([part[name] for part in drawn]) for name in drawn[0]}
-
-
-def _resamples(count: int):
-    """Weights of images in bootstrap samples, float64 (k, n) in portions: the same in every call."""
-    rng = np.random.default_rng(0)
-    portion = max(1, 2_000_000 // count)
-    for start in range(0, RESAMPLES, portion):
-        k = min(portion, RESAMPLES - start)
-        yield rng.multinomial(count, np.full(count, 1 / count), size=k) / count
-
-
-def _interval(value: float, drawn: np.ndarray) -> Interval:
-    known = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(known if len(known) else drawn, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
 
 
 def mean_scores(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, float]:
     """Every score of these images together; see Table."""
-    return Table.of(rows, classes).means()
+    return Table(rows, classes).means()
 
 
-def intervals(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, Interval]:
-    """Every score with its interval: the images are resampled 10,000 times, with replacement."""
-    table = Table.of(rows, classes)
-    drawn = table.resampled()
-    return {name: _interval(value, drawn[name]) for name, value in table.means().items()}
+def intervals(rows: list[dict], classes: Sequence[str] = (), minus: list[dict] | None = None) -> dict[str, Interval]:
+    """Every score that is known, with its interval: the images are resampled 10,000 times, with replacement.
 
-
-def differences(rows: list[dict], others: list[dict], classes: Sequence[str] = ()) -> dict[str, Interval]:
-    """How much higher the first model's scores are on the same images, paired in every bootstrap sample."""
-    first, second = Table.of(rows, classes), Table.of(others, classes)
-    a, b, drawn_a, drawn_b = first.means(), second.means(), first.resampled(), second.resampled()
-    return {name: _interval(a[name] - b[name], drawn_a[name] - drawn_b[name]) for name in a if name in b}
+    Args:
+        rows: see Table.
+        classes: see Table.
+        minus: rows of another model on the same images; then the scores are how much higher the first model's are,
+            paired in every bootstrap sample.
+    """
+    tables = [Table(part, classes) for part in (rows, minus) if part is not None]
+    (values, drawn), *others = [(table.means(), table.resampled()) for table in tables]
+    for less, drawn_less in others:
+        values = {name: values[name] - less[name] for name in values if name in less}
+        drawn = {name: drawn[name] - drawn_less[name] for name in values}
+    known = {name: value for name, value in values.items() if not np.isnan(value)}
+    return {
+        name: Interval(value, *np.nanpercentile(drawn[name], [2.5, 97.5]).tolist()) for name, value in known.items()
+    }

@@ -5,12 +5,12 @@ Scoring, segmenting, calibrating and ranking all consume that iterator.
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     final: torch.Tensor  # with test-time augmentation, if there is any
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Predictor:
     """Runs a network over images.
 
@@ -80,9 +80,9 @@ class Predicted(NamedTuple):
     """What is known of an image.
 
     Args:
-        sample: the image.
+        sample: the image; without its mask where that can't be read.
         plain: decision logits (1, D, h, w) on the device, as large as the network saw the image or, in tiles, as the
-            image; None where there is an error.
+            image; None where it can't be read.
         final: likewise, with test-time augmentation.
         labels: of its mask, (1, 1, h, w) on the CPU, as large; None without a mask.
         error: why the image, or its mask alone, can't be read.
@@ -95,6 +95,7 @@ class Predicted(NamedTuple):
     error: str = ""
 
 
+@torch.inference_mode()
 def predict_images(
     predictor: Predictor, dataset: ImageDataset, batch_size: int = 1, num_workers: int | None = None, tile: bool = False
 ) -> Iterator[Predicted]:
@@ -117,56 +118,44 @@ def predict_images(
             batch = [reading.popleft().result() for _ in range(min(count, len(reading)))]
             if not batch:
                 return
-            yield from _predict_batch(predictor, dataset.view.size, batch, batch_size)
+            results, alike = [predicted for predicted, _ in batch], collections.defaultdict(list)
+            for number, (_, image) in enumerate(batch):
+                if isinstance(image, np.ndarray):
+                    decision = predict_tiles(predictor, image, dataset.view.size, batch_size)[None]
+                    results[number] = results[number]._replace(plain=decision, final=decision)
+                elif image is not None:
+                    alike[image.shape].append(number)
+            for members in alike.values():
+                views = predictor.predict(torch.cat([batch[number][1] for number in members]))
+                for number, plain, final in zip(members, *(view.split(1) for view in views)):
+                    results[number] = results[number]._replace(plain=plain, final=final)
+            yield from results
 
 
-class _Read(NamedTuple):
-    sample: Sample
-    image: torch.Tensor | None = None  # (1, C, h, w)
-    whole: np.ndarray | None = None  # (H, W, C), of an image to be tiled
-    labels: torch.Tensor | None = None
-    error: str = ""
-
-
-def _read(dataset: ImageDataset, number: int, tile: bool) -> _Read:
-    """Reads an image; an error is part of the result: it must not stop others."""
+def _read(dataset: ImageDataset, number: int, tile: bool) -> tuple[Predicted, torch.Tensor | np.ndarray | None]:
+    """Reads an image: (1, C, h, w), or whole, (H, W, C), for tiles. Its error must not stop those of others."""
     sample, view = dataset.samples[number], dataset.view
     try:
         if tile and max(size := sample.displayed_size()) > view.size:
             with room_for(*size):
                 image, labels = view.read_at(sample)
-            return _Read(sample, None, image, None if labels is None else torch.from_numpy(labels.copy())[None, None])
+            labels = None if labels is None else torch.from_numpy(labels.copy())[None, None]
+            return Predicted(sample, labels=labels), image
         with room_for(*sample.displayed_size()) if dataset.decodes else contextlib.nullcontext():
             batch = dataset.read_batch([number])
-        return _Read(sample, batch["image"], None, batch.get("labels"))
+        return Predicted(sample, labels=batch.get("labels")), batch["image"]
     except DatasetError as error:
-        return _Read(sample, error=str(error))
+        if sample.mask_path is None:
+            return Predicted(sample, error=str(error)), None
+        # A bad mask must not cost the image.
+        alone = dataclasses.replace(sample, mask_path=None)
+        predicted, image = _read(ImageDataset([alone], view), 0, tile)
+        return (predicted if image is None else predicted._replace(error=str(error))), image
 
 
 def room_for(width: int, height: int):
     """Context in which an image may be held in memory."""
     return ONE_LARGE if width * height > LARGE else contextlib.nullcontext()
-
-
-@torch.inference_mode()
-def _predict_batch(predictor: Predictor, size: int, batch: list[_Read], tiles: int) -> list[Predicted]:
-    """Predicts what was read, images of one shape together."""
-    predicted: dict[int, Predicted] = {}
-    alike: dict[tuple, list[int]] = {}
-    for number, read in enumerate(batch):
-        if read.whole is not None:
-            decision = predict_tiles(predictor, read.whole, size, tiles)[None]
-            predicted[number] = Predicted(read.sample, decision, decision, read.labels)
-        elif read.image is None:
-            predicted[number] = Predicted(read.sample, error=read.error)
-        else:
-            alike.setdefault(read.image.shape, []).append(number)
-    for members in alike.values():
-        views = predictor.predict(torch.cat([batch[number].image for number in members]))
-        for place, number in enumerate(members):
-            plain, final = (view[place : place + 1] for view in views)
-            predicted[number] = Predicted(batch[number].sample, plain, final, batch[number].labels)
-    return [predicted[number] for number in range(len(batch))]
 
 
 def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:

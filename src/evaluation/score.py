@@ -14,10 +14,10 @@ from tqdm import tqdm
 from data.dataset import ImageDataset
 from evaluation.calibration import confidence_bins
 from evaluation.config import EvalConfig
-from evaluation.confusion import confusion_matrix
 from evaluation.metrics import (
     COUNTS,
     boundary_f,
+    confusion_matrix,
     dice_from_counts,
     image_dice,
     label_counts,
@@ -105,64 +105,61 @@ def score_images(
         context: the processes that share the images.
 
     Returns:
-        A row per image: name, size scored at, counts, Dice, boundary F; with TTA also `plain_dice`. And sums over all
-        images: of `confidence_bins`, or of `confusion_matrix` where the task has named classes.
+        A row for each image, see `score_image`. And sums over all images: of `confidence_bins`, or of
+        `confusion_matrix` where the task has named classes.
     """
-    task, results = predictor.task, []
+    task, size, results = predictor.task, config.batch_size, []
     # Whole batches are shared, so results don't depend on the number of processes.
-    shares = context.shard(list(range(0, len(dataset), config.batch_size)))
-    some = copy.copy(dataset)
-    some.samples = [s for start in shares for s in dataset.samples[start : start + config.batch_size]]
-    predictions = predictions_to_score(predictor, some, config, "evaluating")
-    for start in shares:
+    batches = context.shard([dataset.samples[i : i + size] for i in range(0, len(dataset), size)])
+    part = copy.copy(dataset)
+    part.samples = [sample for batch in batches for sample in batch]
+    predictions = predictions_to_score(predictor, part, config, "evaluating")
+    for batch in batches:
         rows, sums = [], []
-        for predicted in itertools.islice(predictions, min(config.batch_size, len(dataset) - start)):
-            final, labels = predicted.final, predicted.labels
-            rows.append({"name": predicted.sample.name, **score_image(predicted, task, config, threshold)})
+        for predicted in itertools.islice(predictions, len(batch)):
+            labels = predicted.labels
+            rows.append(score_image(predicted, task, config, threshold))
             if task.classes:
-                sums.append(confusion_matrix(task, task.label_map(final), labels))
+                sums.append(confusion_matrix(task, task.label_map(predicted.final), labels))
             else:
                 counted = labels != BORDER if config.ignore_border else None
-                sums.append(confidence_bins(final[:, :1].sigmoid(), labels != BACKGROUND, counted))
+                sums.append(confidence_bins(predicted.final[:, :1].sigmoid(), labels != BACKGROUND, counted))
         results.append((rows, sum(sums)))
     results = context.all_gather(results)
     return [row for rows, _ in results for row in rows], sum(sums for _, sums in results)
 
 
 def score_image(predicted: Predicted, task: Task, config: EvalConfig, threshold: float = 0.0) -> dict:
-    """The scores of one image, by name. Those of a trimap's classes are among them, where its border counts."""
-    labels = predicted.labels
-    mask, counted = labels != BACKGROUND, labels != BORDER if config.ignore_border else task.counted(labels)
-    plain, final = (view[:, :1] > threshold for view in (predicted.plain, predicted.final))
+    """The scores of one image by name: size scored at, counts, Dice, boundary F; with TTA `plain_dice`.
+
+    With them are the Dice of a trimap's classes, where its border counts; or Dice, IoU and pixels of named classes, NaN
+    for one that is neither in truth nor in prediction.
+    """
+    labels, plain, final = predicted.labels, predicted.plain, predicted.final
+    counted = labels != BORDER if config.ignore_border else task.counted(labels)
+    mask, foreground = labels != BACKGROUND, final[:, :1] > threshold
     if counted is not None:
-        final, mask = final & counted, mask & counted
-    (counts,) = pixel_counts(final, mask, counted)
+        foreground, mask = foreground & counted, mask & counted
+    (counts,) = pixel_counts(foreground, mask, counted)
+    row = {"name": predicted.sample.name, "width": labels.shape[-1], "height": labels.shape[-2]}
+    row |= {**dict(zip(COUNTS, counts.tolist())), "dice": dice_from_counts(counts).item()}
     # Without the border no outline is known.
-    outline = math.nan if config.ignore_border else boundary_f(final, mask, TOLERANCE, counted).item()
-    row = {**dict(zip(COUNTS, counts.tolist())), "dice": dice_from_counts(counts).item(), "boundary_f": outline}
-    if config.tta:
-        row["plain_dice"] = dice_from_counts(pixel_counts(plain, mask, counted)).item()
+    row["boundary_f"] = math.nan if config.ignore_border else boundary_f(foreground, mask, TOLERANCE, counted).item()
+    if config.tta and not task.classes:
+        row["plain_dice"] = dice_from_counts(pixel_counts(plain[:, :1] > threshold, mask, counted)).item()
+    label_map = task.label_map(final, threshold)
     if task.classes:
-        row |= score_classes(predicted, task, config)
+        counts = label_counts(task, label_map, labels)
+        row["dice"] = image_dice(counts).item()
+        if config.tta:
+            row["plain_dice"] = image_dice(label_counts(task, task.label_map(plain), labels)).item()
+        for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
+            row[f"pixels_{name}"] = tp + fn
+            row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
+            row[f"iou_{name}"] = tp / (tp + fp + fn) if tp + fp + fn else math.nan
     elif not (predicted.sample.binary_mask or config.ignore_border):
-        label_map = task.label_map(predicted.final, threshold)
         for number, name in task.class_scores.items():
             row[name] = dice_from_counts(pixel_counts(label_map == number, labels == number)).item()
-    return {"width": labels.shape[-1], "height": labels.shape[-2], **row}
-
-
-def score_classes(predicted: Predicted, task: Task, config: EvalConfig) -> dict:
-    """Dice, IoU and pixels of named classes; NaN for one that is neither in truth nor in prediction."""
-    counts = label_counts(task, task.label_map(predicted.final), predicted.labels)
-    row = {"dice": image_dice(counts).item()}
-    if config.tta:
-        plain = label_counts(task, task.label_map(predicted.plain), predicted.labels)
-        row["plain_dice"] = image_dice(plain).item()
-    for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
-        present = tp + fp + fn > 0
-        row[f"pixels_{name}"] = tp + fn
-        row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if present else math.nan
-        row[f"iou_{name}"] = tp / (tp + fp + fn) if present else math.nan
     return row
 
 

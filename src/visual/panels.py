@@ -73,13 +73,14 @@ def draw_panel(
     Args:
         image: (H, W, C), as the network sees it.
         prediction: label map of the task, uint8 (H, W).
-        truth: likewise, or None: then the panel has two parts.
+        truth: likewise, of any task, or None: then the panel has two parts.
         title: stands above, shortened in the middle where it is too long.
         task: gives the colors, and the legend where its classes have names.
 
     Returns:
         An RGB image; each part is 256 pixels high and as wide as the image's shape asks.
     """
+    truth = None if truth is None else task.visible(truth)
     parts = [("image", shown(image)), ("ground truth", truth), ("prediction", prediction)]
     parts = [(name, array) for name, array in parts if array is not None]
     width = min(3 * HEIGHT, max(HEIGHT // 3, round(HEIGHT * image.shape[1] / image.shape[0])))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from evaluation.label_errors import self_confidence, softmin
+from evaluation.ranking import self_confidence, softmin
 from helpers import TINY, assert_one_error, rows, run_ok, run_script
 
 
@@ -20,9 +20,9 @@ def test_softmin_is_between_minimum_and_mean():
 
 
 def test_self_confidence_is_the_probability_of_the_label():
-    decision, trimap = torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[1, 2, 3]])
+    decision, labels = torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[1, 0, 2]])
     expected = torch.tensor([[2.0, -2.0, -1.0]]).sigmoid()
-    torch.testing.assert_close(self_confidence(decision, trimap), expected)
+    torch.testing.assert_close(self_confidence(decision, labels), expected)
 
 
 def test_spoiled_masks_come_first(dataset, trained, tmp_path):
@@ -37,7 +37,7 @@ def test_spoiled_masks_come_first(dataset, trained, tmp_path):
         else:
             trimap[:, trimap.shape[1] // 2 :] = 2
         Image.fromarray(trimap).save(file)
-    said = run_ok(*flags, "--subset", "all", "--allow_seen", "--label_errors", 3, "--output_path", "out", cwd=tmp_path)
+    said = run_ok(*flags, "--subset", "all", "--allow_seen", "--label_errors", "--report", "out", cwd=tmp_path)
     assert "Ranked 40 images by likely label error" in said
     ranked = rows(tmp_path / "out/label_errors/label_errors.csv")
     assert {row["name"] for row in ranked[: len(spoiled)]} == set(spoiled)
@@ -45,20 +45,23 @@ def test_spoiled_masks_come_first(dataset, trained, tmp_path):
     assert scores == sorted(scores)
     assert [row["rank"] for row in ranked] == [str(i) for i in range(1, 41)]
     panels = sorted(path.name for path in (tmp_path / "out/label_errors").glob("*.png"))
-    assert panels == [f"{i:03d}_{row['name']}.png" for i, row in enumerate(ranked[:3], start=1)]
+    assert panels == [f"{i:03d}_{row['name']}.png" for i, row in enumerate(ranked, start=1)]
     shown = np.asarray(Image.open(tmp_path / "out/label_errors" / panels[0]))
     assert (shown == (255, 0, 255)).all(-1).sum() > 20  # the doubtful region is outlined
-    assert_one_error(run_script(*flags, "--subset", "train", "--label_errors", 3, cwd=tmp_path), "was trained on")
+    flags += ("--label_errors",)
+    assert_one_error(run_script(*flags, "--subset", "train", "--report", "out", cwd=tmp_path), "was trained on")
+    assert_one_error(run_script(*flags, cwd=tmp_path), "--label_errors needs a folder", "--report DIR")
 
 
 def test_each_fold_looks_at_its_own_validation_images(shared_dataset, tmp_path):
     data = ("--data_path", shared_dataset)
     for number in (1, 2):
-        run_ok("train.py", *data, *TINY, "--folds", 2, "--fold", number, "--epochs", 1, cwd=tmp_path)
+        run_ok("train.py", *data, *TINY, "--fold", f"{number}/2", "--epochs", 1, cwd=tmp_path)
     best = [tmp_path / f"saved_models/fold_{number}/tiny_best.pth" for number in (1, 2)]
-    run_ok("evaluate.py", *data, "--model_path", *best, "--label_errors", 2, cwd=tmp_path)
-    ranked = rows(tmp_path / "worst_panels/label_errors/label_errors.csv")
+    run_ok("evaluate.py", *data, "--model_path", *best, "--label_errors", "--report", "out", cwd=tmp_path)
+    ranked = rows(tmp_path / "out/label_errors/label_errors.csv")
     assert len({row["name"] for row in ranked}) == len(ranked) == 40  # the test part by both
-    twice = run_script("evaluate.py", *data, "--model_path", best[0], best[0], "--label_errors", 2, cwd=tmp_path)
+    flags = ("--model_path", best[0], best[0], "--label_errors", "--report", "out")
+    twice = run_script("evaluate.py", *data, *flags, cwd=tmp_path)
     assert_one_error(twice, "the images of the checkpoints overlap")
     assert "test images" not in twice.stdout  # before the work

@@ -3,12 +3,9 @@
 import pytest
 import torch
 
-from evaluation.predictor import Predictor
+from evaluation.predict import Predictor
 from models.task import TASKS
-from runtime.device import Precision
-from stubs import Brightness
-
-CPU = Precision(torch.device("cpu"))
+from stubs import FP32, Brightness
 
 
 class Leaning(Brightness):
@@ -20,16 +17,16 @@ class Leaning(Brightness):
 
 def test_tta_undoes_its_flips():
     gray = Leaning().mean.expand(2, 3, 64, 64)
-    plain, tta = Predictor(Leaning(), CPU, tta=True).predict(gray)
+    plain, tta = Predictor(Leaning(), FP32, tta=True).predict(gray)
     assert torch.allclose(plain, torch.linspace(1, -1, 64).expand(2, 1, 64, 64), atol=1e-5)
-    assert torch.equal(plain, Predictor(Leaning(), CPU).predict(gray).final)
+    assert torch.equal(plain, Predictor(Leaning(), FP32).predict(gray).final)
     assert torch.allclose(tta, torch.zeros(2, 1, 64, 64), atol=1e-5)  # straight and flipped, the leaning is gone
 
 
 def test_tta_undoes_its_scales():
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     images = (128 + 60 * torch.sin(x / 9) * torch.cos(y / 11)).expand(1, 3, 64, 64)
-    plain, tta = Predictor(Brightness(), CPU, tta=True).predict(images)
+    plain, tta = Predictor(Brightness(), FP32, tta=True).predict(images)
     assert tta.shape == plain.shape
     assert (tta - plain).abs().max() < 0.05
     assert not torch.equal(tta, plain)
@@ -48,27 +45,22 @@ class Watched(Brightness):
 @pytest.mark.parametrize(("size", "scales"), [(64, (64, 32, 96)), (100, (128, 96, 160)), (256, (256, 192, 320))])
 def test_tta_has_three_scales_and_six_passes(size, scales):
     model = Watched()
-    Predictor(model, CPU, tta=True).predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    Predictor(model, FP32, tta=True).predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     assert model.seen == [scale for scale in scales for _ in range(2)]
-
-
-CPU = Precision(torch.device("cpu"))
-
-BINARY, TRIMAP = TASKS["binary"], TASKS["trimap"]
 
 
 def test_tta_averages_class_probabilities():
     class Classes(torch.nn.Module):
-        stride, task = 32, TRIMAP
+        stride, task = 32, TASKS["trimap"]
 
         def forward(self, images):
             side = torch.linspace(-2, 2, images.shape[-1])
             return images.float() / 99 - 1 + torch.stack([side, -side, 0 * side])[None, :, None, :]
 
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    plain, mean = Predictor(Classes(), CPU, tta=True).predict(images)
+    plain, mean = Predictor(Classes(), FP32, tta=True).predict(images)
     assert plain.shape == mean.shape == (1, 2, 64, 64)
-    assert torch.equal(plain, TRIMAP.decision_logits(Classes()(images)))
+    assert torch.equal(plain, TASKS["trimap"].decision_logits(Classes()(images)))
     straight, mirrored = Classes()(images), Classes()(images.flip(-1)).flip(-1)
-    two = TRIMAP.decision_logits(torch.stack([straight, mirrored]).softmax(dim=2).mean(0).log())
+    two = TASKS["trimap"].decision_logits(torch.stack([straight, mirrored]).softmax(dim=2).mean(0).log())
     assert (mean - two).abs().mean() < (plain - two).abs().mean()

@@ -1,0 +1,113 @@
+"""Images in order of what is wrong with them: masks that look wrong, and panels of the first.
+
+The score of a mask is the softmin of its pixels' self-confidence (Lad, Mueller, 2023:
+https://arxiv.org/abs/2307.05080).
+"""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from data.dataset import ImageDataset
+from data.layout import Sample
+from evaluation.config import EvalConfig
+from evaluation.predict import Predictor, label_map_at_size, resize_logits
+from evaluation.score import predictions_to_score
+from models.task import BACKGROUND, BORDER
+from runtime.files import write_rows
+from visual.panels import draw_outline, draw_panel, write_png
+
+DRAWN = 48  # of the most suspect masks panels are drawn
+TEMPERATURE = 0.2  # of the softmin: lower looks at fewer pixels; the paper has 0.1, which finds fewer spoiled pet masks
+
+
+class Suspect(NamedTuple):
+    """An image of a part, and how wrong its mask looks to what predicts it.
+
+    Args:
+        score: from 0, wrong, to 1.
+        share: of the pixels where the network finds the other class likelier.
+    """
+
+    sample: Sample
+    score: float
+    share: float
+    predictor: Predictor
+    part: ImageDataset
+
+
+def self_confidence(decision: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Probability of each pixel's own label, float32 of the labels' shape; decision logits are of pet or border."""
+    probability = decision.float().sigmoid()
+    return torch.where(labels != BACKGROUND, probability, 1 - probability)
+
+
+def softmin(confidence: torch.Tensor, temperature: float = TEMPERATURE) -> float:
+    """The mean of self-confidences (n,), weighted by softmax(-confidence / temperature); 1 of none."""
+    if not len(confidence):
+        return 1.0
+    return float((confidence * torch.softmax(-confidence / temperature, dim=0)).sum())
+
+
+@torch.inference_mode()
+def find_suspects(predictor: Predictor, part: ImageDataset, config: EvalConfig) -> list[Suspect]:
+    """Scores all masks of a part. The border of trimaps is left out: it is unsure."""
+    suspects = []
+    for predicted in predictions_to_score(predictor, part, config, "looking for label errors"):
+        confidence, sure = self_confidence(predicted.final[:, :1], predicted.labels), predicted.labels != BORDER
+        share = ((confidence < 0.5) & sure).sum().item() / sure.numel()
+        suspects.append(Suspect(predicted.sample, softmin(confidence[sure]), share, predictor, part))
+    return suspects
+
+
+def write_suspects(suspects: list[Suspect], config: EvalConfig, folder: Path) -> Path:
+    """Writes label_errors.csv, of all images and the most suspect first, and panels of the first DRAWN.
+
+    In a panel the doubtful region is outlined on the image.
+    """
+    suspects = sorted(suspects, key=lambda suspect: suspect.score)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"rank": rank, "name": s.sample.name, "score": round(s.score, 6), "doubtful_share": round(s.share, 6)}
+        for rank, s in enumerate(suspects, start=1)
+    ]
+    write_rows(folder / "label_errors.csv", rows)
+    first = [(s.predictor, s.part, s.sample, f"{s.sample.name}   {s.score:.4f}") for s in suspects[:DRAWN]]
+    draw_ranked(first, config, 0.0, folder, doubtful=True)
+    return folder / "label_errors.csv"
+
+
+@torch.inference_mode()
+def draw_ranked(
+    ranked: Iterable[tuple[Predictor, ImageDataset, Sample, str]],
+    config: EvalConfig,
+    threshold: float,
+    folder: Path,
+    doubtful: bool = False,
+) -> None:
+    """Draws panels `<rank>_<name>.png`, in place of those of an earlier run.
+
+    Args:
+        ranked: images in order: what predicts each, the part that it is from, and the panel's title.
+        config: how images are seen.
+        threshold: decision logits above it are foreground.
+        folder: where the panels go.
+        doubtful: outline the pixels where the network finds the other class likelier.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("[0-9][0-9][0-9]_*.png"):
+        earlier.unlink()
+    for rank, (predictor, part, sample, title) in enumerate(ranked, start=1):
+        alone = copy.copy(part)
+        alone.samples = [sample]
+        (predicted,) = predictions_to_score(predictor, alone, config, "drawing")
+        image, labels = part.view.read_at(sample)
+        decision = predicted.final[0].cpu()
+        if doubtful:
+            confidence = self_confidence(resize_logits(decision[:1], *labels.shape)[0], torch.tensor(labels))
+            image = draw_outline(image, (confidence.numpy() < 0.5) & (labels != BORDER))
+        label_map = label_map_at_size(predictor.task, decision, threshold, *labels.shape)
+        write_png(draw_panel(image, label_map, labels, title, predictor.task), folder / f"{rank:03d}_{sample.name}.png")
