@@ -84,7 +84,7 @@ def main() -> None:
             loss_fn(logits.float(), (batch["labels"] != 0).to(device).float()).backward()
             optimizer.step()
             scheduler.step()
-        dice = mean_dice(validate(predictor, valid_loader, task_loss)[0])
+        dice = mean_dice(validate(predictor, valid_loader, task_loss)[0], predictor.task)
         if dice > max((row["val_dice"] for row in history), default=-1.0):
             best = copy.deepcopy(model.state_dict())
         history.append({"epoch": sampler.epoch + 1, "val_dice": dice, "seconds": time.perf_counter() - start})

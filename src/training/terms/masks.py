@@ -54,7 +54,7 @@ class MasksTerm:
         """Loss and Dice of the validation images."""
         context = self.batches.context
         counts, loss = validate(predictor, self.valid_loader, self.loss_fn, after_batch, context)
-        return loss, mean_dice(counts)
+        return loss, mean_dice(counts, self.task)
 
     def record(self) -> dict:
         """See Term."""
