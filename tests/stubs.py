@@ -7,14 +7,15 @@ from scipy import ndimage
 from torch import nn
 
 from data.loader import Batches, StepSampler
-from evaluation.predictor import Predictor
+from evaluation.predict import Predictor
 from models.base import SegmentationModel
 from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
 from training.loop import Trainer, no_totals
-from training.state import Progress, RunState
+from models.checkpoint import Progress
+from training.state import RunState
 from training.step import Net
 from training.terms.masks import MasksTerm
 
@@ -65,13 +66,13 @@ def make_run(model, net=None, terms=None, ema=None, **flags) -> Trainer:
     """The least that the loop's methods need."""
     config = TrainConfig(scheduler="none", model_name="unet", save_dir="nowhere", **flags)
     terms = terms or [make_masks(model, **flags)]
-    state = RunState(config, net or make_net(model), ema, None, {}, "", Progress("run", 1), None)
+    state = RunState(config, net or make_net(model), ema, None, {}, "", Progress(run_id="run", planned_epochs=1), None)
     return Trainer(state, terms, StepSampler(1), None, None, [], totals=no_totals(terms))
 
 
 def make_batch(count: int = 7) -> dict:
     pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return {"image": pixels, "mask": (pixels[:, :1] > 99).to(torch.uint8), "path": [f"{i}.jpg" for i in range(count)]}
+    return {"image": pixels, "labels": (pixels[:, :1] > 99).to(torch.uint8), "path": [f"{i}.jpg" for i in range(count)]}
 
 
 def three(*shape) -> torch.Tensor:

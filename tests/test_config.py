@@ -118,7 +118,7 @@ def test_strong_recipe_knows_its_start():
 
 
 def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--multi_scale", 0.5)
+    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--sizes", "vary")
     flags += ("--attention", "se", "--color_jitter", "--ema", 0.9, "--batch_size", 16, *TINY)
     contents = []
     for name, first in (("whole", 2), ("parts", 1)):

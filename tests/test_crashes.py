@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from data.index import list_samples
 
 import export
 from crashes import recorded, try_all
 from data.cache import open_cache
-from data.index import list_samples
 from helpers import copy_run
 from models.checkpoint import load_checkpoint, save_checkpoint, weights_fingerprint
 from runtime.files import append_rows, read_rows, write_rows

@@ -7,8 +7,8 @@ import pytest
 from helpers import TINY, rows, run_ok
 
 COLUMNS = ("train_loss", "train_dice", "val_loss", "val_dice")
-OPTIONS = ("--loss", "bce_dice", "--optimizer", "adamw", "--scheduler", "cosine", "--ema", 0.99, "--multi_scale", 0.5)
-OPTIONS += ("--augment", "online", "--color_jitter", "--mix", "cutmix")
+OPTIONS = ("--loss", "bce_dice", "--optimizer", "adamw", "--scheduler", "cosine", "--ema", 0.99, "--sizes", "vary")
+OPTIONS += ("--augment", "online", "--distort", "color,cutmix")
 # Model and flags; the columns of each epoch; Dice, dataset IoU and outline F of the test images at their own size.
 GOLDEN = {
     "tiny, all options": (
@@ -46,5 +46,5 @@ def test_curves_and_scores_are_those_on_record(name, shared_dataset, tmp_path):
         flags = ("--data_path", shared_dataset, "--amp", "off", "--original_size", "--json", "scores.json")
         run_ok("evaluate.py", *flags, cwd=tmp_path)
         report = json.loads((tmp_path / "scores.json").read_text())
-        found = [report[name] for name in ("dice", "dataset_iou", "boundary_f")]
-        assert found == pytest.approx(scores, abs=2e-2)
+        figures = [report[name] for name in ("dice", "dataset_iou", "boundary_f")]
+        assert figures == pytest.approx(scores, abs=2e-2)

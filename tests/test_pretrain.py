@@ -5,12 +5,11 @@ import signal
 
 import pytest
 import torch
+from data.datasets import ImageDataset
 from PIL import Image, ImageEnhance
 
-from data.datasets import ImageDataset
 from data.inputs import list_images
 from data.loader import Batches
-from data.pixels import RGB
 from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime.errors import DatasetError

@@ -132,7 +132,7 @@ def weights(folder: Path, kind: str = "last") -> dict:
 
 def test_seed_fixes_everything_for_any_number_of_workers(tmp_path, shared_dataset):
     same = ("--data_path", shared_dataset, "--epochs", 1, "--split", "official", *TINY)
-    same += ("--augment", "online", "--augment_uncertain", "--cache", "off")  # which would start no workers
+    same += ("--augment", "online", "--augment_uncertain", "--no-cache")  # which would start no workers
     results = []
     for i, flags in enumerate([("--num_workers", 3, "--deterministic"), (), ("--seed", 6)]):
         folder = tmp_path / str(i)
@@ -248,7 +248,7 @@ runpy.run_path({src!r} + "/train.py", run_name="__main__")
 
 
 def test_signal_to_all_processes_while_workers_start(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--epochs", 500, "--cache", "off", "--num_workers", 2, *TINY)
+    flags = ("--data_path", shared_dataset, "--epochs", 500, "--no-cache", "--num_workers", 2, *TINY)
     process = start(tmp_path, *flags, script=SLOW_TO_START.format(src=str(SRC)), session=True)
     process.wait_for("worker")
     os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job

@@ -4,12 +4,11 @@ import signal
 
 import pytest
 import torch
+from data.datasets import load_dataset
+from evaluation.predict import Predictor
 from PIL import Image
 
-from data.datasets import load_dataset
 from data.loader import Batches, StepReader, StepSampler
-from data.pixels import RGB
-from evaluation.predictor import Predictor
 from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from models.task import TASKS

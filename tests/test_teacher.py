@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from evaluation.predict import Predictor
 
-from evaluation.predictor import Predictor
 from helpers import TINY, assert_one_error, log_rows, run_ok, run_script
 from models.checkpoint import load_checkpoint, save_checkpoint, seen_names, weights_fingerprint
 from runtime.device import Precision

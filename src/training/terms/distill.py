@@ -6,9 +6,9 @@ Hinton, Vinyals, Dean, 2015 (https://arxiv.org/abs/1503.02531); pixel by pixel a
 
 import torch
 import torch.nn.functional as F
-from evaluation.predict import Predictor
 
 from data.view import View
+from evaluation.predict import Predictor
 from models.checkpoint import checkpoint_path, open_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import UsageError
@@ -47,12 +47,10 @@ class DistillTerm:
         return self.predictor.task.probabilities(logits)
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Term."""
         loss = self.predictor.task.cross_entropy(logits, part.target) * len(logits)
         return loss, logits.new_full((1,), len(logits))
 
     def record(self) -> dict:
-        """See Term."""
         return {"fingerprint": self.fingerprint}
 
 
