@@ -66,7 +66,7 @@ def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_datas
 
 def test_checkpoint_without_training_state_is_not_resumed(tmp_path, trained, shared_dataset):
     content = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
-    del content["training"]
+    content["training"] = None
     (tmp_path / "saved_models").mkdir()
     torch.save(content, tmp_path / "saved_models/tiny_best.pth")
     flags = ("--data_path", shared_dataset)

@@ -22,15 +22,15 @@ class MasksTerm:
     Args:
         batches: of the labelled images.
         config: loss and augmentation.
-        weights: of the classes, or None.
         predictor: of the network that is trained; it has the task and the device.
         valid_loader: batches of the validation images.
+        weights: of the classes, or None.
     """
 
     name, columns, seen = "masks", ("train_dice",), frozenset()
     score = "valid Dice"  # by which the best epoch is chosen
 
-    def __init__(self, batches: Batches, config, weights: list[float] | None, predictor: Predictor, valid_loader):
+    def __init__(self, batches: Batches, config, predictor: Predictor, valid_loader, weights: list[float] | None = None):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
         self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
@@ -74,4 +74,4 @@ def open_masks(setup) -> MasksTerm | None:
         labels = spread_batch(setup.parts[0])["labels"] if words == ["auto"] else None
         weights = [float(word) for word in words] if labels is None else balanced_weights(labels, config.task)
     predictor = Predictor(net.model, net.precision)
-    return MasksTerm(setup.batches, config, weights, predictor, setup.loader(setup.parts[1]))
+    return MasksTerm(setup.batches, config, predictor, setup.loader(setup.parts[1]), weights)
