@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from data.layout import describe_layout
+from models.names import DENOISING
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.options import options_of
 from training.config import WEIGHT_DECAY, TrainConfig
@@ -48,7 +49,7 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     words += [f"batch {config.batch_size}", f"{trainer.sampler.steps} steps an epoch", f"seed {config.seed}"]
     words += [f"teacher {config.teacher}"] if config.teacher else []
     words += [f"patience {config.patience}"] if config.patience else []
-    print(f"Plan    recipe {config.recipe}:", ", ".join(words))
+    print(f"Plan    recipe {DENOISING if config.denoises else config.recipe}:", ", ".join(words))
     plan = f"{progress.planned_epochs} epochs"
     if resumed_from is not None:
         plan = (

@@ -30,7 +30,9 @@ class MasksTerm:
     name, columns, seen = "masks", ("train_dice",), frozenset()
     score = "valid Dice"  # by which the best epoch is chosen
 
-    def __init__(self, batches: Batches, config, predictor: Predictor, valid_loader, weights: list[float] | None = None):
+    def __init__(
+        self, batches: Batches, config, predictor: Predictor, valid_loader, weights: list[float] | None = None
+    ):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
         self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
