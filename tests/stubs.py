@@ -9,12 +9,12 @@ from torch import nn
 from data.loader import Batches, StepSampler
 from evaluation.predict import Predictor
 from models.base import SegmentationModel
-from models.checkpoint import Progress
 from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
 from training.loop import Trainer, no_totals
+from models.checkpoint import Progress
 from training.state import RunState
 from training.step import Net
 from training.terms.masks import MasksTerm

@@ -30,27 +30,27 @@ def imported(tree: ast.Module) -> list[str]:
 
 def faults(src: Path) -> list[str]:
     """Imports against the order of the rooms, and namespaces below the scripts."""
-    found = []
+    wrong = []
     for path in sorted(src.rglob("*.py")):
         tree, where = ast.parse(path.read_text()), path.relative_to(src)
         room = where.parts[0] if len(where.parts) > 1 else None
         for name in imported(tree):
             if room and name in FLOORS and FLOORS.index(name) > FLOORS.index(room):
-                found.append(f"{where} imports {name}, which is above it")
+                wrong.append(f"{where} imports {name}, which is above it")
             if room and name in SCRIPTS:
-                found.append(f"{where} imports the script {name}")
+                wrong.append(f"{where} imports the script {name}")
             if not room and path.stem not in SHARED and name in SCRIPTS - SHARED:
-                found.append(f"{where} imports the script {name}")
+                wrong.append(f"{where} imports the script {name}")
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr == "Namespace":
-                found.append(f"{where}:{node.lineno} uses a Namespace")
+                wrong.append(f"{where}:{node.lineno} uses a Namespace")
             if not isinstance(node, ast.FunctionDef):
                 continue
             if "args" in [argument.arg for argument in node.args.args] and room != "runtime":
-                found.append(f"{where}:{node.lineno} takes args")
+                wrong.append(f"{where}:{node.lineno} takes args")
             if node.end_lineno - node.lineno >= 60:
-                found.append(f"{where}:{node.lineno} {node.name} has over 60 lines")
-    return found
+                wrong.append(f"{where}:{node.lineno} {node.name} has over 60 lines")
+    return wrong
 
 
 def test_rooms_import_downwards_only_and_functions_are_short():
@@ -68,7 +68,7 @@ def test_pyproject_and_requirements_agree():
     ("file", "line", "expected"),
     [
         ("runtime/device.py", "from models import UNet", "runtime/device.py imports models, which is above it"),
-        ("data/index.py", "def f():\n    import training.config", "data/index.py imports training, which is above it"),
+        ("data/split.py", "def f():\n    import training.config", "data/split.py imports training, which is above it"),
         ("models/unet.py", "import utils", "models/unet.py imports the script utils"),
         ("export.py", "from inference import report", "export.py imports the script inference"),
         ("training/optim.py", "def f(args): return args.lr", "takes args"),

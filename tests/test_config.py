@@ -7,11 +7,11 @@ import torch
 
 from data import names as data_names
 from data.distortions import DISTORTIONS
-from helpers import TINY, run_ok
+from helpers import TINY, run_ok, same
 from models import names
 from models.attention import ATTENTION
 from models.build import NETWORKS
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, DataRecord, Progress, TrainingState, load_checkpoint
 from models.task import TASKS
 from runtime.errors import CheckpointError, UsageError
 from runtime.options import is_valid, options_of
@@ -19,7 +19,7 @@ from train import build_parser
 from training import config as training_config
 from training.config import RECIPES, TrainConfig
 from training.losses import LOSSES
-from training.resolve import check_settings, restore_config
+from training.resolve import new_config, resumed_config, settings_to_save
 
 
 def test_defaults_are_valid_and_configs_are_frozen():
@@ -46,60 +46,63 @@ def test_defaults_are_valid_and_configs_are_frozen():
         ("loss", None),
         ("augment", "twice"),
         ("augment", 3),
-        ("color_jitter", 1),
-        ("seed", 2**32),
-        pytest.param("seed", 10**5000, id="huge"),
-        ("model_name", ["unet"]),
+        ("sizes", "shrink"),
+        ("distort", "fog"),
+        pytest.param("patience", 10**5000, id="huge"),
+        ("init", ["unet"]),
         ("compile", "yes"),
     ],
 )
 def test_settings_that_no_flag_could_give_are_refused(name, value, tmp_path):
     with pytest.raises(CheckpointError, match=f"setting {name} has an impossible value"):
-        check_settings({**TrainConfig().settings(), name: value}, tmp_path / "x.pth")
+        resumed_config({}, resumable(**{name: value}), tmp_path / "x.pth")
 
 
 def test_setting_of_another_version_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="x.pth has other settings than this version"):
-        check_settings({**TrainConfig().settings(), "tomorrow": 1}, tmp_path / "x.pth")
+        resumed_config({}, resumable(tomorrow=1), tmp_path / "x.pth")
 
 
-def resumable(**settings) -> dict:
-    config = dataclasses.replace(TrainConfig(), **settings)
-    return {
-        "settings": config.settings(),
-        "progress": {},
-        "optimizer": {},
-        "scheduler": None,
-        "scaler": {},
-        "random_state": {},
-        "model": {"name": config.model_name, "config": {}},
-        "preprocessing": config.preprocessing,
-        "data": {"split": config.split, "seed": config.seed, "fold": None},
-    }
+def resumable(image_size: int = 256, **settings) -> Checkpoint:
+    """A checkpoint of a run with these settings."""
+    training = TrainingState(
+        settings=settings_to_save(TrainConfig()) | settings,
+        optimizer={},
+        scheduler=None,
+        scaler={},
+        random_state=torch.zeros(1),
+        trained_weights={} if settings.get("ema") else None,
+    )
+    checkpoint = Checkpoint(
+        model_name="resnet34_unet",
+        config={},
+        weights={},
+        image_size=256,
+        window=None,
+        data=DataRecord(split="80-10-10", seed=42, fingerprints={}, train_names=[]),
+        encoder_start="",
+        progress=Progress(run_id="run", planned_epochs=1),
+        training=training,
+    )
+    checkpoint.image_size = image_size
+    return checkpoint
 
 
 def test_resume_keeps_fixed_settings_and_takes_changeable_ones(tmp_path):
-    content = resumable(batch_size=4, learning_rate=0.01, amp="bf16")
-    config = restore_config({"learning_rate": 0.02, "epochs": 3, "data_path": "here"}, content, tmp_path)
+    checkpoint = resumable(batch_size=4, learning_rate=0.01, amp="bf16", ema=0.5)
+    config = resumed_config({"learning_rate": 0.02, "epochs": 3, "data_path": "here"}, checkpoint, tmp_path)
     assert (config.batch_size, config.learning_rate, config.amp) == (4, 0.02, "bf16")
     assert (config.epochs, config.data_path) == (3, "here")
-    with pytest.raises(UsageError, match=r"batch_size 4 \(now 8\)"):
-        restore_config({"batch_size": 8}, content, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["model_name", "classes", "attention", "decoder", "image_size", "split", "seed", "ema"]
-)
-def test_settings_that_contradict_the_content_are_refused(name, tmp_path):
-    other = {"model_name": "unet", "classes": "trimap", "attention": "se", "decoder": "stem", "split": "official"}
-    content = resumable()
-    content["settings"][name] = {**other, "image_size": 64, "seed": 7, "ema": 0.5}[name]
-    with pytest.raises(CheckpointError, match=f"its setting {name} contradicts its content"):
-        restore_config({}, content, tmp_path)
+    for flags, words in (({"batch_size": 8}, "batch_size 4 .now 8"), ({"seed": 7}, "seed 42 .now 7")):
+        with pytest.raises(UsageError, match=words):
+            resumed_config(flags, checkpoint, tmp_path)
+    checkpoint.training.trained_weights = None
+    with pytest.raises(CheckpointError, match="its setting ema contradicts its weights"):
+        resumed_config({}, checkpoint, tmp_path)
 
 
 def test_recipes_hold_valid_settings():
-    assert TrainConfig.from_flags({}) == TrainConfig()
+    assert new_config({}, False, None) == TrainConfig()
     for values in (row for rows in RECIPES.values() for row in rows.values()):
         for name, value in values.items():
             assert is_valid(TrainConfig, name, value), name
@@ -110,16 +113,16 @@ def test_recipes_hold_valid_settings():
 
 
 def test_strong_recipe_knows_its_start():
-    scratch, weights = (TrainConfig.from_flags({"recipe": "strong"}, pretrained) for pretrained in (False, True))
-    assert (scratch.epochs, scratch.progressive) == (40, "auto")
-    assert (weights.epochs, weights.progressive) == (10, None)
+    scratch, weights = (new_config({"recipe": "strong"}, pretrained, None) for pretrained in (False, True))
+    assert (scratch.epochs, scratch.sizes) == (40, "128:4,160:8,192:7,224:8")
+    assert (weights.epochs, weights.sizes) == (10, "fixed")
     assert scratch.decoder == weights.decoder == "stem"
-    assert TrainConfig.from_flags({"recipe": "strong", "epochs": 3}, True).epochs == 3
+    assert new_config({"recipe": "strong", "epochs": 3}, True, None).epochs == 3
 
 
 def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--multi_scale", 0.5)
-    flags += ("--attention", "se", "--color_jitter", "--ema", 0.9, "--batch_size", 16, *TINY)
+    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--sizes", "vary")
+    flags += ("--attention", "se", "--distort", "color", "--ema", 0.9, "--batch_size", 16, *TINY, "--image_size", 96)
     contents = []
     for name, first in (("whole", 2), ("parts", 1)):
         folder = tmp_path / name
@@ -131,18 +134,16 @@ def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
     whole, parts = contents
     assert "recipe strong: bce_dice, AdamW" in said
     assert "attention se" in said
-    assert whole["settings"]["scheduler"] == "none"
-    assert whole["settings"]["learning_rate"] == 3e-2
-    assert whole["settings"]["augment"] == "online"
-    assert whole["model"]["config"] == {"out_channels": 1, "attention": "se"}
-    for kind in (lambda c: c["weights"], lambda c: c["average"]["trained_weights"]):
-        assert all(torch.equal(value, kind(parts)[key]) for key, value in kind(whole).items())
-    assert whole["average"]["updates"] == parts["average"]["updates"] == 4
-    key = "head.weight"
-    assert not torch.equal(whole["weights"][key], whole["average"]["trained_weights"][key])
+    settings = whole.training.settings
+    assert (settings["scheduler"], settings["learning_rate"], settings["augment"]) == ("none", 3e-2, "online")
+    assert whole.config == {"out_channels": 1, "attention": "se"}
+    assert same(whole.weights, parts.weights)
+    assert same(whole.training.trained_weights, parts.training.trained_weights)
+    assert whole.training.updates == parts.training.updates == 4
+    assert not same(whole.weights, whole.training.trained_weights)
     # What is validated, saved as best and evaluated is the average: the figures are the same.
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", "--json", "e.json", cwd=folder)
-    best = load_checkpoint(folder / "saved_models/tiny_best.pth")["progress"]["best_score"]
+    best = load_checkpoint(folder / "saved_models/tiny_best.pth").progress.best_score
     assert f'"dice": {best:.6f}'.rstrip("0") in (folder / "e.json").read_text()
 
 

@@ -1,5 +1,6 @@
 """Whatever a crash leaves of a save, a log, an archive, a cache, a download or an export: the old state or the new."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import export
 from crashes import recorded, try_all
 from data.cache import open_cache
-from data.index import list_samples
+from data.dataset import Dataset
+from data.view import View
 from helpers import copy_run
-from models.checkpoint import load_checkpoint, save_checkpoint, weights_fingerprint
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from runtime.files import append_rows, read_rows, write_rows
 from training.config import TrainConfig
-from training.state import archive_previous_run
+from training.run_files import archive_previous_run
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -26,15 +28,14 @@ def run(trained, tmp_path):
     return copy_run(trained, folder)
 
 
-def changed(content: dict) -> dict:
+def changed(checkpoint: Checkpoint) -> Checkpoint:
     """The next state of a run."""
-    kept = {name: value for name, value in content.items() if not name.startswith("format")}
-    return {**kept, "weights": {name: value + 1 for name, value in content["weights"].items()}}
+    return dataclasses.replace(checkpoint, weights={name: value + 1 for name, value in checkpoint.weights.items()})
 
 
 def prints(folder) -> dict[str, str]:
     """Fingerprints of all checkpoints in a folder, each of which must load."""
-    return {p.name: weights_fingerprint(load_checkpoint(p)["weights"]) for p in folder.glob("*.pth")}
+    return {p.name: load_checkpoint(p).fingerprint() for p in folder.glob("*.pth")}
 
 
 def test_a_save(run):
@@ -45,9 +46,9 @@ def test_a_save(run):
     after = prints(saved)
 
     def check():
-        found = prints(saved)
-        assert found.keys() == before.keys()
-        assert all(found[name] in (before[name], after[name]) for name in before)
+        now = prints(saved)
+        assert now.keys() == before.keys()
+        assert all(now[name] in (before[name], after[name]) for name in before)
 
     try_all(saved, moments, check, 30)
 
@@ -79,12 +80,8 @@ def test_a_row_of_the_evaluation_log(tmp_path):
 def test_the_archive_of_an_older_run(run):
     saved, logs = run / "saved_models", run / "logs"
     config = TrainConfig(model_name="tiny", save_dir=str(saved), log_dir=str(logs))
-    content, before, rows = (
-        load_checkpoint(saved / "tiny_last.pth"),
-        prints(saved),
-        read_rows(logs / "tiny_training_log.csv"),
-    )
-    new = changed(content)
+    before, rows = prints(saved), read_rows(logs / "tiny_training_log.csv")
+    new = changed(load_checkpoint(saved / "tiny_last.pth"))
     with recorded(run) as moments:
         archive_previous_run(config)
         save_checkpoint(new, [saved / "tiny_best.pth", saved / "tiny_last.pth"])
@@ -98,15 +95,16 @@ def test_the_archive_of_an_older_run(run):
 
 
 def test_a_cache(dataset):
-    expected = open_cache(dataset, 32).read([sample.name for sample in list_samples(dataset)])
+    samples = Dataset(dataset).samples
+    expected = open_cache(dataset, samples, View(32)).read([sample.name for sample in samples])
     folder = dataset / ".pixel_cache"
-    open_cache(dataset, 48)
+    open_cache(dataset, samples, View(48))
     next(folder.glob("32_*.npy")).unlink()
     with recorded(folder) as moments:
-        open_cache(dataset, 32)
+        open_cache(dataset, samples, View(32))
 
     def check():
-        cache = open_cache(dataset, 32)
+        cache = open_cache(dataset, samples, View(32))
         np.testing.assert_array_equal(cache.read(list(cache.rows)), expected)
         assert not list(folder.glob("*.tmp")) or cache.file.exists()
 

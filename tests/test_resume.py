@@ -40,12 +40,13 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path, shared_dataset):
         finals.append(torch.load(folder / "saved_models/tiny_last.pth", weights_only=True))
     whole, parts = finals
     assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
-    for a, b in zip(whole["optimizer"]["state"].values(), parts["optimizer"]["state"].values()):
+    states = (content["training"]["optimizer"]["state"].values() for content in finals)
+    for a, b in zip(*states):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_progressive_run_stopped_twice_equals_the_unbroken_one(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, *TINY, "--image_size", 96, "--recipe", "strong", "--progressive")
+    flags = ("--data_path", shared_dataset, *TINY, "--image_size", 96, "--recipe", "strong", "--sizes", "grow")
     flags += ("--epochs", 4, "--batch_size", 2, "--validate_every", 2)
     contents = []
     for name in ("whole", "parts"):
@@ -59,24 +60,24 @@ def test_progressive_run_stopped_twice_equals_the_unbroken_one(tmp_path, shared_
                 assert script.finish().returncode == 143
             flags = ("--data_path", shared_dataset, "--resume")
         said = run_ok("train.py", *flags, cwd=folder)
-        assert "sizes 64:3 first" in said
-        contents.append(torture.plain(load_checkpoint(folder / "saved_models/tiny_last.pth")))
+        assert "sizes 64:3" in said
+        contents.append(torture.content(folder / "saved_models/tiny_last.pth"))
     assert torture.differences(*contents) == []
     table = log_rows(tmp_path / "parts")
     assert [row["val_dice"] != "" for row in table] == [False, True, False, True]
     assert "Drew tiny" in run_ok("plot_dice_curve.py", cwd=tmp_path / "parts")
     # Epochs that are added run at full size, and the plan can't be changed.
     run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)
-    assert load_checkpoint(folder / "saved_models/tiny_last.pth")["settings"]["progressive"] == "64:3"
-    done = run_script("train.py", "--data_path", shared_dataset, "--resume", "--progressive", "64:2", cwd=folder)
-    assert_one_error(done, "progressive 64:3 (now 64:2)")
+    assert load_checkpoint(folder / "saved_models/tiny_last.pth").training.settings["sizes"] == "64:3"
+    done = run_script("train.py", "--data_path", shared_dataset, "--resume", "--sizes", "64:2", cwd=folder)
+    assert_one_error(done, "sizes 64:3 (now 64:2)")
 
 
 def test_frozen_encoder_stopped_twice_equals_the_unbroken_run(tmp_path, shared_dataset):
     """Stopped while the encoder is frozen, and after; its epochs are counted from the start of the run."""
     data = ("--data_path", shared_dataset)
     flags = (*data, "--model_name", "efficientnet_lite0_unet", "--encoder_weights", "none", "--image_size", 64)
-    flags += ("--epochs", 4, "--batch_size", 4, "--freeze_encoder", 2, "--encoder_lr_scale", 0.1, "--recipe", "strong")
+    flags += ("--epochs", 4, "--batch_size", 4, "--freeze_encoder", 2, "--recipe", "strong")
     contents = []
     for name in ("whole", "parts"):
         folder = tmp_path / name
@@ -88,18 +89,15 @@ def test_frozen_encoder_stopped_twice_equals_the_unbroken_run(tmp_path, shared_d
                 script.send_signal(signal.SIGTERM)
                 assert script.finish().returncode == 143
             flags = (*data, "--resume")
-        else:
-            flags += ("--save_every", 1)
-        run_ok("train.py", *flags, cwd=folder)
-        contents.append(torture.plain(load_checkpoint(folder / "saved_models/efficientnet_lite0_unet_last.pth")))
-        contents[-1]["settings"].pop("save_every")
+        Script(torture.saving(10, 1), (SRC / "train.py", *flags), folder).finish()
+        contents.append(torture.content(folder / "saved_models/efficientnet_lite0_unet_last.pth"))
     assert torture.differences(*contents) == []
     epochs = [
         load_checkpoint(tmp_path / f"whole/saved_models/efficientnet_lite0_unet_epoch_00{n}.pth") for n in (1, 2, 3)
     ]
     encoders = [
-        {key: value for key, value in content["average"]["trained_weights"].items() if key.startswith("encoder.")}
-        for content in epochs
+        {key: value for key, value in checkpoint.training.trained_weights.items() if key.startswith("encoder.")}
+        for checkpoint in epochs
     ]
     assert same(encoders[0], encoders[1])
     assert not any(torch.equal(value, encoders[2][key]) for key, value in encoders[1].items() if key.endswith("weight"))
@@ -127,14 +125,14 @@ def test_signal_saves_and_prints_how_to_resume(tmp_path, shared_dataset, signum,
 
 
 def weights(folder: Path, kind: str = "last") -> dict:
-    return load_checkpoint(folder / f"saved_models/tiny_{kind}.pth")["weights"]
+    return load_checkpoint(folder / f"saved_models/tiny_{kind}.pth").weights
 
 
 def test_seed_fixes_everything_for_any_number_of_workers(tmp_path, shared_dataset):
     same = ("--data_path", shared_dataset, "--epochs", 1, "--split", "official", *TINY)
-    same += ("--augment", "online", "--augment_uncertain", "--cache", "off")  # which would start no workers
+    same += ("--augment", "online", "--augment_uncertain", "--no-cache")  # which would start no workers
     results = []
-    for i, flags in enumerate([("--num_workers", 3, "--deterministic"), (), ("--seed", 6)]):
+    for i, flags in enumerate([("--num_workers", 3), (), ("--seed", 6)]):
         folder = tmp_path / str(i)
         folder.mkdir()
         run_ok("train.py", *same, *flags, cwd=folder)
@@ -188,17 +186,17 @@ def test_second_ctrl_c_ends_at_once(tmp_path, shared_dataset):
 def test_checkpoint_is_saved_within_an_epoch(tmp_path):
     few = make_dataset(tmp_path / "few", count=20)
     flags = ("--data_path", few, "--epochs", 500, "--batch_size", 2, *TINY)
-    process = start(tmp_path, *flags, "--checkpoint_minutes", "0.001")
+    process = start(tmp_path, SRC / "train.py", *flags, script=torture.saving(0.001, 1))
     last = tmp_path / "saved_models/tiny_last.pth"
     process.wait_until(last.exists)
     process.send_signal(signal.SIGKILL)
     process.finish()
-    progress = load_checkpoint(last)["progress"]
-    assert (progress["epoch"], progress["history"]) == (0, [])
-    assert progress["step"] >= 1
-    assert progress["sums"][2] == 2 * progress["step"]  # images so far
+    progress = load_checkpoint(last).progress
+    assert (progress.epoch, progress.history) == (0, [])
+    assert progress.step >= 1
+    assert progress.sums[2] == 2 * progress.step  # images so far
     said = run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, cwd=tmp_path)
-    assert f"in epoch 1 of 1 after step {progress['step']}" in said
+    assert f"in epoch 1 of 1 after step {progress.step}" in said
 
 
 def test_full_disk_keeps_the_old_checkpoint(tmp_path, trained, shared_dataset):
@@ -248,7 +246,7 @@ runpy.run_path({src!r} + "/train.py", run_name="__main__")
 
 
 def test_signal_to_all_processes_while_workers_start(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--epochs", 500, "--cache", "off", "--num_workers", 2, *TINY)
+    flags = ("--data_path", shared_dataset, "--epochs", 500, "--no-cache", "--num_workers", 2, *TINY)
     process = start(tmp_path, *flags, script=SLOW_TO_START.format(src=str(SRC)), session=True)
     process.wait_for("worker")
     os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job
@@ -299,7 +297,7 @@ def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_
 @pytest.mark.slow
 def test_torture_in_short(capsys, monkeypatch):
     monkeypatch.setattr(torture, "PYTHON", PYTHON)
-    monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --multi_scale 0.5 --augment_uncertain"})
+    monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --image_size 96 --sizes vary"})
     short = "--kills 1 --workers 2 --epochs 1 --count 12 --seed 1"
     status = torture.main(short.split())
     *_, table, verdict = capsys.readouterr().out.strip().splitlines()

@@ -11,7 +11,7 @@ from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError
 from training.config import TrainConfig
-from training.state import archive_previous_run, lock_run
+from training.run_files import archive_previous_run, lock_run
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path, shared_dataset):
@@ -47,7 +47,7 @@ def test_best_ahead_of_last_is_kept(tmp_path, trained, shared_dataset):
     torch.save(best, tmp_path / "saved_models/tiny_best.pth")
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "best valid Dice 0.9900 in epoch 2" in said
-    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth")["progress"]["best_score"] == 0.99
+    assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth").progress.best_score == 0.99
 
 
 def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_dataset):
@@ -66,8 +66,7 @@ def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_datas
 
 def test_checkpoint_without_training_state_is_not_resumed(tmp_path, trained, shared_dataset):
     content = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
-    for key in ("optimizer", "settings"):
-        del content[key]
+    content["training"] = None
     (tmp_path / "saved_models").mkdir()
     torch.save(content, tmp_path / "saved_models/tiny_best.pth")
     flags = ("--data_path", shared_dataset)
@@ -79,15 +78,15 @@ def test_checkpoint_without_training_state_is_not_resumed(tmp_path, trained, sha
 def test_resuming_an_older_checkpoint_keeps_the_newer_one(tmp_path, trained, shared_dataset):
     saved = copy_run(trained, tmp_path) / "saved_models"
     flags = ("train.py", "--data_path", shared_dataset)
-    run_ok(*flags, "--resume", "--epochs", 1, "--save_every", 1, cwd=tmp_path)
+    run_ok(*flags, "--resume", "--epochs", 3, cwd=tmp_path)
     newer = (saved / "tiny_last.pth").read_bytes()
     log = (tmp_path / "logs/tiny_training_log.csv").read_bytes()
     run_id = log_rows(tmp_path)[0]["run_id"]
-    run_ok(*flags, "--resume", "--epochs", 1, cwd=tmp_path)  # now at 4, with epoch_003 kept
-    run_ok(*flags, "--resume", saved / "tiny_epoch_003.pth", "--epochs", 1, cwd=tmp_path)
-    assert [row["epoch"] for row in log_rows(tmp_path)] == ["1", "2", "3", "4"]
-    assert (saved / f"tiny_epoch_003_{run_id}.pth").read_bytes() == newer
-    assert load_checkpoint(saved / f"tiny_last_{run_id}.pth")["progress"]["epoch"] == 4
+    run_ok(*flags, "--resume", "--epochs", 1, cwd=tmp_path)  # now at 6, with epoch_005 kept
+    run_ok(*flags, "--resume", saved / "tiny_epoch_005.pth", "--epochs", 1, cwd=tmp_path)
+    assert [row["epoch"] for row in log_rows(tmp_path)] == list("123456")
+    assert (saved / f"tiny_epoch_005_{run_id}.pth").read_bytes() == newer
+    assert load_checkpoint(saved / f"tiny_last_{run_id}.pth").progress.epoch == 6
     assert (saved / "tiny_best.pth").is_file()
     run_ok(*flags, "--epochs", 1, *TINY, cwd=tmp_path)  # the names are taken, so these get another one
     assert (saved / f"tiny_last_{run_id}-2.pth").is_file()
@@ -110,7 +109,7 @@ def test_next_epoch_becomes_best_where_there_is_none(tmp_path, trained, shared_d
     if state == "damaged":
         (saved / "tiny_best.pth").write_bytes(b"damaged")
     run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
-    assert load_checkpoint(saved / "tiny_best.pth")["progress"]["best_epoch"] == 3
+    assert load_checkpoint(saved / "tiny_best.pth").progress.best_epoch == 3
 
 
 def test_failed_start_leaves_the_earlier_run_alone(tmp_path, trained, shared_dataset):

@@ -1,26 +1,38 @@
 """Learning from images without masks."""
 
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from data.datasets import load_dataset
+import torture
+from data.dataset import Dataset, ImageDataset
 from data.loader import Batches, StepReader, StepSampler
-from data.pixels import RGB
-from evaluation.predictor import Predictor
-from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_script
+from data.view import View
+from evaluation.predict import Predictor
+from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_script, same
 from models.checkpoint import load_checkpoint
 from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, UsageError
 from stubs import CPU, Brightness, photograph
+from training.config import TrainConfig
 from training.terms import At, Part
 from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches, open_folder
 
-REST = ("--train_fraction", 0.3, "--unlabeled", "rest", "--ema", "--confidence", 0.7, "--batch_size", 4)
+REST = ("--train_fraction", 0.3, "--unlabeled", "rest", "--ema", "--batch_size", 4)
+
+
+def part_of(root, mode: str) -> ImageDataset:
+    return ImageDataset(Dataset(root).part(mode), View(64))
+
+
+def setup_of(folder, known: ImageDataset):
+    """What `open_folder` asks for."""
+    return SimpleNamespace(config=TrainConfig(unlabeled=str(folder), image_size=64), parts=(None, known))
 
 
 def test_every_image_comes_once_in_each_pass():
@@ -33,7 +45,7 @@ def test_every_image_comes_once_in_each_pass():
 
 
 def test_a_resumed_epoch_reads_the_same_batches_of_all_terms(shared_dataset):
-    dataset = load_dataset(shared_dataset, "train", image_size=64)
+    dataset = part_of(shared_dataset, "train")
     reader = StepReader([Batches(dataset, 12, 1), None, UnlabeledBatches(dataset, 2, 1, 3)])
     whole, rest = StepSampler(3), StepSampler(3)
     whole.epoch, rest.epoch, rest.start = 4, 4, 1
@@ -48,44 +60,44 @@ def test_a_resumed_epoch_reads_the_same_batches_of_all_terms(shared_dataset):
         assert all(torch.equal(extra[name], again[2][name]) for name in extra if name != "path")
 
 
-def fixmatch(dataset, confidence: float, weight: float = 1.0) -> FixMatchTerm:
+def fixmatch(dataset, confidence: float) -> FixMatchTerm:
     """Labels are how bright pixels are."""
-    return FixMatchTerm(UnlabeledBatches(dataset, 4, 3, 8), Predictor(Brightness(), Precision(CPU)), confidence, weight)
+    return FixMatchTerm(UnlabeledBatches(dataset, 4, 3, 8), Predictor(Brightness(), Precision(CPU)), confidence, True)
 
 
 def test_confident_pixels_alone_count_and_labels_follow_the_images(shared_dataset):
-    term = fixmatch(load_dataset(shared_dataset, "train", image_size=64), 0.75, weight=0.5)
+    term = fixmatch(part_of(shared_dataset, "train"), 0.75)
     batch, first = term.batches.read(0, 0), Part(torch.zeros(1, 3, 64, 64), None)
-    found = term.prepare(batch, first, At(0, 0))
-    assert found.images.shape == (4, 3, 64, 64)
+    part = term.prepare(batch, first, At(0, 0))
+    assert part.images.shape == (4, 3, 64, 64)
     everything = fixmatch(term.batches.dataset, 0.5).prepare(batch, first, At(0, 0))
     assert everything.counted.all()
-    assert torch.equal(everything.target, found.target)
+    assert torch.equal(everything.target, part.target)
     # The strongly augmented images show what the labels say: a disc is still brighter than the rest.
-    inside = found.target > 0
-    assert found.images.mean(1, keepdim=True)[inside].mean() > 2 * found.images.mean(1, keepdim=True)[~inside].mean()
+    inside = part.target > 0
+    assert part.images.mean(1, keepdim=True)[inside].mean() > 2 * part.images.mean(1, keepdim=True)[~inside].mean()
     logits = torch.randn(4, 1, 64, 64)
-    loss, (count, share, dice) = term.loss(logits, found)
+    loss, (count, share, dice) = term.loss(logits, part)
     assert count == 4
     assert 0.1 < share / 4 < 0.9
     assert dice / 4 > 0.8  # the discs are bright
-    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits, found.target, reduction="none")
-    expected = 4 * (by_hand * found.counted).sum() / by_hand.numel()
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits, part.target, reduction="none")
+    expected = 4 * (by_hand * part.counted).sum() / by_hand.numel()
     torch.testing.assert_close(loss, expected)
-    assert found.scale == 0.5 / 4  # the weight, and the mean over images
-    pieces = found.split(3)
-    assert torch.equal(torch.cat([piece.images for piece in pieces]), found.images)
-    assert {piece.scale for piece in pieces} == {found.scale}
-    losses, sums = zip(*(term.loss(some, piece) for piece, some in zip(pieces, logits.tensor_split(3))))
+    assert part.scale == 1 / 4
+    pieces = part.split(3)
+    assert torch.equal(torch.cat([piece.images for piece in pieces]), part.images)
+    assert {piece.scale for piece in pieces} == {part.scale}
+    losses, sums = zip(*(term.loss(share, piece) for piece, share in zip(pieces, logits.tensor_split(3))))
     torch.testing.assert_close(sum(losses), expected)
     torch.testing.assert_close(sum(sums), torch.stack([count, share, dice]))
 
 
 def test_images_and_labels_have_the_size_of_the_step(shared_dataset):
-    term = fixmatch(load_dataset(shared_dataset, "train", image_size=64), 0.75)
-    found = term.prepare(term.batches.read(0, 1), Part(torch.zeros(1, 3, 48, 48), None), At(0, 1))
-    assert found.images.shape == (4, 3, 48, 48)
-    assert found.target.shape == found.counted.shape == (4, 1, 48, 48)
+    term = fixmatch(part_of(shared_dataset, "train"), 0.75)
+    part = term.prepare(term.batches.read(0, 1), Part(torch.zeros(1, 3, 48, 48), None), At(0, 1))
+    assert part.images.shape == (4, 3, 48, 48)
+    assert part.target.shape == part.counted.shape == (4, 1, 48, 48)
 
 
 def test_likeliest_class():
@@ -99,30 +111,31 @@ def test_likeliest_class():
 
 
 def test_copies_of_scored_images_are_left_out(shared_dataset, tmp_path):
-    known = load_dataset(shared_dataset, "valid", image_size=64).samples
+    known = part_of(shared_dataset, "valid")
     (tmp_path / "more").mkdir()
     photograph(1).save(tmp_path / "more/new.png")
-    image = Image.open(known[0].image_path)
+    image = Image.open(known.samples[0].image_path)
     image.save(tmp_path / "more/same.jpg", quality=60)
-    (tmp_path / "more/equal.jpg").write_bytes(known[1].image_path.read_bytes())
-    dataset, left_out = open_folder(str(tmp_path), known, 64, RGB)
+    (tmp_path / "more/equal.jpg").write_bytes(known.samples[1].image_path.read_bytes())
+    dataset, left_out = open_folder(setup_of(tmp_path, known))
     assert [sample.name for sample in dataset.samples] == ["more/new"]
     assert left_out == 2
     assert dataset.read_batch([(0, 0)])["image"].shape == (1, 3, 64, 64)
 
 
 def test_of_a_dataset_its_images_are_taken_and_a_broken_one_is_told_at_once(dataset):
-    kept, _ = open_folder(str(dataset), [], 64, RGB)
+    nothing = ImageDataset([], View(64))
+    kept, _ = open_folder(setup_of(dataset, nothing))
     assert len(kept) == 40  # no masks
-    assert len(open_folder(str(dataset / "images"), [], 64, RGB)[0]) == 40
+    assert len(open_folder(setup_of(dataset / "images", nothing))[0]) == 40
     path = kept.samples[7].image_path
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DatasetError, match=rf"1 fault: .*{path.name}"):
-        open_folder(str(dataset), [], 64, RGB)
+        open_folder(setup_of(dataset, nothing))
 
 
 def test_every_process_has_an_image_without_a_mask():
-    with pytest.raises(UsageError, match="steps of 1 images can.t be shared by 2 .* larger --unlabeled_batch"):
+    with pytest.raises(UsageError, match="steps of 1 images can.t be shared by 2 .* larger --batch_size"):
         UnlabeledBatches(range(9), 1, 0, 5, DistributedContext(0, 2))
 
 
@@ -136,17 +149,16 @@ def test_the_rest_without_masks_resumes_exactly_and_is_logged(shared_dataset, tm
             said = run_ok("train.py", *flags, cwd=folder)
             assert "images without masks" in said
         else:
-            script = Script(SRC / "train.py", ("--checkpoint_minutes", 1e-9, *flags), cwd=folder)
+            script = Script(torture.saving(1e-9, 5), (SRC / "train.py", *flags), cwd=folder)
             script.wait_for("epoch   1/2")
             script.send_signal(signal.SIGTERM)
             assert script.finish().returncode in (0, 143)
             run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
         contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
     first, second = contents
-    assert len(first["data"]["seen_names"]) == 32 - len(first["data"]["train_names"])
-    for part in (first["weights"], first["average"]["trained_weights"]):
-        other = second["weights"] if part is first["weights"] else second["average"]["trained_weights"]
-        assert all(torch.equal(part[key], other[key]) for key in part)
+    assert len(first.data.seen_names) == 32 - len(first.data.train_names)
+    assert same(first.weights, second.weights)
+    assert same(first.training.trained_weights, second.training.trained_weights)
     rows = log_rows(tmp_path / "whole", "training")
     assert list(rows[0])[9:] == ["confident_share", "pseudo_dice"]
     assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("confident_share", "pseudo_dice"))
@@ -159,7 +171,7 @@ def test_a_folder_in_two_processes(shared_dataset, tmp_path):
     (tmp_path / "more").mkdir()
     for number in range(5):
         photograph(number).save(tmp_path / f"more/{number}.png")
-    flags = ("--data_path", shared_dataset, "--unlabeled", "more", "--unlabeled_batch", 3, *TINY)
+    flags = ("--data_path", shared_dataset, "--unlabeled", "more", "--batch_size", 3, *TINY)
     flags += ("--ema", "--accumulate", 2)
     done = Script(SRC / "train.py", (*flags, "--epochs", 1), cwd=tmp_path, processes=2).finish()
     assert done.returncode == 0, done.stderr
@@ -174,7 +186,6 @@ def test_a_folder_in_two_processes(shared_dataset, tmp_path):
 def test_flags_that_contradict(shared_dataset, tmp_path):
     for flags, words in (
         (("--unlabeled", "rest", "--ema"), "--train_fraction leaves out; give one below 1"),
-        (("--confidence", 0.9), "--confidence needs --unlabeled"),
         (("--unlabeled", "nowhere", "--ema"), "the folder nowhere does not exist"),
         (("--unlabeled", "rest", "--train_fraction", 0.5), "--unlabeled needs an average of the weights"),
     ):

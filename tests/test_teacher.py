@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.predictor import Predictor
-from helpers import TINY, assert_one_error, log_rows, run_ok, run_script
-from models.checkpoint import load_checkpoint, save_checkpoint, seen_names, weights_fingerprint
+from evaluation.predict import Predictor
+from helpers import TINY, assert_one_error, log_rows, run_ok, run_script, same
+from models.checkpoint import load_checkpoint, save_checkpoint
 from runtime.device import Precision
 from stubs import CPU, Brightness, Plain, make_masks, make_net
 from training.step import training_step
@@ -23,12 +23,12 @@ def teacher_of(model, size: int) -> DistillTerm:
 def test_probabilities_have_the_size_of_the_images(size):
     model = Brightness().eval()
     images = F.interpolate(torch.rand(2, 3, 4, 4) * 255, (64, 64), mode="bilinear")
-    found = teacher_of(model, size).probabilities(images)
-    assert found.shape == (2, 1, 64, 64)
-    assert not found.requires_grad
-    assert (found - model(images).sigmoid()).abs().mean() < 0.02
+    probabilities = teacher_of(model, size).probabilities(images)
+    assert probabilities.shape == (2, 1, 64, 64)
+    assert not probabilities.requires_grad
+    assert (probabilities - model(images).sigmoid()).abs().mean() < 0.02
     part = teacher_of(model, size).prepare(None, Part(images, None, scale=0.25), At(0, 0))
-    assert torch.equal(part.target, found)
+    assert torch.equal(part.target, probabilities)
     assert (part.images, part.scale) == (None, 0.25)
 
 
@@ -80,9 +80,9 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
         run_ok("train.py", *flags, "--teacher", teacher, "--epochs", first, cwd=folder)
         if first == 1:
             other = tmp_path / "other.pth"
-            content = load_checkpoint(teacher)
-            content["weights"]["head.bias"] += 1
-            save_checkpoint(content, [other])
+            checkpoint = load_checkpoint(teacher)
+            checkpoint.weights["head.bias"] += 1
+            save_checkpoint(checkpoint, [other])
             resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
             assert_one_error(
                 run_script(*resumed, "--teacher", other, cwd=folder), "with another --teacher (its content"
@@ -91,11 +91,13 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
             run_ok(*resumed, "--teacher", teacher, cwd=folder)
         contents.append(load_checkpoint(folder / "saved_models/tiny_last.pth"))
     whole, parts = contents
-    assert all(torch.equal(value, parts["weights"][key]) for key, value in whole["weights"].items())
-    assert torch.equal(whole["random_state"], parts["random_state"])  # which networks of other kinds draw from
-    assert whole["terms"]["teacher"] == {"fingerprint": weights_fingerprint(load_checkpoint(teacher)["weights"])}
-    seen = {*load_checkpoint(teacher)["data"]["train_names"]} - {*whole["data"]["train_names"]}
-    assert whole["data"]["seen_names"] == sorted(seen) != []
+    assert same(whole.weights, parts.weights)
+    assert torch.equal(
+        whole.training.random_state, parts.training.random_state
+    )  # which networks of other kinds draw from
+    assert whole.terms["teacher"] == {"fingerprint": load_checkpoint(teacher).fingerprint()}
+    seen = {*load_checkpoint(teacher).data.train_names} - {*whole.data.train_names}
+    assert whole.data.seen_names == sorted(seen) != []
     plain = tmp_path / "plain"
     plain.mkdir()
     run_ok("train.py", *flags, "--epochs", 1, cwd=plain)
@@ -119,15 +121,15 @@ def test_init_takes_network_weights_and_size(trained, shared_dataset, shared_own
     said = run_ok(*flags, cwd=tmp_path)
     assert "encoder from tiny_best.pth, like the whole network" in said
     after = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
-    assert after["preprocessing"]["image_size"] == before["preprocessing"]["image_size"] == 64
-    for name, value in before["weights"].items():
+    assert after.image_size == before.image_size == 64
+    for name, value in before.weights.items():
         if "running" not in name and "num_batches" not in name:
-            assert torch.equal(after["weights"][name], value), name
-    assert after["data"]["seen_names"] == sorted(before["data"]["train_names"])
+            assert torch.equal(after.weights[name], value), name
+    assert after.data.seen_names == sorted(before.data.train_names)
     evaluate = ("evaluate.py", "--data_path", shared_dataset, "--subset", "all")
     assert_one_error(run_script(*evaluate, cwd=tmp_path), "was trained on 32 of these 40 images")
     run_ok("train.py", "--data_path", shared_own, "--resume", "--epochs", 1, cwd=tmp_path)
-    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth")["data"]["seen_names"] == after["data"]["seen_names"]
+    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth").data.seen_names == after.data.seen_names
 
 
 def test_what_a_teacher_or_initial_weights_saw_is_remembered_and_told(trained, shared_dataset, tmp_path):
@@ -139,9 +141,9 @@ def test_what_a_teacher_or_initial_weights_saw_is_remembered_and_told(trained, s
     second, flags = tmp_path / "second", ("train.py", *data, *TINY, "--epochs", 1, "--train_fraction", 0.2)
     second.mkdir()
     run_ok(*flags, "--teacher", first / "saved_models/tiny_best.pth", cwd=second)
-    content = load_checkpoint(second / "saved_models/tiny_best.pth")
-    seen = {*content["data"]["train_names"], *content["data"]["seen_names"]}
-    assert seen == set(load_checkpoint(file)["data"]["train_names"])
+    data_of_second = load_checkpoint(second / "saved_models/tiny_best.pth").data
+    seen = {*data_of_second.train_names, *data_of_second.seen_names}
+    assert seen == set(load_checkpoint(file).data.train_names)
     done = run_script(*flags, "--init", file, "--encoder_weights", "imagenet", cwd=tmp_path)
     assert_one_error(done, "leave --encoder_weights out")
     done = run_script("train.py", *data, "--init", file, "--seed", 7, "--epochs", 1, cwd=tmp_path)
@@ -151,6 +153,7 @@ def test_what_a_teacher_or_initial_weights_saw_is_remembered_and_told(trained, s
     assert_one_error(own, "this run replaces its teacher")
 
 
-def test_seen_images_are_known_with_and_without_folders():
-    data = {"train_names": ["cats/a_1", "b"], "seen_names": ["more/deep/c"]}
-    assert seen_names({"data": data}) == {"cats/a_1", "a_1", "b", "more/deep/c", "c"}
+def test_seen_images_are_known_with_and_without_folders(trained):
+    checkpoint = load_checkpoint(trained / "saved_models/tiny_best.pth")
+    checkpoint.data.train_names, checkpoint.data.seen_names = ["cats/a_1", "b"], ["more/deep/c"]
+    assert checkpoint.seen_names() == {"cats/a_1", "a_1", "b", "more/deep/c", "c"}

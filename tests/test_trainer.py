@@ -12,9 +12,8 @@ from models.checkpoint import load_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import RunError
 from stubs import Plain, make_batch, make_masks, make_net, make_run
-from training.loop import averages
 from training.losses import bce_loss
-from training.terms import At, Part
+from training.terms import At, Part, averages
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 7, 20])
@@ -36,7 +35,7 @@ def test_accumulated_step_equals_the_whole_step(pieces):
 @pytest.mark.parametrize("steepness", [1e-3, 1e3])
 def test_gradient_norm_is_clipped_to_one(steepness, scaled):
     model = Plain()
-    images, masks = make_batch()["image"], make_batch()["mask"]
+    images, masks = make_batch()["image"], make_batch()["labels"]
     loss = steepness * bce_loss(model(images), masks, model.task)
     gradients = torch.autograd.grad(loss, tuple(model.parameters()))
     length = torch.cat([g.flatten() for g in gradients]).norm().item()
@@ -69,7 +68,7 @@ class OutlineTerm:
 def test_a_new_term_trains_with_the_loop_as_it_is(pieces):
     torch.manual_seed(0)
     model, batch = Plain(), make_batch()
-    batch["mask"][:, :, :3] = 0
+    batch["labels"][:, :, :3] = 0
     run = make_run(model, terms=[make_masks(model), OutlineTerm()], accumulate=pieces)
     rows, alone = [], []
     for _ in range(60):
@@ -127,11 +126,11 @@ def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
     assert ", fp16, channels last" in said
     last = tmp_path / "saved_models/tiny_last.pth"
     content = load_checkpoint(last)
-    assert content["settings"]["amp"] == "fp16"
-    assert content["scaler"]["_growth_tracker"] == 1
+    assert content.training.settings["amp"] == "fp16"
+    assert content.training.scaler["_growth_tracker"] == 1
     said = run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, cwd=tmp_path)
     assert ", fp16, channels last" in said
-    assert load_checkpoint(last)["scaler"]["_growth_tracker"] == 2  # steps without an overflow
+    assert load_checkpoint(last).training.scaler["_growth_tracker"] == 2  # steps without an overflow
 
 
 def test_memory_flags_are_kept_on_resume_and_can_be_changed(tmp_path):
@@ -141,7 +140,7 @@ def test_memory_flags_are_kept_on_resume_and_can_be_changed(tmp_path):
     last = tmp_path / "saved_models/tiny_last.pth"
     for more, expected in (((), (3, True)), (("--accumulate", 1, "--no-checkpoint_activations"), (1, False))):
         run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, *more, cwd=tmp_path)
-        settings = load_checkpoint(last)["settings"]
+        settings = load_checkpoint(last).training.settings
         assert (settings["accumulate"], settings["checkpoint_activations"]) == expected
 
 
@@ -149,11 +148,11 @@ def test_memory_flags_are_kept_on_resume_and_can_be_changed(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_step_never_synchronizes(shared_dataset, tmp_path):
     model = build_model("resnet34_unet")
-    how = choose_precision("auto", torch.device("cuda"), 64)
-    net = make_net(how.to_device(model), precision=how)
-    run = make_run(model, net, [make_masks(model, precision=how, images=8)])
+    precision = choose_precision("auto", torch.device("cuda"), 64)
+    net = make_net(precision.to_device(model), precision=precision)
+    run = make_run(model, net, [make_masks(model, precision=precision, images=8)])
     batch = make_batch(8)
-    large = {key: batch[key].repeat_interleave(8, 2).repeat_interleave(8, 3) for key in ("image", "mask")}
+    large = {key: batch[key].repeat_interleave(8, 2).repeat_interleave(8, 3) for key in ("image", "labels")}
     run.train_batch([{**batch, **large}])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -33,25 +33,36 @@ from sample_pets import draw_sample_dataset  # noqa: E402  the path must be set 
 PYTHON = [sys.executable]  # what runs a script
 # The kinds of runs, by their flags beside those of all: everything that is random or holds a state of its own is on.
 KINDS = {
-    "resnet34_unet": "--model_name resnet34_unet --multi_scale 0.5 --augment_uncertain",
-    "unet": "--model_name unet --multi_scale 0.5 --mix cutmix --distort all",
-    "progressive": "--model_name unet_small --image_size 96 --progressive 64:2",
+    "resnet34_unet": "--model_name resnet34_unet --image_size 96 --sizes vary --augment_uncertain",
+    "unet": "--model_name unet --sizes vary --distort all,cutmix",
+    "growing": "--model_name unet_small --image_size 96 --sizes 64:2",
     "teacher": f"--model_name unet_small --teacher {shlex.quote(str(HERE.parent / 'saved_models/pets.pth'))}",
-    "unlabeled": "--model_name unet_small --train_fraction 0.5 --unlabeled rest --confidence 0.6",
+    "unlabeled": "--model_name unet_small --train_fraction 0.5 --unlabeled rest",
     "three classes": "--model_name unet_small --classes trimap --patience 9 --scheduler plateau",
 }
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 MUST_DIFFER = ("run_id", "seconds", "images_per_second", "resumed")
 
 
+def saving(minutes: float, keep: int) -> str:
+    """Code that runs a script, its first argument, with a save this often and a checkpoint kept of these epochs."""
+    return f"""
+import runpy, sys
+sys.path.insert(0, {str(HERE.parent / "src")!r})
+from training import config
+config.CHECKPOINT_MINUTES, config.KEEP_EVERY = {minutes}, {keep}
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
 def command(data: Path, kind: str, workers: int, epochs: int) -> tuple[list, list]:
-    """Flags of any start, and those that make a new run, which saves every second or so."""
+    """Flags of any start, and those that make a new run."""
     any_start = ["--data_path", data, "--num_workers", workers]
     if workers:
-        any_start += ["--cache", "off"]  # from the cache the run would read by itself
+        any_start += ["--no-cache"]  # from the cache the run would read by itself
     new = [
         *("--recipe", "strong", "--epochs", epochs, "--image_size", 64, "--batch_size", 4, "--learning_rate", "1e-3"),
-        *("--encoder_weights", "none", "--checkpoint_minutes", "0.02", "--save_every", 2, *shlex.split(KINDS[kind])),
+        *("--encoder_weights", "none", *shlex.split(KINDS[kind])),
     ]
     return any_start, new
 
@@ -63,7 +74,7 @@ def start(flags: tuple[list, list], folder: Path, slow: bool) -> subprocess.Pope
     resumes = any(folder.glob("saved_models/*_last.pth"))
     words = [*any_start, *(["--resume"] if resumes else new)]
     return subprocess.Popen(
-        [*PYTHON, str(script), *map(str, words)],
+        [*PYTHON, "-c", saving(0.02, 2), str(script), *map(str, words)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -117,11 +128,16 @@ def corrupt_files(folder: Path) -> list[str]:
     return broken
 
 
-def plain(value, ignored=MUST_DIFFER):
+def plain(value):
     """A checkpoint, or a row, without what must differ between two runs: id, times, where one was resumed."""
     if isinstance(value, dict):
-        return {k: plain(v, ignored) for k, v in value.items() if k not in ignored}
-    return [plain(v, ignored) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: plain(v) for k, v in value.items() if k not in MUST_DIFFER}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def content(path: Path) -> dict:
+    """What a checkpoint holds, without what must differ between two runs."""
+    return plain(torch.load(path, weights_only=True))
 
 
 def differences(a, b, where: str = "") -> list[str]:
@@ -142,21 +158,21 @@ def differences(a, b, where: str = "") -> list[str]:
 
 def compare(reference: Path, tortured: Path) -> list[str]:
     """Where the files of two runs differ, but for time."""
-    found = []
+    different = []
     names = [sorted(p.name for p in (folder / "saved_models").glob("*.pth")) for folder in (reference, tortured)]
     if names[0] != names[1]:
-        found.append(f"files {names[0]} and {names[1]}")
+        different.append(f"files {names[0]} and {names[1]}")
     leftovers = [p.name for folder in ("saved_models", "logs") for p in (tortured / folder).glob(".*.tmp")]
-    found += [f"leftover {name}" for name in leftovers]
+    different += [f"leftover {name}" for name in leftovers]
     for name in names[0]:
-        contents = (plain(load_checkpoint(folder / "saved_models" / name)) for folder in (reference, tortured))
-        found += [f"{name}{d}" for d in differences(*contents)]
+        contents = (content(folder / "saved_models" / name) for folder in (reference, tortured))
+        different += [f"{name}{d}" for d in differences(*contents)]
     logs = []
     for folder in (reference, tortured):
         (log,) = folder.glob("logs/*_training_log.csv")
         with log.open(newline="") as file:
             logs.append([plain(row) for row in csv.DictReader(file)])
-    return found + [f"log{d}" for d in differences(*logs)]
+    return different + [f"log{d}" for d in differences(*logs)]
 
 
 def torture(data: Path, kind: str, workers: int, kills: int, epochs: int, seed: int, folder: Path) -> dict:

@@ -25,10 +25,11 @@ LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --chec
 LOSSES = ("bce", "dice", "bce_dice", "focal", "tversky", "focal_tversky")  # of training/losses.py
 WEIGHT_DECAY = 0.01  # of AdamW
 CHECKPOINT_MINUTES = 10.0  # a run is also saved this often within an epoch
+KEEP_EVERY = 5  # the checkpoint of every fifth epoch is kept
 
 
 def class_weights(text: str) -> str:
-    """Returns `auto` or weights above 0 with commas. Raises argparse.ArgumentTypeError: it is neither."""
+    """Accepts `auto`, or weights above 0 with commas."""
     if text != "auto":
         for word in text.split(","):
             positive_number(word)
@@ -36,7 +37,7 @@ def class_weights(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Returns `I/K`, a fold and their number. Raises argparse.ArgumentTypeError: it is none."""
+    """Accepts `I/K`: a fold and their number."""
     try:
         number, count = map(int, text.split("/"))
     except ValueError:
@@ -46,9 +47,9 @@ def fold(text: str) -> str:
     return f"{number}/{count}"
 
 
-# Recipes: what differs from the defaults, which are the values of both reports: their Adam, learning rate and loss,
-# batches of report B and the scheduler of report A. Rows are for all runs, for those that start from scratch or from
-# weights, and for one network; later rows win. The values are the best on validation images of what the study tried.
+# What differs from the defaults, which are the values of both reports. Rows are for all runs, for those that start from
+# scratch or from weights, and for one network; later rows win. The values are the best on validation images of what the
+# study tried.
 LONG = {"batch_size": 16, "learning_rate": 1e-3, "optimizer": "adamw", "scheduler": "cosine", "ema": 0.99}
 RECIPES: dict[str, dict[str, dict]] = {
     "report": {},
@@ -151,9 +152,6 @@ class TrainConfig(CommonConfig):
     encoder_weights: str = fixed(
         "auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE", group="network"
     )
-    encoder_lr_scale: float = fixed(
-        1.0, "learning rate of the encoder, as a share of --learning_rate", fraction_or_one, metavar="SHARE"
-    )
     freeze_encoder: int = fixed(
         0, "keep the encoder as it is for the first N epochs of the run", whole_number(0), metavar="N"
     )
@@ -197,9 +195,7 @@ class TrainConfig(CommonConfig):
     patience: int = changeable(
         0, "stop after N epochs without a better valid Dice; 0 never does", whole_number(0), metavar="N"
     )
-    save_every: int = changeable(5, "keep a checkpoint of every N-th epoch; 0 keeps none", whole_number(0), metavar="N")
     tensorboard: bool = option(False, "write curves and panels for TensorBoard to <log_dir>/tensorboard")
-    deterministic: bool = changeable(False, "use only algorithms that always give the same bits")
 
     accumulate: int = changeable(1, "compute each step in N pieces", whole_number(1), metavar="N", group="device")
     checkpoint_activations: bool = changeable(False, "keep fewer features for the backward pass: less memory, slower")
@@ -262,4 +258,4 @@ IN_CHECKPOINT |= {"split", "seed", "fold"}
 
 def saved_settings() -> dict[str, str]:
     """The fields that a checkpoint keeps: FIXED or CHANGEABLE, by name."""
-    return {name: made.resume for name, (made, _) in options_of(TrainConfig).items() if made.resume}
+    return {name: flag.resume for name, (flag, _) in options_of(TrainConfig).items() if flag.resume}

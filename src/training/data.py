@@ -29,10 +29,6 @@ def open_parts(config: TrainConfig, saved: DataRecord | None, path: Path | None)
         config: the settings of the run.
         saved: the record of the checkpoint that is resumed, or None.
         path: of that checkpoint.
-
-    Raises:
-        UsageError: the run that is resumed had other images.
-        DatasetError: images or masks can't be used.
     """
     dataset = Dataset(config.data_path, saved.groups if saved else config.groups)
     root = dataset.root
@@ -43,24 +39,17 @@ def open_parts(config: TrainConfig, saved: DataRecord | None, path: Path | None)
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
         raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
-    record = make_record(config, {mode: getattr(split, mode) for mode in MODES}, dataset.groups)
-    require_same_images(record, saved, path, root)
+    samples = {mode: getattr(split, mode) for mode in MODES}
+    record = make_record(config, samples, dataset.groups, saved, path)
     if split.moved:
         words = "copies, or others of the groups," if dataset.groups else "copies"
         print(f"{split.moved} {words} of images in other parts were moved into training.")
-    print_resized_masks([*split.train, *split.valid, *split.test])
+    print_resized_masks(sum(samples.values(), []))
     cache = open_cache(root, dataset.samples, config.view) if config.cache else None
+    uncertain = {"train": config.augment_uncertain}
     parts = tuple(
-        ImageDataset(
-            getattr(split, mode),
-            config.view,
-            cache,
-            root,
-            mode,
-            config.augment_uncertain and mode == "train",
-            config.seed,
-        )
-        for mode in MODES
+        ImageDataset(part, config.view, cache, root, mode, uncertain.get(mode, False), config.seed)
+        for mode, part in samples.items()
     )
     if config.task.classes:
         require_classes(parts[0], config.task, root)
@@ -70,10 +59,10 @@ def open_parts(config: TrainConfig, saved: DataRecord | None, path: Path | None)
 
 
 def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None) -> tuple[Parts, DataRecord, None]:
-    """The images of a pre-training, and the checkpoint's record of them; arguments and errors as of `open_parts`.
+    """The images of a pre-training, and the checkpoint's record of them; arguments as of `open_parts`.
 
-    They are a dataset's training and validation images, or all in a folder, of which a tenth are for validation. So are
-    own images that lack some of their masks.
+    They are a dataset's training and validation images; or all of a folder, or own images that lack some of their
+    masks, of which a tenth are for validation.
     """
     root = Path(config.data_path)
     try:
@@ -89,18 +78,24 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     samples = list_images(root)
     require_readable(samples, config.view, root)
     order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
-    drawn = {"train": order[len(order) // 10 :], "valid": order[: len(order) // 10]}
-    chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
-    if not chosen["valid"]:
+    tenth = len(order) // 10
+    if not tenth:
         raise UsageError(f"{root} has {len(samples)} images; at least ten are needed")
-    record = make_record(config, chosen, None)
-    require_same_images(record, saved, path, root)
+    drawn = {"train": order[tenth:], "valid": order[:tenth]}
+    chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
+    record = make_record(config, chosen, None, saved, path)
     return tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items()), record, None
 
 
-def make_record(config: TrainConfig, parts: dict[str, list[Sample]], groups: dict | None) -> DataRecord:
-    """What the checkpoint says of the data."""
-    return DataRecord(
+def make_record(
+    config: TrainConfig,
+    parts: dict[str, list[Sample]],
+    groups: dict[str, str] | None,
+    saved: DataRecord | None,
+    path: Path | None,
+) -> DataRecord:
+    """What the checkpoint says of the data. Raises UsageError where the run that is resumed had other images."""
+    record = DataRecord(
         split=config.split,
         seed=config.seed,
         fold=config.fold_of_folds,
@@ -108,15 +103,12 @@ def make_record(config: TrainConfig, parts: dict[str, list[Sample]], groups: dic
         fingerprints={mode: fingerprint(samples) for mode, samples in parts.items()},
         train_names=[sample.name for sample in parts["train"]],
     )
-
-
-def require_same_images(record: DataRecord, saved: DataRecord | None, path: Path | None, root: Path) -> None:
-    """Raises UsageError where a resumed run had other images."""
     if saved is not None and saved.fingerprints != record.fingerprints:
         raise UsageError(
             f"{path} was trained on other images ({len(saved.train_names)} for training, now "
-            f"{len(record.train_names)}): the dataset in {root} has changed; use the same one, or start a new run"
+            f"{len(record.train_names)}): {config.data_path} has changed; use the same dataset, or start a new run"
         )
+    return record
 
 
 def spread_batch(dataset: ImageDataset, most: int = LOOKED_AT) -> dict:

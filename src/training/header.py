@@ -1,4 +1,4 @@
-"""What a training run prints before its first step."""
+"""What a training run prints before its first step, and how it is resumed."""
 
 import shlex
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from data.layout import describe_layout
+from models.names import DENOISING
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.options import options_of
 from training.config import WEIGHT_DECAY, TrainConfig
@@ -14,63 +15,65 @@ from training.loop import Trainer
 
 def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> None:
     """Device, model, data and plan: what a reader of the output wants to know later."""
-    state, config, progress = trainer.state, trainer.state.config, trainer.state.progress
-    net, size = state.net, config.image_size
-    precision, context, model = net.precision, net.context, net.model
-    processes = f"{context.size} processes of " if context.size > 1 else ""
-    compiled = ", compiled" if config.compile else ""
-    print(f"Device  {precision.device} ({processes}{torch.get_num_threads()} threads), ", end="")
-    print(f"{precision}{compiled}, torch {torch.__version__}")
-    count = sum(p.numel() for p in model.parameters())
-    attention = "" if config.attention == "none" else f", attention {config.attention}"
-    decoder = "" if config.decoder == "plain" else f", decoder {config.decoder}"
-    task = f", {model.task.title}" if model.task.title else ""
-    print(f"Model   {config.model_name}{decoder}{attention}{task}, {count:,} parameters, encoder {state.encoder_start}")
+    state, config, progress, net = trainer.state, trainer.state.config, trainer.state.progress, trainer.state.net
+    size, root, groups, task = config.image_size, parts[0].root, state.data.groups, net.model.task.title
+    processes = f"{net.context.size} processes of " if net.context.size > 1 else ""
+    words = [f"{net.precision.device} ({processes}{torch.get_num_threads()} threads)", str(net.precision)]
+    words += ["compiled"] * config.compile
+    print("Device ", ", ".join([*words, f"torch {torch.__version__}"]))
+    words = [config.model_name]
+    words += [f"decoder {config.decoder}"] * (config.decoder != "plain")
+    words += [f"attention {config.attention}"] * (config.attention != "none")
+    words += [task] if task else []
+    count = sum(parameter.numel() for parameter in net.model.parameters())
+    print("Model  ", ", ".join([*words, f"{count:,} parameters", f"encoder {state.encoder_start}"]))
+    words = [f"split {config.split}"]
+    words += [f"fold {config.fold.replace('/', ' of ')}"] if config.fold else []
+    words += [f"{len(set(groups.values()))} groups"] if groups else []
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
-    fold = f", fold {config.fold.replace('/', ' of ')}" if config.fold else ""
-    groups = f", {len(set(state.data.groups.values()))} groups" if state.data.groups else ""
-    print(f"Data    {parts[0].root} ({describe_layout(parts[0].root)}), ", end="")
-    print(f"split {config.split}{fold}{groups}: {sizes}; ", end="")
-    print(f"{size}x{size}, {cached}, augment {describe_augmentation(config, len(parts[0]))}")
+    print(
+        f"Data    {root} ({describe_layout(root)}), {', '.join(words)}: {sizes}; {size}x{size}, {cached}, augment ",
+        end="",
+    )
+    words = [config.augment]
+    if config.variants:
+        words = [f"bulk x{config.variants} ({len(parts[0]) * (1 + config.variants):,} samples)"]
+    words += [config.augment_strength, *config.changes] if config.augments else []
+    words += [f"sizes {config.sizes}"] * (config.sizes != "fixed")
+    print(", ".join(words))
     optimizer = "Adam" if config.optimizer == "adam" else f"AdamW (decay {WEIGHT_DECAY:g})"
-    average = f", average {config.ema:g}" if config.ema else ""
-    loss = "" if config.denoises else f"{config.loss}, "
-    print(f"Plan    recipe {config.recipe}: {loss}{optimizer} {config.learning_rate:g}, ", end="")
-    print(f"{config.scheduler}{average}, batch {config.batch_size}, {trainer.sampler.steps} steps an epoch, ", end="")
-    taught = f", teacher {config.teacher}" if config.teacher else ""
-    patience = f", patience {config.patience}" if config.patience else ""
-    print(f"seed {config.seed}{taught}{patience}")
+    words = [] if config.denoises else [config.loss]
+    words += [f"{optimizer} {config.learning_rate:g}", config.scheduler]
+    words += [f"average {config.ema:g}"] if config.ema else []
+    words += [f"batch {config.batch_size}", f"{trainer.sampler.steps} steps an epoch", f"seed {config.seed}"]
+    words += [f"teacher {config.teacher}"] if config.teacher else []
+    words += [f"patience {config.patience}"] if config.patience else []
+    print(f"Plan    recipe {DENOISING if config.denoises else config.recipe}:", ", ".join(words))
     plan = f"{progress.planned_epochs} epochs"
     if resumed_from is not None:
         plan = (
             f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "
-            f"{progress.step}; best {trainer.best_in_words()}"
+            f"{progress.step}; best {best_in_words(trainer)}"
         )
     print(f"Run     {progress.run_id}: {plan}", flush=True)
 
 
-def describe_augmentation(config: TrainConfig, count: int) -> str:
-    """Augmentation in words, of so many training images."""
-    words = [config.augment]
-    if config.variants:
-        words = [f"bulk x{config.variants} ({count * (1 + config.variants):,} samples)"]
-    if config.augments:
-        words += [config.augment_strength, *config.changes]
-    if config.sizes != "fixed":
-        words.append(f"sizes {config.sizes}")
-    return ", ".join(words)
+def best_in_words(trainer: Trainer) -> str:
+    """The best score so far and its epoch, as `valid Dice 0.9062 in epoch 6`."""
+    progress, score = trainer.state.progress, trainer.terms[0].score
+    if progress.best_score is None:
+        return f"{score} not known yet"
+    return f"{score} {abs(progress.best_score):.4f} in epoch {progress.best_epoch}"
 
 
 def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PROCESS) -> str:
     """The command that resumes this run."""
-    words = [
-        f"{context.launcher} src/{'pretrain' if config.denoises else 'train'}.py",
-        f"--model_name {config.model_name}",
-    ]
+    script = "pretrain" if config.denoises else "train"
+    words = [f"{context.launcher} src/{script}.py --model_name {config.model_name}"]
     for name in ("data_path", "save_dir", "log_dir", "device", "num_workers"):
-        if getattr(config, name) != options_of(TrainConfig)[name][1]:
-            words.append(f"--{name} {shlex.quote(str(getattr(config, name)))}")
-    words += [] if config.cache else ["--no-cache"]
-    words += ["--tensorboard"] if config.tensorboard else []
+        value = getattr(config, name)
+        if value != options_of(TrainConfig)[name][1]:
+            words.append(f"--{name} {shlex.quote(str(value))}")
+    words += ["--no-cache"] * (not config.cache) + ["--tensorboard"] * config.tensorboard
     return " ".join([*words, "--resume"])

@@ -17,35 +17,20 @@ from visual.panels import draw_panel
 PANELS = 4  # an epoch, always of the same validation images
 
 
-class Console:
-    """Prints a line for each epoch."""
+def print_epoch(progress: Progress, row: dict) -> None:
+    """Prints a row of the log."""
 
-    def __init__(self, progress: Progress):
-        self.progress = progress
+    def figures(part: str) -> str:
+        loss, dice = row[f"{part}_loss"], row[f"{part}_dice"]
+        return f"loss {loss:.4f}" + ("" if dice is None else f" dice {dice:.4f}")
 
-    def __call__(self, row: dict) -> None:
-        """Prints a row of the log."""
-
-        def part(name: str) -> str:
-            loss, dice = row[f"{name}_loss"], row[f"{name}_dice"]
-            return f"loss {loss:.4f}" + ("" if dice is None else f" dice {dice:.4f}")
-
-        valid = "not validated" if row["val_loss"] is None else f"valid {part('val')}"
-        print(
-            f"epoch {row['epoch']:>3}/{self.progress.planned_epochs}  train {part('train')}  {valid}  "
-            f"lr {row['learning_rate']:.1e}  {row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s"
-            f"{'  best' if self.progress.best_epoch == row['epoch'] else ''}",
-            flush=True,
-        )
-
-
-def _written_epochs(place: Path) -> set[int]:
-    """The epochs whose curves are in a run's folder."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(place)).Reload() if place.is_dir() else None
-    known = events is not None and "train_loss" in events.Tags()["scalars"]
-    return {point.step for point in events.Scalars("train_loss")} if known else set()
+    valid = "not validated" if row["val_loss"] is None else f"valid {figures('val')}"
+    best = "  best" if progress.best_epoch == row["epoch"] else ""
+    print(
+        f"epoch {row['epoch']:>3}/{progress.planned_epochs}  train {figures('train')}  {valid}  "
+        f"lr {row['learning_rate']:.1e}  {row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s{best}",
+        flush=True,
+    )
 
 
 class TensorBoard:
@@ -66,16 +51,19 @@ class TensorBoard:
     def __init__(self, folder: Path, state: RunState, valid_set: ImageDataset, precision: Precision):
         if not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter
 
         self.state, self.dataset, self.precision = state, valid_set, precision
         self.numbers = np.linspace(0, len(valid_set) - 1, min(PANELS, len(valid_set))).astype(int).tolist()
-        place, progress = folder / state.progress.run_id, state.progress
-        written = _written_epochs(place)
-        earlier = [row for row in progress.history if row["epoch"] not in written]  # trained without a board
-        self.writer = SummaryWriter(str(place), purge_step=progress.epoch + 1)
-        for row in earlier:
-            self._write_curves(row)
+        folder = folder / state.progress.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        events = EventAccumulator(str(folder)).Reload()
+        written = events.Scalars("train_loss") if "train_loss" in events.Tags()["scalars"] else []
+        self.writer = SummaryWriter(str(folder), purge_step=state.progress.epoch + 1)
+        for row in state.progress.history:  # epochs that were trained without a board
+            if row["epoch"] not in {point.step for point in written}:
+                self._write_curves(row)
 
     def _write_curves(self, row: dict) -> None:
         for name, value in row.items():

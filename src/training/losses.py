@@ -15,7 +15,7 @@ STEEPNESS = 0.75  # of the focal Tversky loss: 1 / gamma, where gamma is 4/3
 
 
 def _mean(values: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
-    """Of values of pixels (N, 1, H, W), over the pixels of each image that count, and then over images."""
+    """The mean of pixels (N, 1, H, W) over those of each image that count, and then over images."""
     counted = task.counted(target)
     if counted is None:
         return values.mean()
@@ -117,7 +117,7 @@ def balanced_weights(targets: torch.Tensor, task: Task) -> list[float]:
     shares = task.one_hot(targets).sum(dim=(0, 2, 3), dtype=torch.float64)
     counted = task.counted(targets)
     shares = shares / (targets.numel() if counted is None else max(1, int(counted.sum())))
-    there = shares > 0
+    present = shares > 0
     shares = shares.clamp(min=1e-3, max=1 - 1e-3)
-    weights = (1 - shares) / shares if len(shares) == 1 else torch.where(there, 1 / (there.sum() * shares), 1.0)
+    weights = (1 - shares) / shares if len(shares) == 1 else torch.where(present, 1 / (present.sum() * shares), 1.0)
     return [float(f"{weight:.3g}") for weight in weights.tolist()]

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and the moving average of weights."""
+"""Optimizers, learning-rate schedules and the moving average of weights; and their states from a checkpoint."""
 
 import copy
 import math
@@ -8,28 +8,21 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.config import WEIGHT_DECAY, TrainConfig
-from training.saved_state import adopt_plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam; or AdamW, without decay of norms and biases (He et al., 2019: https://arxiv.org/abs/1812.01187).
-
-    Parameters of one learning rate and weight decay form a group; those of the encoder come first.
-    """
-    groups: dict[tuple, list] = {}
+    """Adam; or AdamW, without decay of norms and biases (He et al., 2019: https://arxiv.org/abs/1812.01187)."""
+    groups: dict[float, list] = {}
     for name, parameter in model.named_parameters():
-        scale = config.encoder_lr_scale if name.startswith("encoder.") else 1.0
         decay = WEIGHT_DECAY if config.optimizer == "adamw" and parameter.ndim > 1 else 0.0
-        groups.setdefault((scale, decay), []).append((name, parameter))
-    made = [
-        {"params": params, "lr": config.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
-        for (scale, decay), params in groups.items()
-    ]
+        groups.setdefault(decay, []).append((name, parameter))
+    optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     # Fused is one pass over all parameters: half the time of a step of Adam on the CPU.
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return (torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)(made, fused=fused)
+    groups = [{"params": named, "weight_decay": decay} for decay, named in groups.items()]
+    return optimizer(groups, lr=config.learning_rate, fused=fused)
 
 
 def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: int):
@@ -49,44 +42,14 @@ def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: in
     return None
 
 
-def _restore_group(saved: dict, fresh: dict) -> dict:
-    # All else follows from the settings and, as `fused` does, from the device.
-    known = {"lr": fresh["lr"]}
-    if "initial_lr" in saved:  # of a schedule, or of an earlier change of the learning rate
-        known["initial_lr"] = fresh["lr"]
-    return {**fresh, **adopt_plain(saved, known, "optimizer")}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Loads a saved state into an optimizer of the same parameters.
-
-    Raises:
-        ValueError: the state is of other parameters or of another kind of optimizer.
-    """
-    fresh, groups = optimizer.state_dict()["param_groups"], saved["param_groups"]
-    if [group["param_names"] for group in fresh] != [group.get("param_names") for group in groups]:
-        raise ValueError("its optimizer has other parameters")
-    groups = [_restore_group(there, here) for here, there in zip(fresh, groups)]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, state in saved["state"].items():
-        fits = number < len(parameters) and state.keys() == {"step", *MOMENTS} and state["step"].numel() == 1
-        if not (fits and all(state[name].shape == parameters[number].shape for name in MOMENTS)):
-            raise ValueError(f"its optimizer's state of parameter {number} does not fit")
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    for parameter, state in optimizer.state.items():
-        for name in MOMENTS:  # the fused kernel takes it for granted that memory layouts agree
-            state[name] = torch.empty_like(parameter).copy_(state[name])
-
-
 def change_learning_rate(optimizer: torch.optim.Optimizer, scheduler, learning_rate: float) -> None:
     """Goes on at another learning rate; with cosine it is the peak of the rest of the curve."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = learning_rate * group["lr_scale"]
+        group["lr"] = group["initial_lr"] = learning_rate
     if hasattr(scheduler, "lr_lambdas"):
-        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        scheduler.base_lrs = [learning_rate for _ in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
 
 
 class ModelEMA:
@@ -102,17 +65,68 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay, self.updates = copy.deepcopy(model).requires_grad_(False).eval(), decay, 0
-        self.floating: list[tuple] = []  # pairs of tensors, the average's and the network's
-        self.counting: list[tuple] = []
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # the average's and the network's
 
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Takes in the network's weights after a step."""
-        if not self.floating:  # found once: neither network's tensors are ever replaced, only changed
-            for pair in zip(self.model.state_dict().values(), model.state_dict().values()):
-                (self.floating if pair[0].is_floating_point() else self.counting).append(pair)
+        # Collected once: neither network's tensors are ever replaced, only changed.
+        self.pairs = self.pairs or list(zip(self.model.state_dict().values(), model.state_dict().values()))
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        with torch.no_grad():
-            get_ema_multi_avg_fn(decay)(*map(list, zip(*self.floating)), None)
-            for mine, theirs in self.counting:
-                mine.copy_(theirs)
+        floating = [pair for pair in self.pairs if pair[0].is_floating_point()]
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*floating)), None)
+        for average, value in self.pairs:
+            if not average.is_floating_point():  # counts of batch norms
+                average.copy_(value)
+
+
+# ------------------------------------------------------------------------------------------- states from a checkpoint
+
+
+def adopt_plain(saved: dict, fresh: dict, name: str) -> dict:
+    """The values of `saved` for the keys of `fresh`, the state of a new object.
+
+    Keys that are missing keep their fresh value, unknown ones are dropped: both come of other versions of torch.
+
+    Raises:
+        ValueError: a value is of another kind than the fresh one.
+    """
+
+    def kind(value):
+        return ["list", *map(kind, value)] if isinstance(value, (list, tuple)) else type(value)
+
+    for key in fresh.keys() & saved.keys():
+        value, before = saved[key], fresh[key]
+        sound = kind(value) == kind(before)
+        if sound and type(value) is int:
+            sound = -1 <= value < 1 << 31
+        elif sound and type(value) is float:
+            sound = math.isfinite(value) or not math.isfinite(before)
+        if not sound:
+            raise ValueError(f"{name}.{key} has an impossible value")
+    return {key: saved.get(key, value) for key, value in fresh.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Loads a saved state into an optimizer of the same parameters.
+
+    Raises:
+        ValueError: the state is of other parameters or of another kind of optimizer.
+    """
+    fresh, groups = optimizer.state_dict()["param_groups"], []
+    if [group["param_names"] for group in fresh] != [group.get("param_names") for group in saved["param_groups"]]:
+        raise ValueError("its optimizer has other parameters")
+    for group, before in zip(fresh, saved["param_groups"]):
+        # All else follows from the settings and, as `fused` does, from the device. `initial_lr` is of a schedule.
+        rates = {name: group["lr"] for name in ("lr", "initial_lr") if name == "lr" or name in before}
+        groups.append({**group, **adopt_plain(before, rates, "optimizer")})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in saved["state"].items():
+        fits = number < len(parameters) and state.keys() == {"step", *MOMENTS} and state["step"].numel() == 1
+        if not (fits and all(state[name].shape == parameters[number].shape for name in MOMENTS)):
+            raise ValueError(f"its optimizer's state of parameter {number} does not fit")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for name in MOMENTS:  # the fused kernel takes it for granted that memory layouts agree
+            state[name] = torch.empty_like(parameter).copy_(state[name])

@@ -20,30 +20,26 @@ def new_config(flags: dict, pretrained: bool, initial: Checkpoint | None) -> Tra
         initial: the checkpoint of --init.
 
     Raises:
-        UsageError: a flag contradicts that checkpoint, or the plan of sizes leaves no epoch at full size.
+        UsageError: a flag contradicts that checkpoint.
     """
-    network = {}
-    if initial is not None:
-        network = settings_of_network(initial)
-        differing = [
-            f"{name} {value}"
-            for name, value in network.items()
-            if name not in ("image_size", "classes") and flags.get(name, value) != value
-        ]
-        if differing:
-            raise UsageError(f"{flags['init']} has {', '.join(differing)}; leave these flags out, or use another file")
-        if network["classes"] == DENOISING:
-            del network["classes"]
+    network = settings_of_network(initial) if initial else {}
+    differing = [
+        f"{name} {value}"
+        for name, value in network.items()
+        if name not in ("image_size", "classes") and flags.get(name, value) != value
+    ]
+    if differing:
+        raise UsageError(f"{flags['init']} has {', '.join(differing)}; leave these flags out, or use another file")
+    if network.get("classes") == DENOISING:
+        del network["classes"]
     flags = {**network, **flags}
-    recipe = DENOISING if flags.get("classes") == DENOISING else flags.get("recipe", "report")
-    values: dict = {}
-    for row in ("all", "from weights" if pretrained else "from scratch", flags.get("model_name", DEFAULT_MODEL)):
-        values |= RECIPES[recipe].get(row, {})
-    values |= flags
+    recipe = RECIPES[DENOISING if flags.get("classes") == DENOISING else flags.get("recipe", "report")]
+    rows = ("all", "from weights" if pretrained else "from scratch", flags.get("model_name", DEFAULT_MODEL))
+    values = {name: value for row in rows for name, value in recipe.get(row, {}).items()} | flags
     if values.get("sizes") == "grow":  # written out: epochs that --resume adds don't change it
         plain = TrainConfig(**values)
-        stride = NETWORKS[plain.model_name].stride
-        values["sizes"] = automatic_plan(plain.image_size, stride, plain.epochs) or "fixed"
+        plan = automatic_plan(plain.image_size, NETWORKS[plain.model_name].stride, plain.epochs)
+        values["sizes"] = plan or "fixed"
     return TrainConfig(**values)
 
 
@@ -70,15 +66,10 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
     """
     if checkpoint.training is None:
         raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
-    data, fold = checkpoint.data, checkpoint.data.fold
-    saved = {
-        **checkpoint.training.settings,
-        **settings_of_network(checkpoint),
-        "split": data.split,
-        "seed": data.seed,
-        "fold": fold and f"{fold[0]}/{fold[1]}",
-    }
-    unequal = saved.keys() ^ saved_settings().keys()
+    data, kinds = checkpoint.data, saved_settings()
+    saved = checkpoint.training.settings | settings_of_network(checkpoint)
+    saved |= {"split": data.split, "seed": data.seed, "fold": data.fold and "/".join(map(str, data.fold))}
+    unequal = saved.keys() ^ kinds.keys()
     if unequal:
         raise CheckpointError(f"{path} has other settings than this version ({min(unequal)!r}); start a new run")
     for name, value in saved.items():
@@ -86,13 +77,12 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
             raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
     if bool(saved["ema"]) != (checkpoint.training.trained_weights is not None):
         raise CheckpointError(f"{path} is malformed: its setting ema contradicts its weights; use another one")
-    flags = {
-        name: value for name, value in flags.items() if (name, value) != ("sizes", "grow") or ":" not in saved[name]
-    }
+    if flags.get("sizes") == "grow" and ":" in saved["sizes"]:
+        flags = {**flags, "sizes": saved["sizes"]}
     differing = [
         f"{name} {saved[name]} (now {value})"
         for name, value in flags.items()
-        if saved_settings().get(name) == FIXED and value != saved[name]
+        if kinds.get(name) == FIXED and value != saved[name]
     ]
     if differing:
         raise UsageError(
@@ -108,57 +98,58 @@ def settings_to_save(config: TrainConfig) -> dict:
 
 
 def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
-    """Raises UsageError where flags contradict each other, or one would do nothing."""
-    network = NETWORKS[config.model_name]
-    sizes, least = planned_sizes(config.sizes), 2 * network.stride
-    weights, channels = (config.class_weights or "auto").split(","), config.task.out_channels
-    unweighted = config.loss in ("dice", "tversky", "focal_tversky")
-    rules = {
-        "--compile can't be combined with --checkpoint_activations; leave one of them out": (
-            config.compile and config.checkpoint_activations
+    """Raises UsageError where flags contradict each other, or one would do nothing. Terms check their own."""
+    c, network = config, NETWORKS[config.model_name]
+    sizes, least = planned_sizes(c.sizes), 2 * network.stride
+    possible = possible_sizes(c.image_size, network.stride)
+    rules = (
+        (
+            c.compile and c.checkpoint_activations,
+            "--compile can't be combined with --checkpoint_activations; leave one of them out",
         ),
-        "--augment_strength needs --augment bulk or online": flags.get("augment_strength") and not config.augments,
-        "--distort needs --augment bulk or online": flags.get("distort") and not config.augments,
-        "--augment_strength auto draws colors and distortions, too; leave --distort out": (
-            config.augment_strength == "auto" and config.distort
+        (flags.get("augment_strength") and not c.augments, "--augment_strength needs --augment bulk or online"),
+        (flags.get("distort") and not c.augments, "--distort needs --augment bulk or online"),
+        (
+            c.augment_strength == "auto" and c.distort,
+            "--augment_strength auto draws colors and distortions, too; leave --distort out",
         ),
-        "--init brings the weights of the encoder, too; leave --encoder_weights out": (
-            config.init is not None and flags.get("encoder_weights", "none") != "none"
+        (
+            c.init is not None and flags.get("encoder_weights", "none") != "none",
+            "--init brings the weights of the encoder, too; leave --encoder_weights out",
         ),
-        f"{config.model_name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out": (
-            (config.freeze_encoder or config.encoder_lr_scale != 1) and network.encoder_name is None
+        (
+            c.freeze_encoder and network.encoder_name is None,
+            f"{c.model_name} has no encoder: leave --freeze_encoder out",
         ),
-        "--patience would cut the plan of --scheduler cosine; use plateau or none with it": (
-            config.patience and config.scheduler == "cosine"
+        (
+            c.patience and c.scheduler == "cosine",
+            "--patience would cut the plan of --scheduler cosine; use plateau or none with it",
         ),
-        f"{config.model_name} has no decoder {config.decoder}; it has {', '.join(network.decoders)}": (
-            config.decoder not in network.decoders
+        (
+            c.decoder not in network.decoders,
+            f"{c.model_name} has no decoder {c.decoder}; it has {', '.join(network.decoders)}",
         ),
-        f"--sizes {config.sizes}: {config.model_name} needs sides of {least} pixels at least": (
-            min(sizes, default=least) < least
+        (
+            min(sizes, default=least) < least,
+            f"--sizes {c.sizes}: {c.model_name} needs sides of {least} pixels at least",
         ),
-        f"--sizes {config.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs": (
-            "resume" not in flags and len(sizes) >= config.epochs
+        (
+            "resume" not in flags and len(sizes) >= c.epochs,
+            f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs",
         ),
-        f"--sizes vary: no multiple of {network.stride} lies within a third of {config.image_size}; use fixed": (
-            config.sizes == "vary" and len(possible_sizes(config.image_size, network.stride)) == 1
+        (
+            c.sizes == "vary" and len(possible) == 1,
+            f"--sizes vary: no multiple of {network.stride} lies within a third of {c.image_size}; use fixed",
         ),
-        "--unlabeled needs an average of the weights, which labels the images; add --ema": (
-            config.unlabeled is not None and not config.ema
+        (
+            {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes,
+            "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size",
         ),
-        f"--class_weights {config.class_weights} would do nothing useful with --loss {config.loss}": (
-            config.class_weights and unweighted and (channels == 1 or weights == ["auto"])
+        (
+            c.classes != "binary" and c.augment_uncertain,
+            f"--augment_uncertain is not for --classes {c.classes}; leave one of them out",
         ),
-        f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}": (
-            weights != ["auto"] and len(weights) != channels
-        ),
-        "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size": (
-            {"paste", "cutmix"} & {*config.changes} and config.batch_size < 2 * processes
-        ),
-        f"--augment_uncertain is not for --classes {config.classes}; leave one of them out": (
-            config.classes != "binary" and config.augment_uncertain
-        ),
-    }
-    for message, broken in rules.items():
+    )
+    for broken, message in rules:
         if broken:
             raise UsageError(message)

@@ -1,6 +1,7 @@
 """A training run from flags to the end: prepared, described, trained."""
 
 import contextlib
+import functools
 import shlex
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from data.dataset import Dataset, ImageDataset
 from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
 from models.build import build_model
-from models.checkpoint import Checkpoint, DataRecord, load_checkpoint
+from models.checkpoint import Checkpoint, DataRecord, find_checkpoint, load_checkpoint
 from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
@@ -23,13 +24,15 @@ from runtime.files import writable_folder
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
 from training.data import Parts, augmented, open_images, open_parts
-from training.header import print_header, resume_command
-from training.listeners import Console, TensorBoard
-from training.loop import Trainer, no_totals
+from training.header import best_in_words, print_header, resume_command
+from training.listeners import TensorBoard, print_epoch
+from training.loop import Trainer
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.resolve import check_flags, new_config, resumed_config
-from training.state import RunState, lock_run, resume_source, start_progress
+from training.run_files import lock_run
+from training.state import RunState, start_progress
 from training.step import Net
+from training.terms import no_totals
 from training.terms.denoise import open_denoising
 from training.terms.distill import open_distillation
 from training.terms.fixmatch import open_fixmatch
@@ -53,13 +56,13 @@ class Source(NamedTuple):
 
 @dataclass
 class Setup:
-    """What terms are made of."""
+    """What terms are made of; `batches` are of the first term, `dataset` is None in a pre-training."""
 
     config: TrainConfig
     source: Source
-    dataset: Dataset | None  # None in a pre-training
+    dataset: Dataset | None
     parts: Parts
-    batches: Batches  # of the first term
+    batches: Batches
     state: RunState
 
     def loader(self, dataset: ImageDataset) -> DataLoader:
@@ -77,25 +80,23 @@ def start(flags: dict) -> None:
 
 
 def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
-    """Prepares a run, prints what it is about to do, and trains, on one process or several."""
+    """Prepares a run, prints what it is about to do, and trains."""
     trainer, parts, resumed_from = prepare(flags, device, context)
-    state, progress = trainer.state, trainer.state.progress
+    state, progress, patience = trainer.state, trainer.state.progress, trainer.state.config.patience
     print_header(trainer, parts, resumed_from)
-    patience = state.config.patience
+    if resumed_from is not None and state.owns_files:
+        state.write_log()  # it may have been killed before it did
     if progress.is_over(patience):
         source = "" if state.owns_files else f" {shlex.quote(str(resumed_from))}"
-        if state.owns_files:
-            state.write_log()  # it may have been killed before it did
         print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5")
         return
-    if resumed_from is not None:
-        if not state.owns_files:
-            state.save()  # from now on this is where the run stands
+    if resumed_from is not None and not state.owns_files:
+        state.save()  # from now on this is where the run stands
         state.write_log()
     trainer.train()
     if progress.epoch < progress.planned_epochs:
         print(f"No better {trainer.terms[0].score} in {patience} epochs: stopped after {progress.epoch}.")
-    print(f"Best {trainer.best_in_words()}: {state.path('best')}")
+    print(f"Best {best_in_words(trainer)}: {state.path('best')}")
 
 
 def prepare(
@@ -125,27 +126,20 @@ def prepare(
     record_terms(setup, terms)
     if source.resumed:  # not before: a teacher's network draws random numbers when it is made
         state.restore(source.resumed, source.path)
-    sampler, reader = StepSampler(batches.steps), StepReader([term.batches for term in terms])
-    listeners = [Console(state.progress)]
+    listeners = [functools.partial(print_epoch, state.progress)]
     if config.tensorboard and context.first:
         listeners.append(TensorBoard(Path(config.log_dir) / "tensorboard", state, parts[1], precision))
-    trainer = Trainer(
-        state=state,
-        terms=terms,
-        sampler=sampler,
-        loader=make_loader(reader, device, sampler, config.num_workers),
-        stop=StopRequest(patient=context.size > 1),
-        listeners=listeners,
-        resume_command=resume_command(config, context),
-    )
+    sampler, reader = StepSampler(batches.steps), StepReader([term.batches for term in terms])
+    loader, stop = make_loader(reader, device, sampler, config.num_workers), StopRequest(patient=context.size > 1)
+    trainer = Trainer(state, terms, sampler, loader, stop, listeners, resume_command(config, context))
     return trainer, parts, source.path
 
 
 def load_source(flags: dict) -> Source:
     """What a run with these flags begins with."""
     config = TrainConfig(**flags)
-    path = resume_source(flags, config)
-    if path is not None:
+    if config.resume is not None:
+        path = Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
         checkpoint = load_checkpoint(path)
         return Source(path, checkpoint, path.stat().st_mtime_ns, encoder_start=checkpoint.encoder_start)
     if config.init is not None:
@@ -164,10 +158,9 @@ def build_state(
     lock: contextlib.ExitStack | None,
 ) -> RunState:
     """Network, average, optimizer and scheduler, freshly seeded, and where the run stands; see RunState."""
-    context = batches.context
-    seed_everything(config.seed, config.deterministic)
+    context, encoder_start = batches.context, source.encoder_start
+    seed_everything(config.seed)
     model = build_model(config.model_name, **config.network)
-    encoder_start = source.encoder_start
     if source.initial is not None:
         encoder_start = source.initial.give_weights(model, config.init)
     elif source.encoder is not None and context.first:  # the others get the first one's weights
@@ -181,13 +174,12 @@ def build_state(
     scheduler = build_scheduler(config.scheduler, optimizer, progress.planned_epochs * batches.steps)
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
     net = Net(model, optimizer, scaler, precision, context, config.compile)
-    state = RunState(config, net, ema, scheduler, record, encoder_start, progress, lock)
     if config.freeze_encoder:
         model.freeze_encoder(progress.epoch < config.freeze_encoder)
     net.wrap()
     if ema and source.resumed is None:
         ema.model.load_state_dict(model.state_dict())  # the others have just got the first one's
-    return state
+    return RunState(config, net, ema, scheduler, record, encoder_start, progress, lock)
 
 
 def record_terms(setup: Setup, terms: list) -> None:
@@ -202,7 +194,6 @@ def record_terms(setup: Setup, terms: list) -> None:
     seen = {name for term in terms for name in term.seen}
     seen |= setup.source.initial.seen_names() if setup.source.initial else set()
     if resumed:
-        sums = state.progress.sums
         for name in sorted(resumed.terms.keys() ^ state.terms.keys()):
             without = "" if name in resumed.terms else "out"
             raise UsageError(f"{path} was trained with{without} --{name}; resume it likewise")
@@ -210,6 +201,7 @@ def record_terms(setup: Setup, terms: list) -> None:
             raise UsageError(
                 f"{path} was trained with another --{name} (its content counts, not its path); resume it with that one"
             )
+        sums = state.progress.sums
         if sums is not None and len(sums) != len(no_totals(terms)):
             raise CheckpointError(f"{path} is malformed: progress.sums has {len(sums)} numbers")
         seen |= {*resumed.data.seen_names}

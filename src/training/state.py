@@ -1,11 +1,8 @@
-"""The state of a training run: saved, restored, and protected from other runs."""
+"""The state of a training run: saved and restored."""
 
 import contextlib
 import dataclasses
-import os
-import re
 import secrets
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,38 +11,25 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import (
-    RUN_ID,
     Checkpoint,
     DataRecord,
     Progress,
     TrainingState,
     checkpoint_path,
-    find_checkpoint,
     load_checkpoint,
-    read_progress,
     save_checkpoint,
 )
 from runtime.errors import CheckpointError, UsageError, first_line
-from runtime.files import lock_file, read_rows, sync_folder, write_rows
+from runtime.files import write_rows
 from training import config as settings
 from training.config import TrainConfig
-from training.optim import ModelEMA, change_learning_rate, restore_optimizer
+from training.optim import ModelEMA, adopt_plain, change_learning_rate, restore_optimizer
 from training.resolve import settings_to_save
-from training.saved_state import adopt_plain
+from training.run_files import archive_previous_run, is_file_of_run, log_path
 from training.step import Net
 
-LOG_COLUMNS = [
-    "run_id",
-    "epoch",
-    "train_loss",
-    "train_dice",
-    "val_loss",
-    "val_dice",
-    "learning_rate",
-    "seconds",
-    "images_per_second",
-]
-KINDS = ("best", "last", "epoch")  # of checkpoints
+LOG_COLUMNS = ["run_id", "epoch", "train_loss", "train_dice", "val_loss", "val_dice"]
+LOG_COLUMNS += ["learning_rate", "seconds", "images_per_second"]
 
 
 @dataclass
@@ -61,6 +45,8 @@ class RunState:
         encoder_start: what the encoder started from.
         progress: where the run stands.
         lock: from `lock_run`, held as long as the run may write; None for a process that must not.
+        terms: the records of what is learned from, by name.
+        owns_files: False until the first save, as the files under this model's names may be another run's.
     """
 
     config: TrainConfig
@@ -71,9 +57,9 @@ class RunState:
     encoder_start: str
     progress: Progress
     lock: contextlib.ExitStack | None
-    terms: dict[str, dict] = field(default_factory=dict)  # the records of what is learned from, by name
+    terms: dict[str, dict] = field(default_factory=dict)
     last_save: float = field(default_factory=time.monotonic)
-    owns_files: bool = False  # until the first save, the files under this model's names may be another run's
+    owns_files: bool = False
 
     def path(self, kind: str | int) -> Path:
         """This run's checkpoint of a kind: best, last, or the number of an epoch."""
@@ -120,7 +106,7 @@ class RunState:
         Raises:
             CheckpointError: it is not one of this network and these settings.
         """
-        self.owns_files = same_file(resumed_from, self.path("last"))
+        self.owns_files = is_file_of_run(resumed_from, self.config)
         saved, scaler = checkpoint.training, self.net.scaler
         try:
             self.net.model.load_state_dict(saved.trained_weights or checkpoint.weights)
@@ -151,18 +137,6 @@ class RunState:
             write_rows(log_path(self.config), rows, list(columns))
 
 
-def log_path(config: TrainConfig) -> Path:
-    """The training log of a model."""
-    return Path(config.log_dir) / f"{config.model_name}_training_log.csv"
-
-
-def resume_source(flags: dict, config: TrainConfig) -> Path | None:
-    """The checkpoint that --resume means; None for a new run."""
-    if config.resume is None:
-        return None
-    return Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
-
-
 def start_progress(
     config: TrainConfig, more_epochs: bool, steps: int, checkpoint: Checkpoint | None, resumed_from: Path | None
 ) -> Progress:
@@ -184,92 +158,22 @@ def start_progress(
     if checkpoint is None:
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         return Progress(run_id=run_id, planned_epochs=config.epochs)
-    progress = dataclasses.replace(checkpoint.progress)
-    done = 0 if progress.sums is None else progress.sums[1].item()  # images
-    if progress.step > steps or (progress.step and done <= 0):
-        raise CheckpointError(f"{resumed_from} is malformed: step {progress.step} of {steps} after {done:g} images")
-    progress.resumed = [*progress.resumed, progress.epoch]
+    saved = checkpoint.progress
+    images = 0 if saved.sums is None else saved.sums[1].item()
+    if saved.step > steps or (saved.step and images <= 0):
+        raise CheckpointError(f"{resumed_from} is malformed: step {saved.step} of {steps} after {images:g} images")
+    progress = dataclasses.replace(saved, resumed=[*saved.resumed, saved.epoch], best_score=None, best_epoch=0)
     if more_epochs:
         progress.planned_epochs, progress.patient_from = progress.epoch + config.epochs, progress.epoch
-    progress.best_score, progress.best_epoch = None, 0
-    if same_file(resumed_from, checkpoint_path(config.save_dir, config.model_name, "last")):
-        best = checkpoint_path(config.save_dir, config.model_name, "best")
+    best = checkpoint_path(config.save_dir, config.model_name, "best")
+    if best.is_file() and is_file_of_run(resumed_from, config):
         try:
-            record = load_checkpoint(best).progress if best.is_file() else None
+            record = load_checkpoint(best).progress
+            # A kill between the writes of best and last leaves a best that is an epoch ahead: it counts.
+            if record.run_id == progress.run_id:
+                progress.best_score, progress.best_epoch = record.best_score, record.best_epoch
         except UsageError as error:
             print(f"WARNING: {error}. The next epoch becomes the best.", file=sys.stderr)
-            record = None
-        # A kill between the writes of best and last leaves a best that is an epoch ahead: the score never falls back.
-        if record is not None and record.run_id == progress.run_id:
-            progress.best_score, progress.best_epoch = record.best_score, record.best_epoch
-    validated = any(row["val_loss"] is not None for row in progress.history)
-    if validated and not progress.best_epoch:  # it is not known, so patience begins here
-        progress.patient_from = progress.epoch
+    if not progress.best_epoch and any(row["val_loss"] is not None for row in progress.history):
+        progress.patient_from = progress.epoch  # the best is not known, so patience begins here
     return progress
-
-
-def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths lead to one existing file."""
-    return a.is_file() and b.is_file() and a.resolve() == b.resolve()
-
-
-def lock_run(config: TrainConfig) -> contextlib.ExitStack:
-    """Makes this process the only one that writes the files of a model, and removes what a killed one left unfinished.
-
-    Returns:
-        The lock. It lasts until it is closed or the process ends.
-
-    Raises:
-        UsageError: another run holds the lock.
-    """
-    name, lock = config.model_name, contextlib.ExitStack()
-    for folder in {Path(config.save_dir).resolve(), Path(config.log_dir).resolve()}:
-        path = folder / f".{name}.lock"
-        try:
-            file = lock.enter_context(lock_file(path, wait=False))
-        except BlockingIOError:
-            raise UsageError(
-                f"another run ({path.read_text().strip() or 'just starting'}) is writing files of {name} in "
-                f"{folder}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"{path} can't be locked ({error.strerror}), so two runs could write the same files; name folders on "
-                "another disk with --save_dir and --log_dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-    stems = [(config.log_dir, log_path(config).name), *((config.save_dir, f"{name}_{kind}") for kind in KINDS)]
-    for folder, stem in stems:  # of this model alone: `unet` and `unet_small` may be in one folder
-        for leftover in Path(folder).glob(f".{stem}*.tmp"):
-            leftover.unlink(missing_ok=True)
-    return lock
-
-
-def archive_previous_run(config: TrainConfig) -> list[Path]:
-    """Renames the files under a model's names so that each carries the id of the run that wrote it.
-
-    Returns:
-        The new names. None of them existed before.
-    """
-    saved, name, moved = Path(config.save_dir), config.model_name, []
-    epochs = [p for p in saved.glob(f"{name}_epoch_*.pth") if re.search(r"_epoch_\d+$", p.stem)]
-    files = [*(checkpoint_path(saved, name, kind) for kind in ("best", "last")), *sorted(epochs), log_path(config)]
-    for path in filter(Path.is_file, files):
-        rows = []
-        if path.suffix == ".csv":
-            with contextlib.suppress(UsageError):  # whoever changed it by hand, it is only to be renamed
-                rows = read_rows(path)
-        progress = read_progress(path)
-        owner = (rows[0].get("run_id") if rows else progress and progress.run_id) or ""
-        if not RUN_ID.fullmatch(owner):
-            owner = time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-        target, number = path.with_name(f"{path.stem}_{owner}{path.suffix}"), 1
-        while target.exists():
-            number += 1
-            target = path.with_name(f"{path.stem}_{owner}-{number}{path.suffix}")
-        moved.append(path.rename(target))
-    for folder in {path.parent for path in moved}:
-        sync_folder(folder)  # before a new file takes a name: a power failure could keep that and lose the renaming
-    return moved

@@ -15,21 +15,11 @@ MAX_NORM = 1.0  # of the gradients of all parameters together
 
 @dataclass
 class Net:
-    """A network and what trains it.
-
-    Args:
-        model: the network on its device.
-        optimizer: of its parameters.
-        scaler: of the loss, for fp16.
-        precision: where and how to compute.
-        context: the processes that share each batch.
-        compiled: let torch.compile fuse the network.
-        forward: the model as it is trained; see `wrap`.
-    """
+    """A network on its device and what trains it; `forward` is the model as it is trained, see `wrap`."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: torch.amp.GradScaler  # of the loss, for fp16
     precision: Precision
     context: DistributedContext = SINGLE_PROCESS
     compiled: bool = False
@@ -39,17 +29,6 @@ class Net:
         """Makes `forward` of the model: wrapped for several processes, compiled. Needed again when parameters thaw."""
         wrapped = self.context.wrap_model(self.model)
         self.forward = torch.compile(wrapped) if self.compiled else wrapped
-
-    def without_exchange(self):
-        """Context of a backward pass whose gradients stay in this process."""
-        return self.forward.no_sync() if self.context.size > 1 else contextlib.nullcontext()
-
-    def update(self) -> None:
-        """Clips the gradients and takes the step."""
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
 
 
 def training_step(net: Net, terms: list[Term], parts: list[Part], pieces: int = 1) -> torch.Tensor:
@@ -68,18 +47,21 @@ def training_step(net: Net, terms: list[Term], parts: list[Part], pieces: int = 
     rows = []
     for number, shares in enumerate(zip(*(part.split(pieces) for part in parts)), start=1):
         # Gradients are exchanged between processes once, with the last piece.
-        with net.without_exchange() if number < pieces else contextlib.nullcontext():
+        exchanges = number == pieces or net.context.size == 1
+        with contextlib.nullcontext() if exchanges else net.forward.no_sync():
             images = [net.precision.prepare_images(part.images) for part in shares if part.images is not None]
             with net.precision.autocast():
                 logits = net.forward(images[0] if len(images) == 1 else torch.cat(images)).float()
-            outputs = logits.split([len(some) for some in images])
-            loss, row = logits.new_zeros(()), []
-            own = iter(outputs)
+            outputs = logits.split([len(batch) for batch in images])
+            own, loss, figures = iter(outputs), logits.new_zeros(()), []
             for term, part in zip(terms, shares):
                 value, sums = term.loss(outputs[0] if part.images is None else next(own), part)
                 loss = loss + part.scale * value
-                row.append(sums)
+                figures.append(sums)
             net.scaler.scale(loss).backward()
-        rows.append(torch.cat([loss.detach()[None], *row]))
-    net.update()
+        rows.append(torch.cat([loss.detach()[None], *figures]))
+    net.scaler.unscale_(net.optimizer)
+    nn.utils.clip_grad_norm_(net.model.parameters(), MAX_NORM)
+    net.scaler.step(net.optimizer)
+    net.scaler.update()
     return torch.stack(rows).sum(0)

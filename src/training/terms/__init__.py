@@ -73,3 +73,19 @@ class Term(Protocol):
 
     def record(self) -> dict:
         """Plain values that go into the checkpoint; a resumed run must give the same."""
+
+
+def no_totals(terms: list[Term]) -> torch.Tensor:
+    """Sums over the images of an epoch, before the first: of loss and images, and of each term images and columns."""
+    return torch.zeros(2 + sum(len(term.columns) + 1 for term in terms), dtype=torch.float64)
+
+
+def averages(totals: torch.Tensor, terms: list[Term]) -> dict[str, float]:
+    """The columns of the log from such sums."""
+    loss, images, *sums = totals.tolist()
+    columns = {"train_loss": loss / images}
+    for term in terms:
+        images, *sums = sums
+        columns |= {name: value / images for name, value in zip(term.columns, sums)}
+        sums = sums[len(term.columns) :]
+    return columns

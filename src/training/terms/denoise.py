@@ -19,13 +19,9 @@ LEVEL = 0.2  # standard deviation of the noise, as a part of the range of values
 
 
 class NoisyDataset(Dataset):
-    """A dataset's images with normal noise, drawn anew every epoch.
+    """The images of a dataset with normal noise, drawn anew every epoch.
 
     A batch has `image`, float32 (N, C, S, S) of 0..255 and beyond; `noise`, the same in standard deviations; `path`.
-
-    Args:
-        dataset: without augmentation.
-        seed: of the noise.
     """
 
     def __init__(self, dataset: ImageDataset, seed: int):
@@ -36,7 +32,6 @@ class NoisyDataset(Dataset):
 
     @property
     def decodes(self) -> bool:
-        """See ImageDataset."""
         return self.dataset.decodes
 
     def read_batch(self, keys: list) -> dict:
@@ -50,25 +45,16 @@ class NoisyDataset(Dataset):
 
 
 def loss_of_statistics(images: torch.Tensor) -> float:
-    """The squared error of the best linear guess of the noise from a pixel's value alone.
+    """The squared error of the best linear guess of the noise in images (N, C, H, W) from each pixel's value alone.
 
-    The values of an image have the variance of the image plus that of the noise, which is known.
-
-    Args:
-        images: with noise, (N, C, H, W).
+    Pixels have the variance of the image plus that of the noise, which is known.
     """
     variances = images.double().var(dim=(2, 3))
     return (1 - (255 * LEVEL) ** 2 / variances).clamp(min=0).mean().item()
 
 
 class DenoiseTerm:
-    """The squared error between logits and the noise, in its standard deviations.
-
-    Args:
-        batches: of a NoisyDataset.
-        device: where the network computes.
-        valid_loader: batches of the validation images.
-    """
+    """The squared error between logits and the noise, in its standard deviations; `batches` are of a NoisyDataset."""
 
     name, columns, seen = "noise", (), frozenset()
     score = "valid loss"  # by which the best epoch is chosen
@@ -82,7 +68,6 @@ class DenoiseTerm:
         return Part(images, noise, scale=self.batches.context.size / self.batches.length(at.step))
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Term."""
         errors = (logits - part.target).square().flatten(1).mean(1)
         return errors.sum(), errors.new_full((1,), len(errors))
 
@@ -100,7 +85,6 @@ class DenoiseTerm:
         return loss / count, None
 
     def record(self) -> dict:
-        """See Term."""
         return {}
 
 

@@ -47,12 +47,10 @@ class DistillTerm:
         return self.predictor.task.probabilities(logits)
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Term."""
         loss = self.predictor.task.cross_entropy(logits, part.target) * len(logits)
         return loss, logits.new_full((1,), len(logits))
 
     def record(self) -> dict:
-        """See Term."""
         return {"fingerprint": self.fingerprint}
 
 

@@ -37,14 +37,7 @@ class UnlabeledBatches(Batches):
     """As many images a step, in passes over all of them, each in an order of its own.
 
     A batch has `image`; `affine`, of the weak augmentation; `strong_affine`, `colors`, `distortions` and `seeds`, of
-    the strong one; and `labels` where these are known.
-
-    Args:
-        dataset: the images.
-        batch_size: images a step.
-        seed: of all draws.
-        steps: of an epoch of the labelled images.
-        context: the processes among which every batch is shared.
+    the strong one; and `labels` where these are known. `steps` are those of an epoch of the labelled images.
     """
 
     def __init__(
@@ -59,7 +52,6 @@ class UnlabeledBatches(Batches):
         require_shares(batch_size, context, "--batch_size")
 
     def length(self, step: int) -> int:
-        """See Batches."""
         return self.batch_size
 
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
@@ -74,7 +66,6 @@ class UnlabeledBatches(Batches):
         return self.context.shard(keys)
 
     def read(self, epoch: int, step: int) -> dict:
-        """See Batches."""
         keys = self.keys(epoch, step)
         batch, draws = self.dataset.read_batch(keys), []
         for cycle, index in keys:
@@ -93,7 +84,7 @@ class FixMatchTerm:
         batches: of the images.
         predictor: of the averaged network.
         confidence: probability of the likeliest class from which on a pixel counts.
-        labelled: labels are known; they score what the network finds.
+        labelled: labels are known; they score those of the network.
         fingerprint: of the images' names and sizes.
         seen: names of images of the dataset.
     """
@@ -140,25 +131,20 @@ class FixMatchTerm:
         return Part(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(figures, dim=1), scale)
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Term."""
         pixels = self.predictor.task.cross_entropy(logits, part.target, None, "none") * part.counted
         return pixels.flatten(1).mean(1).sum(), part.figures.sum(0)
 
     def record(self) -> dict:
-        """See Term."""
         return {"fingerprint": self.fingerprint}
 
 
 def open_fixmatch(setup) -> FixMatchTerm | None:
-    """The term of --unlabeled; None without it.
-
-    Raises:
-        UsageError: there are no images.
-        DatasetError: some can't be read.
-    """
+    """The term of --unlabeled; None without it. Raises UsageError: there are no images, or no --ema."""
     config, net = setup.config, setup.state.net
     if config.unlabeled is None:
         return None
+    if not config.ema:
+        raise UsageError("--unlabeled needs an average of the weights, which labels the images; add --ema")
     labelled = config.unlabeled == REST
     dataset, copies = open_rest(setup) if labelled else open_folder(setup)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""

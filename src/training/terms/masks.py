@@ -10,6 +10,7 @@ from data.names import MIXES, planned_sizes
 from evaluation.metrics import image_dice, mean_dice, score_counts
 from evaluation.predict import Predictor
 from evaluation.score import validate
+from runtime.errors import UsageError
 from training.data import spread_batch
 from training.losses import LOSSES, balanced_weights
 from training.terms import At, Part
@@ -21,15 +22,17 @@ class MasksTerm:
     Args:
         batches: of the labelled images.
         config: loss and augmentation.
-        weights: of the classes, or None.
         predictor: of the network that is trained; it has the task and the device.
         valid_loader: batches of the validation images.
+        weights: of the classes, or None.
     """
 
     name, columns, seen = "masks", ("train_dice",), frozenset()
     score = "valid Dice"  # by which the best epoch is chosen
 
-    def __init__(self, batches: Batches, config, weights: list[float] | None, predictor: Predictor, valid_loader):
+    def __init__(
+        self, batches: Batches, config, predictor: Predictor, valid_loader, weights: list[float] | None = None
+    ):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
         self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
@@ -39,12 +42,10 @@ class MasksTerm:
 
     @torch.no_grad()
     def prepare(self, batch: dict, first: Part | None, at: At) -> Part:
-        """See Term."""
         images, labels = augment_batch(batch, self.augmentation, self.device, *at)
         return Part(images, labels, scale=self.batches.context.size / self.batches.length(at.step))
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Term."""
         with torch.no_grad():
             dice = image_dice(score_counts(self.task, self.task.decision_logits(logits), part.target)).sum()
         loss = self.loss_fn(logits, part.target, self.task) * len(logits)
@@ -57,18 +58,22 @@ class MasksTerm:
         return loss, mean_dice(counts, self.task)
 
     def record(self) -> dict:
-        """See Term."""
         return {}
 
 
 def open_masks(setup) -> MasksTerm | None:
-    """The term of every run but a pre-training."""
+    """The term of every run but a pre-training. Raises UsageError: --class_weights do not fit the task or the loss."""
     if setup.config.denoises:
         return None
     net, config, weights = setup.state.net, setup.config, None
-    if config.class_weights == "auto":
-        weights = balanced_weights(spread_batch(setup.parts[0])["labels"], config.task)
-    elif config.class_weights:
-        weights = [float(word) for word in config.class_weights.split(",")]
+    if config.class_weights:
+        words, channels = config.class_weights.split(","), config.task.out_channels
+        by_class = config.loss in ("dice", "tversky", "focal_tversky")  # these count all classes alike already
+        if by_class and (channels == 1 or words == ["auto"]):
+            raise UsageError(f"--class_weights {config.class_weights} is of no use with --loss {config.loss}")
+        if words != ["auto"] and len(words) != channels:
+            raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(words)}")
+        labels = spread_batch(setup.parts[0])["labels"] if words == ["auto"] else None
+        weights = [float(word) for word in words] if labels is None else balanced_weights(labels, config.task)
     predictor = Predictor(net.model, net.precision)
-    return MasksTerm(setup.batches, config, weights, predictor, setup.loader(setup.parts[1]))
+    return MasksTerm(setup.batches, config, predictor, setup.loader(setup.parts[1]), weights)
