@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch  # noqa: E402  the path must be set first
 
-from evaluation.predictor import Predictor  # noqa: E402
+from evaluation.predict import Predictor  # noqa: E402
 from runtime.distributed import init_distributed  # noqa: E402
 from stubs import Plain, make_batch, make_masks, make_net, make_run  # noqa: E402
 from training.optim import ModelEMA  # noqa: E402
