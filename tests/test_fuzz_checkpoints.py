@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.schema import find_problem
 
 from evaluation import run as evaluation_run
 from evaluation.config import EvalConfig
@@ -26,7 +27,6 @@ from fuzz_checkpoints import (
 )
 from helpers import Script, assert_one_error, run_script
 from models.checkpoint import load_checkpoint, run_id_of
-from models.schema import find_problem
 from models.weights import load_encoder_weights
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS

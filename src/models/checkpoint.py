@@ -224,15 +224,17 @@ def save_checkpoint(checkpoint: Checkpoint, paths: list[Path]) -> None:
             f"is still in {paths[-1].parent}: go on from it with --resume and a smaller --learning_rate"
         )
     content = io.BytesIO()  # torch's own writer of files hides the errors of the file system
-    torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **_as_dict(checkpoint)}, content)
+    torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **_plain(checkpoint)}, content)
     for path in paths:
         with atomic_write(path, "wb") as file:
             file.write(content.getbuffer())
 
 
-def _as_dict(record) -> dict:
+def _plain(value):
     """A dataclass, and those in it, as dicts; dataclasses.asdict would copy every tensor."""
-    return {k: _as_dict(v) if dataclasses.is_dataclass(v) else v for k, v in vars(record).items()}
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(entry) for name, entry in vars(value).items()}
+    return dict(value) if isinstance(value, dict) else value  # a module's state dict is no plain one
 
 
 def load_checkpoint(path) -> Checkpoint:
