@@ -167,7 +167,8 @@ class Checkpoint:
         digest = hashlib.sha256()
         for name in sorted(self.weights):
             digest.update(name.encode())
-            digest.update(self.weights[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+            value = self.weights[name].detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
