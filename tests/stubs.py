@@ -9,12 +9,12 @@ from torch import nn
 from data.loader import Batches, StepSampler
 from evaluation.predict import Predictor
 from models.base import SegmentationModel
+from models.checkpoint import Checkpoint, DataRecord, Progress
 from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
 from training.loop import Trainer, no_totals
-from models.checkpoint import Progress
 from training.state import RunState
 from training.step import Net
 from training.terms.masks import MasksTerm
@@ -59,20 +59,38 @@ def make_net(model, context=SINGLE_PROCESS, precision=FP32, scaled=False) -> Net
 def make_masks(model, context=SINGLE_PROCESS, precision=FP32, images=7, **flags) -> MasksTerm:
     """Learning from the masks of a single batch."""
     batches = Batches(range(images), images, 0, context)
-    return MasksTerm(batches, TrainConfig(**flags), Predictor(model, precision), None)
+    return MasksTerm(batches, TrainConfig(**flags), None, Predictor(model, precision), None)
 
 
 def make_run(model, net=None, terms=None, ema=None, **flags) -> Trainer:
     """The least that the loop's methods need."""
     config = TrainConfig(scheduler="none", model_name="unet", save_dir="nowhere", **flags)
     terms = terms or [make_masks(model, **flags)]
-    state = RunState(config, net or make_net(model), ema, None, {}, "", Progress(run_id="run", planned_epochs=1), None)
+    progress = Progress(run_id="run", planned_epochs=1)
+    state = RunState(config, net or make_net(model), ema, None, None, "", progress, None)
     return Trainer(state, terms, StepSampler(1), None, None, [], totals=no_totals(terms))
 
 
 def make_batch(count: int = 7) -> dict:
     pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return {"image": pixels, "labels": (pixels[:, :1] > 99).to(torch.uint8), "path": [f"{i}.jpg" for i in range(count)]}
+
+
+def make_checkpoint(**changes) -> Checkpoint:
+    """A checkpoint of a run of one epoch, with weights of no network unless they are given."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {"a.weight": torch.randn(50, 40, generator=generator), "steps": torch.tensor(3)}
+    entries = {
+        "model_name": "unet",
+        "config": {},
+        "weights": weights,
+        "image_size": 64,
+        "window": None,
+        "data": DataRecord(split="official", seed=1, fingerprints={}, train_names=["a"]),
+        "encoder_start": "from scratch",
+        "progress": Progress(run_id="run-1", planned_epochs=1, best_score=0.5, best_epoch=1),
+    }
+    return Checkpoint(**{**entries, **changes})
 
 
 def three(*shape) -> torch.Tensor:

@@ -38,7 +38,7 @@ def test_cbam_equals_the_formula():
         torch.testing.assert_close(block(x)[0], weighed * where, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["unet", "resnet34_unet", "mobilenet_v3_large_unet"])
+@pytest.mark.parametrize("name", ["unet_small", "resnet34_unet", "mobilenet_v3_large_unet"])
 @pytest.mark.parametrize("attention", ["se", "cbam"])
 def test_attention_is_in_decoder_and_config(name, attention):
     model = build_model(name, attention=attention)

@@ -1,117 +1,79 @@
-"""Checkpoints: saving, loading, damage, other versions."""
+"""Checkpoints: saving, loading, damage, other versions, and entries that can't be."""
 
+import errno
 import pickle
+import subprocess
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import assert_one_error, copy_run, run_script, same
+from helpers import SRC, Script, assert_one_error, copy_run, run_script, same
 from models import checkpoint
 from models.build import build_model
-from models.checkpoint import build_from_checkpoint, load_checkpoint, save_checkpoint
-from runtime.errors import CheckpointError, RunError
-
-
-def content(**changes):
-    torch.manual_seed(0)
-    weights = {"a.weight": torch.randn(50, 40), "a.bias": torch.randn(50), "steps": torch.tensor(3)}
-    base = {
-        "model": {"name": "unet", "config": {}},
-        "weights": weights,
-        "preprocessing": {"image_size": 64, "channels": 3, "window": None},
-        "data": {"split": "official", "seed": 1, "fingerprints": {}, "train_names": ["a"], "seen_names": []},
-        "encoder_start": "from scratch",
-        "progress": {"run_id": "run-1", "planned_epochs": 1, "best_score": 0.5, "best_epoch": 1, "history": []},
-        "terms": {},
-    }
-    return {**base, **changes}
+from models.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from runtime.errors import CheckpointError, RunError, UsageError
+from stubs import make_checkpoint
 
 
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "unet_last.pth"
-    save_checkpoint(content(), [path])
+    save_checkpoint(make_checkpoint(), [path])
     return path
 
 
 def test_checkpoint_round_trip(saved):
-    loaded = load_checkpoint(saved)
-    assert same(loaded["weights"], content()["weights"])
-    assert loaded["progress"] == content()["progress"]
-    assert loaded["format_version"] == checkpoint.FORMAT_VERSION
-    assert torch.load(saved, weights_only=True)["model"] == {"name": "unet", "config": {}}
+    loaded, written = load_checkpoint(saved), make_checkpoint()
+    assert same(loaded.weights, written.weights)
+    assert {**vars(loaded), "weights": None} == {**vars(written), "weights": None}
+    content = torch.load(saved, weights_only=True)
+    assert content["format_version"] == checkpoint.FORMAT_VERSION
+    assert content["data"]["split"] == "official"
 
 
 def test_several_names_are_independent_files(tmp_path):
     best, last = tmp_path / "best.pth", tmp_path / "last.pth"
-    save_checkpoint(content(), [best, last])
-    assert same(load_checkpoint(best)["weights"], load_checkpoint(last)["weights"])
-    save_checkpoint(content(encoder_start="changed"), [last])
-    assert load_checkpoint(best)["encoder_start"] == "from scratch"
-    assert load_checkpoint(last)["encoder_start"] == "changed"
+    save_checkpoint(make_checkpoint(), [best, last])
+    assert best.read_bytes() == last.read_bytes()
+    save_checkpoint(make_checkpoint(encoder_start="changed"), [last])
+    assert load_checkpoint(best).encoder_start == "from scratch"
+    assert load_checkpoint(last).encoder_start == "changed"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth"]
-
-
-def test_without_links_copies_are_made(tmp_path, monkeypatch):
-    def no_links(*_args):
-        raise OSError("this file system has no links")
-
-    monkeypatch.setattr(checkpoint.os, "link", no_links)
-    save_checkpoint(content(), [tmp_path / "best.pth", tmp_path / "last.pth"])
-    assert same(load_checkpoint(tmp_path / "last.pth")["weights"], content()["weights"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_weights_are_never_written(saved, value):
-    before = saved.read_bytes()
-    broken = content()
-    broken["weights"]["a.bias"][3] = value
-    with pytest.raises(RunError, match=r"1 weights are not finite \(a.bias"):
+    before, broken = saved.read_bytes(), make_checkpoint()
+    broken.weights["a.weight"][3] = value
+    with pytest.raises(RunError, match=r"1 weights are not finite \(a.weight"):
         save_checkpoint(broken, [saved])
     assert saved.read_bytes() == before
 
 
-def test_failed_write_leaves_the_old_file(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def disk_full(_content, file):
-        file.write(b"half a checkpoint")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(content(), [saved])
-    assert saved.read_bytes() == before
-    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
-
-
-def test_flipped_bits_are_found_or_harmless(saved):
-    whole = saved.read_bytes()
-    found = 0
-    rng = np.random.default_rng(0)
-    positions = rng.integers(0, len(whole), 150)
-    for position in positions:
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        saved.write_bytes(damaged)
-        try:
-            loaded = load_checkpoint(saved)
-        except CheckpointError as error:
-            found += 1
-            assert str(saved) in str(error)
-            assert "\n" not in str(error)
-        else:  # padding between the records
-            assert same(loaded["weights"], content()["weights"])
-            assert loaded["progress"] == content()["progress"]
-    assert found > 100
+def test_failed_write_leaves_the_old_file(tmp_path):
+    code = """
+import sys
+from models.checkpoint import load_checkpoint, save_checkpoint
+try:
+    save_checkpoint(load_checkpoint(sys.argv[1]), [sys.argv[1]])
+except OSError as error:
+    print(error.errno)
+"""
+    path = tmp_path / "unet_last.pth"
+    save_checkpoint(make_checkpoint(), [path])
+    before = path.read_bytes()
+    done = Script(code, (path,), tmp_path, limits={"RLIMIT_FSIZE": 4000}).finish()
+    assert done.stdout == f"{errno.EFBIG}\n", done.stderr
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_any_damaged_byte_is_found_or_harmless(tmp_path):
-    path, tiny = tmp_path / "x.pth", content(weights={"a": torch.arange(4.0)})
-    save_checkpoint(tiny, [path])
-    whole = path.read_bytes()
+    path, small = tmp_path / "x.pth", make_checkpoint(weights={"a": torch.arange(4.0)})
+    save_checkpoint(small, [path])
+    whole, refused = path.read_bytes(), 0
     rng = np.random.default_rng(1)
     for position in range(len(whole)):
         damaged = bytearray(whole)
@@ -119,27 +81,29 @@ def test_any_damaged_byte_is_found_or_harmless(tmp_path):
         path.write_bytes(damaged)
         try:
             loaded = load_checkpoint(path)
-        except CheckpointError:
-            continue
-        assert same(loaded["weights"], tiny["weights"]), position
-        assert loaded["progress"] == tiny["progress"], position
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error)
+            assert "\n" not in str(error)
+        else:  # padding between the records
+            assert same(loaded.weights, small.weights), position
+            assert loaded.progress == small.progress, position
+    assert refused > len(whole) / 3
 
 
-def test_directory_flag_on_a_record_is_damage(tmp_path):
+def test_directory_flag_on_a_record_is_damage(saved):
     # torch would read such a record as empty and give whatever is in memory.
-    path = tmp_path / "x.pth"
-    save_checkpoint(content(), [path])
-    data = bytearray(path.read_bytes())
+    data = bytearray(saved.read_bytes())
     for start in (i for i in range(len(data) - 4) if data[i : i + 4] == b"PK\x01\x02"):  # the archive's directory
         data[start + 38] |= 0x10
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged.*an entry is no file"):
-        load_checkpoint(path)
+    saved.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
 def test_truncation_is_found_and_another_file_offered(saved, share):
-    save_checkpoint(content(), [saved.with_name("unet_best.pth")])
+    save_checkpoint(make_checkpoint(), [saved.with_name("unet_best.pth")])
     saved.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
     with pytest.raises(CheckpointError, match="unet_last.pth is truncated.*there is unet_best.pth"):
         load_checkpoint(saved)
@@ -166,15 +130,13 @@ def test_pickle_that_runs_code_is_refused(tmp_path, zipped):
     RunsCode.flag = tmp_path / "code_ran"
     path = tmp_path / "evil.pth"
     torch.save({"weights": RunsCode()}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="refused|no checkpoint"):
+    with pytest.raises(CheckpointError, match="more than tensors and plain values" if zipped else "no checkpoint"):
         load_checkpoint(path)
     assert not RunsCode.flag.exists()
-    with path.open("rb") as file:  # the trap is a real one
-        if zipped:
-            with zipfile.ZipFile(file) as archive:
-                name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                pickle.loads(archive.read(name))
-            assert RunsCode.flag.exists()
+    if zipped:  # the trap is a real one
+        with zipfile.ZipFile(path) as archive:
+            pickle.loads(archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
+        assert RunsCode.flag.exists()
 
 
 @pytest.mark.parametrize("other", [{"state_dict": {}}, {"conv.weight": torch.zeros(2)}, [1, 2], torch.zeros(3)])
@@ -186,28 +148,114 @@ def test_files_of_other_programs_are_recognised(tmp_path, other):
 
 @pytest.mark.parametrize("version", [0, 2, 99, "1", None, torch.ones(2)])
 def test_other_versions_are_one_line(tmp_path, version):
-    torch.save({**content(), "format": checkpoint.FORMAT, "format_version": version}, tmp_path / "x.pth")
+    torch.save({"format": checkpoint.FORMAT, "format_version": version}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"x.pth is of another version of this program .*train again$"):
         load_checkpoint(tmp_path / "x.pth")
 
 
-def test_missing_entries_are_named(tmp_path):
-    torch.save({"format": checkpoint.FORMAT, "format_version": checkpoint.FORMAT_VERSION}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="x.pth is malformed: model.name is missing"):
-        load_checkpoint(tmp_path / "x.pth")
-
-
-def test_model_is_rebuilt_and_misfits_named(tmp_path):
-    model = build_model("unet").eval()
-    fitting = content(model={"name": "unet", "config": model.config}, weights=model.state_dict())
-    again = build_from_checkpoint(fitting, "file.pth")
+def test_model_is_rebuilt_and_misfits_named():
+    model = build_model("unet_small").eval()
+    fitting = {"model_name": "unet_small", "weights": model.state_dict()}
+    again = make_checkpoint(**fitting, config=model.config).build("file.pth")
     images = torch.rand(1, 3, 32, 32) * 255
     with torch.inference_mode():
         assert torch.equal(model(images), again(images))
     assert not again.training
-    for broken in (content(), content(model={"name": "unet", "config": {"out_channels": 2}})):
+    for broken in ({"weights": {"a": torch.zeros(3)}}, {"config": {"attention": "se"}}, {"config": {"device": "cpu"}}):
         with pytest.raises(CheckpointError, match="file.pth: its weights do not fit"):
-            build_from_checkpoint(broken, "file.pth")
+            make_checkpoint(**{**fitting, **broken}).build("file.pth")
+    with pytest.raises(UsageError, match="can't segment yet"):
+        make_checkpoint(**fitting, config={"out_channels": 0}).build("file.pth")
+
+
+def test_fingerprint_is_of_names_and_weights():
+    weights = {"a": torch.ones(2), "b": torch.zeros(2)}
+    fingerprints = {
+        make_checkpoint(weights=w).fingerprint()
+        for w in (weights, {"a": torch.ones(2), "c": torch.zeros(2)}, {"a": torch.ones(2), "b": torch.ones(2)})
+    }
+    assert len(fingerprints) == 3
+    assert make_checkpoint(weights=dict(reversed(weights.items()))).fingerprint() in fingerprints
+
+
+def test_what_is_published_has_no_training_state(trained):
+    whole = load_checkpoint(trained / "saved_models/tiny_last.pth")
+    bare = whole.without_training()
+    assert bare.training is None
+    assert bare.progress == Progress(
+        run_id=whole.progress.run_id,
+        planned_epochs=2,
+        best_score=whole.progress.best_score,
+        best_epoch=whole.progress.best_epoch,
+    )
+    assert whole.training and whole.progress.history  # which is left as it was
+
+
+# ------------------------------------------------------------------------------------------- entries that can't be
+
+
+@pytest.fixture(scope="module")
+def content(trained) -> dict:
+    """The content of a real checkpoint's file."""
+    return torch.load(trained / "saved_models/tiny_last.pth", weights_only=True)
+
+
+def changed(content: dict, path: str, value) -> dict:
+    """A copy of a content with one entry changed; tensors are shared."""
+    key, _, rest = path.partition(".")
+    return {**content, key: changed(content[key], rest, value) if rest else value}
+
+
+WRONG = {
+    "model_name": ["segnet", "../unet", 7, None],
+    "config.out_channels": [2, 10**9, "1"],
+    "config.in_channels": [0, 10**9, True, 3.0],
+    "config.classes": [["one"], "a,b", [1, 2], 5],
+    "weights": [None, [1], {7: torch.zeros(1)}, {"head.bias": 1.0}],
+    "image_size": [0, 10**7, True, "64", 64.0, -1],
+    "window": [[1.0], [2.0, 1.0], [0.0, 101.0], ["a", "b"]],
+    "data": [None, []],
+    "data.seed": [-1, 10**80, 0.5],
+    "data.fold": [[1], [2, 1], [0, 5], [1, 10**18]],
+    "data.fingerprints": [[], {"train": 7}],
+    "data.train_names": ["abc", [1, 2], [None]],
+    "encoder_start": [None, 7],
+    "progress.run_id": ["a/b", "..", ".ssh", "a\0b", "a\nb", "", "a" * 101, 7],
+    "progress.epoch": [-1, 0.5, None],
+    "progress.planned_epochs": [10**80],
+    "progress.sums": [[1.0], torch.zeros(2, 2).double(), torch.zeros(3).long(), torch.zeros(1).double()],
+    "progress.history": [{}, ["epoch 1"], [{1: 2}], [{"epoch": -1}]],
+    "progress.resumed": [[-3], 1],
+    "terms": [["masks"], {"masks": "masks"}, {"masks": {"fingerprint": torch.zeros(3)}}],
+    "training.settings": [[], None],
+    "training.optimizer": [[], None],
+    "training.random_state": [None, [1, 2]],
+    "extra": [1],
+    "progress.extra": [1],
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_entries_that_can_not_be_are_refused_in_one_line(content, tmp_path, path):
+    for value in WRONG[path]:
+        torch.save(changed(content, path, value), tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=r"x\.pth is malformed: .*; use another checkpoint") as caught:
+            load_checkpoint(tmp_path / "x.pth")
+        assert path in str(caught.value) or path.startswith("config")  # of which the task says what is wrong
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_entries_are_named_and_new_ones_may_have_defaults(content, tmp_path):
+    for path in ("model_name", "data.split", "progress.run_id", "training.optimizer"):
+        section, _, name = path.rpartition(".")
+        part = content[section] if section else content
+        rest = {key: value for key, value in part.items() if key != name}
+        torch.save(changed(content, section, rest) if section else rest, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=f"x.pth is malformed: .*missing.*'{name}'"):
+            load_checkpoint(tmp_path / "x.pth")
+    progress = {key: value for key, value in content["progress"].items() if key != "patient_from"}
+    torch.save(changed(content, "progress", progress), tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth").progress.patient_from == 0
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "inference.py"])
@@ -224,3 +272,80 @@ def test_bad_checkpoints_are_one_error_line(trained, shared_dataset, tmp_path, s
     (folder / best).unlink()
     (folder / best).write_bytes(data[: len(data) // 2])
     assert_one_error(run_script(*flags, cwd=folder), "tiny_best.pth is truncated", "tiny_last.pth")
+
+
+def limited(script, *args, cwd) -> subprocess.CompletedProcess:
+    """Runs a script that may not allocate more than 2 GB, most of which torch's libraries take."""
+    return Script(SRC / script, args, cwd, limits={"RLIMIT_DATA": 2 << 30}).finish()
+
+
+def test_settings_that_would_take_all_memory_are_refused(trained, content, shared_dataset, tmp_path):
+    folder = copy_run(trained, tmp_path, "*_log.csv")
+    torch.save(changed(content, "image_size", 10**7), folder / "size.pth")
+    done = limited("evaluate.py", "--model_path", "size.pth", "--data_path", shared_dataset, cwd=folder)
+    assert_one_error(done, "size.pth is malformed: image_size has an impossible value")
+    torch.save(changed(content, "training.settings.batch_size", 10**9), folder / "saved_models/tiny_last.pth")
+    done = limited("train.py", "--data_path", shared_dataset, "--resume", cwd=folder)
+    assert_one_error(done, "its setting batch_size has an impossible value")
+
+
+def test_a_run_id_with_a_slash_harms_nothing(content, shared_dataset, tmp_path):
+    (tmp_path / "saved_models").mkdir()
+    torch.save(changed(content, "progress.run_id", "../../elsewhere/x"), tmp_path / "saved_models/tiny_last.pth")
+    flags = ("--data_path", shared_dataset, "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)
+    assert_one_error(run_script("train.py", *flags, "--resume", cwd=tmp_path), "progress.run_id")
+    done = run_script("train.py", *flags, cwd=tmp_path)  # a new run moves the file away under a name of its own
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in (tmp_path / "saved_models").glob("[!.]*")}
+    assert len(names) == 3
+    assert any(name.startswith("tiny_last_unknown-") for name in names)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+STATES = {
+    "optimizer.param_groups": [
+        lambda groups: [{**groups[0], "lr": "fast"}],
+        lambda groups: [{**groups[0], "lr": float("inf")}],
+        lambda groups: ["adam"],
+    ],
+    "optimizer.state": [
+        lambda state: {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}},
+        lambda state: {**state, 0: {"step": state[0]["step"]}},
+        lambda state: {**state, 10**6: state[0]},
+        lambda state: [],
+    ],
+    "scheduler.num_bad_epochs": [lambda number: 1 << 40, lambda number: [1]],
+    "scheduler.mode": [lambda mode: 1],
+    "random_state": [
+        torch.zeros_like,
+        lambda state: torch.zeros(3, dtype=torch.uint8),
+        lambda state: torch.zeros(5056),
+    ],
+}
+
+
+@pytest.mark.parametrize("path", STATES)
+def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, shared_dataset, tmp_path, path, monkeypatch):
+    from runtime.device import get_device
+    from training.setup import prepare
+
+    monkeypatch.chdir(tmp_path)
+    value = content["training"]
+    for key in path.split("."):
+        value = value[key]
+    for change in STATES[path]:
+        torch.save(changed(content, f"training.{path}", change(value)), tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
+            prepare({"data_path": str(shared_dataset), "resume": "x.pth", "num_workers": 0}, get_device("cpu"))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 8.0, 8.0, 1.0]), (2, None), (2, [0.0, 0.0, 0.0, 0.0])])
+def test_a_run_that_stands_where_it_can_not_is_refused(tmp_path, step, sums):
+    from training.config import TrainConfig
+    from training.state import start_progress
+
+    sums = None if sums is None else torch.tensor(sums, dtype=torch.float64)
+    stands: Checkpoint = make_checkpoint(progress=Progress(run_id="r", planned_epochs=1, step=step, sums=sums))
+    with pytest.raises(CheckpointError, match=f"step {step} of 4"):
+        start_progress(TrainConfig(), False, 4, stands, tmp_path / "x.pth")

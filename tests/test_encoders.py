@@ -31,8 +31,8 @@ def test_features_are_torchvisions_bit_for_bit(pair):
     seen = {}
 
     def remember(module, inputs, output):
-        found = output.permute(0, 3, 1, 2) if name == "swin_t" else output
-        seen.setdefault(96 // found.shape[-1], []).append(found)
+        output = output.permute(0, 3, 1, 2) if name == "swin_t" else output
+        seen.setdefault(96 // output.shape[-1], []).append(output)
 
     layers = classifier.features if hasattr(classifier, "features") else list(classifier.children())[:-2]
     handles = [layer.register_forward_hook(remember) for layer in layers]
@@ -43,8 +43,8 @@ def test_features_are_torchvisions_bit_for_bit(pair):
     for handle in handles:
         handle.remove()
     assert list(features) == STRIDES.get(name, [2, 4, 8, 16, 32])
-    for stride, found in features.items():
-        assert any(torch.equal(found, one) for one in seen[stride]), stride
+    for stride, output in features.items():
+        assert any(torch.equal(output, theirs) for theirs in seen[stride]), stride
     last = seen[32][-2 if name.startswith(("efficientnet", "mobilenet")) else -1]
     assert torch.equal(features[32], last)
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.build import build_model
 from models.checkpoint import save_checkpoint
+from stubs import make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 # The caller's program. Its own models, utils and data are imported first, data.extra only after torch.hub.load.
@@ -65,12 +66,8 @@ def said(tmp_path_factory) -> dict:
         (folder / name).write_text(text)
     torch.manual_seed(0)
     model = build_model("resnet34_unet").eval()
-    data = {"split": "official", "seed": 1, "fingerprints": {}, "train_names": [], "seen_names": []}
-    content = {"model": {"name": "resnet34_unet", "config": model.config}, "weights": model.state_dict(), "data": data}
-    content |= {"preprocessing": {"image_size": 64, "channels": 3}, "encoder_start": "from scratch"}
-    progress = {"run_id": "run-1", "planned_epochs": 1, "best_score": 0.5, "best_epoch": 1}
-    content |= {"progress": progress, "terms": {"masks": {}}}
-    save_checkpoint(content, [folder / "best.pth"])
+    network = {"model_name": "resnet34_unet", "config": model.config, "weights": model.state_dict()}
+    save_checkpoint(make_checkpoint(**network), [folder / "best.pth"])
     command = [sys.executable, "main.py", str(ROOT), "best.pth", "out.json", "se"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -25,11 +25,11 @@ def folder(tmp_path) -> Path:
 
 def test_file_is_small_and_says_what_it_was_trained_on():
     assert PUBLISHED.stat().st_size <= 8_000_000
-    content = load_checkpoint(PUBLISHED)
-    assert (content["model"]["name"], content["data"]["split"]) == ("efficientnet_lite0_unet", "official")
-    assert len(content["data"]["train_names"]) == 3312
-    assert "optimizer" not in content
-    kernels = [value for name, value in content["weights"].items() if value.ndim == 4 and name not in ("mean", "std")]
+    checkpoint = load_checkpoint(PUBLISHED)
+    assert (checkpoint.model_name, checkpoint.data.split) == ("efficientnet_lite0_unet", "official")
+    assert len(checkpoint.data.train_names) == 3312
+    assert checkpoint.training is None
+    kernels = [value for name, value in checkpoint.weights.items() if value.ndim == 4 and name not in ("mean", "std")]
     assert {value.dtype for value in kernels} == {torch.float16}
 
 
@@ -65,7 +65,7 @@ def test_training_images_are_refused(folder, shared_dataset):
     flags = ("--data_path", root)
     said = run_ok("evaluate.py", *flags, cwd=folder)
     assert "EFFICIENTNET_LITE0_UNET test Dice score" in said
-    seen = load_checkpoint(PUBLISHED)["data"]["train_names"][0]
+    seen = load_checkpoint(PUBLISHED).data.train_names[0]
     for file in (root / "images/Cat0_0.jpg", root / "annotations/trimaps/Cat0_0.png"):
         file.rename(file.with_stem(seen))
     for file in (root / "annotations").glob("*.txt"):

@@ -1,5 +1,7 @@
 """A network of 3,000 parameters: registered as `tiny`, it makes runs quick and checkpoints small.
 
+Its layers are those of the checkpoint in tests/frozen_1.0/: they stay as they are.
+
 python tests/tiny.py src/train.py --data_path ...   # runs a script, or -c CODE, in which it is the default network
 """
 

@@ -7,16 +7,11 @@ from torch import nn
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention (Hu et al., 2018: https://arxiv.org/abs/1709.01507).
+    """Channel attention (Hu et al., 2018: https://arxiv.org/abs/1709.01507)."""
 
-    Args:
-        channels: of the features.
-        reduction: of the hidden layer, which has at least 4 channels.
-    """
-
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(self, channels: int):
         super().__init__()
-        hidden = max(4, channels // reduction)
+        hidden = max(4, channels // 16)
         self.gate = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -27,9 +22,9 @@ class SqueezeExcitation(nn.Module):
 class ConvBlockAttention(nn.Module):
     """Channel attention, then spatial attention: CBAM (Woo et al., 2018: https://arxiv.org/abs/1807.06521)."""
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(self, channels: int):
         super().__init__()
-        self.channels = SqueezeExcitation(channels, reduction).gate
+        self.channels = SqueezeExcitation(channels).gate
         self.places = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,9 +52,6 @@ class TransformerBottleneck(nn.Module):
 
     Convolutions see far only through many layers; here every place sees every other, as in TransUNet (Chen et al.,
     2021: https://arxiv.org/abs/2102.04306) and BoTNet (Srinivas et al., 2021: https://arxiv.org/abs/2101.11605).
-
-    Args:
-        channels: of the features, a multiple of 8.
     """
 
     def __init__(self, channels: int):
@@ -77,21 +69,6 @@ class TransformerBottleneck(nn.Module):
         return places.transpose(1, 2).view(x.shape)
 
 
-# Blocks of decoder steps; `transformer` is behind the bottleneck instead.
+# Blocks at the end of decoder steps, and behind the bottleneck, for features of so many channels.
 ATTENTION = {"none": nn.Identity, "se": SqueezeExcitation, "cbam": ConvBlockAttention, "transformer": nn.Identity}
-
-
-def build_self_attention(name: str, channels: int) -> nn.Module:
-    """What comes behind the bottleneck under this name, for features with so many channels."""
-    return TransformerBottleneck(channels) if name == "transformer" else nn.Identity()
-
-
-def build_attention(name: str, channels: int) -> nn.Module:
-    """The block of a decoder step under this name, for features with so many channels.
-
-    Raises:
-        ValueError: no attention has that name.
-    """
-    if name not in ATTENTION:
-        raise ValueError(f"no attention is called {name!r}; there are {', '.join(ATTENTION)}")
-    return ATTENTION[name](channels)
+SELF_ATTENTION = {**dict.fromkeys(ATTENTION, nn.Identity), "transformer": TransformerBottleneck}

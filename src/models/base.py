@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from models.names import ATTENTION
 from models.task import task_of
 
 # Mean and standard deviation of ImageNet's images per channel (R, G, B), in units of 0..255: what torchvision's weights
@@ -21,25 +22,22 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class SegmentationModel(nn.Module):
     """Base class: pixels (N, in_channels, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
 
-    Mean and standard deviation are buffers, so they travel in the checkpoint. Inputs whose sides are no multiple of
-    `stride` are padded inside (edge pixels repeated) and the logits cropped back.
-
-    Subclasses set `stride`, the factor between the input and the deepest feature map, and implement `build`, `body`
-    and `blocks`.
+    Mean and standard deviation are buffers, so they travel in the checkpoint. Subclasses implement `build`, `body` and
+    `blocks`.
 
     Args:
         out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap; 0 for the
             noise in an image, of as many channels as it has.
-        attention: a key of `attention.ATTENTION`: a block at the end of each decoder step, or behind the bottleneck.
+        attention: one of ATTENTION: a block at the end of each decoder step, or self-attention behind the bottleneck.
         decoder: one of the network's `decoders`.
         classes: names of the classes, the first of them background; then there are as many channels.
         in_channels: of the images.
 
     Raises:
-        ValueError: the network has no such decoder, or nothing has that many channels.
+        ValueError: there is no such attention or decoder, or nothing has that many channels.
     """
 
-    stride: int
+    stride: int  # the factor between the input and the deepest feature map
     normalization = (IMAGENET_MEAN, IMAGENET_STD)  # as in the training of the encoder's weights, per channel
     decoders: tuple[str, ...] = ("plain",)
     encoder_name: str | None = None  # of torchvision's model whose weights the part `encoder` takes
@@ -53,16 +51,14 @@ class SegmentationModel(nn.Module):
         in_channels: int = 3,
     ):
         super().__init__()
-        if decoder not in self.decoders:
-            raise ValueError(f"its decoder can't be {decoder!r}; it can be {', '.join(self.decoders)}")
-        self.task = task_of(out_channels, classes, in_channels)
+        for part, name, names in (("attention", attention, ATTENTION), ("decoder", decoder, self.decoders)):
+            if name not in names:
+                raise ValueError(f"no {part} is called {name!r}; there are {', '.join(names)}")
+        self.in_channels, self.task = in_channels, task_of(out_channels, classes, in_channels)
         # Plain values: they go into the checkpoint and rebuild the model.
         self.config = {**self.task.outputs, "attention": attention}
-        if decoder != "plain":
-            self.config["decoder"] = decoder
-        self.in_channels = in_channels
-        if in_channels != 3:
-            self.config["in_channels"] = in_channels
+        self.config |= {} if decoder == "plain" else {"decoder": decoder}
+        self.config |= {} if in_channels == 3 else {"in_channels": in_channels}
         for name, values in zip(("mean", "std"), self.normalization):
             of_channels = values if in_channels == 3 else [sum(values) / 3] * in_channels
             self.register_buffer(name, torch.tensor(of_channels).view(1, -1, 1, 1))
@@ -91,16 +87,15 @@ class SegmentationModel(nn.Module):
         https://arxiv.org/abs/1604.06174).
         """
         for block in self.blocks():
-            block.forward = partial(_checkpointed, block, block.forward)
+            contexts = partial(_contexts_of_passes, block)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Computes logits.
+        """Computes logits (N, out_channels, H, W); `self.task` says what they mean.
 
         Args:
-            images: (N, in_channels, H, W), uint8 or floating point in 0..255; any H and W of at least 1.
-
-        Returns:
-            Logits (N, out_channels, H, W); `self.task` says what they mean.
+            images: (N, in_channels, H, W), uint8 or floating point in 0..255. Sides that are no multiple of `stride`
+                are padded inside (edge pixels repeated), and the logits cropped back.
 
         Raises:
             ValueError: the input is not of that shape.
@@ -115,14 +110,8 @@ class SegmentationModel(nn.Module):
         return self.body(x)[..., :height, :width]
 
 
-def _checkpointed(block: nn.Module, forward, *inputs: torch.Tensor) -> torch.Tensor:
-    if not torch.is_grad_enabled():
-        return forward(*inputs)
-
-    def contexts():  # of the first pass and of the second
-        return contextlib.nullcontext(), _frozen_statistics(block)
-
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+def _contexts_of_passes(block: nn.Module):
+    return contextlib.nullcontext(), _frozen_statistics(block)
 
 
 @contextlib.contextmanager
@@ -145,7 +134,7 @@ def init_weights(module: nn.Module) -> None:
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             # In a 2x2 transposed convolution of stride 2 every output pixel sees one input pixel: its fan is the number
             # of input channels, which torch's fan_in for it is not.
-            fan = m.in_channels if isinstance(m, nn.ConvTranspose2d) else m.in_channels * m.weight[0, 0].numel()
+            fan = m.in_channels if isinstance(m, nn.ConvTranspose2d) else m.weight[0].numel()
             nn.init.normal_(m.weight, std=(2.0 / fan) ** 0.5)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
@@ -156,17 +145,11 @@ def init_weights(module: nn.Module) -> None:
 
 def widen_input(encoder: nn.Module, channels: int) -> None:
     """Gives the first convolution of an encoder of torchvision other input channels, its weights folded."""
-    if channels == 3:
-        return
     name, first = next((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d))
     options = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
-    other = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
-    with torch.no_grad():
-        other.weight.copy_(fold_channels(first.weight, channels))
-        if first.bias is not None:
-            other.bias.copy_(first.bias)
-    parent, _, attribute = name.rpartition(".")
-    setattr(encoder.get_submodule(parent), attribute, other)
+    wide = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
+    wide.weight.data, wide.bias = fold_channels(first.weight.data, channels), first.bias
+    encoder.set_submodule(name, wide)
 
 
 def fold_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torchvision.models import get_model
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
-from models.attention import build_self_attention
+from models.attention import SELF_ATTENTION
 from models.base import SegmentationModel, init_weights, widen_input
 from models.efficientnet_lite import LITE, LITE_NORMALIZATION, efficientnet_lite
 from models.names import ENCODERS
@@ -32,11 +32,10 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def build_classifier(name: str) -> nn.Module:
-    """The classifier whose features an encoder takes, with fresh weights; `name` is one of ENCODERS."""
+    """The classifier whose features an encoder takes, with fresh weights."""
     if name in LITE:
         return efficientnet_lite(name)
-    # The last batch norm of each residual branch of ResNet34 begins at zero: from scratch each block begins as the
-    # identity, and the gradient reaches the first layers.
+    # Each block of ResNet34 begins as the identity, so that from scratch the gradient reaches the first layers.
     return get_model(name, weights=None, **({"zero_init_residual": True} if name == "resnet34" else {}))
 
 
@@ -63,12 +62,11 @@ def encode(encoder: nn.Module, x: torch.Tensor) -> dict[int, torch.Tensor]:
 
     Of several layers with features of one stride the last counts.
     """
-    layers = encoder.features if hasattr(encoder, "features") else encoder.children()
     width, features, channels_last = x.shape[-1], {}, isinstance(encoder, SwinTransformer)
-    for layer in layers:
+    for layer in getattr(encoder, "features", encoder.children()):
         x = layer(x)
-        found = x.permute(0, 3, 1, 2) if channels_last else x
-        features[width // found.shape[-1]] = found
+        output = x.permute(0, 3, 1, 2) if channels_last else x
+        features[width // output.shape[-1]] = output
     return features
 
 
@@ -78,7 +76,7 @@ class EncoderUNet(SegmentationModel):
     The encoder has no features at full resolution. With the decoder `plain` the skip there is the normalised image
     itself: fur and whiskers are in the pixels. With `stem` it is 32 features of its own, as UNet has them, and the last
     step of the decoder has 32 channels. Where an encoder begins at a stride of 4, the skip at 2 is made from that at
-    full resolution. Arguments: see SegmentationModel.
+    full resolution.
     """
 
     stride = 32
@@ -86,19 +84,18 @@ class EncoderUNet(SegmentationModel):
     widths: tuple[int, ...] = (512, 256, 128, 64, 32, 16)  # channels of the decoder, from the bottleneck up
 
     def build(self, attention: str, decoder: str) -> None:
-        """See SegmentationModel.build."""
         in_channels = self.in_channels
         self.encoder = build_encoder(self.encoder_name)
-        widen_input(self.encoder, in_channels)
+        if in_channels != 3:
+            widen_input(self.encoder, in_channels)
         skip, last = (in_channels, self.widths[-1]) if decoder == "plain" else (32, 32)
         with torch.no_grad():
             probed = encode(self.encoder.eval(), torch.zeros(1, in_channels, 64, 64))
         widths = {1: skip, 2: skip, **{stride: features.shape[1] for stride, features in probed.items()}}
-        deepest = min(self.widths[0], widths[32])
+        channels = [min(self.widths[0], widths[32]), *self.widths[1:-1], last]
         self.stem = nn.Identity() if decoder == "plain" else double_conv(in_channels, skip)
-        self.bottleneck = double_conv(widths[32], deepest)
-        self.self_attention = build_self_attention(attention, deepest)
-        channels = [deepest, *self.widths[1:-1], last]
+        self.bottleneck = double_conv(widths[32], channels[0])
+        self.self_attention = SELF_ATTENTION[attention](channels[0])
         skips = [widths[stride] for stride in (16, 8, 4, 2, 1)]
         self.ups = nn.ModuleList(UpBlock(a, s, b, attention) for a, s, b in zip(channels, skips, channels[1:]))
         self.head = nn.Conv2d(last, self.task.out_channels, 1)
@@ -107,13 +104,11 @@ class EncoderUNet(SegmentationModel):
             init_weights(part)
 
     def blocks(self) -> list[nn.Module]:
-        """See SegmentationModel.blocks."""
-        layers = [part for name, part in self.encoder.named_children() if name.startswith("layer")]  # of a ResNet
-        layers = getattr(self.encoder, "features", layers)
-        return [self.stem, *layers, self.bottleneck, self.self_attention, *self.ups]
+        stages = [part for name, part in self.encoder.named_children() if name.startswith("layer")]  # of a ResNet
+        stages = getattr(self.encoder, "features", stages)
+        return [self.stem, *stages, self.bottleneck, self.self_attention, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
-        """See SegmentationModel.body."""
         features = {1: self.stem(x), **encode(self.encoder, x)}
         if 2 not in features:
             features[2] = F.avg_pool2d(features[1], 2)
@@ -124,7 +119,7 @@ class EncoderUNet(SegmentationModel):
 
 
 class LiteUNet(EncoderUNet):
-    """A narrow UNet decoder on EfficientNet-Lite. Arguments: see SegmentationModel."""
+    """A narrow UNet decoder on EfficientNet-Lite."""
 
     normalization = LITE_NORMALIZATION
     widths = (112, 80, 56, 40, 24, 16)

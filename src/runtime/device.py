@@ -16,13 +16,11 @@ def get_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: the named device is not available.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, present in available.items() if present))
-    if not available[name]:
-        present = ", ".join(kind for kind, present in available.items() if present)
-        raise UsageError(f"--device {name} is not available here; there is {present}")
-    return torch.device(name)
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [kind for kind in usable if usable[kind]]
+    if name not in ("auto", *available):
+        raise UsageError(f"--device {name} is not available here; there is {', '.join(available)}")
+    return torch.device(available[0] if name == "auto" else name)
 
 
 def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -35,17 +33,11 @@ def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Precision:
-    """Device, precision and memory layout of a network.
-
-    Args:
-        device: where to compute.
-        dtype: of convolutions, under autocast. Weights, sums and losses stay float32.
-        channels_last: memory layout of weights and images; fast convolution kernels want it.
-    """
+    """Device, precision and memory layout of a network."""
 
     device: torch.device
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
+    dtype: torch.dtype = torch.float32  # of convolutions, under autocast; weights, sums and losses stay float32
+    channels_last: bool = False  # memory layout of weights and images, which fast convolution kernels want
 
     def __str__(self) -> str:
         return SHORT_NAMES[self.dtype] + (", channels last" if self.channels_last else "")
@@ -73,18 +65,15 @@ class Precision:
 def choose_precision(amp: str, device: torch.device, image_size: int) -> Precision:
     """The fastest precision that is safe on a device.
 
-    `auto` is bf16 where the hardware computes in it: NVIDIA from Ampere on, processors with AVX-512 BF16 or AMX;
-    elsewhere float32. bf16 has the range of float32. fp16 can overflow, so it is used only on request.
+    `auto` is bf16 where the hardware computes in it: NVIDIA from Ampere on, processors with AVX-512 BF16 or AMX (older
+    ones emulate it, slower than float32). bf16 has the range of float32; fp16 can overflow, so only a flag chooses it.
     """
-    dtype = DTYPES.get(amp) or (torch.bfloat16 if _has_bf16(device) else torch.float32)
+    if amp == "auto" and device.type == "cuda":
+        amp = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
+    elif amp == "auto" and device.type == "cpu":
+        amp = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "off"
+    dtype = DTYPES.get(amp, torch.float32)
     # On a CPU in float32, channels last costs more than it gains on small images: 0.8 times the rate at 64 pixels, 1.1
     # at 128, 1.3 at 256. In bf16 it always pays.
     pays = dtype != torch.float32 or device.type == "cuda" or image_size >= 96
     return Precision(device, dtype, channels_last=device.type in ("cpu", "cuda") and pays)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Older processors emulate bf16 in float32, which is slower than float32.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -14,32 +14,22 @@ FIXED, CHANGEABLE = "fixed", "changeable"  # on --resume; both are saved in the 
 
 
 class Option(NamedTuple):
-    """What a config's field says about its flag; see `option`."""
+    """What a config's field says about its flag."""
 
-    help: str
-    parse: Callable[[str], Any] = str
+    help: str  # one line of plain text
+    parse: Callable[[str], Any] = str  # turns the flag's text into the value, or raises argparse.ArgumentTypeError
     choices: tuple = ()
-    aliases: tuple = ()
+    aliases: tuple = ()  # other spellings
     metavar: str | None = None
-    group: str | None = None
-    bare: Any = None
-    resume: str | None = None
-    nargs: str | None = None
-    saved: Callable[[str], Any] | None = None
+    group: str | None = None  # the heading in the help from this field on
+    bare: Any = None  # the value of the flag without a value
+    resume: str | None = None  # FIXED or CHANGEABLE for settings that a checkpoint keeps
+    nargs: str | None = None  # as in argparse; `*` is for words without a flag
+    saved: Callable[[str], Any] | None = None  # parses what a checkpoint keeps, where `parse` reads files
 
 
 def option(default, help: str, parse: Callable[[str], Any] = str, **more):
-    """A field of a config. A boolean default makes a switch, `--name` and `--no-name`.
-
-    Args:
-        default: of the field and of the flag.
-        help: one line of plain text.
-        parse: turns the flag's text into the value, or raises argparse.ArgumentTypeError.
-        **more: `choices`, the values allowed; `aliases`, other spellings; `metavar`; `group`, the heading in the help
-            from this field on; `bare`, the value of the flag without a value; `nargs` as in argparse, `*` for words
-            without a flag; `resume`, FIXED or CHANGEABLE for settings that a checkpoint keeps; `saved`, which parses
-            these where `parse` reads files.
-    """
+    """A field of a config; see Option. A boolean default makes a switch, `--name` and `--no-name`."""
     return dataclasses.field(default=default, metadata={"option": Option(help, parse, **more)})
 
 
@@ -52,42 +42,45 @@ def options_of(config_class) -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in dataclasses.fields(config_class)}
 
 
+def shown_default(default) -> str:
+    """A default as the help and the table of flags show it; empty for none, a switch that is off, and 0."""
+    return ",".join(default) if isinstance(default, tuple) else str(default or "")
+
+
 def add_flags(parser: argparse.ArgumentParser, config_class, only: Container[str] | None = None) -> None:
     """Adds a flag for every field, or for some. Flags that are not given leave no trace in the parsed namespace."""
     groups, group = {}, parser
-    for name, (made, default) in options_of(config_class).items():
-        if made.group is not None:
-            group = groups[made.group] = groups.get(made.group) or parser.add_argument_group(made.group)
+    for name, (flag, default) in options_of(config_class).items():
+        if flag.group is not None:
+            group = groups[flag.group] = groups.get(flag.group) or parser.add_argument_group(flag.group)
         if only is not None and name not in only:
             continue
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        note = "" if shown in (None, False, "") else f" (default: {shown})"
-        words: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": made.help + note}
+        shown = shown_default(default)
+        words: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": flag.help + (f" (default: {shown})" if shown else ""),
+        }
         if isinstance(default, bool):
             words["action"] = argparse.BooleanOptionalAction
         else:
-            words |= {"type": made.parse, "metavar": made.metavar, "choices": made.choices or None, "nargs": made.nargs}
-        if made.bare is not None:
-            words |= {"nargs": "?", "const": made.bare}
-        if made.nargs == "*":
-            group.add_argument(name, **{key: value for key, value in words.items() if key != "dest"})
+            words |= {"type": flag.parse, "metavar": flag.metavar, "choices": flag.choices or None, "nargs": flag.nargs}
+        if flag.bare is not None:
+            words |= {"nargs": "?", "const": flag.bare}
+        if flag.nargs == "*":
+            group.add_argument(name, **words)
         else:
-            group.add_argument(f"--{name}", *made.aliases, **words)
+            group.add_argument(f"--{name}", *flag.aliases, dest=name, **words)
 
 
 def is_valid(config_class, name: str, value) -> bool:
     """Whether a value, such as one from a file, is one that the flag could give."""
-    made, default = options_of(config_class)[name]
-    if isinstance(default, bool):
-        return type(value) is bool
-    if value is None:
-        return default is None
-    if made.choices:
-        return type(value) is str and value in made.choices
-    if type(value) not in (int, float, str):
-        return False
+    flag, default = options_of(config_class)[name]
+    if value is None or isinstance(default, bool):
+        return type(value) is type(default)
+    if flag.choices:
+        return type(value) is str and value in flag.choices
     try:
-        parsed = (made.saved or made.parse)(str(value))
+        parsed = (flag.saved or flag.parse)(str(value))
     except (argparse.ArgumentTypeError, ValueError):  # ValueError: of str, for numbers of thousands of digits
         return False
     return type(parsed) is type(value) and parsed == value
@@ -96,52 +89,41 @@ def is_valid(config_class, name: str, value) -> bool:
 def flag_table(config_class, only: Container[str] | None = None) -> str:
     """The flags of a config, or some of them, as a table in Markdown: spellings, meaning, default."""
     rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
-    for name, (made, default) in options_of(config_class).items():
+    for name, (flag, default) in options_of(config_class).items():
         if only is not None and name not in only:
             continue
-        value = "\\|".join(made.choices) or (made.metavar or "").replace("|", "\\|")
-        value = f" [{value}]" if made.bare is not None else f" {value}" if value else ""
-        more = (f"--no-{name}",) if isinstance(default, bool) else made.aliases
-        shown = {None: "", False: "off"}.get(default, ",".join(default) if isinstance(default, tuple) else default)
-        first = value.strip() if made.nargs == "*" else f"--{name}{value}"
-        spellings = ", ".join([f"`{first}`", *(f"`{one}`" for one in more)])
-        rows.append(f"| {spellings} | {made.help} | {shown} |".replace("<", "&lt;"))
+        value = "\\|".join(flag.choices) or (flag.metavar or "").replace("|", "\\|")
+        value = f" [{value}]" if flag.bare is not None else f" {value}" if value else ""
+        aliases = (f"--no-{name}",) if isinstance(default, bool) else flag.aliases
+        first = value.strip() if flag.nargs == "*" else f"--{name}{value}"
+        spellings = ", ".join(f"`{spelling}`" for spelling in (first, *aliases))
+        shown = "off" if default == 0 else shown_default(default)
+        rows.append(f"| {spellings} | {flag.help} | {shown} |".replace("<", "&lt;"))
     return "\n".join(rows)
 
 
-# ---------------------------------------------------------------------------------------------------- types of values
-
-
-def whole_number(low: int, high: int = 10**9) -> Callable[[str], int]:
-    """Accepts whole numbers from low to high."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float = math.inf, *, include_low=False, include_high=False) -> Callable[[str], float]:
-    """Accepts finite numbers between low and high, which are excluded unless included."""
+def number(
+    low: float, high: float = math.inf, kind: type = float, include_low: bool = False, include_high: bool = False
+) -> Callable[[str], float]:
+    """Accepts finite numbers of a kind between low and high, which are excluded unless included."""
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-        inside = (value > low or (include_low and value == low)) and (value < high or (include_high and value == high))
-        if not (math.isfinite(value) and inside):
-            limits = f"a number above {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number") from None
+        inside = low < value < high or (include_low and value == low) or (include_high and value == high)
+        if not inside or value == math.inf:
+            limits = f"a number above {low}" if high == math.inf else f"between {low} and {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
     return parse
+
+
+def whole_number(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """Accepts whole numbers from low to high."""
+    return number(low, high, int, include_low=True, include_high=True)
 
 
 def words_of(known, what: str) -> Callable[[str], list[str]]:
@@ -161,8 +143,6 @@ positive_number = number(0)
 fraction = number(0, 1)  # neither 0 nor 1
 fraction_or_zero = number(0, 1, include_low=True)
 fraction_or_one = number(0, 1, include_high=True)
-
-# ------------------------------------------------------------------------------------------------ flags of all scripts
 
 
 def batch_size_option(default: int):

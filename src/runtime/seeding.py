@@ -4,7 +4,6 @@ No generator state lives in worker processes or between steps, so a run does not
 be resumed at any step.
 """
 
-import os
 import random
 import zlib
 
@@ -15,18 +14,11 @@ import torch
 UNCERTAIN_BORDER, AUGMENTATION, SIZE, MIX, UNLABELED, NOISE = range(6)
 
 
-def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch on all devices.
-
-    With `deterministic`, torch raises where it has no algorithm that always gives the same bits
-    (https://pytorch.org/docs/stable/notes/randomness). On the CPU it always does.
-    """
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
 
 
 def sample_rng(seed: int, epoch: int, name: str, purpose: int) -> np.random.Generator:
