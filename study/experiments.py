@@ -11,7 +11,7 @@ RESULTS = ROOT / "study/results"
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 SMP = "smp_recipe.py"  # stands before flags for this script instead of train.py
-COMMON = "--split official --save_every 0 --num_workers 0"  # of every run of train.py
+COMMON = "--split official --num_workers 0"  # of every run of train.py
 
 SCRATCH, IMAGENET = "--encoder_weights none", "--encoder_weights imagenet"
 LITE0 = "--model_name efficientnet_lite0_unet"

@@ -59,7 +59,7 @@ def make_net(model, context=SINGLE_PROCESS, precision=FP32, scaled=False) -> Net
 def make_masks(model, context=SINGLE_PROCESS, precision=FP32, images=7, **flags) -> MasksTerm:
     """Learning from the masks of a single batch."""
     batches = Batches(range(images), images, 0, context)
-    return MasksTerm(batches, TrainConfig(**flags), None, Predictor(model, precision), None)
+    return MasksTerm(batches, TrainConfig(**flags), Predictor(model, precision), None)
 
 
 def make_run(model, net=None, terms=None, ema=None, **flags) -> Trainer:

@@ -62,7 +62,7 @@ def test_weights_of_another_classifier_are_refused(pair, tmp_path):
 def test_every_encoder_trains_resumes_scores_and_infers(name, shared_dataset, tmp_path):
     data = ("--data_path", shared_dataset)
     flags = (*data, "--model_name", f"{name}_unet", "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)
-    said = run_ok("train.py", *flags, "--recipe", "strong", "--train_fraction", 0.5, "--save_every", 0, cwd=tmp_path)
+    said = run_ok("train.py", *flags, "--recipe", "strong", "--train_fraction", 0.5, cwd=tmp_path)
     assert f"Model   {name}_unet" in said
     if name in ("resnet18", "efficientnet_b0"):
         run_ok("train.py", *flags, "--checkpoint_activations", "--save_dir", "less", "--log_dir", "less", cwd=tmp_path)

@@ -151,3 +151,17 @@ def test_another_rate_is_the_peak_of_the_rest_of_the_curve(name):
     assert {group["lr"] for group in optimizer.param_groups} == {0.1 * warm_up}
     change_learning_rate(optimizer, scheduler, 0.4)
     assert {group["lr"] for group in optimizer.param_groups} == {0.2}
+
+
+def test_encoder_learns_at_its_own_rate():
+    config = TrainConfig(learning_rate=0.1, encoder_lr_scale=0.25, optimizer="adamw")
+    model = build_model("resnet18_unet")
+    optimizer = build_optimizer(config, model)
+    scheduler = build_scheduler("cosine", optimizer, 20)
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    warm_up = 0.5  # of the first of two steps
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.1 * warm_up * (0.25 if name.startswith("encoder.") else 1)), name
+    change_learning_rate(optimizer, scheduler, 0.4)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.2])

@@ -77,7 +77,7 @@ def test_frozen_encoder_stopped_twice_equals_the_unbroken_run(tmp_path, shared_d
     """Stopped while the encoder is frozen, and after; its epochs are counted from the start of the run."""
     data = ("--data_path", shared_dataset)
     flags = (*data, "--model_name", "efficientnet_lite0_unet", "--encoder_weights", "none", "--image_size", 64)
-    flags += ("--epochs", 4, "--batch_size", 4, "--freeze_encoder", 2, "--recipe", "strong")
+    flags += ("--epochs", 4, "--batch_size", 4, "--freeze_encoder", 2, "--encoder_lr_scale", 0.2, "--recipe", "strong")
     contents = []
     for name in ("whole", "parts"):
         folder = tmp_path / name

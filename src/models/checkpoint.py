@@ -192,12 +192,13 @@ def parse(hint, value, place: str = ""):
     """A value from a file as an object of an annotated type; dicts become the dataclasses that they were.
 
     Raises:
-        ValueError: it is of another type, or an int below zero or of more than 40 bits.
+        ValueError: it is of another type, a tensor that is not finite, or an int below zero or of more than 40 bits.
         TypeError: an entry of a dataclass is missing that has no default.
     """
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
     by_type = {dict if dataclasses.is_dataclass(m) else typing.get_origin(m) or m: m for m in members}
     require(type(value) in by_type and (type(value) is not int or 0 <= value < 1 << 40), place)
+    require(not isinstance(value, torch.Tensor) or bool(value.isfinite().all()), place)
     member = by_type[type(value)]
     arguments = typing.get_args(member)
     if dataclasses.is_dataclass(member):
@@ -278,8 +279,11 @@ def read_archive(path: Path, verify: bool = True):
         Exception: it is damaged, or no such file.
     """
     with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise zipfile.BadZipFile("its entries are larger than the file")
         # torch looks at no checksums, and reads a folder as a tensor of whatever is in memory.
-        damaged = [entry.filename for entry in archive.infolist() if entry.external_attr]
+        damaged = [entry.filename for entry in entries if entry.external_attr]
         if verify and (first := archive.testzip()):
             damaged.append(first)
     if damaged:

@@ -152,6 +152,9 @@ class TrainConfig(CommonConfig):
     encoder_weights: str = fixed(
         "auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE", group="network"
     )
+    encoder_lr_scale: float = fixed(
+        1.0, "learning rate of the encoder, as a share of --learning_rate", fraction_or_one, metavar="SHARE"
+    )
     freeze_encoder: int = fixed(
         0, "keep the encoder as it is for the first N epochs of the run", whole_number(0), metavar="N"
     )

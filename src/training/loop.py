@@ -76,7 +76,8 @@ class Trainer:
         """Trains and validates one epoch, saves, logs, and tells the listeners."""
         state, progress, config, net = self.state, self.state.progress, self.state.config, self.state.net
         row = dict.fromkeys(LOG_COLUMNS) | {"run_id": progress.run_id, "epoch": progress.epoch + 1}
-        row |= self.train_one_epoch() | {"learning_rate": net.optimizer.param_groups[0]["lr"]}
+        # The first group may be the encoder's.
+        row |= self.train_one_epoch() | {"learning_rate": net.optimizer.param_groups[-1]["lr"]}
         start = time.perf_counter()
         net.context.average_batch_norm(net.model)
         if row["epoch"] % config.validate_every == 0 or row["epoch"] == progress.planned_epochs:

@@ -13,16 +13,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam; or AdamW, without decay of norms and biases (He et al., 2019: https://arxiv.org/abs/1812.01187)."""
-    groups: dict[float, list] = {}
+    """Adam; or AdamW, without decay of norms and biases (He et al., 2019: https://arxiv.org/abs/1812.01187).
+
+    Parameters of one learning rate and weight decay form a group; those of the encoder come first.
+    """
+    groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
+        scale = config.encoder_lr_scale if name.startswith("encoder.") else 1.0
         decay = WEIGHT_DECAY if config.optimizer == "adamw" and parameter.ndim > 1 else 0.0
-        groups.setdefault(decay, []).append((name, parameter))
+        groups.setdefault((scale, decay), []).append((name, parameter))
     optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     # Fused is one pass over all parameters: half the time of a step of Adam on the CPU.
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    groups = [{"params": named, "weight_decay": decay} for decay, named in groups.items()]
-    return optimizer(groups, lr=config.learning_rate, fused=fused)
+    groups = [
+        {"params": named, "lr": config.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), named in groups.items()
+    ]
+    return optimizer(groups, fused=fused)
 
 
 def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: int):
@@ -45,11 +52,11 @@ def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: in
 def change_learning_rate(optimizer: torch.optim.Optimizer, scheduler, learning_rate: float) -> None:
     """Goes on at another learning rate; with cosine it is the peak of the rest of the curve."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = learning_rate
+        group["lr"] = group["initial_lr"] = learning_rate * group["lr_scale"]
     if hasattr(scheduler, "lr_lambdas"):
-        scheduler.base_lrs = [learning_rate for _ in optimizer.param_groups]
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
+            group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
 
 
 class ModelEMA:

@@ -118,8 +118,8 @@ def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
             "--init brings the weights of the encoder, too; leave --encoder_weights out",
         ),
         (
-            c.freeze_encoder and network.encoder_name is None,
-            f"{c.model_name} has no encoder: leave --freeze_encoder out",
+            (c.freeze_encoder or c.encoder_lr_scale != 1) and network.encoder_name is None,
+            f"{c.model_name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out",
         ),
         (
             c.patience and c.scheduler == "cosine",
