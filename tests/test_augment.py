@@ -12,8 +12,8 @@ from data.augment import IDENTITY, BatchAugmentation, apply_colors, augment_batc
 from data.names import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
 from stubs import make_batch
 from train import build_parser
-from training.config import TrainConfig
 from training.data import augmented, open_parts
+from training.resolve import new_config
 
 
 def test_identity_changes_nothing():
@@ -167,7 +167,7 @@ def test_strengths_have_their_limits():
 def test_augmentation_flags_reach_the_batches(shared_dataset):
     def first_batch(*flags) -> dict:
         words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
-        config = TrainConfig.from_flags(build_parser().parse_overrides(words))
+        config = new_config(build_parser().parse_overrides(words), False, None)
         return augmented(config, open_parts(config, None, None)[0][0]).read_batch([(epoch, 1) for epoch in range(100)])
 
     def widest(batch: dict) -> float:
@@ -253,7 +253,7 @@ def test_plans_of_sizes():
     assert automatic_plan(128, 32, 12) == "64:3,96:4"
     assert automatic_plan(128, 32, 1) is None
     for size, stride, epochs in ((128, 32, 12), (256, 16, 40), (96, 32, 4), (64, 32, 10)):
-        sizes = planned_sizes(automatic_plan(size, stride, epochs))
+        sizes = planned_sizes(automatic_plan(size, stride, epochs) or "fixed")
         assert sizes == sorted(sizes)
         assert len(sizes) <= 3 * epochs / 4
         assert all(2 * stride <= side < size and side % stride == 0 for side in sizes)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import cache as pixel_cache
 from data.cache import open_cache
-from data.dataset import Dataset, ImageDataset
+from data.dataset import Dataset
 from data.pets import SimpleOxfordPetDataset
 from data.view import View
 from helpers import TINY, Script, run_ok

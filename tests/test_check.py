@@ -7,8 +7,8 @@ from PIL import Image
 
 from data.dataset import Dataset
 from data.image_io import read_mask
-from models.task import BACKGROUND
 from helpers import TINY, assert_one_error, disc, run_ok, run_script, save
+from models.task import BACKGROUND
 
 
 def test_inverted_masks_are_reported(own, tmp_path):

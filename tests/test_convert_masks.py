@@ -400,7 +400,7 @@ def palette_mask() -> Image.Image:
     numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
     numbers[pixels(SQUARE_MASK)], numbers[pixels(TRIANGLE_MASK)], numbers[4, 6] = 1, 2, 255
     image = Image.fromarray(numbers, "P")
-    image.putpalette(class_colors(256).tobytes())
+    image.putpalette(np.uint8(class_colors(256)).tobytes())
     return image
 
 

@@ -12,13 +12,13 @@ from torchvision.models import resnet18, resnet34
 from data.cache import open_cache
 from data.dataset import Dataset, ImageDataset
 from data.image_io import image_size_of, read_image, read_pixels
-from data.pixels import pixel_values, shown, to_tensor
 from data.pets import load_dataset
+from data.pixels import pixel_values, shown, to_tensor
 from data.view import View
 from helpers import TINY, assert_one_error, run_ok, run_script
 from models.base import fold_channels
 from models.build import build_model
-from models.checkpoint import Checkpoint
+from models.checkpoint import load_checkpoint
 from models.weights import load_encoder_weights
 from runtime.errors import DatasetError
 from stubs import photograph
@@ -261,13 +261,24 @@ def test_a_set_of_arrays_from_training_to_panels(tmp_path):
     run_ok("oxford_pet.py", "--data_path", root, "--channels", 2, "--check", "--preview", cwd=tmp_path)
     run_ok("train.py", *flags, "--epochs", 3, "--batch_size", 4, *TINY, cwd=tmp_path)
     run_ok("train.py", "--data_path", root, "--resume", "--epochs", 1, cwd=tmp_path)
-    checkpoint = Checkpoint.load(tmp_path / "saved_models/tiny_best.pth")
+    checkpoint = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
     assert (checkpoint.image_size, checkpoint.channels, checkpoint.window) == (64, 2, [0.5, 99.5])
     said = run_ok("evaluate.py", "--data_path", root, "--report", "report", cwd=tmp_path)
     assert float(said.split("test Dice score: ")[1].split()[0]) > 0.8
     kinds = ("--save", "masks,panels,overlays,cutouts,probabilities")
     run_ok("inference.py", "--data_path", root, "--output_path", "out", *kinds, cwd=tmp_path)
-    run_ok("inference.py", "--data_path", root, "--output_path", "tiles", "--resize", "tile", "--image_size", 32, cwd=tmp_path)
+    run_ok(
+        "inference.py",
+        "--data_path",
+        root,
+        "--output_path",
+        "tiles",
+        "--resize",
+        "tile",
+        "--image_size",
+        32,
+        cwd=tmp_path,
+    )
     assert "100.00" in run_ok("export.py", "--data_path", root, "--formats", "pt2", cwd=tmp_path)
     panel = np.asarray(Image.open(next((tmp_path / "out").glob("*_panel.png"))))
     image = panel[34 : 34 + 256, 12 : 12 + 256]

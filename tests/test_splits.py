@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from data.dataset import Dataset
+from data.dataset import Dataset, read_groups
 from data.layout import Sample, read_list
 from data.pets import OxfordPetDataset
 from data.split import _deal_out, connected, stratified_subset
@@ -261,26 +261,27 @@ def test_large_groups_leave_parts_their_sizes(sizes, expected):
 
 
 def test_groups_by_regex_and_file(shared_dataset, tmp_path):
-    samples = Dataset(shared_dataset).samples
-    by_breed = group_names(samples, r"^(\D+\d)_", None)
+    samples, file = Dataset(shared_dataset).samples, tmp_path / "groups.csv"
+    by_breed = read_groups(r"regex:^(\D+\d)_", samples)
     assert set(by_breed.values()) == {"Cat0", "Cat1", "dog2", "dog3"}
-    assert group_names(samples, "Cat.", None) == {name: name[:4] for name in by_breed if name[0] == "C"}
-    (tmp_path / "groups.csv").write_text("Cat0_0,a b\nCat1_1 a\n\ndog2_2\tb\n")
-    found = group_names(samples, None, tmp_path / "groups.csv")
-    assert found == {"Cat0_0": "a b", "Cat1_1": "a", "dog2_2": "b"}
-    spaced = [Sample("photo 1", Path("photo 1.jpg"))]
-    (tmp_path / "groups.csv").write_text("photo 1 clip\n")
-    assert group_names(spaced, None, tmp_path / "groups.csv") == {"photo 1": "clip"}
+    assert read_groups("regex:Cat.", samples) == {name: name[:4] for name in by_breed if name[0] == "C"}
+    file.write_text("Cat0_0,a b\nCat1_1 a\n\ndog2_2\tb\n")
+    assert read_groups(str(file), samples) == {"Cat0_0": "a b", "Cat1_1": "a", "dog2_2": "b"}
+    file.write_text("photo 1 clip\n")
+    assert read_groups(str(file), [Sample("photo 1", Path("photo 1.jpg"))]) == {"photo 1": "clip"}
     for pattern in ("nothing", "^()"):
         with pytest.raises(UsageError, match="finds a group in no name, such as Cat0_0"):
-            group_names(samples, pattern, None)
-    cases = (("Cat0_0", "not `name group`"), ("x y", "not `name group` of an image"), (None, "can't be read"))
-    for text, said in (*cases, ("Cat0_0 a\nCat0_0 b", "line 2 names an image twice")):
-        file = tmp_path / f"{said[:3]}.txt"
-        if text:
-            file.write_text(text)
+            read_groups(f"regex:{pattern}", samples)
+    for text, said in (
+        ("Cat0_0", "not `name group`"),
+        ("x y", "not `name group` of an image"),
+        ("Cat0_0 a\nCat0_0 b", "line 2 names an image twice"),
+    ):
+        file.write_text(text)
         with pytest.raises(UsageError, match=said):
-            group_names(samples, None, file)
+            read_groups(str(file), samples)
+    with pytest.raises(UsageError, match="can't be read"):
+        read_groups("nowhere.txt", samples)
 
 
 def test_a_run_remembers_its_groups(shared_dataset, tmp_path):

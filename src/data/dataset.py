@@ -41,11 +41,7 @@ class Dataset:
         by_name = {sample.name: sample for samples in self.lists.values() for sample in samples}
         self.samples = [by_name[name] for name in sorted(by_name)] if self.lists else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
-
-    @property
-    def layout(self) -> str:
-        """Its layout, in words."""
-        return describe_layout(self.root)
+        self.layout = describe_layout(self.root)  # in words
 
     @functools.cached_property
     def copies(self) -> list[Group]:
@@ -134,8 +130,11 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
     """The group of each image, by its name; see Dataset."""
     names = {sample.name for sample in samples}
     if source.startswith("regex:"):
-        pattern = source.removeprefix("regex:")
-        matches = {name: re.search(pattern, name) for name in sorted(names)}
+        try:
+            pattern = re.compile(source.removeprefix("regex:"))
+        except re.error as error:
+            raise UsageError(f"--groups {source!r} is no regular expression ({error}); change it") from None
+        matches = {name: pattern.search(name) for name in sorted(names)}
         groups = {name: match.group(bool(match.groups())) for name, match in matches.items() if match}
         groups = {name: group for name, group in groups.items() if group}
         if not groups:
@@ -165,20 +164,18 @@ def as_keys(keys: list) -> list[tuple[int, int]]:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images, and labels where they have any, as a network takes them: in whole batches, as tensors.
+    """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
     A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
     (N, 1, H, W), see models/task.py; `path`, a list of files. Images stay in bytes until they are on the device; the
     model normalises. A key is an index, or a pair (epoch, index) where something is drawn anew every epoch.
 
     Args:
-        samples: the images; either all have masks or none.
+        samples: the images.
         view: what is read of them. With `resize` of `keep` those of a batch must have one shape.
-        cache: decoded images, see `data.cache.open_cache`; None decodes them at every access.
-        root: the folder that they come from.
-        mode: the part that they are.
-        augment_uncertain: border pixels become pet or background at random, half and half.
-        seed: of what is drawn.
+        cache: decoded images; None decodes them at every access.
+        root: the folder, and `mode` the part, that they come from.
+        augment_uncertain: border pixels become pet or background at random, half and half, by `seed`.
 
     Raises:
         DatasetError: see `View.require_labels` and, when read, `View.read_at`.

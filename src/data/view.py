@@ -41,12 +41,12 @@ class View(NamedTuple):
 
     @property
     def rgb(self) -> bool:
-        """Whether images are 8-bit RGB, which most are. Others have 16 bits a channel here and in the cache."""
+        """Whether images are 8-bit RGB, which most are."""
         return self.channels == 3 and self.window is None
 
     @property
     def dtype(self) -> type:
-        """Of images."""
+        """Of images, here and in the cache."""
         return np.uint8 if self.rgb else np.uint16
 
     def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
@@ -64,11 +64,7 @@ class View(NamedTuple):
         return self.read_at(sample, self.size_of(sample))
 
     def read_at(self, sample: Sample, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image (H, W, C) and its label map, uint8 (H, W), or None where it has none.
-
-        Args:
-            sample: says which files.
-            size: width and height that both are resized to; None keeps the image's own size.
+        """The image (H, W, C) and its label map, uint8 (H, W), or None; at a width and height, or its own.
 
         Raises:
             DatasetError: a file can't be read or is no mask, or their sizes don't fit.
