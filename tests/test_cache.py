@@ -42,14 +42,6 @@ def test_cache_is_a_plain_npy_array(dataset):
     np.testing.assert_array_equal(array[[3, 0]], cache.read([pet.name for pet in Dataset(dataset).samples][3::-3]))
 
 
-def test_records_are_copies(dataset):
-    cache, name = opened(dataset, 32), Dataset(dataset).samples[0].name
-    first = cache.read([name])
-    before = first.copy()
-    first[:] = 0
-    np.testing.assert_array_equal(cache.read([name]), before)
-
-
 def caches(root):
     return sorted(p.name for p in (root / ".pixel_cache").iterdir() if p.name != "lock")
 

@@ -42,9 +42,9 @@ def readers(folder) -> dict:
         "size": lambda file: image_size_of(file, upright=True),
         "full": lambda file: read_image(file, None, upright=True),
         "thumbnail": lambda file: read_any(file, SIZE, upright=True),
-        "gray": lambda file: gray.read(Sample("x", file)),
-        "pair": lambda file: view.read(Sample("x", file, mask)),
-        "mask": lambda file: view.read(Sample("x", image, file)),
+        "gray": lambda file: gray.read_at(Sample("x", file), gray.fit(image_size_of(file))),
+        "pair": lambda file: view.read_at(Sample("x", file, mask), SIZE),
+        "mask": lambda file: view.read_at(Sample("x", image, file), SIZE),
         "trimap": read_trimap,
         "classes": lambda file: read_class_mask(file, ("ground", "one", "two")),
     }

@@ -14,7 +14,7 @@ from data.layout import Sample, read_list
 from data.pets import OxfordPetDataset
 from data.split import _deal_out, connected, stratified_subset
 from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
-from runtime.errors import DatasetError, UsageError
+from runtime.errors import UsageError
 from stubs import photograph
 
 
@@ -131,11 +131,6 @@ def test_near_copies_are_looked_for_once(dataset, monkeypatch):
     assert first == [Dataset(dataset).samples[:2]]
     monkeypatch.setattr("data.copies.find_near_copies", lambda samples: [])
     assert Dataset(dataset).near_copies == first
-    (file,) = (dataset / ".pixel_cache").glob("near_copies_*.json")
-    for damaged in ("[[", '[["Cat0_0", "nobody"]]', "7"):
-        file.write_text(damaged)
-        with pytest.raises(DatasetError, match="is damaged; delete it"):
-            Dataset(dataset).near_copies
     photograph(5).save(Dataset(dataset).samples[1].image_path)
     assert Dataset(dataset).near_copies == []
     assert len(list((dataset / ".pixel_cache").glob("near_copies_*.json"))) == 1
@@ -211,7 +206,7 @@ def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
     run_ok(*flags, best[0], cwd=tmp_path)
     assert_one_error(run_script(*flags, *best, cwd=tmp_path), "was trained on")
     wrong = run_script("train.py", *data, *TINY, "--fold", "3/2", cwd=tmp_path)
-    assert_one_error(wrong, "there is no fold 3 of 2")
+    assert_one_error(wrong, "'3/2' is no fold such as 1/5")
 
 
 LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3)]

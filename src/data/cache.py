@@ -125,7 +125,7 @@ def _fill(stream, samples: list[Sample], view: View) -> None:
 
     def decode(sample: Sample):
         try:
-            image, labels = view.read_stored(sample, view.size_of(sample))
+            image, labels = view.read_at(sample, view.size_of(sample))
         except DatasetError as error:
             return str(error)
         return np.concatenate([image.transpose(2, 0, 1), labels[None].astype(view.dtype)])

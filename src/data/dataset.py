@@ -77,13 +77,13 @@ class Dataset:
             needed: parts that must not be empty.
 
         Raises:
-            DatasetError: a list is missing, listed files are missing, or a part is empty.
+            DatasetError: a list or listed files are missing, or a part is empty.
             ValueError: there is no such split.
         """
         if name not in SPLITS:
             raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
         if name == "official":
-            parts = split_by_lists(*self._official_lists(needed))
+            parts = self._official_parts(needed)
         else:
             for listed in () if not self.lists or "list" in self.lists else ("trainval", "test"):
                 self._list(listed)  # a part of the images would be divided in another way
@@ -114,7 +114,7 @@ class Dataset:
     def _list(self, name: str) -> list[Sample]:
         return self.lists[name] if name in self.lists else read_list(self.root, name)  # which says what is missing
 
-    def _official_lists(self, needed: tuple[str, ...]) -> tuple[list[Sample], list[Sample], list[Group]]:
+    def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
             raise DatasetError(
                 f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
@@ -123,7 +123,7 @@ class Dataset:
         trainval, test = (self._list(name) if name in wanted else [] for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}
         raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], self.root)
-        return trainval, test, self.grouped(trainval)
+        return split_by_lists(trainval, test, self.grouped(trainval))
 
 
 def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
@@ -214,7 +214,7 @@ class ImageDataset(torch.utils.data.Dataset):
             records = self.cache.read([sample.name for sample in samples])
             images, stored = records[:, :-1], list(records[:, -1].astype(np.uint8))
         else:
-            pairs = [self.view.read_stored(sample, self.view.size_of(sample)) for sample in samples]
+            pairs = [self.view.read_at(sample, self.view.size_of(sample)) for sample in samples]
             images = np.stack([image.transpose(2, 0, 1) for image, _ in pairs])
             stored = [labels for _, labels in pairs]
         batch = {"image": torch.from_numpy(to_floats(images)), "path": [str(sample.image_path) for sample in samples]}
