@@ -10,11 +10,10 @@ import torch
 import utils
 from data.augment import IDENTITY, BatchAugmentation, apply_colors, augment_batch, draw_augmentation, draw_colors, mix
 from data.names import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
-from models.task import TASKS
-from stubs import Plain, make_batch, make_run
+from stubs import make_batch
 from train import build_parser
-from training.config import TrainConfig
 from training.data import augmented, open_parts
+from training.resolve import new_config
 
 
 def test_identity_changes_nothing():
@@ -74,6 +73,9 @@ def test_grid_equals_torchs():
     grid = torch.nn.functional.affine_grid(affine, [6, 3, 24, 40], align_corners=False)
     expected = torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     torch.testing.assert_close(utils.apply_augmentations(images, truth, affine)[0], expected, atol=0.01, rtol=0)
+
+
+CPU = torch.device("cpu")
 
 
 class FakeDataset:
@@ -165,7 +167,7 @@ def test_strengths_have_their_limits():
 def test_augmentation_flags_reach_the_batches(shared_dataset):
     def first_batch(*flags) -> dict:
         words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
-        config = TrainConfig.from_flags(build_parser().parse_overrides(words))
+        config = new_config(build_parser().parse_overrides(words), False, None)
         return augmented(config, open_parts(config, None, None)[0][0]).read_batch([(epoch, 1) for epoch in range(100)])
 
     def widest(batch: dict) -> float:
@@ -174,11 +176,11 @@ def test_augmentation_flags_reach_the_batches(shared_dataset):
 
     plain = first_batch()
     assert "colors" not in plain
-    assert (plain["mask"] == plain["mask"][0]).all()
+    assert (plain["labels"] == plain["labels"][0]).all()
     assert 5 < widest(plain) <= 10
-    assert first_batch("--color_jitter")["colors"].unique(dim=0).shape[0] > 80
+    assert first_batch("--distort", "color")["colors"].unique(dim=0).shape[0] > 80
     assert widest(first_batch("--augment_strength", "strong")) > 12
-    uncertain = first_batch("--augment_uncertain")["mask"]
+    uncertain = first_batch("--augment_uncertain")["labels"]
     assert (uncertain != uncertain[0]).any()
 
 
@@ -188,22 +190,19 @@ def test_sizes_are_multiples_of_the_stride():
     assert possible_sizes(64, 32, 0.9) == [64, 96]  # batch norm needs more than one pixel
 
 
-def test_multi_scale_steps_keep_masks_valid():
-    how = BatchAugmentation(multi_scale=0.5, stride=4, seed=1)
-    model, seen = Plain(), []
-    run = make_run(model, multi_scale=0.5, seed=1)
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+def test_steps_of_varied_sizes_keep_labels_valid():
+    augmentation, seen = BatchAugmentation(vary=True, stride=2, seed=1), []
     for step in range(12):
-        run.state.progress.step = step
         batch = make_batch()
-        batch["mask"] = 1 + 2 * batch["mask"]  # as of pet and border: nothing between may come of them
-        _, targets = augment_batch(batch, Plain.task, how, torch.device("cpu"), 0, step)
-        assert targets.unique().tolist() == [1, 3]
-        assert targets.dtype == torch.uint8
-        assert run.train_batch([make_batch()])[0][1] == 7
-    assert set(seen) == {8, 12}
-    images, _ = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), 0, 7)
-    assert images.shape[-1] == seen[7]  # whatever came before
+        batch["labels"] *= 2  # background and border: nothing between may come of them
+        images, labels = augment_batch(batch, augmentation, CPU, 0, step)
+        assert labels.unique().tolist() == [0, 2]
+        assert labels.dtype == torch.uint8
+        assert images.shape[-2:] == labels.shape[-2:]
+        seen.append(images.shape[-1])
+    assert set(seen) == {6, 8, 10}
+    again, _ = augment_batch(make_batch(), augmentation, CPU, 0, 7)
+    assert again.shape[-1] == seen[7]  # whatever came before
 
 
 def two_worlds(count: int = 6):
@@ -216,11 +215,9 @@ def two_worlds(count: int = 6):
 
 
 @pytest.mark.parametrize("kind", ["paste", "cutmix"])
-@pytest.mark.parametrize("trimap", [False, True])
-def test_mixed_images_take_each_pixel_from_one_source(kind, trimap):
-    images, masks = two_worlds()
-    targets, task = (2 - masks, TASKS["trimap"]) if trimap else (masks, TASKS["binary"])
-    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3), task)
+def test_mixed_images_take_each_pixel_from_one_source(kind):
+    images, targets = two_worlds()
+    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3))
     changed = 0
     for i in range(len(images)):
         sources = set(mixed[i].unique().tolist())
@@ -232,31 +229,31 @@ def test_mixed_images_take_each_pixel_from_one_source(kind, trimap):
         taken = mixed[i, :1] == other
         assert torch.equal(answers[i], torch.where(taken, targets[int(other)], targets[i]))
         if kind == "paste":
-            assert torch.equal(taken, masks[int(other)] == 1)
+            assert torch.equal(taken, targets[int(other)] == 1)
         else:
             rows, columns = (taken[0].any(dim=d).nonzero().flatten() for d in (1, 0))
             assert taken.sum() == len(rows) * len(columns)  # a rectangle
             assert 0.05 < taken.float().mean() < 0.6
     assert 0 < changed < len(images)
-    again = mix(images, targets, kind, 0.5, np.random.default_rng(3), task)
+    again = mix(images, targets, kind, 0.5, np.random.default_rng(3))
     assert torch.equal(again[0], mixed)
-    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3), task)[0], images)
+    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3))[0], images)
 
 
 def test_single_image_is_not_mixed():
     images, masks = two_worlds(1)
-    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0), TASKS["binary"])
+    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0))
     assert torch.equal(mixed, images)
     assert torch.equal(answers, masks)
 
 
 def test_plans_of_sizes():
     assert planned_sizes("64:2,96:1") == [64, 64, 96]
-    assert planned_sizes(None) == []
+    assert planned_sizes("grow") == []
     assert automatic_plan(128, 32, 12) == "64:3,96:4"
     assert automatic_plan(128, 32, 1) is None
     for size, stride, epochs in ((128, 32, 12), (256, 16, 40), (96, 32, 4), (64, 32, 10)):
-        sizes = planned_sizes(automatic_plan(size, stride, epochs))
+        sizes = planned_sizes(automatic_plan(size, stride, epochs) or "fixed")
         assert sizes == sorted(sizes)
         assert len(sizes) <= 3 * epochs / 4
         assert all(2 * stride <= side < size and side % stride == 0 for side in sizes)
@@ -266,8 +263,8 @@ def test_plans_of_sizes():
 
 
 def test_epochs_train_at_their_planned_sizes():
-    how = BatchAugmentation(stride=4, sizes=(4, 12))
+    augmentation = BatchAugmentation(stride=4, sizes=(4, 12))
     for epoch, side in enumerate((4, 12, 8, 8)):
-        images, targets = augment_batch(make_batch(), Plain.task, how, torch.device("cpu"), epoch, 0)
+        images, targets = augment_batch(make_batch(), augmentation, CPU, epoch, 0)
         assert images.shape[-2:] == targets.shape[-2:] == (side, side)
         assert set(targets.unique().tolist()) <= {0, 1}

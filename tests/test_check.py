@@ -5,15 +5,16 @@ import re
 import numpy as np
 from PIL import Image
 
+from data.dataset import Dataset
 from data.image_io import read_mask
-from data.index import list_samples
 from helpers import TINY, assert_one_error, disc, run_ok, run_script, save
+from models.task import BACKGROUND
 
 
 def test_inverted_masks_are_reported(own, tmp_path):
-    for pet in list_samples(own):
-        trimap = read_mask(pet.mask_path)
-        Image.fromarray((trimap == 2).astype(np.uint8) * 255).save(pet.mask_path)
+    for pet in Dataset(own).samples:
+        labels = read_mask(pet.mask_path)
+        Image.fromarray((labels == BACKGROUND).astype(np.uint8) * 255).save(pet.mask_path)
     done = run_script("train.py", "--data_path", own, "--epochs", 1, *TINY, cwd=tmp_path)
     assert done.returncode == 0
     assert "INVERTED" in done.stderr

@@ -12,8 +12,9 @@ from PIL import Image
 
 import annotations
 import convert_masks
+from data.dataset import Dataset
 from data.image_io import read_class_mask
-from data.index import list_samples
+from data.view import View
 from models.names import class_names
 from models.task import BACKGROUND, IGNORED, PET, class_colors
 from runtime.errors import UsageError
@@ -80,10 +81,10 @@ def convert(tmp_path):
 def read_back(out) -> dict[str, np.ndarray]:
     """Every mask as the toolkit reads it, bool (H, W), once its image has been read at the same size."""
     masks = {}
-    for sample in list_samples(out):
-        image, trimap = sample.read()
-        assert image.shape[:2] == trimap.shape
-        masks[sample.name] = trimap == PET
+    for sample in Dataset(out).samples:
+        image, labels = View().read_at(sample)
+        assert image.shape[:2] == labels.shape
+        masks[sample.name] = labels == PET
     return masks
 
 
@@ -399,7 +400,7 @@ def palette_mask() -> Image.Image:
     numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
     numbers[pixels(SQUARE_MASK)], numbers[pixels(TRIANGLE_MASK)], numbers[4, 6] = 1, 2, 255
     image = Image.fromarray(numbers, "P")
-    image.putpalette(class_colors(256).tobytes())
+    image.putpalette(np.uint8(class_colors(256)).tobytes())
     return image
 
 

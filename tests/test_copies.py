@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from data.copies import find_near_copies
-from data.index import Sample
+from data.layout import Sample
 from helpers import run_ok
 from stubs import photograph
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data.datasets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
+from data.pets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
 
 
 def test_samples_at_their_own_size(shared_dataset):
@@ -34,6 +34,7 @@ def test_simple_samples_are_square_tensors(shared_dataset):
     assert {k: (tuple(v.shape), v.dtype) for k, v in sample.items() if k != "path"} == {
         "image": ((3, 256, 256), torch.uint8),
         "mask": ((1, 256, 256), torch.uint8),
+        "labels": ((1, 256, 256), torch.uint8),
         "trimap": ((1, 256, 256), torch.uint8),
     }
     assert set(sample["mask"].unique().tolist()) == {0, 1}

@@ -8,11 +8,10 @@ import torch
 from scipy import ndimage
 
 from data.augment import AugmentedDataset, BatchAugmentation, augment_batch
-from data.datasets import load_dataset
 from data.distortions import DISTORTIONS, apply_distortions, draw_distortions
-from data.names import AUTO, distortion_names
+from data.names import AUTO, change_names
+from data.pets import load_dataset
 from helpers import TINY, assert_one_error, run_script
-from models.task import TASKS
 from stubs import photograph
 
 CPU = torch.device("cpu")
@@ -77,19 +76,21 @@ def test_what_is_drawn():
         some = rows[:, number][rows[:, number] > 0]
         assert 240 < len(some) < 360
         assert some.min() >= 0.05 and some.max() <= 0.5
-    assert distortion_names("jpeg, elastic") == "elastic,jpeg"
-    assert distortion_names("all") == ",".join(NAMES)
+    assert change_names("jpeg, color, elastic") == "color,elastic,jpeg"
+    assert change_names("all, paste") == ",".join(["color", *NAMES, "paste"])
     with pytest.raises(ArgumentTypeError, match="no distortion is called 'rain'"):
-        distortion_names("rain")
+        change_names("rain")
+    with pytest.raises(ArgumentTypeError, match="paste and cutmix exclude each other"):
+        change_names("paste,cutmix")
 
 
-@pytest.mark.parametrize("options", [{"distort": "all"}, {"strength": AUTO}], ids=["named", "auto"])
+@pytest.mark.parametrize("options", [{"distort": ",".join(NAMES)}, {"strength": AUTO}], ids=["named", "auto"])
 @pytest.mark.parametrize("variants", [0, 2])
 def test_a_draw_depends_on_seed_epoch_and_image_alone(shared_dataset, options, variants):
     def images(keys, seed=1):
         dataset = load_dataset(shared_dataset, "train", image_size=64)
         found = AugmentedDataset(dataset, seed, variants, **options).read_batch(keys)
-        return augment_batch(found, TASKS["binary"], BatchAugmentation(), CPU, 0, 0)[0]
+        return augment_batch(found, BatchAugmentation(), CPU, 0, 0)[0]
 
     first = 40 if variants else 0  # of the variants
     together = images([(4, first + index) for index in range(12)])

@@ -14,9 +14,9 @@ from torchvision.datasets import OxfordIIITPet
 import data.download as download_module
 import oxford_pet
 from crashes import recorded, try_all
+from data.dataset import Dataset
 from data.download import download
-from data.index import find_root, list_samples
-from data.splits import split_samples
+from data.layout import find_root
 from helpers import make_dataset
 from runtime.errors import DatasetError
 
@@ -67,7 +67,7 @@ def archives(tmp_path, monkeypatch):
 def test_download_is_whole_and_safe_to_repeat(archives, tmp_path, capsys):
     root = download(tmp_path / "data")
     assert root == tmp_path / "data/oxford-iiit-pet" == find_root(tmp_path / "data")
-    assert len(list_samples(root)) == 40
+    assert len(Dataset(root).samples) == 40
     assert sorted(p.name for p in root.iterdir()) == ["annotations", "images"]
     (archives / "images.tar.gz").unlink()
     assert download(tmp_path / "data") == root  # asks nobody
@@ -107,10 +107,10 @@ def test_a_half_unpacked_dataset_is_mended(archives, tmp_path):
         file.unlink()
     (root / "images/my own.jpg").write_bytes(b"precious")
     with pytest.raises(DatasetError, match="7 of the 80"):
-        split_samples(root)
+        Dataset(root).split()
     assert download(tmp_path / "data") == root
-    assert len(list_samples(root)) == 40
-    split_samples(root)
+    assert len(Dataset(root).samples) == 40
+    Dataset(root).split()
     assert (root / "images/my own.jpg").read_bytes() == b"precious"
 
 
@@ -123,7 +123,7 @@ def test_a_plain_layout_is_mended_where_it_is(archives, tmp_path):
     first.unlink()
     assert download(tmp_path / "data") == tmp_path / "data"
     assert first.is_file()
-    assert len(list_samples(tmp_path / "data")) == 40
+    assert len(Dataset(tmp_path / "data").samples) == 40
 
 
 def test_own_pictures_are_left_alone(tmp_path):
@@ -167,7 +167,7 @@ def test_a_download_that_breaks_off_is_told_and_starts_again(archives, tmp_path,
         download(tmp_path / "data")
     assert not (tmp_path / "data/oxford-iiit-pet/images").exists()
     monkeypatch.setattr(Quiet, "copyfile", whole)
-    assert len(list_samples(download(tmp_path / "data"))) == 40
+    assert len(Dataset(download(tmp_path / "data")).samples) == 40
 
 
 def test_a_server_that_stalls_is_told_and_whole_archives_are_kept(archives, tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_a_server_that_stalls_is_told_and_whole_archives_are_kept(archives, tmp_
     assert [path.name for path in (tmp_path / "data/oxford-iiit-pet").iterdir()] == [".download"]
     monkeypatch.setattr(Quiet, "copyfile", whole)
     (archives / "images.tar.gz").unlink()
-    assert len(list_samples(download(tmp_path / "data"))) == 40
+    assert len(Dataset(download(tmp_path / "data")).samples) == 40
 
 
 def test_the_disk_is_looked_at_first(archives, tmp_path, monkeypatch):

@@ -11,12 +11,11 @@ from PIL import Image
 
 from data.cache import open_cache
 from data.check import check, inspect
-from data.datasets import Preprocessing
+from data.dataset import Dataset
 from data.image_io import describe_image, image_size_of, read_any, read_class_mask, read_image, read_trimap
-from data.index import Sample, list_samples
-from data.inputs import read_input
+from data.layout import Sample
 from data.names import SPLITS
-from data.pixels import Pixels
+from data.view import View
 from fuzz_images import fuzz_image
 from helpers import TINY, assert_one_error, log_rows, make_dataset, run_ok, run_script, save, write_list
 from runtime.errors import DatasetError
@@ -37,17 +36,17 @@ def readers(folder) -> dict:
     image, mask = folder / "image.png", folder / "mask.png"
     save(image, WHOLE_IMAGE)
     save(mask, WHOLE_MASK)
-    gray, keep = Pixels(1, (1.0, 99.0)), Preprocessing(64, "keep")
+    view, gray = View(64), View(64, "keep", 1, (1.0, 99.0))
     return {
         "describe": describe_image,
         "size": lambda file: image_size_of(file, upright=True),
         "full": lambda file: read_image(file, None, upright=True),
         "thumbnail": lambda file: read_any(file, SIZE, upright=True),
-        "gray": lambda file: read_input(Sample("x", file, pixels=gray), keep),
-        "pair": lambda file: Sample("x", file, mask).read(SIZE),
-        "mask": lambda file: Sample("x", image, file).read(SIZE),
+        "gray": lambda file: gray.read_at(Sample("x", file), gray.fit(image_size_of(file))),
+        "pair": lambda file: view.read_at(Sample("x", file, mask), SIZE),
+        "mask": lambda file: view.read_at(Sample("x", image, file), SIZE),
         "trimap": read_trimap,
-        "classes": lambda file: read_class_mask(file, ("ground", "one", "two"), SIZE),
+        "classes": lambda file: read_class_mask(file, ("ground", "one", "two")),
     }
 
 
@@ -123,26 +122,26 @@ def broken_dataset(root, count: int) -> None:
 def test_check_cache_and_training_name_every_broken_file(tmp_path, count):
     root = tmp_path / "dataset"
     broken_dataset(root, count)
-    samples = list_samples(root)
-    refused = {sample.name for sample in samples if inspect(sample).fault}
+    dataset, view = Dataset(root), View(64)
+    refused = {sample.name for sample in dataset.samples if inspect(sample, view).fault}
     words = f"{len(refused)} faults"
     with pytest.raises(DatasetError, match=words):
-        check(root, SPLITS[1], 42)
+        check(dataset, SPLITS[1], 42, view)
     with pytest.raises(DatasetError, match=words):
-        open_cache(root, 64)
+        open_cache(root, dataset.samples, view)
     assert not [*root.glob(".pixel_cache/*.npy"), *root.glob(".pixel_cache/*.tmp")]
     if count < 100:
         return
     flags = ("--data_path", root, "--split", "official")
     train = ("train.py", *flags, *TINY, "--epochs", 1)
-    runs = [("oxford_pet.py", "--check", *flags), train, (*train, "--cache", "off")]
+    runs = [("oxford_pet.py", "--check", *flags), train, (*train, "--no-cache")]
     for script, *others in runs:
         done = run_script(script, *others, cwd=tmp_path)
-        assert_one_error(done, words if "off" not in others else "replace the file")
+        assert_one_error(done, words if "--no-cache" not in others else "replace the file")
         assert not [*tmp_path.glob("saved_models/*.pth"), *root.glob(".pixel_cache/*.[nt][pm]?")]
     for name in ("trainval", "test"):
         rows = (root / f"annotations/{name}.txt").read_text().splitlines()
         write_list(root, name, [row for row in rows if row.split()[0] not in refused])
     (root / "annotations/list.txt").unlink()
     run_ok(*train, cwd=tmp_path)
-    run_ok(*train, "--cache", "off", "--save_dir", "uncached", "--log_dir", "uncached", cwd=tmp_path)
+    run_ok(*train, "--no-cache", "--save_dir", "uncached", "--log_dir", "uncached", cwd=tmp_path)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.image_io import read_image, read_mask, read_pair, read_trimap
-from data.index import read_list
+from data.image_io import nearest, read_image, read_mask, read_trimap
+from data.layout import Sample, read_list
+from data.view import View
 from helpers import WRITERS, disc
 from runtime.errors import DatasetError, first_line
 
@@ -66,21 +67,20 @@ def test_reduced_decode_looks_like_a_full_one(tmp_path):
 
 def test_trimaps_keep_their_values_when_resized(shared_dataset):
     path = read_list(shared_dataset, "list")[0].mask_path
-    assert set(np.unique(read_trimap(path, (40, 40)))) == {1, 2, 3}
+    assert set(np.unique(nearest(read_trimap(path), (40, 40)))) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_kind_of_mask_is_read(tmp_path, kind):
     _, mask = disc(0)
     WRITERS[kind](mask).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), np.where(mask, 1, 2))
-    assert set(np.unique(read_mask(tmp_path / "m.png", (20, 20)))) == {1, 2}
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask)
 
 
-@pytest.mark.parametrize(("value", "code"), [(0, 2), (1, 1), (255, 1)])
-def test_empty_and_full_masks_are_read(tmp_path, value, code):
+@pytest.mark.parametrize(("value", "label"), [(0, 0), (1, 1), (255, 1)])
+def test_empty_and_full_masks_are_read(tmp_path, value, label):
     Image.fromarray(np.full((9, 9), value, np.uint8)).save(tmp_path / "m.png")
-    assert (read_mask(tmp_path / "m.png") == code).all()
+    assert (read_mask(tmp_path / "m.png") == label).all()
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -91,5 +91,5 @@ def test_exif_orientation_follows_the_mask(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.fromarray(np.rot90(pixels, turned).copy()).save(tmp_path / "a.jpg", exif=exif, quality=95)
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "a.png")
-    image, trimap = read_pair(tmp_path / "a.jpg", tmp_path / "a.png", True)
-    assert ((image.mean(2) > 110) == (trimap == 1)).mean() > 0.95
+    image, labels = View().read_at(Sample("a", tmp_path / "a.jpg", tmp_path / "a.png"))
+    assert ((image.mean(2) > 110) == labels).mean() > 0.95

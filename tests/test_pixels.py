@@ -10,10 +10,11 @@ from PIL import Image
 from torchvision.models import resnet18, resnet34
 
 from data.cache import open_cache
-from data.copies import near_copies
-from data.datasets import load_dataset
+from data.dataset import Dataset, ImageDataset
 from data.image_io import image_size_of, read_image, read_pixels
-from data.pixels import RGB, Pixels, pixel_values, shown, to_tensor
+from data.pets import load_dataset
+from data.pixels import pixel_values, shown, to_tensor
+from data.view import View
 from helpers import TINY, assert_one_error, run_ok, run_script
 from models.base import fold_channels
 from models.build import build_model
@@ -22,7 +23,16 @@ from models.weights import load_encoder_weights
 from runtime.errors import DatasetError
 from stubs import photograph
 
-GRAY = Pixels(1)
+GRAY, RGB = (1,), (3,)  # channels and window of `read_pixels`
+
+
+def opened(root, channels=3, window=None):
+    view = View(64, channels=channels, window=window)
+    return open_cache(root, Dataset(root).samples, view)
+
+
+def seen(values, channels=1, window=None):
+    return pixel_values(values, channels, window, None, "x")
 
 
 def test_twelve_bits_keep_their_levels_through_file_cache_and_tensor(tmp_path):
@@ -32,14 +42,14 @@ def test_twelve_bits_keep_their_levels_through_file_cache_and_tensor(tmp_path):
     for i in range(12):
         Image.fromarray(values + i % 2).save(tmp_path / f"images/{i}.png")
         Image.fromarray((values > 2000).astype(np.uint8)).save(tmp_path / f"masks/{i}.png")
-    cache = open_cache(tmp_path, 64, pixels=GRAY)
-    sample = load_dataset(tmp_path, "train", image_size=64, pixels=GRAY, cache=cache)[0]
+    samples = Dataset(tmp_path).samples
+    sample = ImageDataset(samples, View(64, channels=1), opened(tmp_path, 1))[0]
     assert sample["image"].shape == (1, 64, 64)
     assert sample["image"].dtype == torch.float32
     assert len(sample["image"].unique()) == 4096
-    uncached = load_dataset(tmp_path, "train", image_size=64, pixels=GRAY)[0]
-    assert all(torch.equal(sample[key], uncached[key]) for key in ("image", "mask", "trimap"))
-    windowed = load_dataset(tmp_path, "train", image_size=64, pixels=Pixels(1, (10.0, 90.0)))[0]["image"]
+    uncached = ImageDataset(samples, View(64, channels=1))[0]
+    assert all(torch.equal(sample[key], uncached[key]) for key in ("image", "labels"))
+    windowed = ImageDataset(samples, View(64, channels=1, window=(10.0, 90.0)))[0]["image"]
     assert (windowed.min(), windowed.max()) == (0, 255)
     assert 1024 < len(windowed.unique()) < 3400
     assert len(load_dataset(tmp_path, "train", image_size=64)[0]["image"].unique()) == 16  # as RGB of 8 bits
@@ -57,23 +67,23 @@ def test_files_of_all_kinds_give_the_same_values(tmp_path, kind):
         stored = {"float tiff": values.astype(np.float32), "rgb": np.dstack([values] * 3)}.get(kind, values)
         Image.fromarray(stored).save(path)
     assert image_size_of(path) == (7, 9)
-    found = read_pixels(path, GRAY)
+    found = read_pixels(path, *GRAY)
     assert found.shape == (9, 7, 1)
     assert np.abs(found[..., 0] - values.astype(int) * 257).max() <= 1
-    assert read_pixels(path, GRAY, (14, 18)).shape == (18, 14, 1)
-    assert np.array_equal(read_pixels(path, RGB)[..., 0], values)
+    assert read_pixels(path, *GRAY, size=(14, 18)).shape == (18, 14, 1)
+    assert np.array_equal(read_pixels(path, *RGB)[..., 0], values)
 
 
 def test_window_clips_at_percentiles_and_odd_values_do_no_harm():
     values = np.linspace(-1000, 3000, 10_001).reshape(1, -1)
-    found = pixel_values(values, Pixels(1, (10.0, 90.0)), None, "x")[0, :, 0]
+    found = seen(values, 1, (10.0, 90.0))[0, :, 0]
     assert (found[:1000] == 0).all() and (found[-1000:] == 65535).all()
     assert found[5000] == pytest.approx(32768, abs=2)
     odd = values.copy()
     odd[0, :3] = np.nan, np.inf, -np.inf
-    assert pixel_values(odd, GRAY, None, "x")[0, 5000, 0] == pytest.approx(32768, abs=20)
-    assert not pixel_values(np.full((4, 4), np.nan), GRAY, None, "x").any()
-    assert not pixel_values(np.full((4, 4), 7.0), GRAY, None, "x").any()
+    assert seen(odd)[0, 5000, 0] == pytest.approx(32768, abs=20)
+    assert not seen(np.full((4, 4), np.nan)).any()
+    assert not seen(np.full((4, 4), 7.0)).any()
 
 
 @pytest.mark.filterwarnings("error")
@@ -81,20 +91,20 @@ def test_window_clips_at_percentiles_and_odd_values_do_no_harm():
 def test_values_at_the_limits_of_their_type(kind):
     largest = np.finfo(kind).max
     values = np.array([[-largest, 0, largest, np.nan, np.inf]], kind)
-    assert pixel_values(values, GRAY, None, "x")[0, :, 0].tolist() == [0, 32768, 65535, 0, 65535]
+    assert seen(values)[0, :, 0].tolist() == [0, 32768, 65535, 0, 65535]
     least = np.array([[0, np.finfo(kind).smallest_subnormal]], kind)
-    assert pixel_values(least, GRAY, None, "x")[0, 0, 0] == 0
+    assert seen(least)[0, 0, 0] == 0
 
 
 def test_channels():
     five = np.random.default_rng(1).integers(0, 65536, (6, 4, 5)).astype(np.uint16)
-    assert np.array_equal(pixel_values(five, Pixels(5), None, "x"), five)
-    assert np.array_equal(pixel_values(five[..., 0], Pixels(3, (0.0, 100.0)), None, "x")[..., 2], _scaled(five[..., 0]))
-    assert np.array_equal(pixel_values(five[..., 0], Pixels(4), None, "x")[..., 3], five[..., 0])  # gray is repeated
+    assert np.array_equal(seen(five, 5), five)
+    assert np.array_equal(seen(five[..., 0], 3, (0.0, 100.0))[..., 2], _scaled(five[..., 0]))
+    assert np.array_equal(seen(five[..., 0], 4)[..., 3], five[..., 0])  # gray is repeated
     with pytest.raises(DatasetError, match="x has 5 channels, but 3 are wanted; train with --channels 5"):
-        pixel_values(five, Pixels(3, (0.0, 100.0)), None, "x")
+        seen(five, 3, (0.0, 100.0))
     with pytest.raises(DatasetError, match="not an image"):
-        pixel_values(np.zeros((2, 2, 2, 2)), GRAY, None, "x")
+        seen(np.zeros((2, 2, 2, 2)))
     assert np.array_equal(shown(five), np.round(five[..., :3] / 257).astype(np.uint8))
     assert np.array_equal(shown(five[..., :1])[..., 2], np.round(five[..., 0] / 257).astype(np.uint8))
     assert to_tensor(five).shape == (5, 6, 4)
@@ -102,14 +112,14 @@ def test_channels():
 
 def test_each_channel_has_a_range_of_its_own_but_colors_share_one():
     values = np.random.default_rng(2).random((20, 20, 2)) * [4000, 1]
-    found = pixel_values(values, Pixels(2), None, "x")
+    found = seen(values, 2)
     assert found.max(axis=(0, 1)).tolist() == [65535, 65535]
     colors = np.dstack([values, values[..., 1]])
-    found = pixel_values(colors, Pixels(3, (0.0, 100.0)), None, "x")
+    found = seen(colors, 3, (0.0, 100.0))
     assert found[..., 1].max() < 30
-    for kind in (GRAY, Pixels(2), Pixels(3, (1.0, 99.0))):
-        assert np.array_equal(pixel_values(values[..., 0] > 2000, kind, None, "x")[..., 0] > 0, values[..., 0] > 2000)
-    tiny = pixel_values(values[..., 1] * 1e-15, GRAY, None, "x")
+    for kind in (GRAY, (2,), (3, (1.0, 99.0))):
+        assert np.array_equal(seen(values[..., 0] > 2000, *kind)[..., 0] > 0, values[..., 0] > 2000)
+    tiny = seen(values[..., 1] * 1e-15)
     assert (tiny.min(), tiny.max()) == (0, 65535)
 
 
@@ -117,9 +127,9 @@ def test_byte_order_does_not_matter(tmp_path):
     values = np.array([[10000, 20000, 30000]], np.uint16)
     np.save(tmp_path / "big.npy", values.astype(">u2"))
     np.save(tmp_path / "little.NPY", values.astype("<u2"))  # adds .npy
-    assert read_pixels(tmp_path / "big.npy", GRAY)[0, :, 0].tolist() == values[0].tolist()
+    assert read_pixels(tmp_path / "big.npy", *GRAY)[0, :, 0].tolist() == values[0].tolist()
     for kind in (GRAY, RGB):
-        one, other = (read_pixels(tmp_path / name, kind) for name in ("big.npy", "little.NPY.npy"))
+        one, other = (read_pixels(tmp_path / name, *kind) for name in ("big.npy", "little.NPY.npy"))
         assert np.array_equal(one, other)
 
 
@@ -137,7 +147,7 @@ def test_broken_arrays_are_one_error(tmp_path):
         ),
     ):
         (tmp_path / "image.npy").write_bytes(content)
-        for read in (read_image, lambda path: read_pixels(path, GRAY)):
+        for read in (read_image, lambda path: read_pixels(path, *GRAY)):
             with pytest.raises(DatasetError, match=r"image\.npy (can't be read as|holds) an array"):
                 read(tmp_path / "image.npy")
 
@@ -150,16 +160,16 @@ def test_what_would_lose_its_depth_is_refused(tmp_path):
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    assert read_pixels(path, RGB).shape == (4, 4, 3)
+    assert read_pixels(path, *RGB).shape == (4, 4, 3)
     with pytest.raises(DatasetError, match=r"16 bits a channel in color can't be read; save it as \.npy"):
-        read_pixels(path, Pixels(3, (0.0, 100.0)))
+        read_pixels(path, 3, (0.0, 100.0))
 
 
 def test_booleans_are_black_and_white(tmp_path):
     values = np.eye(6, dtype=bool)
     np.save(tmp_path / "b.npy", values)
-    for pixels in (RGB, GRAY, Pixels(1, (1.0, 99.0))):
-        found = read_pixels(tmp_path / "b.npy", pixels)[..., 0]
+    for pixels in (RGB, GRAY, (1, (1.0, 99.0))):
+        found = read_pixels(tmp_path / "b.npy", *pixels)[..., 0]
         assert np.array_equal(found, values * np.iinfo(found.dtype).max)
 
 
@@ -168,17 +178,8 @@ def test_palette_image_without_its_palette_is_read(tmp_path):
     data = (tmp_path / "p.png").read_bytes()
     start = data.index(b"PLTE") - 4
     (tmp_path / "p.png").write_bytes(data[:start] + data[start + 12 + struct.unpack_from(">I", data, start)[0] :])
-    assert read_pixels(tmp_path / "p.png", RGB).shape == (4, 4, 3)
-    assert read_pixels(tmp_path / "p.png", GRAY).shape == (4, 4, 1)
-
-
-def test_broken_arrays_are_refused(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
-    header = (tmp_path / "a.npy").read_bytes()
-    for data in (b"PK\3\4 no archive", header.replace(b"}", b" "), header.replace(b"'<f8'", b"'<f9'"), b""):
-        (tmp_path / "a.npy").write_bytes(data)
-        with pytest.raises(DatasetError, match=r"a.npy can't be read as an array \(.+\); replace the file"):
-            read_pixels(tmp_path / "a.npy", GRAY)
+    assert read_pixels(tmp_path / "p.png", *RGB).shape == (4, 4, 3)
+    assert read_pixels(tmp_path / "p.png", *GRAY).shape == (4, 4, 1)
 
 
 def test_settings_have_caches_of_their_own(tmp_path):
@@ -187,7 +188,7 @@ def test_settings_have_caches_of_their_own(tmp_path):
     for i in range(3):
         Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16 + i).save(tmp_path / f"images/{i}.png")
         Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
-    caches = [open_cache(tmp_path, 64, pixels=pixels) for pixels in (RGB, GRAY, Pixels(1, (1.0, 99.0)))]
+    caches = [opened(tmp_path, *kind) for kind in (RGB, GRAY, (1, (1.0, 99.0)))]
     assert [cache.read(["0"]).dtype.itemsize for cache in caches] == [1, 2, 2]
     assert len(list((tmp_path / ".pixel_cache").glob("*.npy"))) == 3
 
@@ -200,7 +201,7 @@ def test_near_copies_of_arrays_are_found(tmp_path):
         values = np.asarray(image.resize((180, 135)) if i == 3 else image).astype(np.uint16) * 4
         np.save(tmp_path / f"images/{i}.npy", np.dstack([values, values[..., :2]]))
         Image.fromarray(np.eye(*values.shape[:2], dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
-    assert [(a.name, b.name) for a, b in near_copies(tmp_path)] == [("0", "3")]
+    assert [(a.name, b.name) for a, b in Dataset(tmp_path).near_copies] == [("0", "3")]
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -251,13 +252,24 @@ def test_a_set_of_arrays_from_training_to_panels(tmp_path):
     run_ok("oxford_pet.py", "--data_path", root, "--channels", 2, "--check", "--preview", cwd=tmp_path)
     run_ok("train.py", *flags, "--epochs", 3, "--batch_size", 4, *TINY, cwd=tmp_path)
     run_ok("train.py", "--data_path", root, "--resume", "--epochs", 1, cwd=tmp_path)
-    content = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
-    assert content["preprocessing"] == {"image_size": 64, "channels": 2, "window": [0.5, 99.5]}
-    said = run_ok("evaluate.py", "--data_path", root, "--worst", 1, cwd=tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
+    assert (checkpoint.image_size, checkpoint.channels, checkpoint.window) == (64, 2, [0.5, 99.5])
+    said = run_ok("evaluate.py", "--data_path", root, "--report", "report", cwd=tmp_path)
     assert float(said.split("test Dice score: ")[1].split()[0]) > 0.8
     kinds = ("--save", "masks,panels,overlays,cutouts,probabilities")
     run_ok("inference.py", "--data_path", root, "--output_path", "out", *kinds, cwd=tmp_path)
-    run_ok("inference.py", "--data_path", root, "--output_path", "tiles", "--tile", "--image_size", 32, cwd=tmp_path)
+    run_ok(
+        "inference.py",
+        "--data_path",
+        root,
+        "--output_path",
+        "tiles",
+        "--resize",
+        "tile",
+        "--image_size",
+        32,
+        cwd=tmp_path,
+    )
     assert "100.00" in run_ok("export.py", "--data_path", root, "--formats", "pt2", cwd=tmp_path)
     panel = np.asarray(Image.open(next((tmp_path / "out").glob("*_panel.png"))))
     image = panel[34 : 34 + 256, 12 : 12 + 256]

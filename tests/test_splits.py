@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from data.copies import connected, find_copies, near_copies
-from data.datasets import OxfordPetDataset
-from data.index import Sample, list_samples, read_list
-from data.splits import _deal_out, group_names, split_samples, stratified_subset
+from data.dataset import Dataset, read_groups
+from data.layout import Sample, read_list
+from data.pets import OxfordPetDataset
+from data.split import _deal_out, connected, stratified_subset
 from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
-from runtime.errors import DatasetError, UsageError
+from runtime.errors import UsageError
 from stubs import photograph
 
 
@@ -24,7 +24,7 @@ def names(pets):
 
 def test_80_10_10_is_disjoint_complete_and_stratified(tmp_path):
     root = make_dataset(tmp_path / "data", count=120, breeds=4)
-    parts = split_samples(root, "80-10-10", seed=3)
+    parts = Dataset(root).split("80-10-10", seed=3)
     assert [len(part) for part in parts[:3]] == [96, 12, 12]
     everything = names(parts.train + parts.valid + parts.test)
     assert sorted(everything) == sorted(names(read_list(root, "list")))
@@ -34,17 +34,17 @@ def test_80_10_10_is_disjoint_complete_and_stratified(tmp_path):
 
 
 def test_80_10_10_depends_on_the_seed_alone(shared_dataset, tmp_path):
-    first, again, other = (split_samples(shared_dataset, "80-10-10", seed) for seed in (3, 3, 4))
+    first, again, other = (Dataset(shared_dataset).split("80-10-10", seed) for seed in (3, 3, 4))
     assert first == again
     assert names(first.test) != names(other.test)
     root = make_dataset(tmp_path / "data")
     rows = (root / "annotations/list.txt").read_text().splitlines()
     write_list(root, "list", rows[::-1])
-    assert names(split_samples(root, "80-10-10", 3).test) == names(first.test)
+    assert names(Dataset(root).split("80-10-10", 3).test) == names(first.test)
 
 
 def test_official_split_takes_the_lists(shared_dataset):
-    parts = split_samples(shared_dataset, "official")
+    parts = Dataset(shared_dataset).split("official")
     trainval = names(read_list(shared_dataset, "trainval"))
     assert names(parts.valid) == trainval[9::10]
     assert names(parts.train) == [n for i, n in enumerate(trainval, 1) if i % 10]
@@ -53,24 +53,24 @@ def test_official_split_takes_the_lists(shared_dataset):
 
 def test_unknown_split_and_mode_are_named(shared_dataset):
     with pytest.raises(ValueError, match="80-10-10, official"):
-        split_samples(shared_dataset, "70-30")
+        Dataset(shared_dataset).split("70-30")
     with pytest.raises(ValueError, match="train, valid, test"):
         OxfordPetDataset(shared_dataset, "validation")
 
 
 def test_copies_are_never_in_two_parts(own):
-    parts = split_samples(own)
+    parts = Dataset(own).split()
     source, copies = parts.test[0], [parts.valid[0], parts.train[0]]
     for pet in copies:
         pet.image_path.unlink()
         image = own / "images" / f"{pet.name}{source.image_path.suffix}"
         image.write_bytes(source.image_path.read_bytes())
         pet.mask_path.write_bytes(source.mask_path.read_bytes())
-    again = split_samples(own)
+    again = Dataset(own).split()
     assert again.moved == 2
     assert {source.name, *(pet.name for pet in copies)} <= {pet.name for pet in again.train}
     assert sum(map(len, again[:3])) == 40
-    ((first, *others),) = find_copies(list_samples(own))
+    ((first, *others),) = Dataset(own).copies
     assert len(others) == 2
     assert first.image_path.read_bytes() == others[0].image_path.read_bytes()
 
@@ -114,37 +114,32 @@ def make_near_copies(samples, photo=3):
 
 
 def test_near_copies_stay_together_in_80_10_10_alone(dataset):
-    parts = split_samples(dataset)
+    parts = Dataset(dataset).split()
     copies = [parts.test[0], parts.valid[0], parts.valid[1]]
     make_near_copies(copies)
-    together = split_samples(dataset)
+    together = Dataset(dataset).split()
     assert together.moved == 3
     assert set(copies) <= set(together.train)
-    official = split_samples(dataset, "official")
+    official = Dataset(dataset).split("official")
     make_near_copies([official.test[0], official.train[0]], photo=4)
-    assert split_samples(dataset, "official") == official
+    assert Dataset(dataset).split("official") == official
 
 
 def test_near_copies_are_looked_for_once(dataset, monkeypatch):
-    make_near_copies(list_samples(dataset)[:2])
-    first = near_copies(dataset)
-    assert first == [tuple(list_samples(dataset)[:2])]
+    make_near_copies(Dataset(dataset).samples[:2])
+    first = Dataset(dataset).near_copies
+    assert first == [Dataset(dataset).samples[:2]]
     monkeypatch.setattr("data.copies.find_near_copies", lambda samples: [])
-    assert near_copies(dataset) == first
-    (file,) = (dataset / ".pixel_cache").glob("near_copies_*.json")
-    for damaged in ("[[", '[["Cat0_0", "nobody"]]', "7"):
-        file.write_text(damaged)
-        with pytest.raises(DatasetError, match="is damaged; delete it"):
-            near_copies(dataset)
-    photograph(5).save(list_samples(dataset)[1].image_path)
-    assert near_copies(dataset) == []
+    assert Dataset(dataset).near_copies == first
+    photograph(5).save(Dataset(dataset).samples[1].image_path)
+    assert Dataset(dataset).near_copies == []
     assert len(list((dataset / ".pixel_cache").glob("near_copies_*.json"))) == 1
 
 
 def test_near_copies_are_found_where_nothing_can_be_written(dataset, capsys):
-    make_near_copies(list_samples(dataset)[:2])
+    make_near_copies(Dataset(dataset).samples[:2])
     (dataset / ".pixel_cache").write_text("a file, not a folder")
-    assert near_copies(dataset) == [tuple(list_samples(dataset)[:2])]
+    assert Dataset(dataset).near_copies == [Dataset(dataset).samples[:2]]
     assert "Near copies are not kept in" in capsys.readouterr().err
 
 
@@ -155,14 +150,14 @@ def test_copies_of_copies_are_united():
 
 
 def test_near_copies_of_training_images_are_told(dataset, tmp_path):
-    official, divided = split_samples(dataset, "official"), split_samples(dataset)
+    official, divided = Dataset(dataset).split("official"), Dataset(dataset).split()
     learned = next(sample for sample in official.train if sample in divided.train)
     tested = next(sample for sample in official.test if sample in divided.test)
     make_near_copies([learned, tested])
     data = ("--data_path", dataset)
     run_ok("train.py", *data, *TINY, "--split", "official", "--epochs", 1, cwd=tmp_path)
-    said = run_ok("evaluate.py", *data, "--json", "scores.json", "--csv", "rows.csv", cwd=tmp_path)
-    dice = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "rows.csv")}
+    said = run_ok("evaluate.py", *data, "--json", "scores.json", "--report", "report", cwd=tmp_path)
+    dice = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "report/images.csv")}
     del dice[tested.name]
     without = sum(dice.values()) / len(dice)
     assert f"Without 1 near copies of training images: Dice {without:.4f}" in said
@@ -177,8 +172,8 @@ def test_near_copies_of_training_images_are_told(dataset, tmp_path):
 @pytest.mark.parametrize("split", ["80-10-10", "official"])
 def test_folds_are_disjoint_complete_and_stratified(tmp_path, split):
     root = make_dataset(tmp_path / "data", count=80, breeds=4)
-    whole = split_samples(root, split)
-    parts = [split_samples(root, split, fold=(number, 5)) for number in range(1, 6)]
+    whole = Dataset(root).split(split)
+    parts = [Dataset(root).split(split, fold=[number, 5]) for number in range(1, 6)]
     pool = sorted(names(whole.train + whole.valid))
     assert sorted(name for part in parts for name in names(part.valid)) == pool
     for part in parts:
@@ -186,17 +181,17 @@ def test_folds_are_disjoint_complete_and_stratified(tmp_path, split):
         assert sorted(names(part.train + part.valid)) == pool
         breeds = [sum(sample.breed == breed for sample in part.valid) for breed in (1, 2, 3, 4)]
         assert max(breeds) - min(breeds) <= 1
-    assert split_samples(root, split, fold=(2, 5)) == parts[1]
+    assert Dataset(root).split(split, fold=[2, 5]) == parts[1]
     copied = [parts[0].valid[0], parts[3].valid[2], whole.test[0]]
     make_near_copies(copied)
-    homes = [{s.name for s in copied} & set(names(split_samples(root, split, fold=(n, 5)).valid)) for n in range(1, 6)]
+    homes = [{s.name for s in copied} & set(names(Dataset(root).split(split, fold=[n, 5]).valid)) for n in range(1, 6)]
     assert sorted(map(len, homes)) == [0, 0, 0, 0, 3 if split == "80-10-10" else 2]
 
 
 def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
     data, seen = ("--data_path", shared_dataset), []
     for number in (1, 2):
-        run_ok("train.py", *data, *TINY, "--folds", 2, "--fold", number, "--epochs", 1, cwd=tmp_path)
+        run_ok("train.py", *data, *TINY, "--fold", f"{number}/2", "--epochs", 1, cwd=tmp_path)
         last = tmp_path / f"saved_models/fold_{number}/tiny_last.pth"
         assert (tmp_path / f"logs/fold_{number}/tiny_training_log.csv").is_file()
         seen.append(set(torch.load(last, weights_only=True)["data"]["train_names"]))
@@ -210,8 +205,8 @@ def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
     flags = ("evaluate.py", *data, "--subset", "valid", "--model_path")
     run_ok(*flags, best[0], cwd=tmp_path)
     assert_one_error(run_script(*flags, *best, cwd=tmp_path), "was trained on")
-    wrong = run_script("train.py", *data, *TINY, "--folds", 2, "--fold", 3, cwd=tmp_path)
-    assert_one_error(wrong, "there is no fold 3 of 2")
+    wrong = run_script("train.py", *data, *TINY, "--fold", "3/2", cwd=tmp_path)
+    assert_one_error(wrong, "'3/2' is no fold such as 1/5")
 
 
 LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3)]
@@ -220,21 +215,21 @@ LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3)]
 @pytest.mark.parametrize("seed", [1, *LONG])
 def test_groups_stay_together_and_parts_keep_their_sizes(tmp_path, seed):
     root = make_dataset(tmp_path / "data", count=120, breeds=4)
-    groups = {sample.name: f"video {int(sample.name.split('_')[1]) // 6}" for sample in list_samples(root)}
-    parts = split_samples(root, seed=seed, groups=groups)
+    groups = {sample.name: f"video {int(sample.name.split('_')[1]) // 6}" for sample in Dataset(root).samples}
+    parts = Dataset(root, groups).split(seed=seed)
     assert [len(part) for part in parts[:3]] == [96, 12, 12]
     for part in parts[1:3]:
         assert len({sample.breed for sample in part}) == 4
     homes = [{groups[name] for name in names(part)} for part in parts[:3]]
     assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
-    folds = [split_samples(root, seed=seed, fold=(number, 3), groups=groups) for number in (1, 2, 3)]
+    folds = [Dataset(root, groups).split(seed=seed, fold=[number, 3]) for number in (1, 2, 3)]
     for part in folds:
         assert 36 <= len(part.valid) <= 42
         assert not {groups[name] for name in names(part.train)} & {groups[name] for name in names(part.valid)}
-    test = names(split_samples(root, "official").test)
+    test = names(Dataset(root).split("official").test)
     apart = {name: f"{group} {name in test}" for name, group in groups.items()}
     apart.update(dict.fromkeys((test[0], next(name for name in groups if name not in test)), "both"))
-    official = split_samples(root, "official", groups=apart)
+    official = Dataset(root, apart).split("official")
     homes = [{apart[name] for name in names(part)} for part in official[:3]]
     assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
     assert 7 <= len(official.valid) <= 9
@@ -261,38 +256,37 @@ def test_large_groups_leave_parts_their_sizes(sizes, expected):
 
 
 def test_groups_by_regex_and_file(shared_dataset, tmp_path):
-    samples = list_samples(shared_dataset)
-    by_breed = group_names(samples, r"^(\D+\d)_", None)
+    samples, file = Dataset(shared_dataset).samples, tmp_path / "groups.csv"
+    by_breed = read_groups(r"regex:^(\D+\d)_", samples)
     assert set(by_breed.values()) == {"Cat0", "Cat1", "dog2", "dog3"}
-    assert group_names(samples, "Cat.", None) == {name: name[:4] for name in by_breed if name[0] == "C"}
-    (tmp_path / "groups.csv").write_text("Cat0_0,a b\nCat1_1 a\n\ndog2_2\tb\n")
-    found = group_names(samples, None, tmp_path / "groups.csv")
-    assert found == {"Cat0_0": "a b", "Cat1_1": "a", "dog2_2": "b"}
-    spaced = [Sample("photo 1", Path("photo 1.jpg"))]
-    (tmp_path / "groups.csv").write_text("photo 1 clip\n")
-    assert group_names(spaced, None, tmp_path / "groups.csv") == {"photo 1": "clip"}
+    assert read_groups("regex:Cat.", samples) == {name: name[:4] for name in by_breed if name[0] == "C"}
+    file.write_text("Cat0_0,a b\nCat1_1 a\n\ndog2_2\tb\n")
+    assert read_groups(str(file), samples) == {"Cat0_0": "a b", "Cat1_1": "a", "dog2_2": "b"}
+    file.write_text("photo 1 clip\n")
+    assert read_groups(str(file), [Sample("photo 1", Path("photo 1.jpg"))]) == {"photo 1": "clip"}
     for pattern in ("nothing", "^()"):
         with pytest.raises(UsageError, match="finds a group in no name, such as Cat0_0"):
-            group_names(samples, pattern, None)
-    cases = (("Cat0_0", "not `name group`"), ("x y", "not `name group` of an image"), (None, "can't be read"))
-    for text, said in (*cases, ("Cat0_0 a\nCat0_0 b", "line 2 names an image twice")):
-        file = tmp_path / f"{said[:3]}.txt"
-        if text:
-            file.write_text(text)
+            read_groups(f"regex:{pattern}", samples)
+    for text, said in (
+        ("Cat0_0", "not `name group`"),
+        ("x y", "not `name group` of an image"),
+        ("Cat0_0 a\nCat0_0 b", "line 2 names an image twice"),
+    ):
+        file.write_text(text)
         with pytest.raises(UsageError, match=said):
-            group_names(samples, None, file)
+            read_groups(str(file), samples)
+    with pytest.raises(UsageError, match="can't be read"):
+        read_groups("nowhere.txt", samples)
 
 
 def test_a_run_remembers_its_groups(shared_dataset, tmp_path):
     data = ("--data_path", shared_dataset)
-    flags = ("train.py", *data, *TINY, "--epochs", 1, "--group_regex")
-    run_ok(*flags, r"_(\d)", cwd=tmp_path)
+    flags = ("train.py", *data, *TINY, "--epochs", 1, "--groups")
+    run_ok(*flags, r"regex:_(\d)", cwd=tmp_path)
     content = torch.load(tmp_path / "saved_models/tiny_last.pth", weights_only=True)
     digits = {name.split("_")[1][0] for name in content["data"]["train_names"]}
     assert len(content["data"]["groups"]) == 40
     run_ok("train.py", *data, "--resume", "--epochs", 1, cwd=tmp_path)
-    run_ok("evaluate.py", *data, "--csv", "rows.csv", cwd=tmp_path)
-    assert not digits & {row["name"].split("_")[1][0] for row in rows(tmp_path / "rows.csv")}
-    assert_one_error(run_script(*flags, "(", cwd=tmp_path), "is no regular expression")
-    both = run_script(*flags, "x", "--groups", "y", cwd=tmp_path)
-    assert_one_error(both, "--group_regex and --groups say the same")
+    run_ok("evaluate.py", *data, "--report", "report", cwd=tmp_path)
+    assert not digits & {row["name"].split("_")[1][0] for row in rows(tmp_path / "report/images.csv")}
+    assert_one_error(run_script(*flags, "regex:(", cwd=tmp_path), "is no regular expression")

@@ -21,9 +21,6 @@ IDENTITY = np.eye(2, 3, dtype=np.float32)
 MIXED = 0.5  # share of the images that mixing changes
 
 
-# ------------------------------------------------------------------------------------------------------------- drawing
-
-
 def draw_augmentation(
     rng: np.random.Generator, degrees: float = 10.0, min_scale: float = 0.8, max_scale: float = 1.0
 ) -> np.ndarray:
@@ -61,24 +58,20 @@ class Draw(NamedTuple):
 def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False, strength="medium"):
     """Enlarges a training set in bulk: every image, and `num_augmentations` variants of it.
 
-    A variant is drawn from (seed, name, number of the variant): the same variants return in every epoch and every later
-    run, and none of their pixels is stored. Returns an AugmentedDataset; see there for the arguments.
+    The same variants return in every epoch and every later run; see AugmentedDataset.
     """
     return AugmentedDataset(dataset, seed, num_augmentations, color_jitter, strength)
 
 
 class AugmentedDataset(Dataset):
-    """The samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
+    """The n samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
 
     A sample gains `affine`, float32 (2, 3), and with `color_jitter` `colors`, float32 (3,), which `augment_batch`
     applies to whole batches on the device.
 
     Args:
-        dataset: of n samples.
-        seed: of the draw.
         variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
             in eight stays as it is: the eighth combination of rotation, flip and crop or none.
-        color_jitter: vary colors too.
         strength: a key of STRENGTHS; or `auto`: an image is flipped or not, and one operation, of any kind and
             strength, is applied to it, as in TrivialAugment (Mueller, Hutter, 2021: https://arxiv.org/abs/2103.10158).
         distort: names of DISTORTIONS with commas, or "": these are applied, too.
@@ -152,9 +145,6 @@ class AugmentedDataset(Dataset):
         return batch
 
 
-# ------------------------------------------------------------------------------------------------------------ applying
-
-
 def apply_augmentations(
     image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,12 +153,9 @@ def apply_augmentations(
     What lies outside the image is filled with its mirror image, in image and mask alike.
 
     Args:
-        image: (C, H, W) or (N, C, H, W), any type.
-        mask: (1, H, W) or (N, 1, H, W), a mask of 0 and 1 or a trimap of 1, 2 and 3.
+        image: (C, H, W) or (N, C, H, W), any type; it becomes float32, bilinear.
+        mask: (1, H, W) or (N, 1, H, W); it becomes uint8, nearest neighbour and so of the same values.
         affine: (2, 3) or (N, 2, 3), from `draw_augmentation`.
-
-    Returns:
-        The image as float32, bilinear, and the mask as uint8, nearest neighbour and so of the same values.
     """
     if image.ndim == 3:
         images, masks = apply_augmentations(image[None], mask[None], affine[None])
@@ -214,31 +201,26 @@ def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
 
 def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
     """A rectangle for each image, bool (N, 1, H, W), of a tenth to a half of its area, anywhere in it."""
-    chosen = np.zeros((count, 1, height, width), bool)
-    for mask in chosen[:, 0]:
+    inside = np.zeros((count, 1, height, width), bool)
+    for mask in inside[:, 0]:
         area, shape = rng.uniform(0.1, 0.5), np.exp(rng.uniform(-0.5, 0.5))
         rows = min(height, round(height * (area * shape) ** 0.5))
         columns = min(width, round(width * (area / shape) ** 0.5))
         top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
         mask[top : top + rows, left : left + columns] = True
-    return chosen
+    return inside
 
 
 def mix(
     images: torch.Tensor, labels: torch.Tensor, kind: str, share: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts part of another image of the batch, and of its labels, onto some of the images.
+    """Puts part of another image of the batch, and of its labels, onto about this share of the images.
 
     Args:
-        images: (N, 3, H, W).
+        images: (N, C, H, W).
         labels: (N, K, H, W), the first channel with 0 for background.
         kind: `paste` puts the other image's pet there (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177);
             `cutmix` a rectangle of it (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
-        share: of the images, about.
-        rng: where the random numbers come from.
-
-    Returns:
-        New images and labels.
     """
     count, _, height, width = images.shape
 
@@ -256,24 +238,16 @@ def mix(
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """What is done to a whole batch beyond the draws of its samples.
+    """What is done to a whole batch beyond the draws of its samples."""
 
-    Args:
-        mix: `none`, `paste` or `cutmix`; see `mix`.
-        vary: steps train at sizes within a third of the images'.
-        stride: of the network.
-        seed: of the draws.
-        sizes: of the first epochs; see `planned_sizes`.
-    """
-
-    mix: str = "none"
-    vary: bool = False
-    stride: int = 32
+    mix: str = "none"  # or a kind of `mix`
+    vary: bool = False  # steps train at sizes within a third of the images'
+    stride: int = 32  # of the network
     seed: int = 0
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()  # of the first epochs
 
     def side(self, size: int, epoch: int, step: int) -> int:
-        """The side at which images of this one are trained on in a step."""
+        """The side, in pixels, at which images of this size are trained on in a step."""
         if self.vary:
             return int(step_rng(self.seed, epoch, step, SIZE).choice(possible_sizes(size, self.stride)))
         return self.sizes[epoch] if epoch < len(self.sizes) else size
@@ -282,14 +256,7 @@ class BatchAugmentation:
 def augment_batch(
     batch: dict, augmentation: BatchAugmentation, device: torch.device, epoch: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Applies all augmentation of a training step, on the device.
-
-    Args:
-        batch: of AugmentedDataset or ImageDataset.
-        augmentation: what is done to the batch as a whole.
-        device: where the network computes.
-        epoch: finished epochs; draws are functions of (seed, epoch, step).
-        step: finished steps of the epoch.
+    """Applies all augmentation of a training step to a batch of AugmentedDataset or ImageDataset, on the device.
 
     Returns:
         Images (N, C, S, S) in 0..255 and labels (N, 1, S, S).

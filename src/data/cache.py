@@ -1,8 +1,8 @@
 """The pixel cache: images and label maps of a dataset, decoded and resized once, as bytes in one file.
 
 The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, labels; of images that are not 8-bit RGB it is
-of uint16. `np.load(file, mmap_mode="r")` opens it. It is read by position here, because mapped pages would count as
-this process's memory; what is read by position stays in the system's page cache, which all processes share.
+of uint16 (n, C + 1, S, S). It is read by position, because mapped pages would count as this process's memory; what is
+read by position stays in the system's page cache, which all processes share.
 """
 
 import hashlib
@@ -10,18 +10,16 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.image_io import load_array
 from data.layout import Sample
 from data.view import View
 from runtime.errors import DatasetError, raise_faults
-from runtime.files import lock_file, sync_folder
+from runtime.files import atomic_write, lock_file
 
 CACHE_FOLDER = ".pixel_cache"  # in the dataset's
 FORMAT_VERSION = 2  # changes when the same files give other records
@@ -29,26 +27,13 @@ SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
 
 class PixelCache:
-    """Records of images by their names.
-
-    Args:
-        file: the .npy file.
-        names: of the images, in the file's order.
-
-    Raises:
-        OSError: this user may not read the file.
-        DatasetError: the file is damaged, or not of the shape that the names ask for.
-    """
+    """Records of images by their names, which are in the order of the .npy file."""
 
     def __init__(self, file: Path, names: list[str]):
-        damaged = DatasetError(f"{file} is damaged; delete it and start again")
-        os.close(os.open(file, os.O_RDONLY))  # a file of another user is not a damaged one
         try:
-            array = load_array(file)
-        except DatasetError:
-            raise damaged from None
-        if array.dtype not in (np.uint8, np.uint16) or array.ndim != 4 or len(array) != len(names):
-            raise damaged
+            array = np.load(file, mmap_mode="r")
+        except ValueError:
+            raise DatasetError(f"{file} is damaged; delete it and start again") from None
         self.file, self.shape, self.dtype, self.offset = file, array.shape[1:], array.dtype, array.offset
         self.rows = {name: row for row, name in enumerate(names)}
         self.handle: int | None = None
@@ -72,14 +57,9 @@ class PixelCache:
 
 
 def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | None:
-    """Opens the cache of a dataset at a size, and makes it first where there is none of exactly these files.
+    """Opens the cache of all samples of a dataset under a view, and makes it first where these files have none.
 
     Several processes may call this at once: one makes the cache, the others wait for it.
-
-    Args:
-        root: folder of the dataset; the cache goes into its folder .pixel_cache.
-        samples: all of the dataset.
-        view: what is read of them.
 
     Returns:
         The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
@@ -90,40 +70,28 @@ def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | No
     view.require_labels(samples)
     if any(not sample.binary_mask for sample in samples):
         view = view._replace(classes=())  # of trimaps all tasks share one record
-    names, folder = [sample.name for sample in samples], root / CACHE_FOLDER
+    folder = root / CACHE_FOLDER
     kind = f"{view.size}_{hashlib.sha256(repr(view).encode()).hexdigest()[:8]}_"
     record = np.empty((view.channels + 1, view.size, view.size), view.dtype)
     file = folder / f"{kind}{files_digest(samples, FORMAT_VERSION)}.npy"
+
+    def is_whole() -> bool:
+        return file.is_file() and file.stat().st_size > len(samples) * record.nbytes
+
     try:
-        make_cache_folder(folder)
-        if not _is_whole(file, len(samples), record):
+        folder.mkdir(exist_ok=True)
+        if not is_whole():
             with lock_file(folder / "lock", wait=True):
-                if not _is_whole(file, len(samples), record):  # nobody else has made it while we waited
+                if not is_whole():  # nobody else has made it while we waited
                     _make(file, samples, view, record)
-        return PixelCache(file, names)
+                    for old in folder.glob(f"{kind}*.npy"):  # of files that have changed since
+                        if old != file:
+                            old.unlink()
+        return PixelCache(file, [sample.name for sample in samples])
     except OSError as error:
-        print(
-            f"No cache in {folder} ({error.strerror or error}): every image is decoded at every access.",
-            file=sys.stderr,
-        )
+        reason = error.strerror or error
+        print(f"No cache in {folder} ({reason}): every image is decoded at every access.", file=sys.stderr)
         return None
-
-
-def make_cache_folder(folder: Path) -> None:
-    """Makes the cache folder of a dataset, where it is missing.
-
-    Raises:
-        OSError: it can't be made, or a link in its place or in it may lead out of the dataset, or a pipe in it waits.
-    """
-    folder.mkdir(exist_ok=True)
-    with os.scandir(folder) as entries:
-        odd = [e.name for e in entries if not (e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False))]
-    if folder.is_symlink() or odd:
-        raise OSError(f"{odd[0] if odd else 'it'} is a link or no file")
-
-
-def _is_whole(file: Path, count: int, record: np.ndarray) -> bool:
-    return file.is_file() and file.stat().st_size > count * record.nbytes
 
 
 def files_digest(samples: list[Sample], *about) -> str:
@@ -131,7 +99,7 @@ def files_digest(samples: list[Sample], *about) -> str:
 
     def stamp(path: Path) -> tuple[str, int, int]:
         status = path.stat()
-        return str(path.name), status.st_size, status.st_mtime_ns
+        return path.name, status.st_size, status.st_mtime_ns
 
     with ThreadPoolExecutor() as pool:
         stamps = list(pool.map(lambda sample: (stamp(sample.image_path), stamp(sample.mask_path)), samples))
@@ -139,29 +107,17 @@ def files_digest(samples: list[Sample], *about) -> str:
 
 
 def _make(file: Path, samples: list[Sample], view: View, record: np.ndarray) -> None:
-    for leftover in file.parent.glob("*.tmp"):  # of a kill: nobody else is here, we have the lock
+    for leftover in file.parent.glob(".*.npy.*.tmp"):  # of a kill: nobody else is here, we have the lock
         leftover.unlink()
     needed, free = len(samples) * record.nbytes, shutil.disk_usage(file.parent).free
     if free < needed + SPARE_BYTES:
         raise OSError(f"it takes {needed / 1e9:.2f} GB and leaves less than 1 GB free")
     print(f"Decoding {len(samples):,} images once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            shape = (len(samples), *record.shape)
-            header = {"descr": record.dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            _fill(stream, samples, view)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    sync_folder(file.parent)
-    kind = file.name[:-20]  # what stands before the digest
-    for other in file.parent.glob(f"{kind}{'[0-9a-f]' * 16}.npy"):  # of files that have changed since
-        if other != file:
-            other.unlink()
+    with atomic_write(file, "wb") as stream:
+        shape = (len(samples), *record.shape)
+        header = {"descr": record.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        _fill(stream, samples, view)
 
 
 def _fill(stream, samples: list[Sample], view: View) -> None:
@@ -169,7 +125,7 @@ def _fill(stream, samples: list[Sample], view: View) -> None:
 
     def decode(sample: Sample):
         try:
-            image, labels = view.read_stored(sample, view.size_of(sample))
+            image, labels = view.read_at(sample, view.size_of(sample))
         except DatasetError as error:
             return str(error)
         return np.concatenate([image.transpose(2, 0, 1), labels[None].astype(view.dtype)])

@@ -104,18 +104,17 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     whole = [inspection for inspection in inspections if not inspection.fault]
     if whole:
         modes = collections.Counter(inspection.mode for inspection in whole).most_common()
-        sides = sorted(inspection.size for inspection in whole)
+        sides = sorted({inspection.size for inspection in whole})
+        smallest, largest = ("x".join(map(str, size)) for size in (sides[0], sides[-1]))
         shares = np.array([inspection.pet_share for inspection in whole])
+        empty, full = (shares == 0).sum(), (shares == 1).sum()
         print(f"  kinds       {', '.join(f'{count:,} {mode}' for mode, count in modes)}")
-        print(f"  sizes       {'x'.join(map(str, sides[0]))} to {'x'.join(map(str, sides[-1]))}, ", end="")
-        print(f"{len(set(sides)):,} different ones")
+        print(f"  sizes       {smallest} to {largest}, {len(sides):,} different ones")
         print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
-        print(f"{(shares == 0).sum()} masks are empty, {(shares == 1).sum()} full")
-        empty = [
-            s.name for s, inspection in zip(samples, inspections) if not (inspection.fault or inspection.pet_share)
-        ]
+        print(f"{empty} masks are empty, {full} full")
         if empty:
-            print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
+            names = [s.name for s, seen in zip(samples, inspections) if not (seen.fault or seen.pet_share)]
+            print(f"  empty       {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}")
         if not view.classes:
             print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
     print_resized_masks(samples)
@@ -123,13 +122,13 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     for group in dataset.copies[:10]:
         print(f"  the same    {' = '.join(sample.image_path.name for sample in group)}")
     parts = dataset.split(split, seed)
-    counts = ", ".join(f"{len(getattr(parts, mode)):,} {mode}" for mode in MODES)
-    print(f"  split       {split}: {counts}")
+    home = {sample: mode for mode, part in zip(MODES, parts) for sample in part}
     copied = sum(len(group) - 1 for group in dataset.copies)
+    print(f"  split       {split}: {', '.join(f'{len(part):,} {mode}' for mode, part in zip(MODES, parts))}")
     print(f"  copies      {copied}; {parts.moved} moved into training by the split")
-    home = {sample: mode for mode in MODES for sample in getattr(parts, mode)}
     near = [pair for pair in dataset.near_copies if home.keys() >= set(pair)]
     apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
     for pair in apart:
         print(f"  near copies {' = '.join(f'{sample.name} ({home[sample]})' for sample in pair)}")
     print(f"  near copies {len(near)} pairs by content, {len(apart)} of them in different parts")
+    print("No faults.")

@@ -7,6 +7,7 @@ are merely similar, such as those of one scene or one camera, are not called cop
 """
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -18,11 +19,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.cache import CACHE_FOLDER, files_digest, make_cache_folder
+from data.cache import CACHE_FOLDER, files_digest
 from data.image_io import read_any
 from data.layout import Sample
 from runtime.errors import DatasetError
-from runtime.files import atomic_write, lock_file, require_regular
+from runtime.files import atomic_write, lock_file
 
 VERSION = 3  # changes when the same images give other pairs
 SIDE = 64  # of the thumbnails that are compared, in pixels
@@ -35,36 +36,28 @@ DIFFERENCE = 0.19  # by which a block of copies differs on average, at most, in 
 ODD_BLOCKS = 2  # of 64, that may differ by more: a date or a watermark
 
 
-def _boxes() -> list[tuple]:
-    """Crops that are tried, as (left, top, right, bottom): the whole, and up to 6 % less at every edge and corner."""
-    boxes = [(0, 0, SIDE, SIDE)]
-    for side in (0.985 * SIDE, 0.97 * SIDE, 0.94 * SIDE):
-        places = (0, (SIDE - side) / 2, SIDE - side)
-        boxes += [(left, top, left + side, top + side) for top in places for left in places]
-    return boxes
-
-
-BOXES = _boxes()
+# Crops that are tried, as (left, top, right, bottom): the whole, and up to 6 % less at every edge and corner.
+BOXES = [(0, 0, SIDE, SIDE)] + [
+    (left, top, left + side, top + side)
+    for side in (0.985 * SIDE, 0.97 * SIDE, 0.94 * SIDE)
+    for top in (0, (SIDE - side) / 2, SIDE - side)
+    for left in (0, (SIDE - side) / 2, SIDE - side)
+]
 
 
 def find_copies(samples: list[Sample]) -> list[list[Sample]]:
     """Groups of images whose files are equal, byte for byte. Only files of equal size are read."""
-
-    def digest(sample: Sample) -> bytes:
-        require_regular(sample.image_path)
-        return hashlib.sha256(sample.image_path.read_bytes()).digest()
-
+    groups: dict[bytes, list[Sample]] = {}
     try:
         with ThreadPoolExecutor() as pool:
             sizes = list(pool.map(lambda sample: sample.image_path.stat().st_size, samples))
             count = collections.Counter(sizes)
             suspects = [sample for size, sample in zip(sizes, samples) if count[size] > 1]
-            digests = list(pool.map(digest, suspects))
+            digests = pool.map(lambda sample: hashlib.sha256(sample.image_path.read_bytes()).digest(), suspects)
+            for digest, sample in zip(digests, suspects):
+                groups.setdefault(digest, []).append(sample)
     except OSError as error:
         raise DatasetError(f"{error.filename} can't be read ({error.strerror}); replace the file") from None
-    groups: dict[bytes, list[Sample]] = {}
-    for digest, sample in zip(digests, suspects):
-        groups.setdefault(digest, []).append(sample)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -98,12 +91,12 @@ class Candidate:
 
 def are_copies(a: Candidate, b: Candidate) -> bool:
     """Whether two images show one photograph, as far as their pixels tell: whole, or one whole and one cropped."""
-    for one, other in ((a, b), (b, a)):
-        alike = one.views @ other.views[0]  # correlation of each crop
-        for view in np.argsort(-alike)[:TRIED]:
-            if alike[view] < CORRELATION:
+    for cropped, whole in ((a, b), (b, a)):
+        correlations = cropped.views @ whole.views[0]
+        for view in np.argsort(-correlations)[:TRIED]:
+            if correlations[view] < CORRELATION:
                 break
-            pair = np.stack([_crop(one.thumbnail, BOXES[view]), other.thumbnail.astype(np.float32)])
+            pair = np.stack([_crop(cropped.thumbnail, BOXES[view]), whole.thumbnail.astype(np.float32)])
             # Means of two by two pixels: finer detail depends on how an image was resized.
             first, second = _standardized(pair.reshape(2, SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4)))
             blocks = np.abs(first - second).reshape(8, BLOCK // 2, 8, BLOCK // 2, 3).mean((1, 3, 4))
@@ -117,22 +110,21 @@ def near_copies(root: Path, samples: list[Sample]) -> list[list[Sample]]:
     by_name, folder = {sample.name: sample for sample in samples}, root / CACHE_FOLDER
     file = folder / f"near_copies_{files_digest(samples, VERSION)}.json"
     try:
-        make_cache_folder(folder)
+        folder.mkdir(exist_ok=True)
         with lock_file(folder / "copies_lock", wait=True):
             if not file.is_file():
                 if len(samples) > 1000:
                     print(f"Comparing {len(samples):,} images once, to find near copies.", flush=True)
                 pairs = find_near_copies(samples)
+                for old in folder.glob("near_copies_*.json"):  # of files that have changed since
+                    old.unlink()
                 with atomic_write(file) as stream:
                     json.dump([[sample.name for sample in pair] for pair in pairs], stream)
-                for other in folder.glob("near_copies_*.json"):  # of files that have changed since
-                    if other != file:
-                        other.unlink()
         return [[by_name[name] for name in pair] for pair in json.loads(file.read_text())]
     except OSError as error:
         print(f"Near copies are not kept in {folder} ({error.strerror or error}).", file=sys.stderr)
         return find_near_copies(samples)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise DatasetError(f"{file} is damaged; delete it and start again") from None
 
 
@@ -150,29 +142,20 @@ def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -
 
     With `known`, pairs of a sample and a known one alone.
     """
-    ours, samples = len(samples), [*samples, *(known or ())]
+    count, samples = len(samples), [*samples, *(known or ())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(
-            pool.map(_thumbnail, samples), total=len(samples), desc="comparing", unit="image", disable=None, delay=1
-        )
-        read = [(i, thumbnail) for i, thumbnail in enumerate(bar) if thumbnail is not None]
-    if not read:
+        bar = tqdm(pool.map(_thumbnail, samples), "comparing", len(samples), unit="image", disable=None, delay=1)
+        thumbnails = {i: thumbnail for i, thumbnail in enumerate(bar) if thumbnail is not None}
+    if not thumbnails:
         return []
-    ours = sum(i < ours for i, _ in read)  # of those that were read
-    samples, thumbnails = [samples[i] for i, _ in read], np.stack([thumbnail for _, thumbnail in read])
-    hashes = np.stack([image_hash(one) for one in thumbnails])
-    pairs, candidates = set(), {}
+    numbers, pairs = np.array(list(thumbnails)), set()
+    hashes = np.stack([image_hash(thumbnail) for thumbnail in thumbnails.values()])
+    candidate = functools.cache(lambda i, flipped: Candidate(thumbnails[i][:, ::-1] if flipped else thumbnails[i]))
     for mirrored in (False, True):
-        others = thumbnails[:, :, ::-1] if mirrored else thumbnails
-        theirs = np.stack([image_hash(one) for one in others]) if mirrored else hashes
-        for i, row in enumerate(hashes[:ours]):
-            start = i + 1 if known is None else ours
-            distances = (len(row) - theirs[start:] @ row) / 2
-            for j in (start + np.flatnonzero(distances <= HASH_DISTANCE)).tolist():
-                for number, flipped in ((i, False), (j, mirrored)):
-                    if (number, flipped) not in candidates:
-                        source = others if flipped else thumbnails
-                        candidates[number, flipped] = Candidate(source[number])
-                if are_copies(candidates[i, False], candidates[j, mirrored]):
+        theirs = np.stack([image_hash(t[:, ::-1]) for t in thumbnails.values()]) if mirrored else hashes
+        for i, row in zip(numbers[numbers < count].tolist(), hashes):
+            distances = (len(row) - theirs @ row) / 2
+            for j in numbers[(distances <= HASH_DISTANCE) & (numbers > (i if known is None else count - 1))].tolist():
+                if are_copies(candidate(i, False), candidate(j, mirrored)):
                     pairs.add((i, j))
     return [[samples[i], samples[j]] for i, j in sorted(pairs)]

@@ -41,11 +41,7 @@ class Dataset:
         by_name = {sample.name: sample for samples in self.lists.values() for sample in samples}
         self.samples = [by_name[name] for name in sorted(by_name)] if self.lists else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
-
-    @property
-    def layout(self) -> str:
-        """Its layout, in words."""
-        return describe_layout(self.root)
+        self.layout = describe_layout(self.root)  # in words
 
     @functools.cached_property
     def copies(self) -> list[Group]:
@@ -81,13 +77,13 @@ class Dataset:
             needed: parts that must not be empty.
 
         Raises:
-            DatasetError: a list is missing, listed files are missing, or a part is empty.
+            DatasetError: a list or listed files are missing, or a part is empty.
             ValueError: there is no such split.
         """
         if name not in SPLITS:
             raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
         if name == "official":
-            parts = split_by_lists(*self._official_lists(needed))
+            parts = self._official_parts(needed)
         else:
             for listed in () if not self.lists or "list" in self.lists else ("trainval", "test"):
                 self._list(listed)  # a part of the images would be divided in another way
@@ -118,7 +114,7 @@ class Dataset:
     def _list(self, name: str) -> list[Sample]:
         return self.lists[name] if name in self.lists else read_list(self.root, name)  # which says what is missing
 
-    def _official_lists(self, needed: tuple[str, ...]) -> tuple[list[Sample], list[Sample], list[Group]]:
+    def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
             raise DatasetError(
                 f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
@@ -127,15 +123,18 @@ class Dataset:
         trainval, test = (self._list(name) if name in wanted else [] for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}
         raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], self.root)
-        return trainval, test, self.grouped(trainval)
+        return split_by_lists(trainval, test, self.grouped(trainval))
 
 
 def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
     """The group of each image, by its name; see Dataset."""
     names = {sample.name for sample in samples}
     if source.startswith("regex:"):
-        pattern = source.removeprefix("regex:")
-        matches = {name: re.search(pattern, name) for name in sorted(names)}
+        try:
+            pattern = re.compile(source.removeprefix("regex:"))
+        except re.error as error:
+            raise UsageError(f"--groups {source!r} is no regular expression ({error}); change it") from None
+        matches = {name: pattern.search(name) for name in sorted(names)}
         groups = {name: match.group(bool(match.groups())) for name, match in matches.items() if match}
         groups = {name: group for name, group in groups.items() if group}
         if not groups:
@@ -165,20 +164,18 @@ def as_keys(keys: list) -> list[tuple[int, int]]:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images, and labels where they have any, as a network takes them: in whole batches, as tensors.
+    """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
     A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
     (N, 1, H, W), see models/task.py; `path`, a list of files. Images stay in bytes until they are on the device; the
     model normalises. A key is an index, or a pair (epoch, index) where something is drawn anew every epoch.
 
     Args:
-        samples: the images; either all have masks or none.
+        samples: the images.
         view: what is read of them. With `resize` of `keep` those of a batch must have one shape.
-        cache: decoded images, see `data.cache.open_cache`; None decodes them at every access.
-        root: the folder that they come from.
-        mode: the part that they are.
-        augment_uncertain: border pixels become pet or background at random, half and half.
-        seed: of what is drawn.
+        cache: decoded images; None decodes them at every access.
+        root: the folder, and `mode` the part, that they come from.
+        augment_uncertain: border pixels become pet or background at random, half and half, by `seed`.
 
     Raises:
         DatasetError: see `View.require_labels` and, when read, `View.read_at`.
@@ -217,7 +214,7 @@ class ImageDataset(torch.utils.data.Dataset):
             records = self.cache.read([sample.name for sample in samples])
             images, stored = records[:, :-1], list(records[:, -1].astype(np.uint8))
         else:
-            pairs = [self.view.read_stored(sample, self.view.size_of(sample)) for sample in samples]
+            pairs = [self.view.read_at(sample, self.view.size_of(sample)) for sample in samples]
             images = np.stack([image.transpose(2, 0, 1) for image, _ in pairs])
             stored = [labels for _, labels in pairs]
         batch = {"image": torch.from_numpy(to_floats(images)), "path": [str(sample.image_path) for sample in samples]}

@@ -70,12 +70,12 @@ def jpeg(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, gen
     """Compresses RGB at quality 40 at medium strength; on the CPU, wherever the images are."""
     if images.shape[1] != 3:
         return images, targets
-    found = []
+    compressed = []
     for image, amount in zip(images.clamp(0, 255).to(torch.uint8).cpu(), amounts.tolist()):
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=max(10, round(90 - 50 * amount)))
-        found.append(np.asarray(Image.open(file, formats=("JPEG",))).transpose(2, 0, 1))
-    return copy_to_device(torch.from_numpy(np.stack(found)), images.device).float(), targets
+        compressed.append(np.asarray(Image.open(file, formats=("JPEG",))).transpose(2, 0, 1))
+    return copy_to_device(torch.from_numpy(np.stack(compressed)), images.device).float(), targets
 
 
 def cutout(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
@@ -91,23 +91,12 @@ def cutout(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, g
 
 
 DISTORTIONS: dict[str, Callable[..., Pair]] = {
-    "elastic": elastic,
-    "gamma": gamma,
-    "blur": blur,
-    "noise": noise,
-    "jpeg": jpeg,
-    "cutout": cutout,
+    distort.__name__: distort for distort in (elastic, gamma, blur, noise, jpeg, cutout)
 }
 
 
 def draw_distortions(rng: np.random.Generator, names: str, strength: float) -> np.ndarray:
-    """How strong each distortion of the table is for an image, float32 (K,); 0 is not at all.
-
-    Args:
-        rng: where the random numbers come from.
-        names: of DISTORTIONS, with commas.
-        strength: the largest.
-    """
+    """How strong each of DISTORTIONS is for an image, float32 (K,), at most `strength`; 0 where it is not named."""
     named, applied = [name in names.split(",") for name in DISTORTIONS], rng.random(len(DISTORTIONS)) < APPLIED
     amounts = strength * rng.uniform(0.1, 1, len(DISTORTIONS))
     return np.where(applied & named, amounts, 0).astype(np.float32)
@@ -117,19 +106,16 @@ def apply_distortions(images: torch.Tensor, targets: torch.Tensor, amounts: torc
     """Applies drawn distortions to a batch, on its device.
 
     Args:
-        images: (N, C, H, W) in 0..255.
+        images: (N, C, H, W) in 0..255; they become float32.
         targets: (N, 1, H, W).
         amounts: (N, K), of `draw_distortions`, on the CPU.
         seeds: int64 (N,), of each image's random numbers, on the CPU.
-
-    Returns:
-        Images as float32 in 0..255, and targets.
     """
     images, targets = images.float().clone(), targets.clone()
     for number, distort in enumerate(DISTORTIONS.values()):
-        some = amounts[:, number].nonzero()[:, 0]
-        if len(some):
-            generators = [torch.Generator().manual_seed(seed) for seed in (seeds[some] + number).tolist()]
-            where, strong = (copy_to_device(t, images.device) for t in (some, amounts[some, number]))
-            images[where], targets[where] = distort(images[where], targets[where], strong, generators)
+        rows = amounts[:, number].nonzero()[:, 0]
+        if len(rows):
+            generators = [torch.Generator().manual_seed(seed) for seed in (seeds[rows] + number).tolist()]
+            at, strong = (copy_to_device(values, images.device) for values in (rows, amounts[rows, number]))
+            images[at], targets[at] = distort(images[at], targets[at], strong, generators)
     return images.clamp_(0, 255), targets

@@ -20,11 +20,8 @@ UNFINISHED = ".download"  # the folder for what is not whole yet
 def download(data_path) -> Path:
     """Downloads the dataset into <data_path>/oxford-iiit-pet, torchvision's layout; safe to repeat.
 
-    What is complete is left alone. torchvision downloads into a folder inside, and verifies the archives by MD5. Images
-    and annotations appear under their own names only when they are whole. No whole archive is downloaded twice.
-
-    Returns:
-        The folder with images/ and annotations/.
+    torchvision downloads into a folder inside, and verifies the archives by MD5. Images and annotations appear under
+    their own names only when they are whole. No whole archive is downloaded twice. Returns their folder.
 
     Raises:
         DatasetError: the archives can't be had, are not the real ones, or don't fit on the disk.

@@ -11,7 +11,6 @@ from data.names import ARRAY
 from data.pixels import pixel_values, shown, stored_values
 from models.task import IGNORED
 from runtime.errors import DatasetError, first_line
-from runtime.files import require_regular
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
 ORIENTATION = 0x0112  # EXIF tag
@@ -23,14 +22,9 @@ def _is_array(path) -> bool:
     return Path(path).suffix.lower() == ARRAY
 
 
-def load_array(path) -> np.ndarray:
-    """The array of a file of `numpy.save`, mapped, not read.
-
-    Raises:
-        DatasetError: the file is none, or holds objects.
-    """
+def _load_array(path) -> np.ndarray:
+    """The array of a file of `numpy.save`, mapped, not read. Raises DatasetError: it is none, or holds objects."""
     try:
-        require_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except MemoryError:
         raise
@@ -45,7 +39,6 @@ def load_array(path) -> np.ndarray:
 def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
     """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
     try:
-        require_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except (DatasetError, MemoryError):
@@ -55,25 +48,21 @@ def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
 
 
 def read_image(path, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
-    """Reads an image of any mode as RGB.
+    """Reads an image of any mode as RGB, uint8 (H, W, 3).
 
     Args:
         path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
         size: width and height that the image is resized to, bilinear with antialiasing; None keeps its own size.
         upright: turn it as its EXIF orientation says.
 
-    Returns:
-        uint8 (H, W, 3).
-
     Raises:
         DatasetError: the file can't be read as an image.
     """
     if _is_array(path):
-        stored = load_array(path)
+        stored = _load_array(path)
         if stored.dtype != np.uint8 or stored.shape[2:] != (3,) or 0 in stored.shape:
             return shown(pixel_values(stored, 3, None, size, path))
-        image = Image.fromarray(np.asarray(stored))
-        return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
+        return rgb_pixels(Image.fromarray(np.asarray(stored)), size)
     with _opened(path) as image:
         if size is not None:
             stored = size[::-1] if _turned(image, upright) else size
@@ -106,11 +95,7 @@ def read_pixels(
 
 
 def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
-    """An image of any channels and depth as 8-bit RGB; what is not that gets its own range of values.
-
-    Raises:
-        DatasetError: the file can't be read as an image.
-    """
+    """An image of any channels as 8-bit RGB; one that is deeper gets its own range of values. Raises DatasetError."""
     if not _is_array(path):
         with _opened(path) as image:
             if image.mode[0] not in "IF":
@@ -122,9 +107,8 @@ def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
 
 
 def _read_stored(path, upright: bool) -> np.ndarray:
-    """The values of a file as they are stored; see `stored_values` and `load_array`."""
     if _is_array(path):
-        return load_array(path)
+        return _load_array(path)
     with _opened(path) as image:
         return stored_values(image, upright)
 
@@ -141,7 +125,7 @@ def rgb_profile(path) -> bytes | None:
 def describe_image(path) -> str:
     """Format and mode of an image file. Raises DatasetError: it can't be read as an image."""
     if _is_array(path):
-        return f"NumPy {load_array(path).dtype}"
+        return f"NumPy {_load_array(path).dtype}"
     with _opened(path) as image:
         return f"{image.format} {image.mode}"
 
@@ -149,7 +133,7 @@ def describe_image(path) -> str:
 def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
     """Width and height of an image as stored, and whether its EXIF orientation turns it by a quarter."""
     if _is_array(path):
-        shape = load_array(path).shape
+        shape = _load_array(path).shape
         if len(shape) not in (2, 3) or 0 in shape:
             raise DatasetError(f"{path} holds an array of shape {shape}, not an image")
         return shape[1::-1], False
@@ -158,11 +142,7 @@ def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
 
 
 def image_size_of(path, upright: bool = False) -> tuple[int, int]:
-    """Width and height of an image, from the first bytes of its file; `upright`, as its EXIF orientation says.
-
-    Raises:
-        DatasetError: the file can't be read as an image.
-    """
+    """Width and height of an image, from the first bytes of its file. Raises DatasetError: it is no image."""
     size, turned = _stored_size(path, upright)
     return size[::-1] if turned else size
 
@@ -191,9 +171,8 @@ def read_trimap(path) -> np.ndarray:
     values = _read_values(path, "trimap")
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {values.shape}")
-    counts = np.bincount(values.ravel(), minlength=256)
-    if counts[1:4].sum() != values.size:
-        levels = np.flatnonzero(counts)
+    if values.min() < 1 or values.max() > 3:
+        levels = np.unique(values)
         named = ", ".join(map(str, levels[:6])) + (", ..." if len(levels) > 6 else "")
         raise DatasetError(
             f"{path} is no trimap: it holds the values {named}; only 1 (pet), 2 (background) and 3 (border) may occur"
@@ -202,11 +181,10 @@ def read_trimap(path) -> np.ndarray:
 
 
 def read_mask(path) -> np.ndarray:
-    """Reads a mask of two values, in whatever way they are stored, as a label map of 0 and 1, uint8 (H, W).
+    """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1, uint8 (H, W).
 
-    Args:
-        path: an image of any mode: 0/1, 0/255, 16 bits, a palette, or RGB. Black is background and the other value is
-            pet; in a palette without black, index 0 is background. Alpha counts where the colors are all one.
+    Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
+    where the colors are all one.
 
     Raises:
         DatasetError: the file can't be read, holds more than two values, or two of which none is background.
@@ -232,11 +210,7 @@ def read_mask(path) -> np.ndarray:
 
 
 def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
-    """Reads a mask whose values are the numbers of classes, from 0, as a label map, uint8 (H, W).
-
-    Args:
-        path: a gray image or one with a palette, whose indices count; 255 is left out.
-        classes: their names.
+    """Reads a mask whose values, or indices of its palette, are the numbers of classes or 255, as uint8 (H, W).
 
     Raises:
         DatasetError: the file can't be read, has several channels, or holds a number without a name.
@@ -277,14 +251,10 @@ def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], binary_mask: bool):
-    """How an image is to be shown beside its mask.
+    """How an image is to be shown beside its mask, whose width and height are `mask_size`.
 
-    Args:
-        image_path: the image.
-        mask_path: its trimap or mask; named in the error.
-        mask_size: width and height of the mask.
-        binary_mask: it is a mask, not a trimap. Then the image is turned upright, as people saw it when they drew the
-            mask, and the mask may be smaller or larger, if its shape is that of the image.
+    Beside a mask, not a trimap, the image is turned upright, as people saw it when they drew it, and the mask may be
+    smaller or larger, if its shape is that of the image.
 
     Returns:
         Width, height, and whether the image is turned as its EXIF orientation says.

@@ -87,16 +87,8 @@ def _find(
 
 
 def matching(pattern: str) -> list[Path]:
-    """As glob.glob, but below `**` no links to folders are followed: they may lead in circles."""
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        return [Path(p) for p in sorted(glob.glob(pattern))]  # noqa: PTH207  it may be absolute
-    stars, files = parts.index("**"), set()
-    for base in glob.glob(str(Path(*parts[:stars]))):  # noqa: PTH207
-        for folder, below, _ in os.walk(base):
-            below[:] = [name for name in below if not name.startswith(".")]
-            files.update(matching(str(Path(glob.escape(folder), *(parts[stars + 1 :] or "*")))))
-    return sorted(files)
+    """The paths that match a pattern, in order; hidden ones need a dot in the pattern."""
+    return [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  it may be absolute
 
 
 def list_images(folder: Path) -> list[Sample]:

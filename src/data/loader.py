@@ -1,6 +1,5 @@
 """From samples to batches: in which order, read by which processes."""
 
-import contextlib
 import math
 import os
 import signal
@@ -14,20 +13,14 @@ from runtime.cli import quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class Batches:
     """The batches of a training set: order and content are pure functions of (seed, epoch, step).
 
     Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
-    and 4. Each process reads its share of every batch.
-
-    Args:
-        dataset: gives whole batches with `read_batch`, as SimpleOxfordPetDataset does.
-        batch_size: images in a batch, at most.
-        seed: of the shuffle.
-        context: the processes among which every batch is shared.
+    and 4. Each process of `context` reads its share of every batch.
 
     Raises:
         UsageError: batches have fewer images than there are processes.
@@ -50,7 +43,7 @@ class Batches:
         return [(epoch, int(index)) for index in self.context.shard(batch)]
 
     def read(self, epoch: int, step: int) -> dict:
-        """This process's share of a batch."""
+        """This process's share of a batch; see `ImageDataset.read_batch`."""
         return self.dataset.read_batch(self.keys(epoch, step))
 
 
@@ -93,21 +86,11 @@ class StepReader(Dataset):
 
 
 def shard_batches(dataset: Dataset, batch_size: int, context: DistributedContext = SINGLE_PROCESS) -> list[list[int]]:
-    """Every image once, in order, in batches. Batches are sharded whole, so results don't depend on the processes.
-
-    Returns:
-        This process's batches, for `make_loader`.
-    """
+    """This process's batches of every image once, in order. They are sharded whole: processes don't change results."""
     return context.shard(list(BatchSampler(range(len(dataset)), batch_size, drop_last=False)))
 
 
-def _no_collate(batch):
-    return batch
-
-
 class _WholeBatches(Dataset):
-    """A dataset whose items are whole batches of another."""
-
     def __init__(self, dataset):
         self.dataset = dataset
 
@@ -116,32 +99,24 @@ class _WholeBatches(Dataset):
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose workers are safe from signals from their first moment on."""
+    """Starts its workers with signals blocked, which they inherit until `_init_worker` has set their handlers."""
 
     def __iter__(self):
-        with _signals_blocked():
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().__iter__()
-
-
-@contextlib.contextmanager
-def _signals_blocked():
-    """Ctrl-C and SIGTERM arrive afterwards; processes started meanwhile inherit the block."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_workers=None) -> DataLoader:
-    """A DataLoader for this device.
+    """A DataLoader of whole batches, pinned where they go to a GPU.
 
     Args:
-        dataset: gives whole batches with `read_batch`, as SimpleOxfordPetDataset does.
-        device: where the batches go.
+        dataset: gives them with `read_batch`.
+        device: where they go.
         batches: what `read_batch` takes, one after the other.
         num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
             already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
@@ -155,7 +130,6 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
         _WholeBatches(dataset),
         sampler=batches,
         batch_size=None,
-        collate_fn=_no_collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
@@ -166,9 +140,10 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
 
 def _init_worker(_worker: int) -> None:
     quiet_pillow()  # a spawned process has not inherited that
-    # Ctrl-C and a cluster's SIGTERM reach every process of the run, and workers must live until the parent has saved.
-    # Only for a while: SIGTERM is also how a parent that exits ends its workers.
+    # Ctrl-C, a closed terminal and a cluster's SIGTERM reach every process of the run, and workers must live until the
+    # parent has saved. SIGTERM is also how a parent that exits ends its workers, so it only waits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(20))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -12,20 +12,11 @@ TO_TRIMAP = np.array([2, 1, 3], np.uint8)  # by the values of label maps
 
 
 class SimpleOxfordPetDataset(ImageDataset):
-    """One part of a dataset as a network takes it: square, as tensors.
+    """One part of a dataset, or with mode `all` every labelled image, square and as tensors.
 
     A sample is a dict: `image` uint8 (3, S, S), `mask` uint8 (1, S, S) of 0 and 1, `trimap` uint8 (1, S, S), `labels`
-    likewise, and `path`, the image's file.
-
-    Args:
-        data_path: see `find_root`.
-        mode: `train`, `valid` or `test`; or `all`, every labelled image.
-        transform: called with a sample, returns it changed.
-        split: see `Dataset.split`.
-        augment_uncertain: border pixels become pet or background at random, half and half, instead of pet.
-        seed: of the split and of everything drawn.
-        image_size: S, in pixels.
-        cache: keep decoded images in the dataset's folder.
+    likewise, and `path`, the image's file. `transform` is called with it and returns it changed. With
+    `augment_uncertain` border pixels of masks are pet or background at random, half and half, instead of pet.
 
     Raises:
         DatasetError: see Dataset and `View.read_at`.

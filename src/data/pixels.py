@@ -24,14 +24,9 @@ def window_of(text: str | None) -> tuple[float, float] | None:
 def pixel_values(
     stored: np.ndarray, channels: int, window: tuple[float, float] | None, size: tuple[int, int] | None, path
 ) -> np.ndarray:
-    """Stored values to what the network sees, uint16 (H, W, C).
+    """Stored values (H, W) or (H, W, C) of any type to what the network sees, uint16 (H, W, C).
 
-    Args:
-        stored: (H, W) or (H, W, C), of any type.
-        channels: see View.
-        window: see View. Of three channels one is taken of all together, else each has its own.
-        size: width and height, bilinear with antialiasing; None keeps the size.
-        path: named in errors.
+    The window is one of all three channels together, or else each has its own. See View and `read_image`.
 
     Raises:
         DatasetError: it is no image, or has another number of channels.
@@ -41,12 +36,10 @@ def pixel_values(
     if stored.dtype == bool:
         stored = stored.astype(np.uint8) * 255
     values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), channels, path)
-    together = channels == 3
-    ranges = [_range(values if together else values[..., c], window) for c in range(1 if together else values.shape[2])]
-    seen = []
-    for number in range(values.shape[2]):
-        low, high = ranges[min(number, len(ranges) - 1)]
-        channel = np.nan_to_num(values[..., number].astype(np.float32), nan=low)
+    shared, seen = _range(values, window) if channels == 3 else None, []
+    for channel in np.moveaxis(values, 2, 0):
+        low, high = shared or _range(channel, window)
+        channel = np.nan_to_num(channel.astype(np.float32), nan=low)
         if size is not None and size != channel.shape[::-1]:
             channel = np.asarray(Image.fromarray(channel.clip(low, high)).resize(size, Image.Resampling.BILINEAR))
         scale = FULL / (high - low) if high - low > LEAST else 0.0

@@ -41,12 +41,12 @@ class View(NamedTuple):
 
     @property
     def rgb(self) -> bool:
-        """Whether images are 8-bit RGB, which most are. Others have 16 bits a channel here and in the cache."""
+        """Whether images are 8-bit RGB, which most are."""
         return self.channels == 3 and self.window is None
 
     @property
     def dtype(self) -> type:
-        """Of images."""
+        """Of images, here and in the cache."""
         return np.uint8 if self.rgb else np.uint16
 
     def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
@@ -59,29 +59,16 @@ class View(NamedTuple):
         """Width and height at which the network sees an image. Raises DatasetError: see `shown_size`."""
         return self.fit((1, 1) if self.resize == "square" else sample.displayed_size())
 
-    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
-        """What the network sees; see `read_at`."""
-        return self.read_at(sample, self.size_of(sample))
-
     def read_at(self, sample: Sample, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image (H, W, C) and its label map, uint8 (H, W), or None where it has none.
-
-        Args:
-            sample: says which files.
-            size: width and height that both are resized to; None keeps the image's own size.
+        """The image (H, W, C) and its label map, uint8 (H, W), or None; at a width and height, or its own.
 
         Raises:
             DatasetError: a file can't be read or is no mask, or their sizes don't fit.
         """
-        image, stored = self.read_stored(sample, size)
-        return image, None if stored is None else self.relabel(sample, stored)
-
-    def read_stored(self, sample: Sample, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """As `read_at`, before `relabel`."""
         image_path, mask_path = sample.image_path, sample.mask_path
         if mask_path is None:
             return read_pixels(image_path, self.channels, self.window, size, upright=True), None
-        labels = read_labels(mask_path, sample.binary_mask, self.classes)
+        labels = self.read_labels(sample)
         *own_size, upright = shown_size(image_path, mask_path, labels.shape[::-1], sample.binary_mask)
         image = read_pixels(image_path, self.channels, self.window, size, upright)
         return image, nearest(labels, size or tuple(own_size))
@@ -91,16 +78,18 @@ class View(NamedTuple):
         return self.relabel(sample, read_labels(sample.mask_path, sample.binary_mask, self.classes))
 
     def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
-        """The label map from what is in the file: of a trimap, where classes are species, pet and border are its."""
+        """The label map (H, W) from that of the file: of a trimap, where classes are species, pet and border are its.
+
+        What is relabelled already stays as it is.
+        """
         if sample.binary_mask or not self.classes:
             return stored
         return np.where(stored == BACKGROUND, np.uint8(BACKGROUND), np.uint8(sample.species))
 
     def require_labels(self, samples: list[Sample]) -> None:
         """Raises DatasetError where masks know no such classes."""
-        for sample in samples if self.classes else ():
-            if sample.mask_path is None or sample.binary_mask:
-                continue
+        trimaps = [sample for sample in samples if sample.mask_path is not None and not sample.binary_mask]
+        for sample in trimaps if self.classes else ():
             if self.classes != SPECIES.classes:
                 raise DatasetError(
                     f"{sample.mask_path} is a trimap and has no classes {','.join(self.classes)}; use masks of own "

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.datasets import SimpleOxfordPetDataset
-from data.index import describe_layout, find_root, fingerprint, list_samples, read_list
-from data.splits import split_samples
+from data.dataset import Dataset
+from data.layout import describe_layout, find_root, fingerprint, read_list
+from data.pets import SimpleOxfordPetDataset
 from helpers import make_dataset
 from runtime.errors import DatasetError
 
@@ -18,7 +18,7 @@ def test_fingerprint_depends_on_images_and_order(shared_dataset):
 def test_unlisted_files_are_ignored(dataset):
     for stray in ("images/stray.jpg", "images/Cat0_0.mat", "images/._Cat0_0.jpg", "annotations/trimaps/._Cat0_0.png"):
         (dataset / stray).write_bytes(b"not a picture")
-    assert len(list_samples(dataset)) == sum(map(len, split_samples(dataset)[:3])) == 40
+    assert len(Dataset(dataset).samples) == sum(map(len, Dataset(dataset).split()[:3])) == 40
 
 
 @pytest.mark.parametrize("path", [".", "images", "up"])
@@ -33,7 +33,7 @@ def test_root_is_found(shared_dataset, tmp_path, path):
 def test_own_folder_is_recognised_paired_and_split(shared_own):
     assert find_root(shared_own / "images") == shared_own
     assert describe_layout(shared_own) == "own images: images/ and masks/"
-    parts = split_samples(shared_own)
+    parts = Dataset(shared_own).split()
     assert [len(part) for part in parts[:3]] == [32, 4, 4]
     for mode in ("train", "valid", "test"):
         for sample in SimpleOxfordPetDataset(shared_own, mode, image_size=64):
@@ -46,8 +46,8 @@ def test_pets_layout_without_lists(tmp_path):
     for name in ("list", "trainval", "test"):
         (root / f"annotations/{name}.txt").unlink()
     assert describe_layout(root) == "Oxford-IIIT Pet layout without lists"
-    parts = split_samples(root)
+    parts = Dataset(root).split()
     assert [len(part) for part in parts[:3]] == [32, 4, 4]
     assert len({pet.breed for pet in parts.train}) == 4
     with pytest.raises(DatasetError, match="use --split 80-10-10"):
-        split_samples(root, "official")
+        Dataset(root).split("official")
