@@ -12,7 +12,17 @@ from training.config import LESS_MEMORY, TrainConfig
 
 FLAGS = (
     *("data_path", "model_name", "epochs", "batch_size", "learning_rate", "resume", "split", "groups", "image_size"),
-    *("channels", "window", "encoder_weights", "encoder_lr_scale", "freeze_encoder", "attention", "decoder", "optimizer", "ema"),
+    *(
+        "channels",
+        "window",
+        "encoder_weights",
+        "encoder_lr_scale",
+        "freeze_encoder",
+        "attention",
+        "decoder",
+        "optimizer",
+        "ema",
+    ),
     *("scheduler", "seed", "validate_every", "patience", "accumulate", "checkpoint_activations", "compile"),
     *("device", "amp", "num_workers", "cache", "save_dir", "log_dir"),
 )

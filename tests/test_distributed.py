@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,9 +68,9 @@ def test_two_train_as_one_and_leave_no_trace(pair):
     table = rows(folder / "logs/tiny_training_log.csv")
     assert [row["epoch"] for row in table] == ["1", "2"]
     assert float(table[1]["train_loss"]) < float(table[0]["train_loss"])
-    content = load_checkpoint(folder / "saved_models/tiny_last.pth")
-    assert not [key for key in content["weights"] if key.startswith("module.")]
-    assert content["optimizer"]["state"][0]["step"] == 8  # two epochs of 32 images in batches of 8
+    checkpoint = load_checkpoint(folder / "saved_models/tiny_last.pth")
+    assert not [key for key in checkpoint.weights if key.startswith("module.")]
+    assert checkpoint.training.optimizer["state"][0]["step"] == 8  # two epochs of 32 images in batches of 8
 
 
 def test_scores_of_two_are_those_of_one_to_the_last_digit(pair, shared_dataset, tmp_path):
@@ -112,9 +113,9 @@ def test_one_goes_on_where_two_stopped_and_the_reverse(processes, request, share
     table = rows(tmp_path / "logs/tiny_training_log.csv")
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
     assert float(table[2]["train_loss"]) < float(table[1]["train_loss"])
-    content = load_checkpoint(tmp_path / "saved_models/tiny_last.pth")
-    assert content["optimizer"]["state"][0]["step"] == 12
-    assert content["weights"].keys() == load_checkpoint(before / "saved_models/tiny_last.pth")["weights"].keys()
+    checkpoint = load_checkpoint(tmp_path / "saved_models/tiny_last.pth")
+    assert checkpoint.training.optimizer["state"][0]["step"] == 12
+    assert checkpoint.weights.keys() == load_checkpoint(before / "saved_models/tiny_last.pth").weights.keys()
 
 
 @pytest.mark.parametrize("end", ["terminate all", "kill one"])
@@ -137,19 +138,19 @@ def test_a_stop_and_a_death_leave_a_state_to_go_on_from(end, shared_dataset, tmp
     if end == "kill one":
         assert "error: another process of this run has ended" in errors
     last = tmp_path / "saved_models/tiny_last.pth"
-    progress = load_checkpoint(last)["progress"]
-    assert (progress["epoch"] + 1, progress["step"]) == tuple(map(int, stopped.groups()))
-    if end == "terminate all" and progress["step"]:
-        assert progress["sums"][1] == 8 * progress["step"]  # images of both
+    progress = load_checkpoint(last).progress
+    assert (progress.epoch + 1, progress.step) == tuple(map(int, stopped.groups()))
+    if end == "terminate all" and progress.step:
+        assert progress.sums[1] == 8 * progress.step  # images of both
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert f"in epoch {stopped[1]} of {stopped[1]} after step {stopped[2]}" in said
 
 
 FREEZES = """
-import os, signal, sys
+import functools, os, signal, sys
 
 from runtime import cli, distributed
-from training import loop
+from training import loop, setup
 from training.terms import masks
 import train
 
@@ -160,6 +161,7 @@ def freezing(function):
         return function(*args, **kwargs)
     return frozen
 
+setup.init_distributed = functools.partial(distributed.init_distributed, peer_minutes=0.05)
 owner, name = {
     "start": (distributed.dist, "init_process_group"),
     "training": (loop, "training_step"),
@@ -172,7 +174,7 @@ cli.run(train.main)
 
 @pytest.mark.parametrize("where", ["start", "training", "validation"])
 def test_a_frozen_process_ends_the_run_in_time(where, shared_dataset, tmp_path):
-    flags = (where, "--data_path", shared_dataset, "--epochs", 2, "--peer_minutes", 0.05, *TINY)
+    flags = (where, "--data_path", shared_dataset, "--epochs", 2, *TINY)
     script = Script(FREEZES, flags, tmp_path, processes=2)
     script.wait_until(lambda: script.poll() is not None or script.ends[script.pid] is not None, 40)
     os.kill(script.pids[1], signal.SIGKILL)
@@ -219,11 +221,14 @@ def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):
 
 def test_encoder_that_was_frozen_learns_in_two_processes(tmp_path, shared_dataset):
     flags = ("--data_path", shared_dataset, "--model_name", "resnet18_unet", "--encoder_weights", "none")
-    flags += ("--epochs", 3, "--freeze_encoder", 1, "--save_every", 1, "--image_size", 64)
-    two_ok("train.py", *flags, cwd=tmp_path)
-    paths = [tmp_path / f"saved_models/resnet18_unet_epoch_00{epoch}.pth" for epoch in (1, 2, 3)]
-    frozen, second, third = (load_checkpoint(path)["weights"]["encoder.conv1.weight"] for path in paths)
+    flags += ("--freeze_encoder", 1, "--image_size", 64)
+    paths = []
+    for more in (("--epochs", 1), ("--epochs", 1, "--resume"), ("--epochs", 1, "--resume")):
+        two_ok("train.py", *flags, *more, cwd=tmp_path)
+        paths.append(tmp_path / f"after_{len(paths)}.pth")
+        shutil.copy(tmp_path / "saved_models/resnet18_unet_last.pth", paths[-1])
+    frozen, second, third = (load_checkpoint(path).weights["encoder.conv1.weight"] for path in paths)
     assert not torch.equal(frozen, second)
     assert not torch.equal(second, third)
-    states = [load_checkpoint(path)["optimizer"]["state"] for path in paths]
+    states = [load_checkpoint(path).training.optimizer["state"] for path in paths]
     assert len(states[0]) < len(states[1]) == len(states[2])  # Adam has met no gradient of the encoder before

@@ -56,9 +56,7 @@ def test_adamw_decays_weights_alone():
         parameter.grad = torch.zeros_like(parameter)
     build_optimizer(config, model).step()
     ratios = [(now / then).item() for now, then in zip(model.parameters(), before) if then.item()]
-    assert ratios == pytest.approx(
-        [1 - 0.1 * WEIGHT_DECAY, 1.0, 1.0]
-    )  # weight and bias, norm
+    assert ratios == pytest.approx([1 - 0.1 * WEIGHT_DECAY, 1.0, 1.0])  # weight and bias, norm
 
 
 def test_plateau_halves_the_rate_after_three_epochs():

@@ -50,7 +50,7 @@ class Network:
         if width * height > MAX_PIXELS:
             raise UsageError(f"This image has {width * height / 1e6:.0f} megapixels; at most 50 are accepted here.")
         image, _ = self.view.read_at(sample)
-        seen, _ = self.view.read(sample)
+        seen, _ = self.view.read_at(sample, self.view.size_of(sample))
         decision = self.predictor.predict(to_tensor(seen)[None]).final[0].cpu()
         labels = label_map_at_size(task, decision, 0.0 if task.classes else logit(threshold), height, width)
         cutout = with_profile(cut_out(shown(image), matting_trimap(labels, task)), path)
