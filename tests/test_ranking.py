@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from evaluation.ranking import self_confidence, softmin
-from helpers import TINY, assert_one_error, rows, run_ok, run_script
+from evaluation.ranking import self_confidence, softmin, uncertainty
+from helpers import TINY, assert_one_error, disc, rows, run_ok, run_script, save
 
 
 def test_softmin_is_between_minimum_and_mean():
@@ -65,3 +65,33 @@ def test_each_fold_looks_at_its_own_validation_images(shared_dataset, tmp_path):
     twice = run_script("evaluate.py", *data, *flags, cwd=tmp_path)
     assert_one_error(twice, "the images of the checkpoints overlap")
     assert "test images" not in twice.stdout  # before the work
+
+
+def test_uncertain_outlines_have_more_entropy():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    distance = 20 - torch.hypot(x - 32, y - 32)
+    sharp, soft = uncertainty((5 * distance)[None]), uncertainty((0.2 * distance)[None])
+    assert 0 < sharp < 0.3 < soft < 1
+    assert uncertainty(torch.zeros(1, 8, 8)) == pytest.approx(1)  # no outline, nothing known
+    assert uncertainty(torch.full((3, 8, 8), -20.0)) < 1e-6
+
+
+def test_images_without_masks_are_ranked_without_copies(tmp_path, model_flags):
+    folder = tmp_path / "photos"
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for i in range(6):
+        pixels, mask = disc(i)
+        save(folder / f"images/{i}.png", pixels)
+        if i < 2:
+            save(folder / f"masks/{i}.png", mask.astype(np.uint8) * 255)
+    save(folder / "images/copy of 0.png", disc(0)[0][:, ::-1])  # of one with a mask
+    save(folder / "images/copy of 5.png", disc(5)[0])
+    flags = ("--data_path", f"{folder}/images/*.png", "--rank_uncertain", tmp_path / "next/rank.csv", *model_flags)
+    run_ok("inference.py", *flags, "--save", "masks", cwd=tmp_path)
+    listed = rows(tmp_path / "next/rank.csv")
+    names = [row["name"] for row in listed]
+    assert len(names) == 4
+    assert {*names} - {"5", "copy of 5"} == {"2", "3", "4"}
+    scores = [float(row["uncertainty"]) for row in listed]
+    assert scores == sorted(scores, reverse=True)

@@ -144,6 +144,11 @@ class InferConfig(PredictConfig):
         words_of([*RESULTS, *POLYGONS], "result"),
         metavar="NAMES",
     )
+    rank_uncertain: str | None = option(
+        None,
+        "list images without masks in this CSV file, those first whose mask would teach a network most",
+        metavar="FILE",
+    )
     matting: str = option(
         "guided", "what finds the edges of cutouts; pymatting is an extra", choices=("guided", "pymatting")
     )

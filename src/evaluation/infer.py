@@ -25,6 +25,7 @@ from evaluation.metrics import image_dice, label_counts
 from evaluation.polygon_files import write_coco, write_labelme, write_yolo, write_yolo_names
 from evaluation.polygons import regions
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
+from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
 from runtime.device import choose_precision, get_device
 from runtime.distributed import DistributedContext, init_distributed
@@ -41,11 +42,13 @@ class Outcome(NamedTuple):
         row: of the log; `error` says what is wrong with the image, its mask or its results.
         written: whether all results are there.
         polygons: the image's part of a COCO file: file name, size and regions.
+        uncertainty: see ranking.py.
     """
 
     row: dict
     written: bool = False
     polygons: tuple | None = None
+    uncertainty: float = 0.0
 
 
 class Segmenter:
@@ -100,7 +103,8 @@ class Segmenter:
         try:
             row["width"], row["height"] = size = sample.displayed_size()
             with room_for(*size):
-                return Outcome(row, True, self.write(sample, decision, *size, row["dice"]))
+                polygons = self.write(sample, decision, *size, row["dice"])
+            return Outcome(row, True, polygons, uncertainty(decision) if self.config.rank_uncertain else 0.0)
         except DatasetError as problem:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(problem)
         except OSError as problem:
@@ -181,6 +185,8 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     name = checkpoint.model_name
     view = View.of(checkpoint, config.image_size, "square" if config.resize == "tile" else config.resize)
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
+    if config.rank_uncertain:
+        writable_folder(Path(config.rank_uncertain).parent)
     read_rows(log)  # raises before the work is done where rows can't be added
     precision = choose_precision(config.amp, device, view.size)
     print(
@@ -208,6 +214,10 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
             panels = [(f"{stem}_panel.png", outcome.row["dice"]) for stem, outcome in written]
             write_gallery(folder, panels, f"{name.upper()}, {path.name}")
             print(f"All panels, the worst first: {folder / 'index.html'}")
+    if config.rank_uncertain and written:
+        ranked = [(s, outcome.uncertainty) for s, outcome in zip(samples, outcomes) if outcome.written]
+        count = write_uncertain(Path(config.rank_uncertain), *map(list, zip(*ranked)))
+        print(f"{count} images without masks, the most uncertain first: {config.rank_uncertain}")
     report(outcomes, network)
 
 

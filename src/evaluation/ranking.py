@@ -1,16 +1,19 @@
-"""Images in order of what is wrong with them: masks that look wrong, and panels of the first.
+"""Images in order of what people should look at: masks that look wrong, and images whose mask would teach most.
 
 The score of a mask is the softmin of its pixels' self-confidence (Lad, Mueller, 2023:
 https://arxiv.org/abs/2307.05080).
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
+from data.copies import find_near_copies
 from data.dataset import ImageDataset
 from data.layout import Sample
 from evaluation.config import EvalConfig
@@ -50,6 +53,39 @@ def softmin(confidence: torch.Tensor, temperature: float = TEMPERATURE) -> float
     if not len(confidence):
         return 1.0
     return float((confidence * torch.softmax(-confidence / temperature, dim=0)).sum())
+
+
+def uncertainty(decision: torch.Tensor) -> float:
+    """The mean entropy, from 0 to 1, of pet against background near the outline, or everywhere without one.
+
+    Args:
+        decision: decision logits (D, H, W). Near is within a 32nd of the longer side.
+    """
+    logits, reach = decision[:1].float(), max(1, max(decision.shape[1:]) // 32)
+    sides = torch.cat([logits > 0, logits <= 0]).float()
+    near = F.max_pool2d(sides, 2 * reach + 1, stride=1, padding=reach).amin(0) > 0
+    nats = F.binary_cross_entropy_with_logits(logits[0], logits[0].sigmoid(), reduction="none")
+    return float(nats[near if near.any() else ...].mean()) / math.log(2)
+
+
+def write_uncertain(file: Path, samples: list[Sample], scores: list[float]) -> int:
+    """Writes rank, name and uncertainty of images without masks, the most uncertain first; returns how many.
+
+    Near copies of images with masks, and of others that are more uncertain, teach little and are left out.
+    """
+    ranked = sorted(zip(scores, samples), key=lambda pair: (-pair[0], pair[1].name))
+    order = [sample for _, sample in ranked if sample.mask_path is None]
+    place = {sample: number for number, sample in enumerate(order)}  # those with masks are not in it
+    labelled = [sample for sample in samples if sample.mask_path is not None]
+    copies = {max(pair, key=lambda sample: place[sample]) for pair in find_near_copies(order)}
+    copies |= {sample for sample, _ in find_near_copies(order, labelled)}
+    kept = [(score, sample) for score, sample in ranked if sample in place and sample not in copies]
+    rows = [
+        {"rank": rank, "name": sample.name, "picture": str(sample.image_path), "uncertainty": round(score, 6)}
+        for rank, (score, sample) in enumerate(kept, start=1)
+    ]
+    write_rows(file, rows, ["rank", "name", "picture", "uncertainty"])
+    return len(rows)
 
 
 @torch.inference_mode()
