@@ -80,7 +80,7 @@ NO_TRIMAP, NO_MASK = "Cat0_0.png is no trimap", "photo 0.png is no mask"
 PETS = {
     "no images folder": (
         lambda r: (r / "images").rename(r / "other"),
-        ["no images/ beside annotations/ or masks/", "--download"],
+        ["no images/ beside annotations/ or masks/", "put images into images/"],
     ),
     "missing lists": (
         lambda r: [(r / f"annotations/{name}.txt").unlink() for name in ("list", "trainval")],

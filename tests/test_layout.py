@@ -1,11 +1,13 @@
 """Layouts, lists, fingerprints."""
 
+import shutil
+
 import pytest
 
 from data.dataset import Dataset
 from data.layout import describe_layout, find_root, fingerprint, read_list
 from data.pets import SimpleOxfordPetDataset
-from helpers import make_dataset
+from helpers import TINY, assert_one_error, make_dataset, run_ok, run_script, write_own
 from runtime.errors import DatasetError
 
 
@@ -51,3 +53,41 @@ def test_pets_layout_without_lists(tmp_path):
     assert len({pet.breed for pet in parts.train}) == 4
     with pytest.raises(DatasetError, match="use --split 80-10-10"):
         Dataset(root).split("official")
+
+
+def test_own_parts_are_taken_as_they_are(tmp_path):
+    for number, part in enumerate(("train", "val", "testing")):
+        folder = write_own(tmp_path / f"own/{part}", count=(20, 5, 4)[number])
+        for image in (folder / "images").iterdir():  # else they would be copies of those of other parts
+            image.write_bytes(image.read_bytes() + part.encode())
+    dataset = Dataset(tmp_path / "own")
+    assert [len(part) for part in dataset.split()[:3]] == [20, 5, 4]
+    assert {sample.name.partition("/")[0] for sample in dataset.split().valid} == {"val"}
+    flags = ("--data_path", "own")
+    said = run_ok("train.py", *flags, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert "own images, divided: train/, val/, testing/" in said
+    assert "20 train, 5 valid, 4 test" in said
+    assert "4 test images" in run_ok("evaluate.py", *flags, cwd=tmp_path)
+    assert_one_error(run_script("evaluate.py", *flags, "--subset", "train", cwd=tmp_path), "was trained on 20")
+    assert_one_error(run_script("train.py", *flags, "--fold", "1/2", *TINY, cwd=tmp_path), "divided already")
+    said = run_ok("pretrain.py", *flags, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert "18 train" in said or "20 train" in said
+    shutil.rmtree(tmp_path / "own/testing")
+    run_ok("train.py", *flags, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert_one_error(run_script("evaluate.py", *flags, cwd=tmp_path), "no test part", "--subset")
+
+
+def test_copies_in_own_parts_are_named(tmp_path):
+    for part in ("train", "valid"):
+        write_own(tmp_path / part, count=4)
+    done = run_script("oxford_pet.py", "--data_path", tmp_path, cwd=tmp_path)
+    assert "WARNING: 4 images of" in done.stderr
+    assert "4 train, 4 valid, 0 test" in done.stdout
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_download_is_offered_to_nobody_with_own_files(tmp_path, empty):
+    if not empty:
+        (tmp_path / "photo.jpg").touch()
+    with pytest.raises(DatasetError, match="--download" if empty else "put images into images/"):
+        find_root(tmp_path)

@@ -1,7 +1,9 @@
 """A dataset: its images, which of them belong together, its parts, and their pixels in whole batches."""
 
+import dataclasses
 import functools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 
 from data.cache import PixelCache
 from data.copies import find_copies, near_copies
-from data.layout import LISTS, Sample, describe_layout, find_root, pair_up, read_list, require_files
+from data.layout import LISTS, Sample, describe_layout, find_parts, find_root, pair_up, read_list, require_files
 from data.names import MODES, SPLITS
 from data.pixels import to_floats
 from data.split import Group, Split, split_at_random, split_by_lists, take_fold, unite
@@ -38,8 +40,14 @@ class Dataset:
         self.lists = {
             name: read_list(self.root, name) for name in LISTS if (self.root / "annotations" / f"{name}.txt").is_file()
         }
-        by_name = {sample.name: sample for samples in self.lists.values() for sample in samples}
-        self.samples = [by_name[name] for name in sorted(by_name)] if self.lists else pair_up(self.root)
+        # Of a dataset that is divided already, names begin with the part's.
+        self.parts = {
+            mode: [dataclasses.replace(sample, name=f"{folder.name}/{sample.name}") for sample in pair_up(folder)]
+            for mode, folder in find_parts(self.root).items()
+        }
+        listed = [sample for samples in (*self.lists.values(), *self.parts.values()) for sample in samples]
+        by_name = {sample.name: sample for sample in listed}
+        self.samples = [by_name[name] for name in sorted(by_name)] if listed else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
         self.layout = describe_layout(self.root)  # in words
 
@@ -82,6 +90,8 @@ class Dataset:
         """
         if name not in SPLITS:
             raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
+        if self.parts:
+            return self._own_parts(fold, needed)
         if name == "official":
             parts = self._official_parts(needed)
         else:
@@ -110,6 +120,19 @@ class Dataset:
             require_files(self.root, self.samples)
             return self.samples
         return getattr(self.split(split, seed, fold, (mode,)), mode)
+
+    def _own_parts(self, fold: list[int] | None, needed: tuple[str, ...]) -> Split:
+        """The parts of a dataset that is divided already, as they are. Only a test part may be missing in training."""
+        for mode in needed:
+            if not self.parts.get(mode) and (mode != "test" or len(needed) == 1):
+                raise DatasetError(f"{self.root} has no {mode} part with images; name another --subset")
+        if fold:
+            raise UsageError(f"{self.root} is divided already, so it has no folds; leave --fold out")
+        split = Split(*(self.parts.get(mode, []) for mode in MODES))
+        apart = [group for group in self.copies if len({sample.name.partition("/")[0] for sample in group}) > 1]
+        if apart:
+            print(f"WARNING: {len(apart)} images of {self.root} have copies in other parts.", file=sys.stderr)
+        return split
 
     def _list(self, name: str) -> list[Sample]:
         return self.lists[name] if name in self.lists else read_list(self.root, name)  # which says what is missing

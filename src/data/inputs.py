@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from data.dataset import Dataset
-from data.layout import Sample, describe_layout, find_root, has_lists
+from data.layout import Sample, describe_layout, find_parts, find_root, has_lists
 from data.names import IMAGE_SUFFIXES
 from data.parts import samples_of_part
 from data.view import View
@@ -95,9 +95,13 @@ def list_images(folder: Path) -> list[Sample]:
     """The images in a folder and in those below, or of a dataset, without masks. Raises UsageError: there is none."""
     if not folder.is_dir():
         raise UsageError(f"the folder {folder} does not exist; name another one")
+    places = [folder]
     with contextlib.suppress(DatasetError):
-        folder = find_root(folder) / "images"
-    files = [p for p in sorted(folder.rglob("*")) if not any(q.startswith(".") for q in p.relative_to(folder).parts)]
+        root = find_root(folder)
+        folder = root if (parts := find_parts(root)) else root / "images"
+        places = [part / "images" for part in parts.values()] or [folder]
+    files = [path for place in places for path in sorted(place.rglob("*"))]
+    files = [p for p in files if not any(name.startswith(".") for name in p.relative_to(folder).parts)]
     samples, _ = _name_all(files, f"images in {folder}", folder, None)
     return [Sample(sample.name, sample.image_path) for sample in samples]
 

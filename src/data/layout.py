@@ -1,10 +1,11 @@
 """Which images there are.
 
-A dataset is a folder in one of three layouts:
+A dataset is a folder in one of four layouts:
 
     images/ annotations/trimaps/ annotations/*.txt   the Oxford-IIIT Pet layout; only what the lists name exists
     images/ annotations/trimaps/                     the same without lists: images and trimaps pair up by stem
     images/ masks/                                   own images; masks of two values, black is background
+    train/ valid/ test/ with images/ masks/ in each  own images, divided already
 """
 
 import collections
@@ -20,6 +21,7 @@ from data.names import IMAGE_SUFFIXES
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
+PART_NAMES = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
 DOWNLOAD_HINT = "download the dataset with `python src/oxford_pet.py --download --data_path {}`"
 
 
@@ -51,7 +53,7 @@ class Sample:
 
 
 def find_root(data_path) -> Path:
-    """The folder that holds images/ beside annotations/ or masks/.
+    """The folder that holds images/ beside annotations/ or masks/, or parts that do.
 
     Args:
         data_path: that folder, its images/ folder, or the folder into which torchvision downloads the dataset.
@@ -64,12 +66,27 @@ def find_root(data_path) -> Path:
     for root in [*near, *(folder / "oxford-iiit-pet" for folder in near)]:
         if (root / "images").is_dir() and ((root / "annotations").is_dir() or (root / "masks").is_dir()):
             return root
-    state = "has no images/ beside annotations/ or masks/" if path.is_dir() else "does not exist"
-    raise DatasetError(f"no dataset: the folder {path} {state}; {DOWNLOAD_HINT.format(path)}")
+    if find_parts(path):
+        return path
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        advice = "put images into images/ and their masks into masks/, or name another folder"
+        raise DatasetError(f"no dataset: the folder {path} has no images/ beside annotations/ or masks/; {advice}")
+    state = "is empty" if path.is_dir() else "does not exist"
+    raise DatasetError(f"no dataset: the folder {path} {state}; name another one, or {DOWNLOAD_HINT.format(path)}")
+
+
+def find_parts(root: Path) -> dict[str, Path]:
+    """The folders of the parts of a dataset that is divided already, by mode; empty for others."""
+    parts = {
+        mode: root / name for mode, names in PART_NAMES.items() for name in names if (root / name / "masks").is_dir()
+    }
+    return parts if parts.keys() >= {"train", "valid"} else {}
 
 
 def describe_layout(root: Path) -> str:
     """The layout of a dataset, in words."""
+    if parts := find_parts(root):
+        return f"own images, divided: {', '.join(f'{folder.name}/' for folder in parts.values())}"
     if not (root / "annotations").is_dir():
         return "own images: images/ and masks/" if (root / "masks").is_dir() else "images without masks"
     return "Oxford-IIIT Pet layout" if has_lists(root) else "Oxford-IIIT Pet layout without lists"
