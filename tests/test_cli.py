@@ -37,7 +37,7 @@ def test_broken_pipe_exits_quietly(shared_dataset, tmp_path, words):
 
 
 def test_long_path_is_one_error_line(tmp_path):
-    assert_one_error(run_script("evaluate.py", "--model_path", "x" * 300, cwd=tmp_path), "x" * 300)
+    assert_one_error(run_script("inference.py", "--model_path", "x" * 300, cwd=tmp_path), "x" * 300)
 
 
 def test_mismatched_torchvision_is_explained(tmp_path):
@@ -76,7 +76,7 @@ def test_spellings_of_both_reports_are_flags():
     assert (config.model_path, config.model_name, config.batch_size) == (["m.pth"], "unet", 4)
     config = InferConfig(**inference_parser().parse_overrides(inference.split()))
     assert (config.model_path, config.batch_size, config.save_results) == (["m.pth"], 1, True)
-    config = TrainConfig.from_flags(train_parser().parse_overrides(["-e", "3", "-b", "4", "-lr", "1e-3"]))
+    config = TrainConfig(**train_parser().parse_overrides(["-e", "3", "-b", "4", "-lr", "1e-3"]))
     assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 1e-3)
 
 
@@ -85,21 +85,18 @@ def test_unknown_flag_names_the_help(tmp_path):
 
 
 def test_hyphens_and_aliases_are_accepted():
-    words = "--lr 0.1 -j 2 --batch-size=3 --no-color-jitter --data-path a-b_c"
+    words = "--lr 0.1 -j 2 --batch-size=3 --no-augment-uncertain --data-path a-b_c"
     assert build_parser().parse_overrides(words.split()) == {
         "learning_rate": 0.1,
         "num_workers": 2,
         "batch_size": 3,
-        "color_jitter": False,
+        "augment_uncertain": False,
         "data_path": "a-b_c",
     }
     assert build_parser().parse_overrides(["--workers", "1"]) == {"num_workers": 1}
-    for config in (EvalConfig, InferConfig):
+    for config, name in ((EvalConfig, "report"), (InferConfig, "output_path")):
         parser = Parser("script.py", "", config)
-        assert parser.parse_overrides(["--output-dir", "x", "--model", "y"]) == {
-            "output_path": "x",
-            "model_path": ["y"],
-        }
+        assert parser.parse_overrides(["--output-dir", "x", "--model", "y"]) == {name: "x", "model_path": ["y"]}
 
 
 def test_failed_compile_is_one_error_line(tmp_path, shared_dataset, capsys):
@@ -120,7 +117,7 @@ def test_failed_compile_is_one_error_line(tmp_path, shared_dataset, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems don't keep to the limit")
 def test_out_of_memory_names_the_flags_that_take_less(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--cache", "off", *TINY, "--model_name", "resnet")
+    flags = ("--data_path", shared_dataset, "--no-cache", *TINY, "--model_name", "resnet")
     flags += ("--image_size", 512, "--batch_size", 32)
     done = Script(SRC / "train.py", flags, tmp_path, limits={"RLIMIT_DATA": 3 * 2**30}).finish()
     assert_one_error(done, "out of memory", "--batch_size", "--accumulate 2", "--checkpoint_activations", status=1)
@@ -210,18 +207,18 @@ def test_closed_terminal_saves_and_stops(tmp_path, shared_dataset):
         said += os.read(terminal, 1000)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
-    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth")["progress"]["epoch"] >= 2
+    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth").progress.epoch >= 2
     assert "epoch   " in run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
 
 
 def test_dead_worker_is_explained(dataset, tmp_path):
     code = f"""
 import os, runpy
-from data import datasets
-parent, write = os.getpid(), datasets.write_record
-datasets.write_record = lambda *pair: write(*pair) if os.getpid() == parent else os._exit(9)
+from data.view import View
+parent, read = os.getpid(), View.read_at
+View.read_at = lambda *args: read(*args) if os.getpid() == parent else os._exit(9)
 runpy.run_path({str(SRC / "train.py")!r}, run_name="__main__")
 """
-    flags = ("--data_path", str(dataset), "--num_workers", "1", "--cache", "off", *map(str, TINY))
+    flags = ("--data_path", str(dataset), "--num_workers", "1", "--no-cache", *map(str, TINY))
     done = Script(code, flags, tmp_path).finish()
     assert_one_error(done, "--num_workers 0", status=1)

@@ -10,11 +10,10 @@ import zipfile
 
 import pytest
 import torch
-from data.datasets import load_dataset
 
 from data.augment import AugmentedDataset
-from data.cache import open_cache
 from data.loader import Batches, StepReader
+from data.pets import load_dataset
 from helpers import PYTHON, SRC, TINY, Script, run_ok
 from models.checkpoint import load_checkpoint
 from runtime.files import atomic_write, lock_file, put_in_place, sync_folder
@@ -77,12 +76,12 @@ def test_ctrl_c_saves_where_the_run_stands(tmp_path, shared_dataset):
     else:
         done = subprocess.run([*PYTHON, "-c", STOPS, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGINT, done.stderr
-    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth")["progress"]["step"] == 3
+    assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth").progress.step == 3
     assert "epoch   2/2" in run_ok("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
 
 
 def test_datasets_reach_processes_that_start_afresh(dataset):
-    plain = load_dataset(dataset, "train", image_size=64, cache=open_cache(dataset, 64))
+    plain = load_dataset(dataset, "train", image_size=64, cache=True)
     sets = (plain, AugmentedDataset(plain, 3), NoisyDataset(plain, 3))
     reader = StepReader([*(Batches(one, 8, 3) for one in sets), UnlabeledBatches(plain, 3, 3, 4), None])
     theirs = pickle.loads(pickle.dumps(reader)).read_batch((1, 2))  # noqa: S301

@@ -47,7 +47,8 @@ class Dataset:
         }
         listed = [sample for samples in (*self.lists.values(), *self.parts.values()) for sample in samples]
         by_name = {sample.name: sample for sample in listed}
-        self.samples = [by_name[name] for name in sorted(by_name)] if listed else pair_up(self.root)
+        given = self.lists or self.parts
+        self.samples = [by_name[name] for name in sorted(by_name)] if given else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
         self.layout = describe_layout(self.root)  # in words
 

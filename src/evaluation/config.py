@@ -92,6 +92,7 @@ class EvalConfig(PredictConfig):
         None,
         "write scores, a row for each image, a plot (calibration, or confusion of classes) and panels of the worst "
         "images into this folder",
+        aliases=("--output_path", "--output_dir"),
         metavar="DIR",
     )
     label_errors: bool = option(

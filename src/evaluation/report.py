@@ -25,25 +25,13 @@ VERDICTS = [
 ]
 
 
-def write_report(evaluation, other, log_dir: Path) -> None:
-    """Prints the scores of an Evaluation and the verdict; writes the files that are asked for, and a row of the log.
-
-    Args:
-        evaluation: it is scored.
-        other: another one of the same images, or None; the report says how the scores differ.
-        log_dir: where the log is.
-
-    Raises:
-        UsageError: no image has a class in truth or prediction.
-    """
-    config, network, rows, view = evaluation.config, evaluation.network, evaluation.rows, evaluation.part.view
-    model_name, task, count = network.checkpoint.model_name, evaluation.predictor.task, len(evaluation.part)
-    own_size, classes = config.original_size or config.resize == "tile", task.classes[1:]
-    scores = intervals(rows, classes)
-    if "dice" not in scores:
-        raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
-    facts = {
-        "model": model_name,
+def facts_of(evaluation, scores: dict) -> dict:
+    """What was scored and how, and the scores: the columns of the log."""
+    config, network, view = evaluation.config, evaluation.network, evaluation.part.view
+    own_size, count = config.original_size or config.resize == "tile", len(evaluation.part)
+    named = bool(evaluation.predictor.task.classes)
+    return {
+        "model": network.checkpoint.model_name,
         "checkpoint": network.files,
         "run_id": network.run_id,
         "encoder_start": network.checkpoint.encoder_start,
@@ -59,15 +47,42 @@ def write_report(evaluation, other, log_dir: Path) -> None:
         "compute": str(evaluation.predictor.precision),
         "images": count,
         **{name: round(score.value, 6) for name, score in scores.items()},
-        "calibration_error": "" if task.classes else round(calibration_error(evaluation.sums), 6),
+        "calibration_error": "" if named else round(calibration_error(evaluation.sums), 6),
         "seconds": round(evaluation.seconds, 3),
         "images_per_second": round(count / evaluation.seconds, 1),
     }
-    details: dict = {"intervals": {name: _rounded(score)[1:] for name, score in scores.items()}}
+
+
+def conditions(evaluation) -> str:
+    """The size, the pixels and the threshold of the scores, in words."""
+    config, view = evaluation.config, evaluation.part.view
     size = f"{view.size}x{view.size}" if view.resize == "square" else f"longer side {view.size} pixels"
-    size = "the images' own sizes" if own_size else size
+    if config.original_size or config.resize == "tile":
+        size = "the images' own sizes"
     border = ", border left out" if config.ignore_border else ""
-    lines = table_of(scores, f"Scores at {size}{border}, threshold {evaluation.threshold:g}")
+    return f"{size}{border}, threshold {evaluation.threshold:g}"
+
+
+def write_report(evaluation, other, log_dir: Path) -> None:
+    """Prints the scores of an Evaluation and the verdict; writes the files that are asked for, and a row of the log.
+
+    Args:
+        evaluation: it is scored.
+        other: another one of the same images, or None; the report says how the scores differ.
+        log_dir: where the log is.
+
+    Raises:
+        UsageError: no image has a class in truth or prediction.
+    """
+    config, network, rows = evaluation.config, evaluation.network, evaluation.rows
+    model_name, task, count = network.checkpoint.model_name, evaluation.predictor.task, len(evaluation.part)
+    classes = task.classes[1:]
+    scores = intervals(rows, classes)
+    if "dice" not in scores:
+        raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
+    facts = facts_of(evaluation, scores)
+    details: dict = {"intervals": {name: _rounded(score)[1:] for name, score in scores.items()}}
+    lines = table_of(scores, f"Scores at {conditions(evaluation)}")
     if evaluation.dataset.lists:
         details["groups"] = {}
         lines.append(f"  {'group':<28} {'images':>8} {'dice':>8}   95 % interval")
@@ -106,12 +121,18 @@ def write_report(evaluation, other, log_dir: Path) -> None:
     try:
         print(*lines, sep="\n", flush=True)
     finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
-        if config.json:
-            write_json(Path(config.json), facts | details)
-        if config.report:
-            write_folder(evaluation, facts | details, Path(config.report))
-        stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
-        append_rows(log_dir / f"{model_name}_evaluation_log.csv", [stamp | facts])
+        write_files(evaluation, facts, details, log_dir)
+
+
+def write_files(evaluation, facts: dict, details: dict, log_dir: Path) -> None:
+    """Writes the files that are asked for, and a row of the log."""
+    config = evaluation.config
+    if config.json:
+        write_json(Path(config.json), facts | details)
+    if config.report:
+        write_folder(evaluation, facts | details, Path(config.report))
+    stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    append_rows(log_dir / f"{facts['model']}_evaluation_log.csv", [stamp | facts])
 
 
 def write_folder(evaluation, content: dict, folder: Path) -> None:
