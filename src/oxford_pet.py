@@ -38,14 +38,16 @@ class DatasetConfig:
     data_path: str = option("dataset", "dataset folder", metavar="DIR")
     download: bool = option(False, "fetch the Oxford-IIIT Pet dataset (about 800 MB), MD5 verified")
     check: bool = option(False, "read every file and report what is wrong or odd")
-    preview: str | None = option(None, "draw images and augmented ones", bare="preview.png", metavar="FILE")
+    preview: str | None = option(
+        None, "write a contact sheet of augmented training images", bare="preview.png", metavar="FILE"
+    )
     split: str = option(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
     classes: str = option(
         "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])
     )
-    channels: int = option(3, "of the images, as in train.py", whole_number(1, 100), metavar="N")
+    channels: int = option(3, "channels of the images, as in train.py", whole_number(1, 100), metavar="N")
     window: str | None = option(None, "percentiles of the images' values, as in train.py", percentiles, metavar="P,P")
-    seed: int = option(42, "of the split", whole_number(0, 2**32 - 1), metavar="N")
+    seed: int = option(42, "seed of the split", whole_number(0, 2**32 - 1), metavar="N")
 
 
 def build_parser() -> cli.Parser:

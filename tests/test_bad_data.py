@@ -126,16 +126,8 @@ OWN = {
     "mask missing": (lambda r: (r / MASK).unlink(), ["1 fault:", "photo 0.jpg has no mask"]),
     "image missing": (lambda r: (r / PHOTO).unlink(), ["1 fault:", "photo 0.png has no image"]),
     "masks missing": (lambda r: delete(r / "masks", keep=28), ["12 faults", "| ..."]),
-    "stems differ in case": (
-        lambda r: (r / MASK).rename(r / "masks/Photo 0.png"),
-        ["photo 0.jpg has no mask", "Photo 0.png has no image"],
-    ),
     "two images of one stem": (lambda r: save(r / "images/photo 0.bmp", disc(0)[0]), ["photo 0.bmp", "the same stem"]),
     "three values": (three_values, [NO_MASK, "3 values"]),
-    "JPEG mask": (
-        lambda r: save(r / MASK, disc(0)[1].astype(np.uint8) * 255, format="JPEG", quality=60),
-        [NO_MASK, "save it as PNG"],
-    ),
     "photograph as mask": (lambda r: save(r / MASK, disc(0)[0]), [NO_MASK, "values"]),
     "two values without background": (
         lambda r: save(r / MASK, np.where(disc(0)[1], 255, 100).astype(np.uint8)),

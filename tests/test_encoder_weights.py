@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.models import ResNet34_Weights, resnet34
 
-from helpers import SRC
+from helpers import SRC, same
 from models.build import build_model
 from models.efficientnet_lite import efficientnet_lite
 from models.weights import WHEELS, find_encoder_weights, load_encoder_weights
@@ -203,3 +203,12 @@ def test_unet_has_no_encoder_to_load():
     assert find_encoder_weights("unet", "auto") == (None, "from scratch")
     with pytest.raises(CheckpointError, match="unet has no encoder"):
         find_encoder_weights("unet", "imagenet")
+
+
+@pytest.mark.parametrize("wrap", [lambda w: {"state_dict": {f"module.encoder.{k}": v for k, v in w.items()}}, dict])
+def test_weights_as_trainers_save_them(tmp_path, wrap):
+    torch.manual_seed(1)
+    source, model = build_model("resnet18_unet").encoder.state_dict(), build_model("resnet18_unet")
+    torch.save(wrap(source), tmp_path / "trained.pth")
+    load_encoder_weights(model, tmp_path / "trained.pth")
+    assert same(model.encoder.state_dict(), source)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from data import image_io
 from data.image_io import nearest, read_image, read_mask, read_trimap
 from data.layout import Sample, read_list
 from data.view import View
@@ -93,3 +94,31 @@ def test_exif_orientation_follows_the_mask(tmp_path, orientation):
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "a.png")
     image, labels = View().read_at(Sample("a", tmp_path / "a.jpg", tmp_path / "a.png"))
     assert ((image.mean(2) > 110) == labels).mean() > 0.95
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "resize", "blur"])
+def test_gray_edges_of_masks_are_divided_in_the_middle(tmp_path, capsys, kind):
+    image_io.SAID.clear()
+    _, mask = disc(1, 120, 90)
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    if kind == "resize":
+        image = image.resize((60, 45), Image.Resampling.BILINEAR)
+    if kind == "blur":
+        image = image.filter(ImageFilter.GaussianBlur(1))
+    path = tmp_path / f"mask.{'jpg' if kind == 'JPEG' else 'png'}"
+    image.save(path)
+    labels = read_mask(path)
+    wanted = np.asarray(Image.fromarray(mask).resize(labels.shape[::-1], Image.Resampling.NEAREST))
+    assert (labels != wanted).mean() < 0.01
+    read_mask(path)
+    assert capsys.readouterr().err.count("have gray levels") == 1
+
+
+@pytest.mark.parametrize("kind", ["photograph", "ids"])
+def test_other_values_of_masks_are_refused_with_advice_that_helps(tmp_path, kind):
+    pixels, mask = disc(2)
+    Image.fromarray(pixels if kind == "photograph" else mask.astype(np.uint8) + 3 * mask[::-1].astype(np.uint8)).save(
+        tmp_path / "m.png"
+    )
+    with pytest.raises(DatasetError, match="--classes"):
+        read_mask(tmp_path / "m.png")

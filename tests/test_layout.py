@@ -1,6 +1,8 @@
 """Layouts, lists, fingerprints."""
 
+import re
 import shutil
+import unicodedata
 
 import pytest
 
@@ -67,7 +69,10 @@ def test_own_parts_are_taken_as_they_are(tmp_path):
     said = run_ok("train.py", *flags, "--epochs", 1, *TINY, cwd=tmp_path)
     assert "own images, divided: train/, val/, testing/" in said
     assert "20 train, 5 valid, 4 test" in said
-    assert "4 test images" in run_ok("evaluate.py", *flags, cwd=tmp_path)
+    assert "4 test images" in run_ok("evaluate.py", *flags, "--report", "report", cwd=tmp_path)
+    assert len(list((tmp_path / "report/worst").glob("*_testing_*.png"))) == 4
+    done = run_script("inference.py", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")  # the same names in train/ are other images
     assert_one_error(run_script("evaluate.py", *flags, "--subset", "train", cwd=tmp_path), "was trained on 20")
     assert_one_error(run_script("train.py", *flags, "--fold", "1/2", *TINY, cwd=tmp_path), "divided already")
     said = run_ok("pretrain.py", *flags, "--epochs", 1, *TINY, cwd=tmp_path)
@@ -81,7 +86,7 @@ def test_copies_in_own_parts_are_named(tmp_path):
     for part in ("train", "valid"):
         write_own(tmp_path / part, count=4)
     done = run_script("oxford_pet.py", "--data_path", tmp_path, cwd=tmp_path)
-    assert "WARNING: 4 images of" in done.stderr
+    assert "WARNING: 4 images of" in done.stderr and "stand in several parts" in done.stderr
     assert "4 train, 4 valid, 0 test" in done.stdout
 
 
@@ -91,3 +96,35 @@ def test_a_download_is_offered_to_nobody_with_own_files(tmp_path, empty):
         (tmp_path / "photo.jpg").touch()
     with pytest.raises(DatasetError, match="--download" if empty else "put images into images/"):
         find_root(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda stem: f"{stem}_mask",
+        lambda stem: f"{stem}.jpg",
+        lambda stem: f"{stem}-seg",
+        str.upper,
+        lambda stem: unicodedata.normalize("NFD", stem),
+    ],
+)
+def test_masks_may_be_called_nearly_like_their_images(tmp_path, rename, capsys):
+    root = write_own(tmp_path, count=12)
+    for folder in ("images", "masks"):
+        for path in (root / folder).iterdir():
+            path.rename(path.with_name(path.name.replace("photo ", "fotó ")))
+    for path in sorted((root / "masks").iterdir()):
+        path.rename(path.with_name(f"{rename(path.stem)}.png"))
+    samples = Dataset(root).samples
+    numbers = [[int(re.search(r"\d+", path.stem)[0]) for path in (s.image_path, s.mask_path)] for s in samples]
+    assert len(samples) == 12
+    assert all(image == mask for image, mask in numbers)
+    assert ("at the end" in capsys.readouterr().out) == (rename("x") not in ("x", "X"))
+
+
+def test_the_error_shows_how_both_sides_are_called(tmp_path):
+    root = write_own(tmp_path, count=12)
+    for path in sorted((root / "masks").iterdir()):
+        path.rename(path.with_name(f"label of {path.name}"))
+    with pytest.raises(DatasetError, match="photo 0.jpg has no mask, .*label of photo 0.png no image"):
+        Dataset(root)

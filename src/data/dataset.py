@@ -132,7 +132,7 @@ class Dataset:
         split = Split(*(self.parts.get(mode, []) for mode in MODES))
         apart = [group for group in self.copies if len({sample.name.partition("/")[0] for sample in group}) > 1]
         if apart:
-            print(f"WARNING: {len(apart)} images of {self.root} have copies in other parts.", file=sys.stderr)
+            print(f"WARNING: {len(apart)} images of {self.root} stand in several parts.", file=sys.stderr)
         return split
 
     def _list(self, name: str) -> list[Sample]:

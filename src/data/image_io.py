@@ -1,6 +1,7 @@
 """Reading images, trimaps and masks from files."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from runtime.errors import DatasetError, first_line
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
 ORIENTATION = 0x0112  # EXIF tag
 FROM_TRIMAP = np.array([0, 1, 0, 2], np.uint8)  # pet, background, border: the values of files to those of label maps
+SAID: set[str] = set()  # topics of `say_once`
+NEAR_END = 64  # gray levels from black or white on that still count as either
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
@@ -184,7 +187,8 @@ def read_mask(path) -> np.ndarray:
     """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1, uint8 (H, W).
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
-    where the colors are all one.
+    where the colors are all one. Gray levels that gather at black and white, as JPEG, soft brushes and resizing leave
+    them, are divided in the middle, which is said once.
 
     Raises:
         DatasetError: the file can't be read, holds more than two values, or two of which none is background.
@@ -200,13 +204,34 @@ def read_mask(path) -> np.ndarray:
         codes = values
     levels = np.unique(codes, return_counts=True)[0]  # sorts; without counts it hashes, 20 times as slow on photographs
     if len(levels) > 2:
-        raise DatasetError(
-            f"{path} is no mask: it holds {len(levels)} values, and a mask has two, background 0 and pet; save it as "
-            "PNG"
-        )
+        gray = _gray_levels(values)
+        if gray is None:
+            raise DatasetError(
+                f"{path} is no mask: it holds {len(levels)} values, and a mask has two, background 0 and pet; if they "
+                "are numbers of classes, name these with --classes, else convert it with tools/convert_masks.py"
+            )
+        say_once("gray", f"Masks such as {Path(path).name} have gray levels: those above 127 are pet.")
+        return (gray > 127).astype(np.uint8)
     if len(levels) == 2 and levels[0] != 0:
         raise DatasetError(f"{path} is no mask: of its two values none is 0, so which one is background? make that 0")
     return (codes != 0).astype(np.uint8)
+
+
+def say_once(topic: str, words: str) -> None:
+    """Prints words on a topic on stderr, once in a process."""
+    if topic not in SAID:
+        SAID.add(topic)
+        print(words, file=sys.stderr)
+
+
+def _gray_levels(values: np.ndarray) -> np.ndarray | None:
+    """The gray levels (H, W) of a mask of 8 bits whose pixels are nearly all near black or white; None of others."""
+    gray = values[..., 0] if values.ndim == 3 else values
+    if values.dtype != np.uint8 or (values.ndim == 3 and (np.ptp(values[..., :3], axis=2) > 8).any()):
+        return None
+    white, dark = (gray > 255 - NEAR_END).mean(), ((gray > 0) & (gray < NEAR_END)).mean()
+    between = ((gray >= NEAR_END) & (gray <= 255 - NEAR_END)).mean()
+    return gray if between <= 0.1 and white > dark else None  # else its pet may be dark, as in a mask of 0, 1 and 2
 
 
 def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:

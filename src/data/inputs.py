@@ -5,11 +5,12 @@ import contextlib
 import dataclasses
 import glob
 import os
+import sys
 from pathlib import Path
 
 from data.dataset import Dataset
 from data.layout import Sample, describe_layout, find_parts, find_root, has_lists
-from data.names import IMAGE_SUFFIXES
+from data.names import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from data.parts import samples_of_part
 from data.view import View
 from models.checkpoint import Checkpoint
@@ -111,9 +112,13 @@ def _name_all(files: list[Path], words: str, base: Path | None, output: Path | N
     if output is not None:
         files = [p for p in files if output.resolve() not in Path(os.path.realpath(p)).parents] or files
     # Links that lead nowhere stay: they are reported with the images.
-    files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()]
+    files = [p for p in files if not p.name.startswith(".") and not p.is_dir()]
+    others = collections.Counter(p.suffix.lower() for p in files if p.suffix.lower() not in IMAGE_SUFFIXES)
+    files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UsageError(f"there are no {words} ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
+    if unread := [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix in OTHER_PHOTOGRAPHS]:
+        print(f"WARNING: {', '.join(unread)} can't be read and are left out; save them as PNG.", file=sys.stderr)
     base = base or Path(os.path.commonpath([p.parent for p in files]))
     stems = collections.Counter(p.relative_to(base).with_suffix("") for p in files)
     samples: dict[str, Sample] = {}

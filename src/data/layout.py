@@ -12,6 +12,7 @@ import collections
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,8 @@ def read_list(root: Path, name: str) -> list[Sample]:
 def pair_up(root: Path) -> list[Sample]:
     """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
 
+    Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
+
     Raises:
         DatasetError: images without a mask, or masks without an image.
     """
@@ -148,12 +151,51 @@ def pair_up(root: Path) -> list[Sample]:
         return files
 
     images, masks = files_by_stem(root / "images"), files_by_stem(root / ("masks" if own else "annotations/trimaps"))
-    faults += [f"{images[stem]} has no mask" for stem in images.keys() - masks.keys()]
-    faults += [f"{masks[stem]} has no image" for stem in masks.keys() - images.keys()]
+    if images.keys() != masks.keys():
+        masks = pair_loosely(images, masks)
+    lacking, left = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
+    faults += [f"{images[stem]} has no mask" for stem in lacking]
+    faults += [f"{masks[stem]} has no image" for stem in left]
+    if lacking and left:  # one of each first: ten of one side would not show how the other is called
+        faults.insert(0, f"{images[lacking[0]]} has no mask, {masks[left[0]]} no image: names must have the same stem")
     raise_faults(faults, root)
     kinds = {stem: re.sub(r"_?\d+$", "", stem) for stem in images}
     breeds = {kind: 0 if own else number for number, kind in enumerate(sorted({*kinds.values()}), start=1)}
     return [Sample(stem, images[stem], masks[stem], own, breeds[kinds[stem]]) for stem in sorted(images)]
+
+
+def pair_loosely(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, Path]:
+    """Masks by the stems of their images, as far as they pair; those that don't keep their own. Says what it took.
+
+    Args:
+        images: files by stem, and so are masks.
+    """
+
+    def plain(stem: str) -> str:
+        return unicodedata.normalize("NFC", stem).casefold()
+
+    stems = {plain(stem): stem for stem in images}
+    stems = stems if len(stems) == len(images) else {stem: stem for stem in images}
+    endings = collections.Counter(
+        plain(mask)[cut:]
+        for mask in masks
+        if plain(mask) not in stems
+        for cut in range(1, len(plain(mask)))
+        if plain(mask)[:cut] in stems and not plain(mask)[cut].isalnum()  # `1_mask`, not the image 1 for the mask 12
+    )
+    ending, count = max(endings.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+    if count and 2 * count < len(masks):
+        ending = ""  # of a few masks alone: these are faults
+    paired = {}
+    for stem, file in masks.items():
+        key = plain(stem)
+        key = key.removesuffix(ending) if key not in stems else key
+        paired[stems.get(key, stem)] = file
+    if len(paired) < len(masks):  # several masks of one image
+        return masks
+    if ending:
+        print(f"Masks are called like their images with {ending!r} at the end.", flush=True)
+    return paired
 
 
 def _files(folder: Path) -> set[Path]:

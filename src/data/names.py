@@ -6,7 +6,8 @@ import math
 import re
 
 ARRAY = ".npy"  # of numpy.save
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
+OTHER_PHOTOGRAPHS = {".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"}  # are not read
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")

@@ -17,7 +17,9 @@ def samples_of_part(dataset: Dataset, checkpoint: Checkpoint, mode: str) -> list
     """
     data, grouped = checkpoint.data, copy.copy(dataset)
     grouped.groups = data.groups
-    return grouped.part(mode, data.split if dataset.lists else SPLITS[0], data.seed, data.fold)
+    return grouped.part(
+        mode, data.split if dataset.lists else SPLITS[0], data.seed, None if dataset.parts else data.fold
+    )
 
 
 def copies_of_training(dataset: Dataset, seen: set[str], samples: list[Sample]) -> set[str]:

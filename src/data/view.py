@@ -96,6 +96,4 @@ class View(NamedTuple):
                     "images"
                 )
             if sample.species not in (1, 2):
-                raise DatasetError(
-                    f"the species of {sample.name} is not known: it stands in the lists of the dataset alone"
-                )
+                raise DatasetError(f"the species of {sample.name} is not known: only the lists of the dataset say it")

@@ -31,7 +31,7 @@ def model_path_option(several: bool = False):
 
 
 def model_name_option():
-    text = "model of the checkpoint, by default as it says; another one is an error"
+    text = "architecture; it must match the checkpoint, which says it by default"
     return option(None, text, known_model, aliases=("--model_type",), metavar="NAME")
 
 
@@ -57,7 +57,9 @@ class PredictConfig(CommonConfig):
     )
     resize: str = option("square", RESIZE, choices=("square", "keep", "tile"))
     tta: bool = option(
-        False, "average probabilities over three scales, each straight and flipped; six times the work", group="scoring"
+        False,
+        "test-time augmentation: average over three scales, each straight and flipped; six times the work",
+        group="scoring",
     )
 
     def refuse_for_classes(self, task) -> None:
@@ -84,9 +86,12 @@ class EvalConfig(PredictConfig):
     original_size: bool = option(False, "score at the images' own sizes instead of the network's")
     ignore_border: bool = option(False, "leave the border of the trimaps out")
     calibrate: bool = option(
-        False, "fit a temperature to the validation images, and write <stem>_calibrated.pth with it"
+        False,
+        "temperature scaling: fit a temperature to the validation images, and write <stem>_calibrated.pth with it",
     )
-    compare: str | None = option(None, "a second checkpoint: difference to the first, and its interval", metavar="FILE")
+    compare: str | None = option(
+        None, "second checkpoint; print the differences of the scores with bootstrap intervals", metavar="FILE"
+    )
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
     report: str | None = option(
         None,
@@ -147,7 +152,7 @@ class InferConfig(PredictConfig):
     )
     rank_uncertain: str | None = option(
         None,
-        "list images without masks in this CSV file, those first whose mask would teach a network most",
+        "list images without masks in this CSV file, the most uncertain first (mean entropy near the outline)",
         metavar="FILE",
     )
     matting: str = option(

@@ -218,10 +218,10 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
         ranked = [(s, outcome.uncertainty) for s, outcome in zip(samples, outcomes) if outcome.written]
         count = write_uncertain(Path(config.rank_uncertain), *map(list, zip(*ranked)))
         print(f"{count} images without masks, the most uncertain first: {config.rank_uncertain}")
-    report(outcomes, network)
+    report(samples, outcomes, network)
 
 
-def report(outcomes: list[Outcome], network: Opened) -> None:
+def report(samples: list[Sample], outcomes: list[Outcome], network: Opened) -> None:
     """Prints the mean Dice, and warns where it says less than it seems.
 
     Raises:
@@ -229,7 +229,7 @@ def report(outcomes: list[Outcome], network: Opened) -> None:
         DatasetError: none of them could be segmented.
     """
     scored = [outcome.row for outcome in outcomes if outcome.row["dice"] != ""]
-    seen = {Path(row["picture"]).stem for row in scored} & network.seen
+    seen = {s.name for s, outcome in zip(samples, outcomes) if outcome.row["dice"] != ""} & network.seen
     if scored:
         name, dice = network.checkpoint.model_name.upper(), np.mean([row["dice"] for row in scored])
         print(f"{name} mean Dice: {dice:.4f} over {len(scored)} images with ground truth", flush=True)

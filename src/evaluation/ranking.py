@@ -146,4 +146,5 @@ def draw_ranked(
             confidence = self_confidence(resize_logits(decision[:1], *labels.shape)[0], torch.tensor(labels))
             image = draw_outline(image, (confidence.numpy() < 0.5) & (labels != BORDER))
         label_map = label_map_at_size(predictor.task, decision, threshold, *labels.shape)
-        write_png(draw_panel(image, label_map, labels, title, predictor.task), folder / f"{rank:03d}_{sample.name}.png")
+        file = folder / f"{rank:03d}_{sample.name.replace('/', '_')}.png"
+        write_png(draw_panel(image, label_map, labels, title, predictor.task), file)

@@ -83,8 +83,9 @@ def predictions_to_score(
         sample, plain, final, labels, _ = predicted
         if config.original_size or tile:
             labels = torch.from_numpy(dataset.view.read_labels(sample).copy())[None, None]
-            plain, final = (F.interpolate(view, labels.shape[-2:], mode="bilinear") for view in (plain, final))
-        yield Predicted(sample, plain, final, labels.to(predictor.precision.device))
+            plain, final = (F.interpolate(logits, labels.shape[-2:], mode="bilinear") for logits in (plain, final))
+        device = predictor.precision.device  # tiles are joined on the CPU
+        yield Predicted(sample, plain.to(device), final.to(device), labels.to(device))
 
 
 @torch.inference_mode()
@@ -168,7 +169,7 @@ def find_threshold(predictor: Predictor, dataset: ImageDataset, config: EvalConf
     """The threshold of probability, in hundredths, with the best mean Dice under `config`; and that Dice."""
     rows = []
     for predicted in predictions_to_score(predictor, dataset, config, "threshold"):
-        # A pixel of level k is foreground at thresholds below k hundredths.
+        # A pixel of level k is foreground at thresholds of up to k hundredths.
         levels = (predicted.final[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
         codes = levels + 100 * (predicted.labels != BACKGROUND)
         counted = codes[predicted.labels != BORDER] if config.ignore_border else codes.flatten()

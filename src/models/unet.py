@@ -12,7 +12,7 @@ from models.base import SegmentationModel, init_weights
 def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     """Twice 3x3 convolution, batch norm, ReLU: (N, in_channels, H, W) to (N, out_channels, H, W)."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # batch norm has one
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # batch norm adds a bias
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
         nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
@@ -45,7 +45,7 @@ class UpBlock(nn.Module):
 
 
 class MaxPool(nn.MaxPool2d):
-    """2x2 max-pooling that finds the maxima again in the backward pass.
+    """2x2 max-pooling that computes the indices of the maxima again in the backward pass.
 
     Their positions would otherwise be kept in int64: as many bytes as the features themselves have in bf16.
     """

@@ -94,7 +94,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
-    """Gives the encoder the weights of a classifier's state dict.
+    """Gives the encoder the weights of a state dict: of a classifier, or of a network that has them as `encoder`.
 
     Raises:
         CheckpointError: the file is damaged, or its weights don't fit.
@@ -110,6 +110,10 @@ def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
         # Old files are no archives, and have no checksums.
         archive = zipfile.is_zipfile(path)
         weights = read_archive(path) if archive else torch.load(path, map_location="cpu", weights_only=True)
+        for wrapper in ("state_dict", "model_state_dict", "model"):  # as trainers save them
+            weights = weights[wrapper] if isinstance(weights.get(wrapper), dict) else weights
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+        weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")} or weights
         own = encoder.state_dict()
         if name in LITE and "_conv_stem.weight" in weights:  # other names in the same order
             weights = dict(zip(own, weights.values()))

@@ -5,7 +5,6 @@ import csv
 import errno
 import os
 import secrets
-import stat
 import tempfile
 import time
 from pathlib import Path
@@ -42,12 +41,6 @@ def lock_file(path, wait: bool):
                     raise BlockingIOError(f"{path} is locked") from error
                 time.sleep(0.05)
         yield file
-
-
-def require_regular(path) -> None:
-    """Raises OSError: there is no file, or not a regular one. Opening a pipe waits, and a device may have no end."""
-    if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @contextlib.contextmanager

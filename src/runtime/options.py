@@ -157,17 +157,17 @@ class CommonConfig:
     data_path: str = option("dataset", "dataset folder", metavar="DIR", group="most used")
     batch_size: int = batch_size_option(8)
     device: str = option(
-        "auto", "auto: CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"), group="device"
+        "auto", "device; auto: CUDA, else MPS, else CPU", choices=("auto", "cuda", "mps", "cpu"), group="device"
     )
     amp: str = changeable(
         "auto",
-        "precision of convolutions; auto: bf16 where the device computes in it, else float32, as off",
+        "mixed precision; auto: bf16 where the device computes in it, else float32, as off",
         choices=("auto", "off", "bf16", "fp16"),
     )
     num_workers: int | None = option(
         None,
-        "processes that read images (inference: threads); by default one per core, 8 at most; 0 to train or score on "
-        "the CPU",
+        "processes, in evaluation and inference threads, that read images; by default one per core, 8 at most, but "
+        "none beside a training on the CPU, or where images are cached",
         whole_number(0, 256),
         aliases=("--workers", "-j"),
         metavar="N",

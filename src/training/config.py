@@ -78,14 +78,16 @@ class TrainConfig(CommonConfig):
         10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",), metavar="N"
     )
     learning_rate: float = changeable(
-        1e-4, "step size of the optimizer", positive_number, aliases=("-lr", "--lr"), metavar="LR"
+        1e-4, "initial learning rate, of cosine the peak", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
     recipe: str = fixed(
-        "report", "values of the flags that are not given; strong: the best known", choices=("report", "strong")
+        "report",
+        "preset for the flags that are not given; report: the defaults; strong: AdamW, cosine, EMA, augmentation",
+        choices=("report", "strong"),
     )
     augment: str = fixed(
         "off",
-        "enlarge the training set with fixed variants (bulk, also without a word), or vary it anew every epoch",
+        "bulk (also without a value): add fixed variants of each image; online: augment anew in every epoch",
         choices=("bulk", "online", "off"),
         bare="bulk",
     )
@@ -108,7 +110,7 @@ class TrainConfig(CommonConfig):
     channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100), metavar="N")
     window: str | None = fixed(
         None,
-        "percentiles of an image's values that become black and white; by default the range of their type",
+        "clip values of an image at these percentiles and rescale; by default the range of their type",
         percentiles,
         metavar="P,P",
     )
@@ -122,7 +124,8 @@ class TrainConfig(CommonConfig):
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
     unlabeled: str | None = fixed(
         None,
-        "learn from images without masks too: of a folder, or rest: those that --train_fraction leaves out",
+        "learn from images without masks too (FixMatch; needs --ema): of a folder, or rest: those that "
+        "--train_fraction leaves out",
         metavar="DIR|rest",
     )
 
@@ -136,7 +139,7 @@ class TrainConfig(CommonConfig):
     )
     distort: str | None = fixed(
         None,
-        f"with --augment: change images further, by {', '.join(CHANGES)}, with commas",
+        f"with --augment: change images further, by {', '.join(CHANGES)} or all, with commas",
         change_names,
         metavar="NAMES",
     )
@@ -150,7 +153,10 @@ class TrainConfig(CommonConfig):
     augment_uncertain: bool = fixed(False, "make border pixels pet or background at random")
 
     encoder_weights: str = fixed(
-        "auto", "what the encoder starts from", metavar="auto|imagenet|none|FILE", group="network"
+        "auto",
+        "initial weights of the encoder; auto: ImageNet, or random with a warning; imagenet: or an error; none: random",
+        metavar="auto|imagenet|none|FILE",
+        group="network",
     )
     encoder_lr_scale: float = fixed(
         1.0, "learning rate of the encoder, as a share of --learning_rate", fraction_or_one, metavar="SHARE"
@@ -160,19 +166,27 @@ class TrainConfig(CommonConfig):
     )
     init: str | None = fixed(
         None,
-        "start from the weights of this checkpoint, with its network; with other --classes its head is drawn anew",
+        "start from the weights of this checkpoint, with its network; with other --classes the last layer is "
+        "initialized anew",
         metavar="FILE",
     )
-    teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
+    teacher: str | None = changeable(
+        None, "knowledge distillation: learn from this checkpoint's probabilities too", metavar="FILE"
+    )
     attention: str = fixed(
         "none", "attention of the decoder: se, cbam in each step; transformer behind the bottleneck", choices=ATTENTION
     )
-    decoder: str = fixed("plain", "stem: features at full resolution, of networks on an encoder", choices=DECODERS)
+    decoder: str = fixed("plain", "decoder of <encoder>_unet; stem: with features at full resolution", choices=DECODERS)
 
-    loss: str = fixed("bce", "what is minimized", choices=LOSSES, group="optimization")
+    loss: str = fixed(
+        "bce",
+        "loss; bce: cross-entropy, of several classes that of a softmax; bce_dice: the sum of both",
+        choices=LOSSES,
+        group="optimization",
+    )
     class_weights: str | None = fixed(
         None,
-        "how much each class counts in the loss, with commas; of binary classes the pet's; auto: as rare as it is",
+        "weight of each class in the loss, with commas; binary: that of the pet; auto: inverse to its frequency",
         class_weights,
         metavar="auto|W,W",
     )
@@ -186,7 +200,7 @@ class TrainConfig(CommonConfig):
     )
     scheduler: str = fixed(
         "plateau",
-        "plateau: half the rate after 3 epochs without a better valid Dice; cosine: warm-up, then down to 0",
+        "plateau: factor 0.5, patience 3, by the valid Dice; cosine: warm-up, then down to 0",
         choices=("plateau", "cosine", "none"),
     )
     seed: int = fixed(42, "seed of all random numbers", whole_number(0, 2**32 - 1), metavar="N")
@@ -200,8 +214,14 @@ class TrainConfig(CommonConfig):
     )
     tensorboard: bool = option(False, "write curves and panels for TensorBoard to <log_dir>/tensorboard")
 
-    accumulate: int = changeable(1, "compute each step in N pieces", whole_number(1), metavar="N", group="device")
-    checkpoint_activations: bool = changeable(False, "keep fewer features for the backward pass: less memory, slower")
+    accumulate: int = changeable(
+        1,
+        "gradient accumulation: compute each batch in N micro-batches; the same batch size in less memory",
+        whole_number(1),
+        metavar="N",
+        group="device",
+    )
+    checkpoint_activations: bool = changeable(False, "activation checkpointing: less memory, a third slower")
     compile: bool = changeable(False, "let torch.compile fuse the network first (minutes; needs a C++ compiler)")
 
     @property

@@ -63,6 +63,7 @@ class Trainer:
                     raise Interrupted(signum)
         except (Interrupted, PeerLostError) as reason:
             if isinstance(reason, PeerLostError):  # the others can't be asked: totals are scaled to the images of all
+                self.fetch_figures()
                 images = sum(map(self.terms[0].batches.length, range(progress.step)))
                 progress.sums = self.totals * (images / self.totals[1].clamp(min=1))
             state.save()

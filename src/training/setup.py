@@ -140,8 +140,9 @@ def load_source(flags: dict) -> Source:
     config = TrainConfig(**flags)
     if config.resume is not None:
         path = Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
+        written = path.stat().st_mtime_ns if path.is_file() else 0  # before it is read
         checkpoint = load_checkpoint(path)
-        return Source(path, checkpoint, path.stat().st_mtime_ns, encoder_start=checkpoint.encoder_start)
+        return Source(path, checkpoint, written, encoder_start=checkpoint.encoder_start)
     if config.init is not None:
         return Source(initial=load_checkpoint(config.init))
     encoder, encoder_start = find_encoder_weights(config.model_name, config.encoder_weights)
