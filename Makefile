@@ -6,7 +6,7 @@ DEMO_RUN := --save_dir demo/saved_models --log_dir demo/logs
 DEMO_FLAGS := --image_size 64 --epochs 8 --learning_rate 1.5e-3 --loss bce_dice --scheduler cosine \
 	--encoder_weights none
 
-.PHONY: setup demo test test-all lint bench report folds clean
+.PHONY: setup demo test test-all lint bench report folds loop clean
 
 setup: .venv/.installed
 
@@ -70,6 +70,11 @@ folds: setup
 		--fold $$fold/$(words $(FOLDS)) || exit; done
 	$(RUN) src/evaluate.py --data_path $(DATA) $(DEMO_RUN) \
 		--model_path $(FOLDS:%=demo/saved_models/fold_%/resnet34_unet_best.pth)
+
+# docs/labelling.md as one command: labels, trains, proposes, corrects and trains again, on drawn photographs.
+loop: setup
+	rm -rf demo/loop
+	$(RUN) tools/labelling_loop.py --folder demo/loop
 
 clean:
 	rm -rf demo inference_results output_predictions .pytest_cache .ruff_cache

@@ -121,7 +121,8 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     name, encoder = network.checkpoint.model_name.upper(), network.checkpoint.encoder_start
     print(f"Evaluating {name} ({network.files}; encoder {encoder}) on {device}, {predictor.precision}")
     words = "labelled" if config.subset == "all" else config.subset
-    print(f"{len(part)} {words} images of {dataset.root}, split {network.checkpoint.data.split}", flush=True)
+    split = "" if dataset.parts else f", split {network.checkpoint.data.split}"
+    print(f"{len(part)} {words} images of {dataset.root}{split}", flush=True)
     print_resized_masks(part.samples)
     threshold = config.threshold
     if threshold == "auto":

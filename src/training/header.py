@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.layout import describe_layout
+from data.layout import describe_layout, find_parts
 from models.names import DENOISING
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.options import options_of
@@ -27,13 +27,13 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     words += [task] if task else []
     count = sum(parameter.numel() for parameter in net.model.parameters())
     print("Model  ", ", ".join([*words, f"{count:,} parameters", f"encoder {state.encoder_start}"]))
-    words = [f"split {config.split}"]
+    words = [f"{root} ({describe_layout(root)})", *([] if find_parts(root) else [f"split {config.split}"])]
     words += [f"fold {config.fold.replace('/', ' of ')}"] if config.fold else []
     words += [f"{len(set(groups.values()))} groups"] if groups else []
     sizes = ", ".join(f"{len(part):,} {part.mode}" for part in parts)
     cached = "not cached" if parts[0].decodes else "cached"
     print(
-        f"Data    {root} ({describe_layout(root)}), {', '.join(words)}: {sizes}; {size}x{size}, {cached}, augment ",
+        f"Data    {', '.join(words)}: {sizes}; {size}x{size}, {cached}, augment ",
         end="",
     )
     words = [config.augment]
