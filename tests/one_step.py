@@ -29,18 +29,18 @@ class Labelled(FixMatchTerm):
         return Part(*map(context.shard, (images, labels.float(), counted, figures)), scale)
 
 
-def main(context, pieces: int) -> None:
+def main(context, micro_batches: int) -> None:
     torch.manual_seed(context.rank)  # the first one's weights count
     model = Plain()
     ema, net, masks = ModelEMA(model, 0.9), make_net(model, context), make_masks(model, context)
     unlabeled = UnlabeledBatches(range(UNLABELED), UNLABELED, 0, 1, context)
     extra = Labelled(unlabeled, Predictor(ema.model, net.precision), 0.9)
-    run = make_run(model, net, [masks, extra], ema, accumulate=pieces)
+    run = make_run(model, net, [masks, extra], ema, accumulate=micro_batches)
     batch, chosen = make_batch(), [index for _, index in masks.batches.keys(0, 0)]
     batch = {name: [values[i] for i in chosen] for name, values in batch.items()}
     batch = {name: values if name == "path" else torch.stack(values) for name, values in batch.items()}
     run.pending.append(run.train_batch([batch, None]))
-    run.fetch_figures()
+    run.fetch_metrics()
     totals = context.all_reduce_sum(run.totals)
     everything = context.all_gather(context.shard(list(range(5))))
     words = context.broadcast(f"process {context.rank}")
@@ -51,5 +51,5 @@ def main(context, pieces: int) -> None:
 
 if __name__ == "__main__":
     with init_distributed(torch.device("cpu")) as context:
-        for pieces in map(int, sys.argv[1:]):
-            main(context, pieces)
+        for micro_batches in map(int, sys.argv[1:]):
+            main(context, micro_batches)

@@ -35,12 +35,12 @@ def test_probabilities_have_the_size_of_the_images(size):
 PLAIN = Predictor(Plain(), Precision(CPU))
 
 
-def gradients(targets: torch.Tensor, *more: tuple[Term, Part], pieces: int = 1) -> list[torch.Tensor]:
+def gradients(targets: torch.Tensor, *more: tuple[Term, Part], micro_batches: int = 1) -> list[torch.Tensor]:
     """Of one step from masks and more, without clipping: gradients of few pixels are small."""
     torch.manual_seed(0)
     model, images = Plain().train(), torch.rand(len(targets), 3, 16, 16) * 255
     masks = make_masks(model), Part(images, targets, scale=1 / len(targets))
-    training_step(make_net(model), *zip(masks, *more), pieces)
+    training_step(make_net(model), *zip(masks, *more), micro_batches)
     return [p.grad for p in model.parameters()]
 
 
@@ -53,7 +53,7 @@ def test_masks_and_probabilities_are_learned_alike():
     for one, two in zip(gradients(targets), gradients(targets, taught(targets.float()))):
         torch.testing.assert_close(2 * one, two)
     teacher = taught(torch.rand(4, 1, 16, 16))
-    for one, two in zip(gradients(targets, teacher), gradients(targets, teacher, pieces=2)):
+    for one, two in zip(gradients(targets, teacher), gradients(targets, teacher, micro_batches=2)):
         torch.testing.assert_close(one, two)
 
 
@@ -63,8 +63,12 @@ def test_pieces_of_unequal_size_count_by_their_images(count):
     labels = torch.randint(0, 2, (count, 1, 16, 16))
     part = Part(torch.rand(count, 3, 16, 16) * 255, labels.float(), labels >= 0, torch.ones(count, 2), 1 / count)
     extra = FixMatchTerm(UnlabeledBatches([], 1, 0, 1), PLAIN, 0.5), part
-    alone, whole, pieces = gradients(targets), gradients(targets, extra), gradients(targets, extra, pieces=2)
-    for one, two, without in zip(whole, pieces, alone):
+    alone, whole, micro_batches = (
+        gradients(targets),
+        gradients(targets, extra),
+        gradients(targets, extra, micro_batches=2),
+    )
+    for one, two, without in zip(whole, micro_batches, alone):
         torch.testing.assert_close(one, two)
         assert not torch.allclose(one, without)
 

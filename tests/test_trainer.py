@@ -16,13 +16,13 @@ from training.losses import bce_loss
 from training.terms import At, Part, averages
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 7, 20])
-def test_accumulated_step_equals_the_whole_step(pieces):
+@pytest.mark.parametrize("micro_batches", [2, 3, 7, 20])
+def test_accumulated_step_equals_the_whole_step(micro_batches):
     whole = Plain()
     parts = copy.deepcopy(whole)
     before = whole.layers[0].weight.clone()
     figures, *others = make_run(whole).train_batch([make_batch()])
-    in_parts, *_ = make_run(parts, accumulate=pieces).train_batch([make_batch()])
+    in_parts, *_ = make_run(parts, accumulate=micro_batches).train_batch([make_batch()])
     assert torch.allclose(figures, in_parts, rtol=1e-5)
     assert figures[1] == in_parts[1] == 7
     assert others == [7, [f"{i}.jpg" for i in range(7)]]
@@ -64,17 +64,17 @@ class OutlineTerm:
         return loss.sum(), torch.stack([loss.new_tensor(len(loss)), loss.detach().sum()])
 
 
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_a_new_term_trains_with_the_loop_as_it_is(pieces):
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_new_term_trains_with_the_loop_as_it_is(micro_batches):
     torch.manual_seed(0)
     model, batch = Plain(), make_batch()
     batch["labels"][:, :, :3] = 0
-    run = make_run(model, terms=[make_masks(model), OutlineTerm()], accumulate=pieces)
+    run = make_run(model, terms=[make_masks(model), OutlineTerm()], accumulate=micro_batches)
     rows, alone = [], []
     for _ in range(60):
         before = copy.deepcopy(model)
         run.pending.append(run.train_batch([batch, None]))
-        run.fetch_figures()
+        run.fetch_metrics()
         rows.append(averages(run.totals, run.terms))
         run.totals.zero_()
         with torch.no_grad():
@@ -100,8 +100,8 @@ def test_totals_do_not_depend_on_when_metrics_are_fetched():
         for i, row in enumerate(rows, start=1):
             run.pending.append((row, 8, ["a.jpg"]))
             if i % every == 0:
-                run.fetch_figures()
-        run.fetch_figures()
+                run.fetch_metrics()
+        run.fetch_metrics()
         assert not run.pending
         totals.append(run.totals)
     assert torch.equal(totals[0], totals[1])
@@ -117,7 +117,7 @@ def test_non_finite_loss_names_its_step(bad):
         run.pending.append((torch.tensor([bad if step >= 2 else 1.0, 8.0, 0.5]), 8, [f"/data/step{step}.jpg"]))
     run.state.progress.step = 15
     with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch 1, step 13, on step2\.jpg; start again"):
-        run.fetch_figures()
+        run.fetch_metrics()
 
 
 def test_fp16_keeps_its_scale_over_a_resume(tmp_path):

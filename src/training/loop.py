@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, and what happens between them. It knows no method; see training/terms."""
+"""The training loop: epochs of steps, and what happens between them. What is learned is in training/terms."""
 
 import math
 import time
@@ -33,7 +33,7 @@ class Trainer:
         listeners: called with each epoch's row of the log, after it was saved.
         resume_command: printed when the run stops.
         totals: of this process in this epoch; see `no_totals`.
-        pending: figures of steps that are still on the device, with the number of images and their files.
+        pending: metrics of steps that are still on the device, with the number of images and their files.
     """
 
     state: RunState
@@ -63,7 +63,7 @@ class Trainer:
                     raise Interrupted(signum)
         except (Interrupted, PeerLostError) as reason:
             if isinstance(reason, PeerLostError):  # the others can't be asked: totals are scaled to the images of all
-                self.fetch_figures()
+                self.fetch_metrics()
                 images = sum(map(self.terms[0].batches.length, range(progress.step)))
                 progress.sums = self.totals * (images / self.totals[1].clamp(min=1))
             state.save()
@@ -97,7 +97,7 @@ class Trainer:
             listener(row)
 
     def save_epoch(self, score: float | None) -> None:
-        """Saves where the epoch was validated, is to be kept, or a save is due; as best where no score was higher."""
+        """Saves after validation, every fifth epoch, or after ten minutes; as best where the score is higher."""
         state, progress = self.state, self.state.progress
         kinds: list[str | int] = []
         if score is not None and (progress.best_score is None or score > progress.best_score):
@@ -123,13 +123,13 @@ class Trainer:
         """Trains from the step where the run stands to the end of the epoch.
 
         Returns:
-            Columns of the log: `train_loss` and those of the terms, averaged over images, each as it was when its step
-            began; `seconds` and `images_per_second`.
+            Columns of the log: `train_loss` and those of the terms, averaged over images, computed before each
+            optimizer step; `seconds` and `images_per_second`.
         """
         state, progress, config = self.state, self.state.progress, self.state.config
         context = state.net.context
         self.sampler.epoch, self.sampler.start = progress.epoch, progress.step
-        # What was done before a resume is the first process's to count.
+        # After a resume only the first process keeps the sums from before.
         resumed = progress.sums is not None and context.first
         self.totals = progress.sums.clone() if resumed else no_totals(self.terms)
         state.net.forward.train()
@@ -147,9 +147,9 @@ class Trainer:
                 progress.step += 1
                 progress.seconds = time.perf_counter() - began
                 signum, due = context.all_reduce_max(self.stop.signum, int(state.save_is_due() and context.first))
-                # On a GPU figures are fetched after several steps, so that it never runs out of steps to do.
+                # On a GPU metrics are fetched every 16 steps, because the host waits for the GPU then.
                 if signum or due or on_cpu or len(self.pending) == 16:
-                    self.fetch_figures()
+                    self.fetch_metrics()
                 if bar.update() and self.totals[1]:  # true where the bar has just been drawn
                     bar.set_postfix(averages(self.totals, self.terms[:1]), refresh=False)
                 if signum or due:
@@ -157,35 +157,35 @@ class Trainer:
                     if signum:
                         raise Interrupted(signum)
                     state.save()
-        self.fetch_figures()
+        self.fetch_metrics()
         progress.seconds = time.perf_counter() - began
         progress.sums = context.all_reduce_sum(self.totals)
         rate = round(len(self.terms[0].batches.dataset) / progress.seconds, 2)
         return averages(progress.sums, self.terms) | {"seconds": progress.seconds, "images_per_second": rate}
 
     def train_batch(self, batches: list[dict | None]) -> tuple[torch.Tensor, int, list[str]]:
-        """Takes a step; updates average and learning rate. Returns `training_step`'s figures, images and files."""
+        """Takes a step; updates average and learning rate. Returns `training_step`'s metrics, images and files."""
         state, at, parts = self.state, At(self.state.progress.epoch, self.state.progress.step), []
         for term, batch in zip(self.terms, batches):
             parts.append(term.prepare(batch, parts[0] if parts else None, at))
         length = self.terms[0].batches.length(at.step)
-        # As many pieces in all processes as the smallest share allows: batch norms on GPUs wait for each other in each.
-        pieces = min(state.config.accumulate, length // state.net.context.size)
-        figures = training_step(state.net, self.terms, parts, pieces)
+        # The same number in all processes: SyncBatchNorm waits for all of them in each micro-batch.
+        micro_batches = min(state.config.accumulate, length // state.net.context.size)
+        metrics = training_step(state.net, self.terms, parts, micro_batches)
         if state.ema:
             state.ema.update(state.net.model)
         if state.config.scheduler == "cosine":
             state.scheduler.step()
-        return figures, length, batches[0]["path"]
+        return metrics, length, batches[0]["path"]
 
-    def fetch_figures(self) -> None:
-        """Adds the figures of pending steps to the totals, one by one: here the host waits for the device.
+    def fetch_metrics(self) -> None:
+        """Adds the metrics of pending steps to the totals, one by one: here the host waits for the device.
 
         Raises:
             RunError: a loss is not finite.
         """
         progress, size = self.state.progress, self.state.net.context.size
-        rows = torch.stack([figures for figures, *_ in self.pending]).tolist() if self.pending else []
+        rows = torch.stack([metrics for metrics, *_ in self.pending]).tolist() if self.pending else []
         first = progress.step - len(rows) + 1
         for step, (loss, *sums), (_, length, paths) in zip(range(first, progress.step + 1), rows, self.pending):
             if not math.isfinite(loss):

@@ -26,25 +26,29 @@ class Part(NamedTuple):
         images: (N, C, H, W) in 0..255; None for the images of the first term.
         target: (N, ...), as the term's loss takes it.
         counted: pixels that count, bool (N, 1, H, W); None for all.
-        figures: columns of the log that are known already, float (N, K); None where there are none.
+        metrics: columns of the log that are known already, float (N, K); None where there are none.
         scale: how much each image counts in the loss of the step.
     """
 
     images: torch.Tensor | None
     target: torch.Tensor
     counted: torch.Tensor | None = None
-    figures: torch.Tensor | None = None
+    metrics: torch.Tensor | None = None
     scale: float = 1.0
 
-    def split(self, pieces: int) -> list["Part"]:
-        """In so many pieces, some of which may have no image."""
-        nothing = [None] * pieces
-        columns = [nothing if t is None else t.tensor_split(pieces) for t in self[:4]]
+    def split(self, micro_batches: int) -> list["Part"]:
+        """In so many micro-batches, some of which may have no image."""
+        nothing = [None] * micro_batches
+        columns = [nothing if t is None else t.tensor_split(micro_batches) for t in self[:4]]
         return [Part(*column, self.scale) for column in zip(*columns)]
 
 
 class Term(Protocol):
-    """What `training_step` and the loop ask of a method. The first one of a run also validates; see MasksTerm."""
+    """What `training_step` and the loop ask of a method.
+
+    The first one of a run also has `score`, the name of what the best epoch is chosen by, and `validate(predictor,
+    after_batch)`, which returns the validation loss and Dice; see MasksTerm.
+    """
 
     name: str
     batches: Batches | None  # what the loader reads for it

@@ -119,20 +119,20 @@ class FixMatchTerm:
         logits = predictor.logits(images)
         labels, likeliest = task.most_likely(task.probabilities(logits))
         confident = (likeliest >= self.confidence).float()
-        figures = [torch.ones_like(confident[:, 0, 0, 0]), confident.mean(dim=(1, 2, 3))]
+        metrics = [torch.ones_like(confident[:, 0, 0, 0]), confident.mean(dim=(1, 2, 3))]
         if self.labelled:
-            figures.append(image_dice(score_counts(task, task.decision_logits(logits), truth)))
+            metrics.append(image_dice(score_counts(task, task.decision_logits(logits), truth)))
         targets = torch.cat([labels, confident], dim=1).to(torch.uint8)
         images, targets = apply_augmentations(images, targets, copy_to_device(batch["strong_affine"], device))
         images = apply_colors(images, copy_to_device(batch["colors"], device))
         images, _ = apply_distortions(images, truth, batch["distortions"], batch["seeds"])
         images, targets = mix(images, targets, "cutmix", 0.5, step_rng(batches.seed, *at, UNLABELED))
         scale = batches.context.size / batches.batch_size
-        return Part(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(figures, dim=1), scale)
+        return Part(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(metrics, dim=1), scale)
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = self.predictor.task.cross_entropy(logits, part.target, None, "none") * part.counted
-        return pixels.flatten(1).mean(1).sum(), part.figures.sum(0)
+        return pixels.flatten(1).mean(1).sum(), part.metrics.sum(0)
 
     def record(self) -> dict:
         return {"fingerprint": self.fingerprint}

@@ -43,6 +43,7 @@ class MasksTerm:
     @torch.no_grad()
     def prepare(self, batch: dict, first: Part | None, at: At) -> Part:
         images, labels = augment_batch(batch, self.augmentation, self.device, *at)
+        # Losses are summed over images, and DDP averages gradients over processes.
         return Part(images, labels, scale=self.batches.context.size / self.batches.length(at.step))
 
     def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
