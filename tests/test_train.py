@@ -152,7 +152,7 @@ def test_bad_flags_of_training_are_one_error_line(tmp_path, shared_dataset, flag
         (["--train_fraction", "0.001"], ["leaves no image to train on"]),
         (["--train_fraction", "1.5"], ["not between 0 and 1"]),
         (["--recipe", "secret"], ["invalid choice: 'secret'"]),
-        (["--classes", "trimap", "--augment_uncertain"], ["--augment_uncertain is not for --classes trimap"]),
+        (["--classes", "trimap", "--augment_uncertain"], ["--augment_uncertain and --classes trimap"]),
     ],
 )
 def test_contradicting_flags_are_one_error_line(tmp_path, shared_dataset, flags, words):

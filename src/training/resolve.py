@@ -99,57 +99,32 @@ def settings_to_save(config: TrainConfig) -> dict:
 
 def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
     """Raises UsageError where flags contradict each other, or one would do nothing. Terms check their own."""
-    c, network = config, NETWORKS[config.model_name]
-    sizes, least = planned_sizes(c.sizes), 2 * network.stride
-    possible = possible_sizes(c.image_size, network.stride)
-    rules = (
-        (
-            c.compile and c.checkpoint_activations,
-            "--compile can't be combined with --checkpoint_activations; leave one of them out",
-        ),
-        (flags.get("augment_strength") and not c.augments, "--augment_strength needs --augment bulk or online"),
-        (flags.get("distort") and not c.augments, "--distort needs --augment bulk or online"),
-        (
-            c.augment_strength == "auto" and c.distort,
-            "--augment_strength auto draws colors and distortions, too; leave --distort out",
-        ),
-        (
-            c.init is not None and flags.get("encoder_weights", "none") != "none",
-            "--init brings the weights of the encoder, too; leave --encoder_weights out",
-        ),
-        (
-            (c.freeze_encoder or c.encoder_lr_scale != 1) and network.encoder_name is None,
-            f"{c.model_name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out",
-        ),
-        (
-            c.patience and c.scheduler == "cosine",
-            "--patience would cut the plan of --scheduler cosine; use plateau or none with it",
-        ),
-        (
-            c.decoder not in network.decoders,
-            f"{c.model_name} has no decoder {c.decoder}; it has {', '.join(network.decoders)}",
-        ),
-        (
-            min(sizes, default=least) < least,
-            f"--sizes {c.sizes}: {c.model_name} needs sides of {least} pixels at least",
-        ),
-        (
-            "resume" not in flags and len(sizes) >= c.epochs,
-            f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs",
-        ),
-        (
-            c.sizes == "vary" and len(possible) == 1,
-            f"--sizes vary: no multiple of {network.stride} lies within a third of {c.image_size}; use fixed",
-        ),
-        (
-            {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes,
-            "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size",
-        ),
-        (
-            c.classes != "binary" and c.augment_uncertain,
-            f"--augment_uncertain is not for --classes {c.classes}; leave one of them out",
-        ),
-    )
-    for broken, message in rules:
+
+    def refuse(broken, message: str) -> None:
         if broken:
             raise UsageError(message)
+
+    c, name, network = config, config.model_name, NETWORKS[config.model_name]
+    sizes, least = planned_sizes(c.sizes), 2 * network.stride
+    both = "can't be combined; leave one of them out"
+    refuse(c.compile and c.checkpoint_activations, f"--compile and --checkpoint_activations {both}")
+    for flag in ("augment_strength", "distort"):
+        refuse(flags.get(flag) and not c.augments, f"--{flag} needs --augment bulk or online")
+    refuse("num_augmentations" in flags and not c.variants, "--num_augmentations needs --augment bulk")
+    refuse(c.augment_strength == "auto" and c.distort, "--augment_strength auto distorts, too; leave --distort out")
+    encoder_asked = flags.get("encoder_weights", "none") != "none"
+    refuse(c.init and encoder_asked, "--init brings the weights of the encoder, too; leave --encoder_weights out")
+    has_encoder, asked = network.encoder_name is not None, c.freeze_encoder or c.encoder_lr_scale != 1
+    refuse(asked and not has_encoder, f"{name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out")
+    refuse(c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; use plateau")
+    decoders = ", ".join(network.decoders)
+    refuse(c.decoder not in network.decoders, f"{name} has no decoder {c.decoder}; it has {decoders}")
+    refuse(min(sizes, default=least) < least, f"--sizes {c.sizes}: {name} needs sides of {least} pixels at least")
+    full = "resume" in flags or len(sizes) < c.epochs
+    refuse(not full, f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs")
+    alone = c.sizes == "vary" and len(possible_sizes(c.image_size, network.stride)) == 1
+    refuse(alone, f"--sizes vary: no multiple of {network.stride} lies within a third of {c.image_size}; use fixed")
+    pairs = {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes
+    refuse(pairs, "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size")
+    uncertain = c.classes != "binary" and c.augment_uncertain
+    refuse(uncertain, f"--augment_uncertain and --classes {c.classes} {both}")
