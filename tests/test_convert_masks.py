@@ -193,7 +193,7 @@ def test_labelme_folder_finds_images_and_takes_the_embedded_one_where_there_is_n
     }
     out = convert(files)
     assert {k: v.sum() for k, v in read_back(out).items()} == {"a": 6, "b": 6, "lost": 6}
-    assert (out / "images/lost.jpg").read_bytes() == buffer.getvalue()
+    assert (out / "images/lost.jfif").read_bytes() == buffer.getvalue()
     assert (out / "images/a.png").read_bytes() == (tmp_path / "photos/a.png").read_bytes()
 
 
