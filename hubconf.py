@@ -55,7 +55,7 @@ def unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
     """UNet with freshly drawn weights.
 
     Args:
-        out_channels: 1 for pet against background, 3 for pet, background and border.
+        out_channels: 1 for pet against background, 3 for background, pet and border.
         attention: block at the end of each decoder step: none, se or cbam.
 
     Raises:

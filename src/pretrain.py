@@ -4,11 +4,9 @@ python src/pretrain.py --data_path folder_of_images --model_name unet_small --ep
 python src/train.py --data_path dataset --init saved_models/pretrained/unet_small_best.pth
 """
 
-from pathlib import Path
-
 from models.names import DENOISING
 from runtime import cli
-from training.config import LESS_MEMORY, TrainConfig
+from training.config import LESS_MEMORY, RECIPES, TrainConfig
 
 FLAGS = (
     *("data_path", "model_name", "epochs", "batch_size", "learning_rate", "resume", "split", "groups", "image_size"),
@@ -26,16 +24,17 @@ FLAGS = (
     *("scheduler", "seed", "validate_every", "patience", "accumulate", "checkpoint_activations", "compile"),
     *("device", "amp", "num_workers", "cache", "save_dir", "log_dir"),
 )
+DEFAULTS = {**RECIPES[DENOISING]["all"], "save_dir": "saved_models/pretrained", "log_dir": "logs/pretrained"}
 
 
 def build_parser() -> cli.Parser:
     """Flags of pretrain.py."""
-    return cli.Parser("pretrain.py", __doc__, TrainConfig, only=FLAGS)
+    return cli.Parser("pretrain.py", __doc__, TrainConfig, only=FLAGS, defaults=DEFAULTS)
 
 
 def main(argv=None) -> None:
     """Reads the flags and trains. By default files go where those of train.py don't take their place."""
-    folders = {name: str(Path(getattr(TrainConfig(), name)) / "pretrained") for name in ("save_dir", "log_dir")}
+    folders = {name: DEFAULTS[name] for name in ("save_dir", "log_dir")}
     flags = {**folders, **build_parser().parse_overrides(argv), "classes": DENOISING}
     cli.import_torch()
     from training.setup import start

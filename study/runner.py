@@ -148,7 +148,8 @@ def do(run: Run, args, images: str) -> None:
     scores, rows = score(run, common)
     valid = [float(row["val_dice"]) for row in history]
     seconds = np.cumsum([float(row["seconds"]) for row in history])
-    minutes = seconds / seconds[-1] * sum(float(row["seconds"]) for row in sittings) / 60
+    spent = seconds[-1] if SMP in run.flags else sum(float(row["seconds"]) for row in sittings)  # SMP logs its own
+    minutes = seconds / seconds[-1] * spent / 60
     tta = score(run, common, "tta")[0]["dataset_dice"] if run.experiment in experiments.WITH_TTA else ""
     row = {
         "experiment": run.experiment,

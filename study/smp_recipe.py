@@ -43,11 +43,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=["auto", "off"], default="auto", help="as of train.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the log, the state and the scores")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device, dataset = get_device(args.device), Dataset(args.data_path)
-    precision = choose_precision("auto", device, args.image_size)
+    precision = choose_precision(args.amp, device, args.image_size)
     seed_everything(args.seed)
     view = View(args.image_size)
     cache, split = open_cache(dataset.root, dataset.samples, view), dataset.split("official")
@@ -75,7 +76,7 @@ def main() -> None:
         for name, one in stateful.items():
             one.load_state_dict(saved[name])
     for sampler.epoch in range(len(history), args.epochs):
-        start = time.perf_counter()
+        start = time.process_time()
         model.train()
         for (batch,) in train_loader:
             with precision.autocast():
@@ -87,7 +88,7 @@ def main() -> None:
         dice = mean_dice(validate(predictor, valid_loader, task_loss)[0], predictor.task)
         if dice > max((row["val_dice"] for row in history), default=-1.0):
             best = copy.deepcopy(model.state_dict())
-        history.append({"epoch": sampler.epoch + 1, "val_dice": dice, "seconds": time.perf_counter() - start})
+        history.append({"epoch": sampler.epoch + 1, "val_dice": dice, "seconds": time.process_time() - start})
         print(history[-1], flush=True)
         with atomic_write(state, "wb") as file:
             saved = {name: one.state_dict() for name, one in stateful.items()}

@@ -349,3 +349,12 @@ def test_a_run_that_stands_where_it_can_not_is_refused(tmp_path, step, sums):
     stands: Checkpoint = make_checkpoint(progress=Progress(run_id="r", planned_epochs=1, step=step, sums=sums))
     with pytest.raises(CheckpointError, match=f"step {step} of 4"):
         start_progress(TrainConfig(), False, 4, stands, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("weight", [torch.eye(3).to_sparse(), torch.tensor([torch.nan]), torch.zeros(1).expand(10**6)])
+def test_tensors_that_are_not_sound_are_refused(saved, weight):
+    content = torch.load(saved, weights_only=True)
+    content["weights"]["a.weight"] = weight
+    torch.save(content, saved)
+    with pytest.raises(CheckpointError, match="weights.a.weight has an impossible value"):
+        load_checkpoint(saved)

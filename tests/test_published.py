@@ -48,6 +48,13 @@ def test_inference_needs_no_training(folder):
     assert np.abs(cutout[..., :3].astype(int) - np.asarray(Image.open(CHELSEA)))[solid].mean() < 1
 
 
+def test_published_network_is_found_from_any_folder(tmp_path):
+    shutil.copy(CHELSEA, tmp_path / "photo.png")
+    said = run_ok("inference.py", "photo.png", "--save", "masks", cwd=tmp_path)
+    assert f"using {PUBLISHED}, which comes with this program" in said
+    assert (tmp_path / "inference_results/photo_mask.png").is_file()
+
+
 def test_own_best_checkpoint_comes_first_and_a_name_means_that_model(folder, trained):
     flags = ("--data_path", CHELSEA)
     assert_one_error(run_script("inference.py", *flags, "--model_name", "unet", cwd=folder), "unet_best.pth")

@@ -91,7 +91,7 @@ def test_the_smp_recipe_resumes_after_its_last_epoch(tmp_path, shared_dataset):
     script.finish()
     expect_success(start("parts").finish())
     assert (tmp_path / "parts/best/images.csv").read_text() == (tmp_path / "whole/best/images.csv").read_text()
-    assert (tmp_path / "parts/best.json").read_text() == (tmp_path / "whole/best.json").read_text()
+    assert (tmp_path / "parts/best/scores.json").read_text() == (tmp_path / "whole/best/scores.json").read_text()
 
 
 STUDY = """

@@ -25,6 +25,6 @@ def slowed(function):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(SRC))
-    # The steps of a save between which a kill must do no harm: written, synced, linked, renamed.
-    os.fsync, os.link, os.replace = slowed(os.fsync), slowed(os.link), slowed(os.replace)
+    # The steps of a save between which a kill must do no harm: written, synced, renamed.
+    os.fsync, os.replace = slowed(os.fsync), slowed(os.replace)
     runpy.run_path(str(SRC / "train.py"), run_name="__main__")

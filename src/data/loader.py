@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from runtime.cli import quiet_pillow
+from runtime.cli import STOPPING, quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
-
-STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class Batches:

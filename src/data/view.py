@@ -78,7 +78,7 @@ class View(NamedTuple):
         return self.relabel(sample, read_labels(sample.mask_path, sample.binary_mask, self.classes))
 
     def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
-        """The label map (H, W) from that of the file: of a trimap, where classes are species, pet and border are its.
+        """The label map (H, W) from that of the file. With species as classes, pet and border get its number.
 
         What is relabelled already stays as it is.
         """
@@ -92,8 +92,8 @@ class View(NamedTuple):
         for sample in trimaps if self.classes else ():
             if self.classes != SPECIES.classes:
                 raise DatasetError(
-                    f"{sample.mask_path} is a trimap and has no classes {','.join(self.classes)}; use masks of own "
-                    "images"
+                    f"{sample.mask_path} is a trimap and has no classes {','.join(self.classes)}; they need masks of "
+                    "images of your own"
                 )
             if sample.species not in (1, 2):
                 raise DatasetError(f"the species of {sample.name} is not known: only the lists of the dataset say it")

@@ -27,7 +27,7 @@ CALIBRATED = 200  # images, at most, from which the ranges of int8 values are ta
 class Exported(torch.nn.Module):
     """What the file holds: bytes (N, 3, S, S) in 0..255 to probabilities, float (N, C, S, S).
 
-    C is 1, of pet; 3, of pet, background and border; or the number of named classes. Images that are not 8-bit RGB are
+    C is 1, of pet; 3, of background, pet and border; or the number of named classes. Images that are not 8-bit RGB are
     float (N, channels, S, S) in 0..255.
     """
 

@@ -22,6 +22,7 @@ from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write
 
 PUBLISHED = "pets.pth"  # the network that comes with this program; see docs/model_card.md
+HOME = Path(__file__).resolve().parents[2] / "saved_models"  # where it is
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it becomes part of file names
 Plain = None | bool | int | float | str | list  # what settings and states of torch's objects consist of
@@ -188,17 +189,25 @@ def require(condition: bool, place: str) -> None:
         raise ValueError(f"{place} has an impossible value")
 
 
+def is_sound(tensor: torch.Tensor) -> bool:
+    """Whether its values are finite and all lie in the file: none is repeated to make it larger."""
+    whole = (
+        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+    return whole and bool(tensor.isfinite().all())
+
+
 def parse(hint, value, place: str = ""):
     """A value from a file as an object of an annotated type; dicts become the dataclasses that they were.
 
     Raises:
-        ValueError: it is of another type, a tensor that is not finite, or an int below zero or of more than 40 bits.
+        ValueError: it is of another type, a tensor that is not sound, or an int below zero or of more than 40 bits.
         TypeError: an entry of a dataclass is missing that has no default.
     """
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
     by_type = {dict if dataclasses.is_dataclass(m) else typing.get_origin(m) or m: m for m in members}
     require(type(value) in by_type and (type(value) is not int or 0 <= value < 1 << 40), place)
-    require(not isinstance(value, torch.Tensor) or bool(value.isfinite().all()), place)
+    require(not isinstance(value, torch.Tensor) or is_sound(value), place)
     member = by_type[type(value)]
     arguments = typing.get_args(member)
     if dataclasses.is_dataclass(member):
@@ -310,13 +319,16 @@ def checkpoint_path(save_dir, model_name: str, kind: str | int) -> Path:
 def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
     """The `best` or `last` checkpoint of a model; of the newest one where no model is named.
 
-    Where no model is named and none has a best one, it is the published one, if the folder has that.
+    Where no model is named and none has a best one, it is the published one, if the folder has that. So it is in any
+    working directory without a folder of that default name.
     """
     if model_name is not None:
         return checkpoint_path(save_dir, model_name, kind)
     files = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
-    if not files and kind == "best" and (published := Path(save_dir) / PUBLISHED).is_file():
-        return published
+    folders = [Path(save_dir), *([HOME] if str(save_dir) == HOME.name else [])]
+    published = [folder / PUBLISHED for folder in folders if (folder / PUBLISHED).is_file()]
+    if published and not files and kind == "best":
+        return published[0]
     return max(files, key=lambda p: p.stat().st_mtime) if files else checkpoint_path(save_dir, DEFAULT_MODEL, kind)
 
 

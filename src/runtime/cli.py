@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Container
 
 from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
@@ -27,19 +26,17 @@ BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser for the flags of a config: all fields, or those in `only`.
+    """ArgumentParser for the flags of a config; see `add_flags` for what may differ from it.
 
     The description is the script's docstring: what it does, then examples. Errors are one line, abbreviations are
     refused, and hyphens are as good as underscores.
     """
 
-    def __init__(
-        self, script: str, description: str, config_class, folder: str = "src", only: Container[str] | None = None
-    ):
+    def __init__(self, script: str, description: str, config_class, folder: str = "src", **differing):
         self.folder = folder
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=script, description=description, formatter_class=formatter, allow_abbrev=False)
-        add_flags(self, config_class, only)
+        add_flags(self, config_class, **differing)
 
     def error(self, message: str):
         """Prints one line and exits with status 2."""

@@ -7,7 +7,8 @@ import argparse
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 FIXED, CHANGEABLE = "fixed", "changeable"  # on --resume; both are saved in the checkpoint
@@ -47,15 +48,23 @@ def shown_default(default) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default or "")
 
 
-def add_flags(parser: argparse.ArgumentParser, config_class, only: Container[str] | None = None) -> None:
-    """Adds a flag for every field, or for some. Flags that are not given leave no trace in the parsed namespace."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    config_class,
+    only: Container[str] | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Adds a flag for every field, or for some. Flags that are not given leave no trace in the parsed namespace.
+
+    The help shows the defaults of the config, unless the script has its own.
+    """
     groups, group = {}, parser
     for name, (flag, default) in options_of(config_class).items():
         if flag.group is not None:
             group = groups[flag.group] = groups.get(flag.group) or parser.add_argument_group(flag.group)
         if only is not None and name not in only:
             continue
-        shown = shown_default(default)
+        shown = shown_default(defaults.get(name, default))
         words: dict[str, Any] = {
             "default": argparse.SUPPRESS,
             "help": flag.help + (f" (default: {shown})" if shown else ""),
@@ -86,8 +95,8 @@ def is_valid(config_class, name: str, value) -> bool:
     return type(parsed) is type(value) and parsed == value
 
 
-def flag_table(config_class, only: Container[str] | None = None) -> str:
-    """The flags of a config, or some of them, as a table in Markdown: spellings, meaning, default."""
+def flag_table(config_class, only: Container[str] | None = None, defaults: Mapping = MappingProxyType({})) -> str:
+    """The flags as a table in Markdown: spellings, meaning, default. Arguments: see `add_flags`."""
     rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
     for name, (flag, default) in options_of(config_class).items():
         if only is not None and name not in only:
@@ -97,7 +106,7 @@ def flag_table(config_class, only: Container[str] | None = None) -> str:
         aliases = (f"--no-{name}",) if isinstance(default, bool) else flag.aliases
         first = value.strip() if flag.nargs == "*" else f"--{name}{value}"
         spellings = ", ".join(f"`{spelling}`" for spelling in (first, *aliases))
-        shown = "off" if default == 0 else shown_default(default)
+        shown = "off" if defaults.get(name, default) == 0 else shown_default(defaults.get(name, default))
         rows.append(f"| {spellings} | {flag.help} | {shown} |".replace("<", "&lt;"))
     return "\n".join(rows)
 

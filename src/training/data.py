@@ -22,15 +22,18 @@ LOOKED_AT = 256  # training images, at most, whose classes are counted
 Parts = tuple[ImageDataset, ...]  # train, valid and, of labelled images, test
 
 
-def open_parts(config: TrainConfig, saved: DataRecord | None, path: Path | None) -> tuple[Parts, DataRecord, Dataset]:
+def open_parts(
+    config: TrainConfig, saved: DataRecord | None, path: Path | None, dataset: Dataset | None = None
+) -> tuple[Parts, DataRecord, Dataset]:
     """The parts of the dataset, the checkpoint's record of them, and the dataset.
 
     Args:
         config: the settings of the run.
         saved: the record of the checkpoint that is resumed, or None.
         path: of that checkpoint.
+        dataset: if it is open already.
     """
-    dataset = Dataset(config.data_path, saved.groups if saved else config.groups)
+    dataset = dataset or Dataset(config.data_path, saved.groups if saved else config.groups)
     root = dataset.root
     split = dataset.split(config.split, config.seed, config.fold_of_folds)
     if config.train_fraction < 1:
@@ -38,7 +41,7 @@ def open_parts(config: TrainConfig, saved: DataRecord | None, path: Path | None)
         if not split.train:
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
-        raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; leave it out")
+        raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; use --classes binary")
     samples = {mode: getattr(split, mode) for mode in MODES}
     record = make_record(config, samples, dataset.groups, saved, path)
     if split.moved:
@@ -66,14 +69,14 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     """
     root = Path(config.data_path)
     try:
-        Dataset(root)
+        dataset = Dataset(root, saved.groups if saved else config.groups)
     except DatasetError as error:
         if has_lists(root):
             raise
         if (root / "images").is_dir():
             print(f"The masks are not used: {error}", flush=True)
     else:
-        parts, record, _ = open_parts(config, saved, path)
+        parts, record, _ = open_parts(config, saved, path, dataset)
         return parts[:2], record, None
     samples = list_images(root)
     require_readable(samples, config.view, root)

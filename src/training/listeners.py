@@ -79,6 +79,6 @@ class TensorBoard:
         labels = task.label_map(Predictor(model, self.precision).predict(batch["image"]).final).cpu()
         for number, image, truth, predicted in zip(self.numbers, batch["image"], batch["labels"], labels):
             name, image = self.dataset.samples[number].name, image.permute(1, 2, 0).numpy()
-            panel = draw_panel(image, predicted[0].numpy(), task.visible(truth[0].numpy()), name, task)
+            panel = draw_panel(image, predicted[0].numpy(), truth[0].numpy(), name, task)
             self.writer.add_image(f"validation/{name}", np.asarray(panel), row["epoch"], dataformats="HWC")
         self.writer.flush()
