@@ -483,7 +483,7 @@ ERRORS = {
     "not finite": (coco([[float("nan"), *SQUARE[1:]]]), (), ["annotation 0", "coordinates"]),
     "empty outline": (coco([]), (), ["annotation 0", "no outline"]),
     "box": (coco(None, bbox=[0, 0, 2, 2]), (), ["annotation 0", "no outline, at most a box; draw a polygon"]),
-    "line": (labelme(("line", [1, 1, 2, 2])), (), ["shape 1", "a line (points: 2) can't be filled"]),
+    "line": (labelme(("line", [1, 1, 2, 2])), (), ["shape 1", "of type line (points: 2) can't be filled"]),
     "no PNG": (
         {
             "a.json": labelme(("mask", [1, 1, 2, 2]))

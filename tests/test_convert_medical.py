@@ -1,5 +1,6 @@
 """tools/convert_medical.py on files that pydicom and nibabel come with."""
 
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -82,7 +83,7 @@ def test_masks_are_turned_to_their_volumes(scans):
     elsewhere[0, 3] += 10
     nibabel.save(nibabel.Nifti1Image(values, elsewhere), path)
     done = run_script(TOOL, *flags, "third", "--masks", "segmentations", cwd=scans)
-    assert_one_error(done, "lies elsewhere than its volume")
+    assert_one_error(done, "lies elsewhere than its volume", status=1)
 
 
 def test_from_scans_to_predicted_volumes(scans):
@@ -119,18 +120,17 @@ def test_from_scans_to_predicted_volumes(scans):
     )
 
 
-def test_bad_scans_are_one_error_and_leave_nothing(scans):
-    def error(*words: str, more: tuple = ()) -> None:
-        assert_one_error(run_script(TOOL, *flags, "data", *more, cwd=scans), *words)
-        assert not (scans / "data").exists()
-        assert not list(scans.glob(".*"))
+def test_bad_volumes_are_left_out_and_named(scans):
+    def left_out(*words: str, more: tuple = ()) -> None:
+        done = run_script(TOOL, *flags, "data", *more, cwd=scans)
+        assert_one_error(done, "volumes left out (1)", *words, status=1)
+        assert len((scans / "data/groups.txt").read_text().splitlines()) in (3, 25)
+        shutil.rmtree(scans / "data")
 
-    (scans / "segmentations/ct.nii").unlink()
-    error("has no NIfTI file for ct", more=("--masks", "segmentations"))
     nibabel.save(nibabel.Nifti1Image(np.zeros((128, 128, 2), np.uint8), CT_PLACE), scans / "segmentations/ct.nii")
-    error("ct.nii lies elsewhere than its volume", more=("--masks", "segmentations"))
+    left_out("ct.nii lies elsewhere than its volume", more=("--masks", "segmentations"))
     (scans / "scans/ct/notes.txt").write_text("no image")
-    error("notes.txt can't be read as a DICOM image")
+    left_out("notes.txt can't be read as a DICOM image")
     (scans / "scans/ct/notes.txt").unlink()
     third = scans / "scans/ct/2.dcm"
     kept = third.read_bytes()
@@ -138,13 +138,69 @@ def test_bad_scans_are_one_error_and_leave_nothing(scans):
         one = pydicom.dcmread(third)
         one.ImagePositionPatient = place
         one.save_as(third)
-        error(words)
+        left_out(words)
     third.write_bytes(kept)
+    shutil.rmtree(scans / "scans/ct")
+    for content, words in (
+        ((Path(data_path) / "functional.nii").read_bytes(), "is no volume of numbers in three dimensions"),
+        (b"no volume", "can't be read as NIfTI"),
+        (nibabel.Nifti1Image(np.full((5, 5, 5), np.nan, np.float32), np.eye(4)).to_bytes(), "has no finite value"),
+    ):
+        (scans / "scans/time.nii").write_bytes(content)
+        left_out("time.nii", words)
+
+
+def test_bad_folders_are_one_error_and_leave_nothing(scans):
+    def error(*words: str, more: tuple = ()) -> None:
+        assert_one_error(run_script(TOOL, *flags, "data", *more, cwd=scans), *words)
+        assert not (scans / "data").exists()
+        assert not list(scans.glob(".*"))
+
+    (scans / "segmentations/ct.nii").unlink()
+    error("has no NIfTI file for ct", more=("--masks", "segmentations"))
     (scans / "scans/brain_1.nii").write_bytes(ANATOMICAL.read_bytes())
     error("have one name, brain_1")
-    (scans / "scans/brain_1.nii").unlink()
-    (scans / "scans/time.nii").write_bytes((Path(data_path) / "functional.nii").read_bytes())
-    error("time.nii is no volume of numbers in three dimensions")
-    (scans / "scans/time.nii").write_bytes(b"no volume")
-    error("time.nii can't be read as NIfTI")
-    assert_one_error(run_script(TOOL, "--images", "empty", "--output", "data", cwd=scans), "there are no NIfTI files")
+    assert_one_error(
+        run_script(TOOL, "--images", "empty", "--output", "data", cwd=scans), "there are no NIfTI or DICOM"
+    )
+
+
+def test_channels_of_nnunet_share_a_mask(scans):
+    path = scans / "scans/brain 1.nii.gz"
+    shutil.copy(path, scans / "scans/brain 1_0001.nii.gz")
+    path.rename(scans / "scans/brain 1_0000.nii.gz")
+    said = run_ok(TOOL, *flags, "data", "--masks", "segmentations", cwd=scans)
+    assert "53 slices of 3 volumes" in said
+    masks = [(scans / f"data/masks/brain_1_000{channel}_z0007.png").read_bytes() for channel in (0, 1)]
+    assert masks[0] == masks[1]
+
+
+def test_single_dicom_files_are_volumes_of_one_slice(scans, tmp_path):
+    (tmp_path / "xray").mkdir()
+    for name in ("CT_small.dcm", "JPEGLSNearLossless_08.dcm"):  # the second is compressed
+        shutil.copy(get_testdata_file(name), tmp_path / "xray")
+    said = run_ok(TOOL, "--images", "xray", "--output", "data", cwd=tmp_path)
+    assert "2 slices of 2 volumes" in said
+    assert np.load(tmp_path / "data/images/CT_small_z0000.npy").shape == (128, 128)
+
+
+def test_predicted_volumes_keep_coordinates_and_units(scans):
+    source = nibabel.load(ANATOMICAL)
+    image = nibabel.Nifti1Image(np.asanyarray(source.dataobj), source.affine)
+    image.set_qform(source.affine, code=1)
+    image.set_sform(source.affine, code=2)
+    image.header.set_xyzt_units("mm", "sec")
+    shutil.rmtree(scans / "scans")
+    for folder in ("scans", "out"):
+        (scans / folder).mkdir()
+    nibabel.save(image, scans / "scans/brain.nii.gz")
+    for number in range(25):
+        Image.fromarray(np.full((41, 33), 255 * (number == 3), np.uint8)).save(
+            scans / f"out/brain_z{number:04d}_mask.png"
+        )
+    run_ok(TOOL, *flags, "back", "--predictions", "out", cwd=scans)
+    restored = nibabel.load(scans / "back/brain.nii.gz")
+    assert (restored.header["qform_code"], restored.header["sform_code"]) == (1, 2)
+    assert restored.header.get_xyzt_units() == ("mm", "sec")
+    assert restored.get_data_dtype() == np.uint8
+    assert np.flatnonzero(np.asanyarray(restored.dataobj).any((0, 1))).tolist() == [3]

@@ -174,7 +174,9 @@ def draw_labelme(shape: dict, size: tuple[int, int]) -> np.ndarray:
     if kind in ("polygon", "oriented_rectangle", "rotation") or (kind == "rectangle" and len(points) == 4):
         return draw_polygon(np.ravel(points), size)
     if kind not in ("rectangle", "circle", "mask") or len(points) != 2:
-        raise ShapeError(f"a {kind} (points: {len(points)}) can't be filled; draw a polygon, rectangle or circle")
+        raise ShapeError(
+            f"a shape of type {kind} (points: {len(points)}) can't be filled; draw a polygon, rectangle or circle"
+        )
     (x0, y0), (x1, y1) = points
     if kind == "rectangle":
         return draw_polygon([x0, y0, x1, y0, x1, y1, x0, y1], size)

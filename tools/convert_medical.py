@@ -4,7 +4,8 @@
     python tools/convert_medical.py --images scans --masks segmentations --output my_data
     python tools/convert_medical.py --predictions out --images scans --output segmented
 
-A NIfTI file, or a folder with the files of one DICOM series, is a volume; its mask is the NIfTI file of the same name.
+A NIfTI file, a DICOM file of one image, or a folder with the files of one DICOM series, is a volume; its mask is the
+NIfTI file of the same name, or that without nnU-Net's number of the channel: case_0000.nii.gz has case.nii.gz.
 Slices are NumPy files of 16 bits: 0 to 65535 are the volume's percentiles 0.5 to 99.5, or --low and --high (in CT
 Hounsfield units). groups.txt names the volume of each slice, for train.py --groups: no volume is then in two parts.
 """
@@ -15,7 +16,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,11 +25,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from runtime import cli  # noqa: E402  the path must be set first
-from runtime.errors import UsageError  # noqa: E402
+from runtime.errors import RunError, UsageError  # noqa: E402
 from runtime.files import writable_folder  # noqa: E402
 from runtime.options import option, whole_number  # noqa: E402
 
-NIFTI = (".nii", ".nii.gz")
+ENDINGS = (".nii", ".nii.gz", ".dcm")
 ORIENTATION = "ImageOrientationPatient"
 # What the libraries raise on files that are damaged or lack entries.
 FAULTS = (
@@ -65,40 +66,44 @@ class MedicalConfig:
 
 
 class Volume(NamedTuple):
-    """A volume: values (X, Y, Z), and the affine map from voxels to millimeters, right, anterior, superior."""
+    """Values (X, Y, Z), the affine map from voxels to millimeters (right, anterior, superior), and NIfTI header."""
 
     values: np.ndarray
     affine: np.ndarray
+    header: Any = None
 
 
 def name_of(path: Path) -> str:
     """The name of a volume in the names of its slices: that of the file without ending, spaces and commas."""
-    return re.sub(r"[\s,]+", "_", re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE))
+    return re.sub(r"[\s,]+", "_", re.sub(r"\.(nii(\.gz)?|dcm)$", "", path.name, flags=re.IGNORECASE))
 
 
 def find_volumes(folder: Path) -> dict[str, Path]:
-    """NIfTI files and folders of DICOM files, by name. Raises UsageError where there are none, or two of one name."""
+    """NIfTI and DICOM files and folders of DICOM files, by name. Raises UsageError: none, or two of one name."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
-        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(NIFTI)):
+        if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(ENDINGS)):
             continue
         name = name_of(path)
         if name in found:
             raise UsageError(f"{path} and {found[name].name} have one name, {name}; rename one")
         found[name] = path
     if not found:
-        raise UsageError(f"{folder}: there are no NIfTI files and no folders of DICOM files; name another one")
+        raise UsageError(f"{folder}: there are no NIfTI or DICOM files and no folders of DICOM files; name another one")
     return found
 
 
 def read_volume(path: Path) -> Volume:
     """Reads a volume. Raises UsageError where the file is none, or has more than three dimensions."""
-    volume = read_series(path) if path.is_dir() else read_nifti(path)
+    is_nifti = path.is_file() and path.suffix.lower() != ".dcm"
+    volume = read_nifti(path) if is_nifti else read_series(path)
     values = volume.values
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3 or values.dtype.kind not in "buif" or 0 in values.shape:
         raise UsageError(f"{path} is no volume of numbers in three dimensions ({values.shape}, {values.dtype})")
+    if not np.isfinite(values).any():
+        raise UsageError(f"{path} has no finite value")
     return volume._replace(values=values)
 
 
@@ -108,7 +113,7 @@ def read_nifti(path: Path) -> Volume:
 
     try:
         image = nibabel.load(path)
-        return Volume(np.asanyarray(image.dataobj), image.affine)
+        return Volume(np.asanyarray(image.dataobj), image.affine, image.header)
     except (
         nibabel.filebasedimages.ImageFileError,
         nibabel.spatialimages.HeaderDataError,
@@ -135,12 +140,13 @@ def read_slice(path: Path):
 
 
 def read_series(folder: Path) -> Volume:
-    """Reads the files of one DICOM series, a stack of parallel slices at equal distances.
+    """Reads a DICOM file, or the files of one series: a stack of parallel slices at equal distances.
 
     Raises:
         UsageError: a file can't be read, or they are no such stack.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = [folder] if folder.is_file() else files
     slices = [read_slice(path) for path in files]
     if not slices:
         raise UsageError(f"{folder} has no DICOM files; move it elsewhere")
@@ -226,11 +232,14 @@ def convert(name: str, path: Path, mask_path: Path | None, config: MedicalConfig
     return names
 
 
-def convert_all(config: MedicalConfig, draft: Path) -> str:
-    """Writes images/, masks/ and groups.txt; returns what they are, in words."""
-    volumes, masks = find_volumes(Path(config.images)), {}
+def convert_all(config: MedicalConfig, draft: Path) -> tuple[str, list[str]]:
+    """Writes images/, masks/ and groups.txt; returns what they are, in words, and errors of volumes left out."""
+    volumes, masks, faults = find_volumes(Path(config.images)), {}, []
     if config.masks:
         masks = find_volumes(Path(config.masks))
+        # nnU-Net numbers the channels of a case; they share a mask.
+        channels = {name: re.sub(r"_\d{4}$", "", name) for name in volumes.keys() - masks.keys()}
+        masks |= {name: masks[case] for name, case in channels.items() if case in masks}
         lacking = sorted(volumes.keys() - masks.keys())
         if lacking:
             raise UsageError(f"{config.masks} has no NIfTI file for {', '.join(lacking[:5])}; move these elsewhere")
@@ -238,17 +247,22 @@ def convert_all(config: MedicalConfig, draft: Path) -> str:
         (draft / kind).mkdir()
     lines = []
     for name, path in tqdm(volumes.items(), unit="volume", disable=None):
-        lines += [f"{one} {name}" for one in convert(name, path, masks.get(name), config, draft)]
+        try:
+            lines += [f"{one} {name}" for one in convert(name, path, masks.get(name), config, draft)]
+        except UsageError as error:
+            faults.append(str(error))
+    if not lines:
+        raise UsageError(faults[0])
     (draft / "groups.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     others = [
         path.name for path in Path(config.images).iterdir() if path not in volumes.values() and path.name[0] != "."
     ]
     skipped = f"; skipped {', '.join(sorted(others)[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
-    return f"{len(lines)} slices of {len(volumes)} volumes{skipped}"
+    return f"{len(lines)} slices of {len(volumes) - len(faults)} volumes{skipped}", faults
 
 
-def restore_all(config: MedicalConfig, draft: Path) -> str:
-    """Writes the predicted masks of volumes as NIfTI; returns what they are, in words."""
+def restore_all(config: MedicalConfig, draft: Path) -> tuple[str, list[str]]:
+    """Writes the predicted masks of volumes as NIfTI; returns as `convert_all`."""
     import nibabel
 
     volumes, written = find_volumes(Path(config.images)), 0
@@ -272,14 +286,18 @@ def restore_all(config: MedicalConfig, draft: Path) -> str:
                 raise UsageError(f"{file} is not of the size of its slice; use the masks of inference.py as they are")
             # Of one class the mask is 0 and 255, of several their numbers.
             into[:] = found if image.mode == "P" else found > 0
-        nibabel.save(nibabel.Nifti1Image(labels, volume.affine), draft / f"{name}.nii.gz")
+        image = nibabel.Nifti1Image(labels, volume.affine, volume.header, dtype=np.uint8)
+        image.header.set_slope_inter(1, 0)  # not the volume's
+        if volume.header is None:
+            image.header.set_xyzt_units("mm")
+        nibabel.save(image, draft / f"{name}.nii.gz")
         written += 1
     if not written:
         raise UsageError(
             f"{config.predictions} has no masks of slices of these volumes across axis {config.axis}, such as "
             f"{slice_name('NAME', config.axis, 0)}_mask.png"
         )
-    return f"{written} of {len(volumes)} volumes"
+    return f"{written} of {len(volumes)} volumes", []
 
 
 def main(argv=None) -> None:
@@ -296,7 +314,7 @@ def main(argv=None) -> None:
     shutil.rmtree(draft, ignore_errors=True)  # left by a broken-off run
     draft.mkdir()
     try:
-        said = (restore_all if config.predictions else convert_all)(config, draft)
+        said, faults = (restore_all if config.predictions else convert_all)(config, draft)
         if home.exists():
             home.rmdir()  # empty, as seen above
         draft.rename(home)
@@ -305,6 +323,8 @@ def main(argv=None) -> None:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     print(f"{home}: {said}")
+    if faults:
+        raise RunError(f"volumes left out ({len(faults)}): {' | '.join(faults)}")
 
 
 if __name__ == "__main__":
