@@ -40,6 +40,14 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "growing sizes": (9, f"{BASE} --sizes grow"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
+    # Each is one change to `--recipe strong` above; what is best on the validation images becomes the recipe.
+    "recipe from weights, Lite0": {
+        "encoder at a tenth of the rate": (9, f"{FIVE} --recipe strong --encoder_lr_scale 0.1"),
+        "rate 5e-4": (9, f"{FIVE} --recipe strong --learning_rate 5e-4"),
+        "rate 2e-3": (9, f"{FIVE} --recipe strong --learning_rate 2e-3"),
+        "average 0.999": (9, f"{FIVE} --recipe strong --ema 0.999"),
+        "growing sizes": (8, f"{FIVE} --recipe strong --sizes grow"),
+    },
     # As many epochs as fit into the same minutes.
     "encoders, ImageNet": {
         "lite0": (21, f"{STRONG} {LITE0} {IMAGENET} --epochs 10"),
@@ -59,5 +67,5 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "fixed rate": (50, f"{REPORT_A} --scheduler none --epochs 20"),
     },
 }
-ONE_SEED = ("encoders, ImageNet", "time to Dice")  # groups; the others have three
+ONE_SEED = ("encoders, ImageNet", "time to Dice", "recipe from weights, Lite0")  # groups; the others have three
 WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too
