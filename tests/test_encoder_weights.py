@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision.models import ResNet34_Weights, resnet34
 
 from helpers import SRC, same
@@ -186,14 +188,23 @@ def test_packages_of_the_requirements_know_a_cat(name, chelsea):
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
-    finite = build_model("resnet34_unet").encoder.state_dict()
-    infinite = {**finite, "bn1.weight": torch.full_like(finite["bn1.weight"], torch.nan)}
-    file, model = tmp_path / "w.pth", build_model("resnet34_unet")
-    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
-    for broken in ({"conv1.weight": torch.zeros(1)}, [1], infinite):
+    file, model = tmp_path / "w.pth", build_model("resnet18_unet")
+    own = model.encoder.state_dict()
+    before = {key: value.clone() for key, value in own.items()}
+    for broken, words in (
+        ([1], "'list' object has no attribute"),
+        ({**own, "bn1.weight": own["bn1.weight"] * torch.nan}, "a weight is not finite"),
+        ({**own, "conv1.weight": torch.zeros(1)}, "of another shape conv1.weight"),
+        ({**own, "fc.weight": 1, "a": own["bn1.bias"], "b.c": 1, "d": 1, "e": 1}, "unexpected a, b.c, d"),
+        ({k: v for k, v in own.items() if k[:2] != "bn"}, "missing bn1.weight, bn1.bias, bn1.running_mean"),
+        ({"stem": own["conv1.weight"]}, "missing conv1.weight, bn1.weight, bn1.bias; unexpected stem"),
+    ):
         torch.save(broken, file)
-        with pytest.raises(CheckpointError, match="w.pth can't be loaded into the encoder"):
+        with pytest.raises(CheckpointError) as caught:
             load_encoder_weights(model, file)
+        start = f"{file} can't be loaded into the encoder ({words}"
+        assert str(caught.value).startswith(start)
+        assert str(caught.value).endswith("); it must be a state dict of resnet18")
         assert holds(model, before)
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         find_encoder_weights("resnet34_unet", str(tmp_path / "missing.pth"))
@@ -205,10 +216,39 @@ def test_unet_has_no_encoder_to_load():
         find_encoder_weights("unet", "imagenet")
 
 
-@pytest.mark.parametrize("wrap", [lambda w: {"state_dict": {f"module.encoder.{k}": v for k, v in w.items()}}, dict])
-def test_weights_as_trainers_save_them(tmp_path, wrap):
+def prefixed(prefix: str, weights: dict) -> dict:
+    return {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"state_dict": prefixed("module.encoder.", w), "epoch": 3},
+        lambda w: {"model": {**prefixed("module.", w), "module.fc.bias": torch.zeros(1000)}},
+        lambda w: prefixed("model.encoder.", w) | {"model.head.bias": torch.zeros(1)},
+        lambda w: {key: value for key, value in w.items() if "num_batches" not in key},
+    ],
+)
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_as_trainers_save_them(tmp_path, wrap, ending):
     torch.manual_seed(1)
-    source, model = build_model("resnet18_unet").encoder.state_dict(), build_model("resnet18_unet")
-    torch.save(wrap(source), tmp_path / "trained.pth")
-    load_encoder_weights(model, tmp_path / "trained.pth")
+    source, model, file = build_model("resnet18_unet").encoder.state_dict(), build_model("resnet18_unet"), f"w.{ending}"
+    content = wrap(source)
+    if ending == "pth":
+        torch.save(content, tmp_path / file)
+    else:  # which can't be nested
+        save_file(content.get("state_dict", content.get("model", content)), tmp_path / file)
+    found, words = find_encoder_weights("resnet18_unet", str(tmp_path / file))
+    load_encoder_weights(model, found)
+    assert words == f"from {file}"
     assert same(model.encoder.state_dict(), source)
+
+
+def test_safetensors_that_are_damaged_or_not_installed(tmp_path, monkeypatch):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"\0" * 20)
+    with pytest.raises(CheckpointError, match="w.safetensors can't be loaded into the encoder"):
+        load_encoder_weights(build_model("resnet18_unet"), file)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(CheckpointError, match="w.safetensors needs .* `pip install safetensors`"):
+        find_encoder_weights("resnet18_unet", str(file))
