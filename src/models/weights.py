@@ -29,10 +29,8 @@ WHEELS = {
 def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str]:
     """The file with an encoder's first weights, or None to start from scratch; and in words what it starts from.
 
-    Args:
-        model_name: a key of NETWORKS.
-        source: `none`; `imagenet`, the weights of an installed package or torchvision's default ones, from torch's
-            cache or the download; `auto`, the same if available, and else a warning; or a file.
+    The source is `none`, a file, or `imagenet`: weights of an installed package, or torchvision's from torch's cache
+    or the download. `auto` is the same if available, and else a warning.
 
     Raises:
         CheckpointError: `imagenet` or a file is asked for and not available.

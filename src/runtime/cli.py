@@ -1,4 +1,4 @@
-"""The command line of all scripts: parsing, errors in one line, exit statuses, signals.
+"""The command line of all scripts: flags, signals, and errors in one line.
 
 Exit statuses: 0 done; 1 the run failed; 2 bad usage or bad input; 128 + signal number after a signal.
 """
