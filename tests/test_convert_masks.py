@@ -103,23 +103,60 @@ def run_lengths(mask: np.ndarray, compressed: bool) -> dict:
     return {"size": runs["size"], "counts": runs["counts"].decode() if compressed else [first - 1, *rest]}
 
 
-@pytest.mark.parametrize(
-    ("segmentations", "expected"),
-    [
-        ([[SQUARE]], SQUARE_MASK),
-        ([[TRIANGLE]], TRIANGLE_MASK),
-        ([[SQUARE, TRIANGLE]], UNION_MASK),
-        ([[SQUARE], [TRIANGLE]], UNION_MASK),
-        ([[[-5, -5, 99, -5, 99, 99, -5, 99]]], ["#" * 7] * 5),
-        ([SQUARE], SQUARE_MASK),  # polygons of any nesting
-        ([[SQUARE, [5, 4, 6, 4]]], SQUARE_MASK),
-        ([[np.reshape(SQUARE, (-1, 2)).tolist()]], SQUARE_MASK),
-        ([{"size": [5, 7], "counts": [6, 2, 3, 2, 3, 2, 17]}], SQUARE_MASK),
-        ([run_lengths(pixels(UNION_MASK), compressed=True)], UNION_MASK),
-    ],
-)
-def test_coco(convert, segmentations, expected):
-    out = convert(coco(*segmentations, iscrowd=int(isinstance(segmentations[0], dict))))
+def pairs(mask: np.ndarray) -> str:
+    """Kaggle's run lengths, by its own words: 1-based, top to bottom, then left to right."""
+    places = np.flatnonzero(np.pad(mask.T.ravel().astype(np.int8), 1)[1:] != np.pad(mask.T.ravel(), 1)[:-1]) + 1
+    return " ".join(f"{start} {end - start}" for start, end in zip(places[::2], places[1::2]))
+
+
+def labelme_mask(points, dtype=bool) -> dict:
+    content = labelme(("mask", points))
+    content["shapes"][0]["mask"] = base64_png(pixels(["# #", "###"]).astype(dtype))
+    return content
+
+
+YOLO_SQUARE = "0.142857 0.2 0.571429 0.2 0.571429 0.6 0.142857 0.6"
+OF_UNION, OF_SQUARE, OF_TRIANGLE = (pairs(pixels(rows)) for rows in (UNION_MASK, SQUARE_MASK, TRIANGLE_MASK))
+OBLIQUE = ("oriented_rectangle", [3, -0.5, 5.5, 2, 3, 4.5, 0.5, 2])
+EMPTY = " " * 7
+FORMATS = [
+    (coco([SQUARE]), SQUARE_MASK),
+    (coco([TRIANGLE]), TRIANGLE_MASK),
+    (coco([SQUARE, TRIANGLE]), UNION_MASK),
+    (coco([SQUARE], [TRIANGLE]), UNION_MASK),
+    (coco([[-5, -5, 99, -5, 99, 99, -5, 99]]), ["#" * 7] * 5),
+    (coco(SQUARE), SQUARE_MASK),  # polygons of any nesting
+    (coco([SQUARE, [5, 4, 6, 4]]), SQUARE_MASK),
+    (coco([np.reshape(SQUARE, (-1, 2)).tolist()]), SQUARE_MASK),
+    (coco({"size": [5, 7], "counts": [6, 2, 3, 2, 3, 2, 17]}, iscrowd=1), SQUARE_MASK),
+    (coco(run_lengths(pixels(UNION_MASK), compressed=True), iscrowd=1), UNION_MASK),
+    (labelme(("polygon", TRIANGLE)), TRIANGLE_MASK),
+    (labelme((None, TRIANGLE)), TRIANGLE_MASK),
+    (labelme(("rectangle", [4, 3, 1, 1])), SQUARE_MASK),
+    (labelme(("rectangle", SQUARE)), SQUARE_MASK),  # of four points, as AnyLabeling writes it
+    (labelme(("rotation", SQUARE)), SQUARE_MASK),
+    (labelme(OBLIQUE), ["  ##   ", " ####  ", " ####  ", "  ##   ", EMPTY]),
+    (labelme(("circle", [2.5, 2.5, 2.5, 4])), [EMPTY, " ###   ", " ###   ", " ###   ", EMPTY]),
+    (labelme(("circle", [2.5, 2.5, 4.5, 2.5])), ["  #    ", " ###   ", "#####  ", " ###   ", "  #    "]),
+    (labelme(("rectangle", [1, 1, 4, 3]), ("polygon", TRIANGLE)), UNION_MASK),
+    (labelme_mask([3, 1, 5, 2]), [EMPTY, "   # # ", "   ### ", EMPTY, EMPTY]),
+    (labelme_mask([3, 1, 5, 2], np.uint8), [EMPTY, "   # # ", "   ### ", EMPTY, EMPTY]),
+    (labelme_mask([-1, 4, 1, 5]), [EMPTY] * 4 + [" #     "]),  # cut at the edge
+    (labelme_mask([5.6, 0, 7, 1]), ["     # ", "     ##", EMPTY, EMPTY, EMPTY]),
+    ({"a.txt": f"0 {YOLO_SQUARE}\n"}, SQUARE_MASK),
+    ({"a.txt": f"1 {YOLO_SQUARE}", "classes.txt": "dog\ncat\n"}, SQUARE_MASK),
+    ({"labels/train/a.txt": f"1 {YOLO_SQUARE}", "data.yaml": "names: [dog, cat]", "train.txt": "a.png"}, SQUARE_MASK),
+    ({"labels/a.txt": f"1 {YOLO_SQUARE}\n\n", "data.yaml": "names:\n  0: dog\n  1: cat\n"}, SQUARE_MASK),
+    ({"t.csv": f"img,rle_mask\na.png,{OF_UNION}\n"}, UNION_MASK),
+    ({"t.csv": f"ImageId,EncodedPixels\na.png,{OF_SQUARE}\na.png,{OF_TRIANGLE}\n"}, UNION_MASK),
+    ({"t.csv": f"id,width,annotation\na,7,{OF_UNION}\n"}, UNION_MASK),
+    ({"t.csv": f"ImageId,ClassId,EncodedPixels\na.png,1,{OF_SQUARE}\na.png,3,{OF_TRIANGLE}\n"}, UNION_MASK),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), FORMATS)
+def test_shapes_of_every_format(convert, content, expected):
+    out = convert(content)
     np.testing.assert_array_equal(read_back(out)["a"], pixels(expected))
     with Image.open(out / "masks/a.png") as mask:
         assert mask.mode == "L" and set(np.unique(mask)) <= {0, 255}
@@ -141,27 +178,6 @@ def test_polygons_are_drawn_nearly_as_pycocotools_does():
         theirs = coco_mask.decode(coco_mask.frPyObjects([points.tolist()], 140, 160))[..., 0] > 0
         ours = annotations.draw_polygon(points, (160, 140))
         assert (ours & theirs).sum() / (ours | theirs).sum() > 0.99
-
-
-@pytest.mark.parametrize(
-    ("shapes", "expected"),
-    [
-        ([("polygon", TRIANGLE)], TRIANGLE_MASK),
-        ([(None, TRIANGLE)], TRIANGLE_MASK),
-        ([("rectangle", [4, 3, 1, 1])], SQUARE_MASK),
-        ([("rectangle", SQUARE)], SQUARE_MASK),  # of four points, as AnyLabeling writes it
-        ([("rotation", SQUARE)], SQUARE_MASK),
-        (
-            [("oriented_rectangle", [3, -0.5, 5.5, 2, 3, 4.5, 0.5, 2])],
-            ["  ##   ", " ####  ", " ####  ", "  ##   ", "       "],
-        ),
-        ([("circle", [2.5, 2.5, 2.5, 4])], ["       ", " ###   ", " ###   ", " ###   ", "       "]),
-        ([("circle", [2.5, 2.5, 4.5, 2.5])], ["  #    ", " ###   ", "#####  ", " ###   ", "  #    "]),
-        ([("rectangle", [1, 1, 4, 3]), ("polygon", TRIANGLE)], UNION_MASK),
-    ],
-)
-def test_labelme(convert, shapes, expected):
-    np.testing.assert_array_equal(read_back(convert(labelme(*shapes)))["a"], pixels(expected))
 
 
 def test_labelme_folder_finds_images_and_takes_the_embedded_one_where_there_is_none(convert, tmp_path):
@@ -203,21 +219,6 @@ def test_categories_and_images_without_any(convert, tmp_path, capsys):
     assert {k: v.sum() for k, v in read_back(convert(content, "--keep_empty")).items()} == {"a": 14, "b": 0}
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8])
-@pytest.mark.parametrize(
-    ("points", "expected"),
-    [
-        ([3, 1, 5, 2], ["       ", "   # # ", "   ### ", "       ", "       "]),
-        ([-1, 4, 1, 5], ["       "] * 4 + [" #     "]),
-        ([5.6, 0, 7, 1], ["     # ", "     ##", "       ", "       ", "       "]),
-    ],
-)
-def test_labelme_mask_lies_at_its_points_and_is_cut_at_the_edge(convert, dtype, points, expected):
-    content = labelme(("mask", points))
-    content["shapes"][0]["mask"] = base64_png(pixels(["# #", "###"]).astype(dtype))
-    np.testing.assert_array_equal(read_back(convert(content))["a"], pixels(expected))
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -255,27 +256,6 @@ def test_a_long_list_of_shapes_without_area_is_cut(convert, capsys):
     assert "50 of 51 shapes" in warning and "and 30 more" in warning and "annotation 21 " not in warning
 
 
-YOLO_SQUARE = "0.142857 0.2 0.571429 0.2 0.571429 0.6 0.142857 0.6"
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"a.txt": f"0 {YOLO_SQUARE}\n"},
-        {"a.txt": f"1 {YOLO_SQUARE}", "classes.txt": "dog\ncat\n"},
-        {
-            "labels/train/a.txt": f"1 {YOLO_SQUARE}",
-            "data.yaml": "nc: 2\nnames: ['dog', \"cat\"]\n",
-            "train.txt": "a.png",
-        },
-        {"labels/a.txt": f"1 {YOLO_SQUARE}\n\n", "data.yaml": "names:\n  0: dog\n  1: cat\n"},
-    ],
-)
-def test_yolo(convert, tmp_path, files):
-    out = convert(files, "--annotations", str(tmp_path / "notes"))
-    np.testing.assert_array_equal(read_back(out)["a"], pixels(SQUARE_MASK))
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -290,25 +270,6 @@ def test_yolo(convert, tmp_path, files):
 def test_names_of_data_yaml(tmp_path, text, expected):
     (tmp_path / "data.yaml").write_text(text)
     assert annotations.yolo_names(tmp_path / "data.yaml") == expected
-
-
-def pairs(mask: np.ndarray) -> str:
-    """Kaggle's run lengths, by its own words: 1-based, top to bottom, then left to right."""
-    places = np.flatnonzero(np.pad(mask.T.ravel().astype(np.int8), 1)[1:] != np.pad(mask.T.ravel(), 1)[:-1]) + 1
-    return " ".join(f"{start} {end - start}" for start, end in zip(places[::2], places[1::2]))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"img,rle_mask\na.png,{pairs(pixels(UNION_MASK))}\n",
-        f"ImageId,EncodedPixels\na.png,{pairs(pixels(SQUARE_MASK))}\na.png,{pairs(pixels(TRIANGLE_MASK))}\n",
-        f"id,width,annotation\na,7,{pairs(pixels(UNION_MASK))}\n",
-        f"ImageId,ClassId,EncodedPixels\na.png,1,{pairs(pixels(SQUARE_MASK))}\na.png,3,{pairs(pixels(TRIANGLE_MASK))}\n",
-    ],
-)
-def test_run_length_csv(convert, text):
-    np.testing.assert_array_equal(read_back(convert({"train.csv": text}))["a"], pixels(UNION_MASK))
 
 
 def test_run_length_pairs_by_hand():
