@@ -59,7 +59,10 @@ class Progress:
     patient_from: int = 0  # the epoch after which --patience counts at the earliest
 
     def is_over(self, patience: int) -> bool:
-        """Whether no epoch is left, or none of the last `patience` was the best, if that is not 0."""
+        """Whether no epoch is left, or the last one was validated and none of the last `patience` was the best.
+
+        Patience of 0 is endless. It is counted from the epoch in which more epochs were asked for.
+        """
         validated = bool(self.history) and self.history[-1]["val_loss"] is not None
         tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from) and validated
         return self.epoch >= self.planned_epochs or tired
