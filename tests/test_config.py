@@ -136,7 +136,7 @@ def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
     assert "attention se" in said
     settings = whole.training.settings
     assert (settings["scheduler"], settings["learning_rate"], settings["augment"]) == ("none", 3e-2, "online")
-    assert (whole.config["out_channels"], whole.config["attention"]) == (1, "se")
+    assert whole.config == {"out_channels": 1, "attention": "se"}
     assert same(whole.weights, parts.weights)
     assert same(whole.training.trained_weights, parts.training.trained_weights)
     assert whole.training.updates == parts.training.updates == 4

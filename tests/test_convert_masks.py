@@ -222,8 +222,8 @@ def test_categories_and_images_without_any(convert, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (labelme(("polygon", SQUARE), ("point", [9, 9])), ["1 of 2 shapes", "shape 2", "a point"]),
-        (labelme(("linestrip", [1, 1, 2, 2, 3, 1]), ("rectangle", [1, 1, 4, 3])), ["shape 1", "a linestrip"]),
+        (labelme(("polygon", SQUARE), ("point", [9, 9])), ["1 of 2 shapes", "shape 2", "point"]),
+        (labelme(("linestrip", [1, 1, 2, 2, 3, 1]), ("rectangle", [1, 1, 4, 3])), ["shape 1", "linestrip"]),
         (labelme(("polygon", SQUARE), ("polygon", [1, 1, 2, 2]), ("circle", [1, 1])), ["2 of 3", "shape 2", "shape 3"]),
         (coco([[1, 1, 2, 2]], [SQUARE], []), ["2 of 3", "annotation 0 (it has 4", "annotation 2 (it has no outline"]),
         (coco(None, [SQUARE], bbox=[1, 1, 3, 2]), ["annotation 0 (it has no outline, at most a box"]),

@@ -50,8 +50,9 @@ class SegmentationModel(nn.Module):
             if name not in names:
                 raise ValueError(f"no {part} is called {name!r}; there are {', '.join(names)}")
         self.in_channels, self.task = in_channels, task_of(out_channels, classes, in_channels)
-        # It rebuilds the model from a checkpoint.
-        self.config = {**self.task.outputs, "attention": attention, "decoder": decoder, "in_channels": in_channels}
+        self.config = {**self.task.outputs, "attention": attention}  # rebuilds the model from a checkpoint
+        self.config |= {} if decoder == "plain" else {"decoder": decoder}
+        self.config |= {} if in_channels == 3 else {"in_channels": in_channels}
         for name, values in zip(("mean", "std"), self.normalization):
             of_channels = values if in_channels == 3 else [sum(values) / 3] * in_channels
             self.register_buffer(name, torch.tensor(of_channels).view(1, -1, 1, 1))
