@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import measure
-from models.task import BACKGROUND, TASKS
+from models.task import BACKGROUND, PET
 from sample_pets import draw_pet
 from visual.panels import draw_panel, write_png
 
@@ -50,7 +50,7 @@ def main() -> None:
     samples = []
     for i in range(args.count):
         image, trimap = map(np.asarray, draw_pet(np.random.default_rng(i), size=(500, 375)))
-        samples.append((image, TASKS["binary"].visible(trimap)))
+        samples.append((image, np.minimum(trimap, PET)))
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(cores) as pool:
 

@@ -97,13 +97,6 @@ def single_cases(content, path=()) -> Iterator[Case]:
             yield from single_cases(content[key], (*path, key))
 
 
-def combined_cases(singles: list[Case], count: int, rng: random.Random) -> Iterator[Case]:
-    """Checkpoints with two to four of these changes at once."""
-    for _ in range(count):
-        cases = rng.sample(singles, rng.randint(2, 4))
-        yield Case(" + ".join(case.name for case in cases), tuple(edit for case in cases for edit in case.edits))
-
-
 def edited(content: dict, case: Case) -> dict:
     """The checkpoint of a case; what is not changed is shared. An edit of what an earlier one removed does nothing."""
     made = copy.copy(content)

@@ -39,18 +39,20 @@ def test_cbam_equals_the_formula():
 
 
 @pytest.mark.parametrize("name", ["unet_small", "resnet34_unet", "mobilenet_v3_large_unet"])
-@pytest.mark.parametrize("attention", ["se", "cbam"])
-def test_attention_is_in_decoder_and_config(name, attention):
-    model = build_model(name, attention=attention)
-    again = build_model(name, **model.config)
-    again.load_state_dict(model.state_dict())
-    plain = build_model(name)
-    kinds = {type(up.attention) for up in model.ups}
-    assert kinds == {ATTENTION[attention]}
-    assert set(plain.state_dict()) < set(model.state_dict())
+@pytest.mark.parametrize("attention", ["se", "cbam", "transformer"])
+def test_attention_is_in_the_network_its_config_and_its_gradients(name, attention):
+    torch.manual_seed(0)
+    plain, model = build_model(name), build_model(name, attention=attention)
+    build_model(name, **model.config).load_state_dict(model.state_dict())
+    assert {type(up.attention) for up in model.ups} == {ATTENTION[attention]}
+    added = set(model.state_dict()) - set(plain.state_dict())
+    assert {key.split(".")[0] for key in added} == {"self_attention" if attention == "transformer" else "ups"}
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    model(images).square().mean().backward()
+    gradients = [p.grad for p in model.self_attention.parameters()][:-1]  # of the transformer
+    assert all(g is not None and g.abs().max() > 0 for g in gradients)
     with torch.inference_mode():
-        images = torch.randint(0, 256, (1, 3, 40, 33), dtype=torch.uint8)
-        assert model.eval()(images).shape == (1, 1, 40, 33)
+        assert model.eval()(images[:, :, :40, :33]).shape == (2, 1, 40, 33)
 
 
 def test_transformer_equals_the_formula():
@@ -78,22 +80,6 @@ def test_sine_positions_tell_every_place_apart():
     assert positions[16, 4, 2].item() == pytest.approx(math.sin(2))
     assert positions[5, 4, 2].item() == pytest.approx(math.sin(4 * 10_000 ** (-5 / 8)), abs=1e-6)
     assert torch.cdist(positions.flatten(1).T, positions.flatten(1).T).add(torch.eye(63)).min() > 0.1
-
-
-@pytest.mark.parametrize("name", ["unet_small", "resnet34_unet", "mobilenet_v3_large_unet"])
-def test_transformer_is_behind_the_bottleneck(name):
-    torch.manual_seed(0)
-    plain, model = build_model(name), build_model(name, attention="transformer")
-    added = set(model.state_dict()) - set(plain.state_dict())
-    assert {key.split(".")[0] for key in added} == {"self_attention"}
-    assert model.self_attention in model.blocks()
-    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
-    loss = model(images).square().mean()
-    loss.backward()
-    gradients = [p.grad for p in model.self_attention.parameters()]
-    assert all(g is not None and g.abs().max() > 0 for g in gradients[:-1])
-    with torch.inference_mode():
-        assert model.eval()(images[:, :, :40, :33]).shape == (2, 1, 40, 33)
 
 
 def test_unknown_attention_is_named():

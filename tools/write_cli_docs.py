@@ -11,7 +11,8 @@ from export import ExportConfig  # noqa: E402
 from oxford_pet import DatasetConfig  # noqa: E402
 from plot_dice_curve import PlotConfig  # noqa: E402
 from pretrain import DEFAULTS, FLAGS  # noqa: E402
-from runtime.options import flag_table  # noqa: E402
+from runtime.cli import shown_default  # noqa: E402
+from runtime.options import options_of  # noqa: E402
 from training.config import RECIPES, TrainConfig  # noqa: E402
 
 SCRIPTS = {
@@ -24,6 +25,23 @@ SCRIPTS = {
     "plot_dice_curve.py": PlotConfig,
     "oxford_pet.py": DatasetConfig,
 }
+
+
+def flag_table(config_class, only=None, defaults=None) -> str:
+    """The flags as a table in Markdown: spellings, meaning, default. Arguments: see `Parser`."""
+    rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
+    for name, (flag, default) in options_of(config_class).items():
+        if only is not None and name not in only:
+            continue
+        value = "\\|".join(flag.choices) or (flag.metavar or "").replace("|", "\\|")
+        value = f" [{value}]" if flag.bare is not None else f" {value}" if value else ""
+        aliases = (f"--no-{name}",) if isinstance(default, bool) else flag.aliases
+        first = value.strip() if flag.nargs == "*" else f"--{name}{value}"
+        spellings = ", ".join(f"`{spelling}`" for spelling in (first, *aliases))
+        default = (defaults or {}).get(name, default)
+        shown = "off" if default == 0 else shown_default(default)
+        rows.append(f"| {spellings} | {flag.help} | {shown} |".replace("<", "&lt;"))
+    return "\n".join(rows)
 
 
 def document() -> str:

@@ -1,4 +1,4 @@
-"""Attention: blocks at the end of each decoder step, and self-attention behind the bottleneck."""
+"""Attention at the end of each decoder step, and self-attention behind the bottleneck: (N, C, H, W) to the same."""
 
 import math
 
@@ -15,7 +15,6 @@ class SqueezeExcitation(nn.Module):
         self.gate = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, H, W) to the same shape."""
         return x * self.gate(x.mean(dim=(2, 3), keepdim=True)).sigmoid()
 
 
@@ -28,7 +27,6 @@ class ConvBlockAttention(nn.Module):
         self.places = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, H, W) to the same shape."""
         mean, most = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
         x = x * (self.channels(mean) + self.channels(most)).sigmoid()
         places = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
@@ -36,9 +34,9 @@ class ConvBlockAttention(nn.Module):
 
 
 def sine_positions(channels: int, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Two-dimensional sine positions, float32 (channels, height, width): half of the channels for each direction.
+    """Sine positions, float32 (channels, height, width), half of the channels for each direction, as in DETR.
 
-    As in DETR (Carion et al., 2020: https://arxiv.org/abs/2005.12872), in pixels of the features; any size has them.
+    Carion et al., 2020: https://arxiv.org/abs/2005.12872
     """
     frequencies = torch.exp(torch.arange(channels // 4, device=device) * (-4 * math.log(10_000) / channels))
     rows, columns = (torch.arange(side, device=device)[:, None] * frequencies for side in (height, width))
@@ -48,21 +46,17 @@ def sine_positions(channels: int, height: int, width: int, device: torch.device 
 
 
 class TransformerBottleneck(nn.Module):
-    """Self-attention among all pixels of the deepest features: two encoder layers (Vaswani et al., 2017).
+    """Self-attention among all pixels of the deepest features, as in TransUNet: two encoder layers.
 
-    Convolutions see far only through many layers; here every place sees every other, as in TransUNet (Chen et al.,
-    2021: https://arxiv.org/abs/2102.04306) and BoTNet (Srinivas et al., 2021: https://arxiv.org/abs/2101.11605).
+    Vaswani et al., 2017; Chen et al., 2021: https://arxiv.org/abs/2102.04306
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        layer = {"dim_feedforward": 4 * channels, "dropout": 0.0, "activation": "gelu", "batch_first": True}
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(channels, nhead=8, norm_first=True, **layer) for _ in range(2)
-        )
+        options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(channels, 8, 4 * channels, **options) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, H, W) to the same shape."""
         places = (x + sine_positions(*x.shape[1:], x.device).to(x.dtype)).flatten(2).transpose(1, 2)
         for layer in self.layers:
             places = layer(places)

@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from models.names import ATTENTION
 from models.task import task_of
 
-# Mean and standard deviation of ImageNet's images per channel (R, G, B), in units of 0..255: what torchvision's weights
-# were trained with (https://pytorch.org/vision/stable/models.html).
+# Of ImageNet's images per channel (R, G, B) in 0..255, with which torchvision's weights were trained.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -26,15 +25,11 @@ class SegmentationModel(nn.Module):
     `blocks`.
 
     Args:
-        out_channels: channels of the logits: 1 for pet against background, 3 for the classes of a trimap; 0 for the
-            noise in an image, of as many channels as it has.
+        out_channels: 1 for pet against background, 3 for the classes of a trimap, 0 for the noise in each channel.
         attention: one of ATTENTION: a block at the end of each decoder step, or self-attention behind the bottleneck.
         decoder: one of the network's `decoders`.
         classes: names of the classes, the first of them background; then there are as many channels.
         in_channels: of the images.
-
-    Raises:
-        ValueError: there is no such attention or decoder, or nothing has that many channels.
     """
 
     stride: int  # the factor between the input and the deepest feature map
@@ -55,8 +50,7 @@ class SegmentationModel(nn.Module):
             if name not in names:
                 raise ValueError(f"no {part} is called {name!r}; there are {', '.join(names)}")
         self.in_channels, self.task = in_channels, task_of(out_channels, classes, in_channels)
-        # Plain values: they go into the checkpoint and rebuild the model.
-        self.config = {**self.task.outputs, "attention": attention}
+        self.config = {**self.task.outputs, "attention": attention}  # rebuilds the model from a checkpoint
         self.config |= {} if decoder == "plain" else {"decoder": decoder}
         self.config |= {} if in_channels == 3 else {"in_channels": in_channels}
         for name, values in zip(("mean", "std"), self.normalization):
@@ -91,20 +85,12 @@ class SegmentationModel(nn.Module):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Computes logits (N, out_channels, H, W); `self.task` says what they mean.
-
-        Args:
-            images: (N, in_channels, H, W), uint8 or floating point in 0..255. Sides that are no multiple of `stride`
-                are padded inside (edge pixels repeated), and the logits cropped back.
-
-        Raises:
-            ValueError: the input is not of that shape.
-        """
+        """Images (N, in_channels, H, W), uint8 or floating point, to logits; `self.task` says what they mean."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"expected images of shape (N, {self.in_channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
         x = (images - self.mean) / self.std
-        bottom, right = -height % self.stride, -width % self.stride
+        bottom, right = -height % self.stride, -width % self.stride  # cropped off the logits
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         return self.body(x)[..., :height, :width]
@@ -132,8 +118,7 @@ def init_weights(module: nn.Module) -> None:
     """Kaiming initialisation (He et al., 2015) of every convolution in `module`, ones and zeros for batch norm."""
     for m in module.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
-            # In a 2x2 transposed convolution of stride 2 every output pixel sees one input pixel: its fan is the number
-            # of input channels, which torch's fan_in for it is not.
+            # In a 2x2 transposed convolution of stride 2 every output pixel sees one input pixel.
             fan = m.in_channels if isinstance(m, nn.ConvTranspose2d) else m.weight[0].numel()
             nn.init.normal_(m.weight, std=(2.0 / fan) ** 0.5)
             if m.bias is not None:
@@ -155,8 +140,7 @@ def widen_input(encoder: nn.Module, channels: int) -> None:
 def fold_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     """Weights of a convolution of RGB, (O, 3, h, w), to (O, channels, h, w).
 
-    Of one channel they are the sum over the three, so that a gray image gives what it gave in RGB. Else channel c gets
-    those of c modulo 3, times 3 / channels, so that the sum stays as large.
+    A gray image gives what it gave in RGB. Else channel c gets those of c modulo 3, and the sum stays as large.
     """
     if channels == 1:
         return weight.sum(1, keepdim=True)

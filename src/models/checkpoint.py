@@ -21,8 +21,8 @@ from models.task import Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line
 from runtime.files import atomic_write
 
-PUBLISHED = "pets.pth"  # the network that comes with this program; see docs/model_card.md
-HOME = Path(__file__).resolve().parents[2] / "saved_models"  # where it is
+# The network that comes with this program, and its folder; see docs/model_card.md.
+PUBLISHED, HOME = "pets.pth", Path(__file__).resolve().parents[2] / "saved_models"
 FORMAT, FORMAT_VERSION = "pet-segmentation checkpoint", 1
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it becomes part of file names
 Plain = None | bool | int | float | str | list  # what settings and states of torch's objects consist of
@@ -83,11 +83,7 @@ class TrainingState:
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """A network, how it came about, and where its run stands. It is saved as a dict of the same names.
-
-    Raises:
-        ValueError: an entry has an impossible value.
-    """
+    """A network, how it came about, and where its run stands. It is saved as a dict of the same names."""
 
     model_name: str
     config: dict[str, Plain]  # arguments of the network's constructor
@@ -113,16 +109,15 @@ class Checkpoint:
 
     @property
     def channels(self) -> int:
-        """Of the images."""
         return self.config.get("in_channels", 3)
 
     @property
     def task(self) -> Task:
-        """What the network has learned. Raises ValueError: there is no such task."""
+        """What the network has learned."""
         return task_of(self.config.get("out_channels", 1), self.config.get("classes"), self.channels)
 
     def seen_names(self) -> set[str]:
-        """Names of the images that the network, its start or its teacher learned from; without their folders, too."""
+        """The images that the network, its start or its teacher learned from, by name with and without folder."""
         names = {*self.data.train_names, *self.data.seen_names}
         return names | {name.rpartition("/")[2] for name in names}
 
@@ -133,12 +128,7 @@ class Checkpoint:
         return dataclasses.replace(self, progress=progress, training=None)
 
     def build(self, path) -> SegmentationModel:
-        """The network with its weights, in evaluation mode on the CPU; the path is that of the file.
-
-        Raises:
-            UsageError: it does not segment.
-            CheckpointError: the weights don't fit the network.
-        """
+        """The network with its weights, in evaluation mode on the CPU; the path is that of the file."""
         if self.task.name == DENOISING:
             raise UsageError(
                 f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init"
@@ -149,14 +139,7 @@ class Checkpoint:
         return model.eval()
 
     def give_weights(self, model: SegmentationModel, path) -> str:
-        """Gives a network the weights, but for the head if that has learned another task.
-
-        Returns:
-            What the network starts from, in words.
-
-        Raises:
-            CheckpointError: they don't fit.
-        """
+        """Gives a network the weights, but for the head of another task; returns in words what it starts from."""
         same = self.task.name == model.task.name
         head = {} if same else {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
         with _fitting(path):
@@ -166,9 +149,9 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 over the weights: tells whether two files hold the same network."""
         digest = hashlib.sha256()
-        for name in sorted(self.weights):
+        for name, value in sorted(self.weights.items()):
             digest.update(name.encode())
-            value = self.weights[name].detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+            value = value.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
             digest.update(value.reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
@@ -179,43 +162,38 @@ def _fitting(path):
         yield
     except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: its weights do not fit the network it names ({first_line(error)}); use another one"
+            f"{path}: its weights do not fit the network ({first_line(error)}); use another"
         ) from None
 
 
 def require(condition: bool, place: str) -> None:
-    """Raises ValueError: the value at this place is impossible."""
     if not condition:
         raise ValueError(f"{place} has an impossible value")
-
-
-def is_sound(tensor: torch.Tensor) -> bool:
-    """Whether its values are finite and all lie in the file: none is repeated to make it larger."""
-    whole = (
-        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
-    return whole and bool(tensor.isfinite().all())
 
 
 def parse(hint, value, place: str = ""):
     """A value from a file as an object of an annotated type; dicts become the dataclasses that they were.
 
     Raises:
-        ValueError: it is of another type, a tensor that is not sound, or an int below zero or of more than 40 bits.
+        ValueError: it is of another type, too large, or not finite.
         TypeError: an entry of a dataclass is missing that has no default.
     """
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
-    by_type = {dict if dataclasses.is_dataclass(m) else typing.get_origin(m) or m: m for m in members}
-    require(type(value) in by_type and (type(value) is not int or 0 <= value < 1 << 40), place)
-    require(not isinstance(value, torch.Tensor) or is_sound(value), place)
-    member = by_type[type(value)]
-    arguments = typing.get_args(member)
-    if dataclasses.is_dataclass(member):
-        hints = typing.get_type_hints(member)
-        return member(**{key: parse(hints.get(key), v, f"{place}.{key}".strip(".")) for key, v in value.items()})
-    if type(value) is list:
+    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
+    by_type = {dict if dataclasses.is_dataclass(h) else typing.get_origin(h) or h: h for h in hints}
+    require(type(value) in by_type, place)
+    hint = by_type[type(value)]
+    arguments = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        fields = typing.get_type_hints(hint)
+        return hint(**{key: parse(fields.get(key), entry, f"{place}.{key}".strip(".")) for key, entry in value.items()})
+    if hint is int:
+        require(0 <= value < 1 << 40, place)
+    elif hint is torch.Tensor:  # all its values must lie in the file: none is repeated to make it larger
+        whole = value.layout == torch.strided and value.nbytes <= value.untyped_storage().nbytes()
+        require(whole and bool(value.isfinite().all()), place)
+    elif type(value) is list:
         return [parse(arguments[0] if arguments else Plain, item, place) for item in value]
-    if type(value) is dict and arguments:
+    elif type(value) is dict and arguments:
         require(all(type(key) is str for key in value), place)
         return {key: parse(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
     return value
@@ -226,7 +204,6 @@ def save_checkpoint(checkpoint: Checkpoint, paths: list[Path]) -> None:
 
     Raises:
         RunError: a weight is not finite; nothing is written.
-        OSError: the disk is full, or the like; the old files stay.
     """
     broken = [name for name, value in checkpoint.weights.items() if not value.isfinite().all()]
     if broken:
@@ -249,66 +226,45 @@ def _plain(value):
 
 
 def load_checkpoint(path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU, after verifying its checksums and before anything is built from it.
+    """Reads a checkpoint onto the CPU, after verifying its checksums.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged, of another program or version, holds more than
-            tensors and plain values, or an entry is of another type than train.py writes.
+        CheckpointError: the file is missing, damaged, of another program or version, or malformed.
     """
     path = Path(path)
+    others = sorted(p.name for p in path.parent.glob("*.pth") if p != path)
+    advice = f"in {path.parent} there is {', '.join(others[:6])}" if others else "train one with `python src/train.py`"
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; {_alternatives(path)}")
+        raise CheckpointError(f"there is no checkpoint {path}; {advice}")
     try:
         content = read_archive(path)
     except Exception as error:  # noqa: BLE001  zipfile and torch raise anything on damaged files
-        raise CheckpointError(
-            f"{path} is truncated, damaged, or no checkpoint ({first_line(error)}); {_alternatives(path)}"
-        ) from None
+        raise CheckpointError(f"{path} is damaged, or no checkpoint ({first_line(error)}); {advice}") from None
     if type(content) is not dict or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is a file of another program; use a checkpoint that train.py made")
     version = content.pop("format_version", None)
     if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} is of another version of this program (its format is not {FORMAT_VERSION}); use that version, or "
-            "train again"
-        )
+        raise CheckpointError(f"{path} is of another version of this program; use that version, or train again")
     try:
         return parse(Checkpoint, content)
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is malformed: {first_line(error)}; use another checkpoint, or train again"
-        ) from None
+        raise CheckpointError(f"{path} is malformed: {first_line(error)}; use another checkpoint") from None
 
 
-def read_archive(path: Path, verify: bool = True):
-    """The content of a file of torch.save, on the CPU. Its checksums are verified, or else it is mapped, not read.
-
-    Raises:
-        UnpicklingError: it holds more than tensors and plain values.
-        Exception: it is damaged, or no such file.
-    """
+def read_archive(path: Path):
+    """The content of a file of torch.save, on the CPU. Raises whatever a damaged file leads to."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise zipfile.BadZipFile("its entries are larger than the file")
         # torch looks at no checksums, and reads a folder as a tensor of whatever is in memory.
-        damaged = [entry.filename for entry in entries if entry.external_attr]
-        if verify and (first := archive.testzip()):
-            damaged.append(first)
+        damaged = next((entry.filename for entry in entries if entry.external_attr), None) or archive.testzip()
     if damaged:
-        raise zipfile.BadZipFile(f"checksum of {damaged[0]} is wrong")
+        raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message says how to load the file all the same
         raise pickle.UnpicklingError("it holds more than tensors and plain values") from None
-
-
-def _alternatives(path: Path) -> str:
-    """What to use instead of a checkpoint that is missing or damaged: of the same model where there is any."""
-    model = re.sub(r"_(best|last|epoch_\d+).*", "_", path.stem)
-    files = sorted((p for p in path.parent.glob("*.pth") if p != path), key=lambda p: -p.stat().st_mtime)
-    names = [p.name for p in files if p.name.startswith(model)] or [p.name for p in files]
-    return f"in {path.parent} there is {', '.join(names[:6])}" if names else "train one with `python src/train.py`"
 
 
 def checkpoint_path(save_dir, model_name: str, kind: str | int) -> Path:
@@ -319,28 +275,22 @@ def checkpoint_path(save_dir, model_name: str, kind: str | int) -> Path:
 def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
     """The `best` or `last` checkpoint of a model; of the newest one where no model is named.
 
-    Where no model is named and none has a best one, it is the published one, if the folder has that. So it is in any
-    working directory without a folder of that default name.
+    Where none has a best one, it is the published one, which the default folder stands for in any working directory.
     """
-    if model_name is not None:
-        return checkpoint_path(save_dir, model_name, kind)
-    files = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
-    folders = [Path(save_dir), *([HOME] if str(save_dir) == HOME.name else [])]
-    published = [folder / PUBLISHED for folder in folders if (folder / PUBLISHED).is_file()]
-    if published and not files and kind == "best":
-        return published[0]
-    return max(files, key=lambda p: p.stat().st_mtime) if files else checkpoint_path(save_dir, DEFAULT_MODEL, kind)
+    if model_name is None:
+        files = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
+        if files:
+            return max(files, key=lambda p: p.stat().st_mtime)
+        for folder in (Path(save_dir), *[HOME] * (str(save_dir) == HOME.name)):
+            if kind == "best" and (folder / PUBLISHED).is_file():
+                return folder / PUBLISHED
+    return checkpoint_path(save_dir, model_name or DEFAULT_MODEL, kind)
 
 
 def open_checkpoint(
     model_path: str | None, model_name: str | None, save_dir: str
 ) -> tuple[SegmentationModel, Checkpoint, Path]:
-    """A network in evaluation mode, its checkpoint and the path, as users name them.
-
-    Args:
-        model_path: of the checkpoint; None for the best one of a model in `save_dir`.
-        model_name: must agree with the file; None agrees with any.
-        save_dir: folder of checkpoints.
+    """A network in evaluation mode, its checkpoint and the path: that given, or the best one in `save_dir`.
 
     Raises:
         UsageError: the name contradicts the file; see also `load_checkpoint`.
@@ -350,25 +300,13 @@ def open_checkpoint(
         print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
     checkpoint = load_checkpoint(path)
     if model_name not in (None, checkpoint.model_name):
-        raise UsageError(
-            f"{path} holds a {checkpoint.model_name}, but --model_name says {model_name}; leave the flag out, or name "
-            "another file"
-        )
+        raise UsageError(f"{path} holds a {checkpoint.model_name}, but --model_name says {model_name}; leave it out")
     return checkpoint.build(path), checkpoint, path
 
 
 def read_progress(path: Path) -> Progress | None:
     """The progress of a checkpoint, without reading its weights; None where it is missing, damaged, or not ours."""
     try:
-        return parse(Progress, read_archive(path, verify=False)["progress"])
+        return parse(Progress, torch.load(path, map_location="cpu", weights_only=True, mmap=True)["progress"])
     except Exception:  # noqa: BLE001  as in `load_checkpoint`
         return None
-
-
-def resumed_after(save_dir, model_name: str, run_id: str) -> list[int]:
-    """After which epochs a run was resumed, as far as a checkpoint of it is still there."""
-    for kind in ("last", f"last_{run_id}"):
-        progress = read_progress(checkpoint_path(save_dir, model_name, kind))
-        if progress is not None and progress.run_id == run_id:
-            return progress.resumed
-    return []

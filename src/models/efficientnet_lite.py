@@ -1,8 +1,7 @@
-"""EfficientNet-Lite: EfficientNet without squeeze-and-excitation and with ReLU6, for processors and int8.
+"""EfficientNet-Lite: torchvision's EfficientNet with ReLU6 and without squeeze-and-excitation, for processors.
 
-The networks are torchvision's EfficientNet (Tan, Le, 2019: https://arxiv.org/abs/1905.11946) with the changes of
-https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. Their ImageNet weights come as Python
-packages, see requirements-weights.txt.
+Tan, Le, 2019: https://arxiv.org/abs/1905.11946, with the changes of
+https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
 from functools import partial
@@ -10,6 +9,7 @@ from functools import partial
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConv, MBConvConfig
 
+# Factors of width and depth.
 LITE = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
 LITE_NORMALIZATION = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))  # mean and standard deviation of R, G, B
 # Expansion, kernel, stride, channels in and out, blocks. Factors of depth leave the first and the last stage alone.
@@ -25,11 +25,7 @@ STAGES = (
 
 
 def efficientnet_lite(name: str) -> EfficientNet:
-    """The classifier of 1,000 classes with fresh weights.
-
-    Args:
-        name: a key of LITE, which has the factors of width and depth.
-    """
+    """The classifier of 1,000 classes with fresh weights."""
     width, depth = LITE[name]
     block = partial(MBConv, se_layer=nn.Identity)
     stages = [

@@ -1,4 +1,4 @@
-"""UNet decoders on encoders of torchvision, under its own key names. A new encoder is a name in models/names.py."""
+"""UNet decoders on encoders of torchvision, under its key names. A new encoder is a name in models/names.py."""
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +10,19 @@ from torchvision.ops import Conv2dNormActivation, StochasticDepth
 from models.attention import SELF_ATTENTION
 from models.base import SegmentationModel, init_weights, widen_input
 from models.efficientnet_lite import LITE, LITE_NORMALIZATION, efficientnet_lite
-from models.names import ENCODERS
 from models.unet import UpBlock, double_conv
 
+STRIDES = (16, 8, 4, 2, 1)  # of the skips, from the bottleneck up
 HEAD = ("avgpool", "fc", "classifier", "norm", "permute", "flatten", "head")  # what comes after the features
 
 
 class Float32Conv2d(nn.Conv2d):
     """A convolution that is trained in float32 on CPUs, also under autocast.
 
-    oneDNN has no fast gradient in bf16 for depthwise convolutions of stride 2 or of 5x5 pixels: there it takes up to 20
-    times as long as in float32.
+    oneDNN's gradient of depthwise convolutions of stride 2 or of 5x5 pixels takes up to 20 times as long in bf16.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, H, W) to (N, C', H', W')."""
         if x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
@@ -32,7 +30,6 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def build_classifier(name: str) -> nn.Module:
-    """The classifier whose features an encoder takes, with fresh weights."""
     if name in LITE:
         return efficientnet_lite(name)
     # Each block of ResNet34 begins as the identity, so that from scratch the gradient reaches the first layers.
@@ -58,10 +55,7 @@ def build_encoder(name: str) -> nn.Module:
 
 
 def encode(encoder: nn.Module, x: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Normalised images (N, 3, H, W), H and W multiples of 32, to features (N, C, H / s, W / s) by their stride s.
-
-    Of several layers with features of one stride the last counts.
-    """
+    """Normalised images (N, C, H, W), H and W multiples of 32, to the last features of each stride, by the stride."""
     width, features, channels_last = x.shape[-1], {}, isinstance(encoder, SwinTransformer)
     for layer in getattr(encoder, "features", encoder.children()):
         x = layer(x)
@@ -74,9 +68,8 @@ class EncoderUNet(SegmentationModel):
     """UNet decoder on an encoder of torchvision, with bottleneck block and skips back to full resolution.
 
     The encoder has no features at full resolution. With the decoder `plain` the skip there is the normalised image
-    itself: fur and whiskers are in the pixels. With `stem` it is 32 features of its own, as UNet has them, and the last
-    step of the decoder has 32 channels. Where an encoder begins at a stride of 4, the skip at 2 is made from that at
-    full resolution.
+    itself, with `stem` 32 features of its own, as UNet has them, and the last step of the decoder has 32 channels.
+    Where an encoder begins at a stride of 4, the skip at 2 is made from that at full resolution.
     """
 
     stride = 32
@@ -96,8 +89,9 @@ class EncoderUNet(SegmentationModel):
         self.stem = nn.Identity() if decoder == "plain" else double_conv(in_channels, skip)
         self.bottleneck = double_conv(widths[32], channels[0])
         self.self_attention = SELF_ATTENTION[attention](channels[0])
-        skips = [widths[stride] for stride in (16, 8, 4, 2, 1)]
-        self.ups = nn.ModuleList(UpBlock(a, s, b, attention) for a, s, b in zip(channels, skips, channels[1:]))
+        self.ups = nn.ModuleList(
+            UpBlock(a, widths[stride], b, attention) for a, stride, b in zip(channels, STRIDES, channels[1:])
+        )
         self.head = nn.Conv2d(last, self.task.out_channels, 1)
         self.train()
         for part in (self.stem, self.bottleneck, self.ups, self.head):
@@ -113,7 +107,7 @@ class EncoderUNet(SegmentationModel):
         if 2 not in features:
             features[2] = F.avg_pool2d(features[1], 2)
         x = self.self_attention(self.bottleneck(features[32]))
-        for up, stride in zip(self.ups, (16, 8, 4, 2, 1)):
+        for up, stride in zip(self.ups, STRIDES):
             x = up(x, features[stride])
         return self.head(x)
 
@@ -123,9 +117,3 @@ class LiteUNet(EncoderUNet):
 
     normalization = LITE_NORMALIZATION
     widths = (112, 80, 56, 40, 24, 16)
-
-
-ENCODER_UNETS = {
-    f"{name}_unet": type(f"{name}_UNet", (LiteUNet if name in LITE else EncoderUNet,), {"encoder_name": name})
-    for name in ENCODERS
-}

@@ -1,4 +1,4 @@
-"""Names of networks and of what they learn, for flags. Imports nothing heavy: models/build.py has the networks."""
+"""Names of networks and of what they learn, for flags; models/build.py has the networks. Imports nothing heavy."""
 
 import argparse
 import difflib
@@ -23,13 +23,12 @@ MAX_CLASSES = 200
 
 def known_model(text: str) -> str:
     """The full name of a model. Raises argparse.ArgumentTypeError: there is none."""
-    name = ALIASES.get(text, text)
-    if name not in MODELS:
-        (closest,) = difflib.get_close_matches(text, [*MODELS, *ALIASES], n=1, cutoff=0)
-        raise argparse.ArgumentTypeError(
-            f"no model is called {text!r}; the closest is {closest!r}, and there are {', '.join(MODELS)}"
-        )
-    return name
+    if text in (*MODELS, *ALIASES):
+        return ALIASES.get(text, text)
+    (closest,) = difflib.get_close_matches(text, [*MODELS, *ALIASES], n=1, cutoff=0)
+    raise argparse.ArgumentTypeError(
+        f"no model is called {text!r}; the closest is {closest!r}, and there are {', '.join(MODELS)}"
+    )
 
 
 def model_or_default(text: str) -> str:
@@ -48,11 +47,7 @@ def are_class_names(names: list) -> bool:
 
 
 def class_names(text: str) -> str:
-    """What --classes means: one of TASKS, or names with commas, which may stand in a file, one in a line.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none of these.
-    """
+    """What --classes means: one of TASKS, or names with commas, which may stand in a file, one in a line."""
     if text in TASKS:
         return text
     lines, place = text.split(","), text

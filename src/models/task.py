@@ -19,7 +19,7 @@ TRIMAP_COLORS = ((255, 127, 14), (31, 119, 180), (40, 40, 40))  # orange, blue, 
 
 
 class Task:
-    """What a network learns: here pet, border included, against background, by one logit."""
+    """Pet, border included, against background, by one logit; and what the tasks below share."""
 
     name, title, out_channels = "binary", "", 1
     classes: tuple[str, ...] = ()  # names of the classes, where they have any
@@ -44,12 +44,9 @@ class Task:
         return (labels != BACKGROUND).float()
 
     def cross_entropy(self, logits, probabilities, weights=None, reduction: str = "mean") -> torch.Tensor:
-        """Of logits (N, C, H, W) against probabilities of the same shape, mean over pixels and images.
+        """Of logits (N, C, H, W) against probabilities of that shape; reduction `none` gives it by pixel, (N, 1, H, W).
 
-        Args:
-            logits, probabilities: tensors.
-            weights: (C,), of the classes; of a single one, how much more it counts than the background.
-            reduction: `none` gives that of each pixel, (N, 1, H, W).
+        Weights (C,) are those of the classes; a single one is how much more the pet counts than the background.
         """
         return F.binary_cross_entropy_with_logits(logits, probabilities, pos_weight=weights, reduction=reduction)
 
@@ -68,10 +65,6 @@ class Task:
     def label_map(self, decision: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
         """Decision logits (..., D, H, W) to uint8 (..., 1, H, W): those above the threshold are foreground."""
         return (decision.narrow(-3, 0, 1) > threshold).to(torch.uint8)
-
-    def visible(self, labels: np.ndarray) -> np.ndarray:
-        """A label map as this task knows it."""
-        return np.minimum(labels, PET) if self.out_channels == 1 else labels
 
     def decided(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities (N, C, H, W) to the class of each pixel, (N, H, W)."""
@@ -150,14 +143,9 @@ class DenoisingTask(Task):
 
 
 def class_colors(count: int) -> list[tuple[int, int, int]]:
-    """Colors of classes, black first: those of Pascal VOC's palette, which many programs use.
-
-    The bits of a number are spread over the three channels (Everingham et al., 2010).
-    """
-    return [
-        tuple(sum(((number >> (3 * i + c)) & 1) << (7 - i) for i in range(3)) for c in range(3))
-        for number in range(count)
-    ]
+    """Pascal VOC's palette, black first: the bits of a number, spread over the channels (Everingham et al., 2010)."""
+    bits = [[(number >> shift) & 1 for shift in range(9)] for number in range(count)]
+    return [tuple(sum(b[3 * i + channel] << (7 - i) for i in range(3)) for channel in range(3)) for b in bits]
 
 
 SPECIES = ClassesTask(("background", "cat", "dog"), "species")
@@ -172,11 +160,7 @@ def task_named(classes: str, channels: int = 3) -> Task:
 
 
 def task_of(out_channels: int = 1, classes: Sequence[str] | None = None, in_channels: int = 3) -> Task:
-    """The task of a network, from the arguments of its constructor.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The task of a network, from the arguments of its constructor. Raises ValueError: there is none."""
     if classes is not None:
         if not are_class_names(list(classes)):
             raise ValueError(f"{classes} are no names of classes: 2 to {MAX_CLASSES} different ones")

@@ -22,11 +22,7 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UpBlock(nn.Module):
-    """A decoder step: doubles height and width, concatenates the skip, convolves twice, applies attention.
-
-    A convolution of concatenated features is the sum of a convolution of each. Computed so, the concatenation, the
-    largest tensor of the network, is neither made nor kept for the backward pass.
-    """
+    """A decoder step: doubles height and width, concatenates the skip, convolves twice, applies attention."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, attention: str = "none"):
         super().__init__()
@@ -37,6 +33,8 @@ class UpBlock(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """x (N, in_channels, H, W) and skip (N, skip_channels, 2H, 2W) to (N, out_channels, 2H, 2W)."""
         first, *rest = self.conv
+        # A convolution of concatenated features is the sum of a convolution of each: the concatenation, the largest
+        # tensor of the network, is neither made nor kept for the backward pass.
         skip_weight, up_weight = first.weight[:, : skip.shape[1]], first.weight[:, skip.shape[1] :]
         x = F.conv2d(skip, skip_weight, padding=1) + F.conv2d(self.up(x), up_weight, padding=1)
         for layer in rest:
@@ -47,14 +45,13 @@ class UpBlock(nn.Module):
 class MaxPool(nn.MaxPool2d):
     """2x2 max-pooling that computes the indices of the maxima again in the backward pass.
 
-    Their positions would otherwise be kept in int64: as many bytes as the features themselves have in bf16.
+    In int64 they would take as many bytes as the features themselves in bf16.
     """
 
     def __init__(self):
         super().__init__(2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, H, W) to (N, C, H/2, W/2)."""
         if not torch.is_grad_enabled():
             return super().forward(x)
         return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
@@ -94,9 +91,8 @@ class UNet(SegmentationModel):
 class UNetSmall(UNet):
     """A UNet for processors: 2.3 M parameters, a fifth of the work of ResNet34-UNet.
 
-    At full resolution convolutions of few channels cost time and learn little. So the first ones see squares of four
-    pixels as twelve channels, and the last gives the logits of four pixels (sub-pixel convolution, Shi et al., 2016:
-    https://arxiv.org/abs/1609.05158).
+    It works at half resolution: the first convolution sees squares of four pixels as twelve channels, the last gives
+    the logits of four pixels (sub-pixel convolution, Shi et al., 2016: https://arxiv.org/abs/1609.05158).
     """
 
     stride = 32
@@ -104,8 +100,7 @@ class UNetSmall(UNet):
 
     def build(self, attention: str, decoder: str) -> None:
         super().build(attention, decoder)
-        width = self.widths[0]
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), *double_conv(4 * self.in_channels, width))
-        self.head = nn.Sequential(nn.Conv2d(width, 4 * self.task.out_channels, 1), nn.PixelShuffle(2))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), *double_conv(4 * self.in_channels, self.widths[0]))
+        self.head = nn.Sequential(nn.Conv2d(self.widths[0], 4 * self.task.out_channels, 1), nn.PixelShuffle(2))
         for part in (self.stem, self.head):
             init_weights(part)

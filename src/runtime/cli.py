@@ -1,4 +1,4 @@
-"""The command line of all scripts: parsing, errors in one line, exit statuses, signals.
+"""The command line of all scripts: flags, signals, and errors in one line.
 
 Exit statuses: 0 done; 1 the run failed; 2 bad usage or bad input; 128 + signal number after a signal.
 """
@@ -17,7 +17,7 @@ import warnings
 
 from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
-from runtime.options import add_flags
+from runtime.options import options_of
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
@@ -26,20 +26,34 @@ BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser for the flags of a config; see `add_flags` for what may differ from it.
+    """The flags of a config, all or only some, and with other defaults than the config's in their help.
 
-    The description is the script's docstring: what it does, then examples. Errors are one line, abbreviations are
-    refused, and hyphens are as good as underscores.
+    Flags that are not given leave no trace in what is parsed. Abbreviations are refused; hyphens are underscores.
     """
 
-    def __init__(self, script: str, description: str, config_class, folder: str = "src", **differing):
+    def __init__(self, script: str, description: str, config_class, folder: str = "src", only=None, defaults=None):
         self.folder = folder
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=script, description=description, formatter_class=formatter, allow_abbrev=False)
-        add_flags(self, config_class, **differing)
+        groups, group = {}, self
+        for name, (flag, default) in options_of(config_class).items():
+            if flag.group is not None:
+                group = groups[flag.group] = groups.get(flag.group) or self.add_argument_group(flag.group)
+            if only is not None and name not in only:
+                continue
+            shown = shown_default((defaults or {}).get(name, default))
+            words = {"default": argparse.SUPPRESS, "help": flag.help + (f" (default: {shown})" if shown else "")}
+            if isinstance(default, bool):
+                words["action"] = argparse.BooleanOptionalAction
+            else:
+                words |= {"type": flag.parse, "metavar": flag.metavar, "choices": flag.choices or None}
+                words |= {"nargs": flag.nargs} if flag.bare is None else {"nargs": "?", "const": flag.bare}
+            if flag.nargs == "*":
+                group.add_argument(name, **words)
+            else:
+                group.add_argument(f"--{name}", *flag.aliases, dest=name, **words)
 
     def error(self, message: str):
-        """Prints one line and exits with status 2."""
         self.exit(2, f"error: {message}; see python {self.folder}/{self.prog} --help\n")
 
     def parse_overrides(self, argv=None) -> dict:
@@ -51,6 +65,11 @@ class Parser(argparse.ArgumentParser):
             flag = spellings.get(flag.replace("-", "_"), flag) if flag.startswith("--") else flag
             words.append(flag + equals + value)
         return vars(self.parse_args(words))
+
+
+def shown_default(default) -> str:
+    """A default as the help and the table of flags show it; empty for none, a switch that is off, and 0."""
+    return ",".join(default) if isinstance(default, tuple) else str(default or "")
 
 
 class StopRequest:
@@ -87,27 +106,23 @@ def handle_signals(handler) -> None:
 
 
 def _discard_output(*descriptors: int) -> None:
-    """Whatever is written to these files from now on goes nowhere, where it would fail."""
     for number in descriptors:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def import_torch() -> None:
-    """Imports torch and torchvision, after the flags are parsed: it takes seconds.
-
-    Raises UsageError: they are not of one release.
-    """
+    """Imports torch and torchvision, after the flags are parsed: it takes seconds."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError, AttributeError) as error:
         raise UsageError(
-            f"torch and torchvision do not belong together ({first_line(error)}): install the pair of one release "
-            "with `pip install --upgrade --force-reinstall torch torchvision`"
+            f"torch and torchvision do not belong together ({first_line(error)}): install the pair of one release with "
+            "`pip install --upgrade --force-reinstall torch torchvision`"
         ) from None
 
 
 def quiet_pillow() -> None:
-    """Silences what Pillow and libtiff write to stderr about odd and large files. Errors are raised all the same."""
+    """Silences what Pillow and libtiff write to stderr about odd and large files."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -117,10 +132,7 @@ def quiet_pillow() -> None:
 
 
 def run(main, less_memory: str = "a smaller --batch_size") -> None:
-    """Runs a script's main and exits; an error becomes one line on stderr, `less_memory` being the advice of some."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, or under pythonw
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    """Runs a script's main and exits; an error becomes one line on stderr."""
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     quiet_pillow()

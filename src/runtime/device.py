@@ -6,16 +6,11 @@ import torch
 
 from runtime.errors import UsageError
 
-DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def get_device(name: str = "auto") -> torch.device:
-    """The named device, or with `auto` the first available of CUDA, MPS and CPU.
-
-    Raises:
-        UsageError: the named device is not available.
-    """
+    """The named device, or with `auto` the first available of CUDA, MPS and CPU. Raises UsageError: it is not there."""
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [kind for kind in usable if usable[kind]]
     if name not in ("auto", *available):
@@ -24,31 +19,26 @@ def get_device(name: str = "auto") -> torch.device:
 
 
 def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copies a tensor to a device, in the background only on CUDA.
-
-    CUDA waits by itself for memory that is not pinned. MPS would read memory that may have been freed by then.
-    """
+    # CUDA waits by itself for memory that is not pinned. MPS would read memory that may have been freed by then.
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Device, precision and memory layout of a network."""
-
     device: torch.device
     dtype: torch.dtype = torch.float32  # of convolutions, under autocast; weights, sums and losses stay float32
     channels_last: bool = False  # memory layout of weights and images, which fast convolution kernels want
 
     def __str__(self) -> str:
-        return SHORT_NAMES[self.dtype] + (", channels last" if self.channels_last else "")
+        (name,) = (name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return name + (", channels last" if self.channels_last else "")
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of weights and images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def to_device(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Moves a model to the device. Its weights stay float32."""
+        """Moves a model; its weights stay float32."""
         if self.device.type == "cuda" and self.dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # TF32 rounds to 10 bits and would still be called fp32
         return model.to(self.device, memory_format=self.memory_format)
@@ -58,7 +48,6 @@ class Precision:
         return copy_to_device(images, self.device).contiguous(memory_format=self.memory_format)
 
     def autocast(self):
-        """Context in which a model computes in this precision."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
@@ -73,7 +62,6 @@ def choose_precision(amp: str, device: torch.device, image_size: int) -> Precisi
     elif amp == "auto" and device.type == "cpu":
         amp = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "off"
     dtype = DTYPES.get(amp, torch.float32)
-    # On a CPU in float32, channels last costs more than it gains on small images: 0.8 times the rate at 64 pixels, 1.1
-    # at 128, 1.3 at 256. In bf16 it always pays.
+    # On a CPU in float32, channels last slows small images: 0.8 times the rate at 64 pixels, 1.1 at 128, 1.3 at 256.
     pays = dtype != torch.float32 or device.type == "cuda" or image_size >= 96
     return Precision(device, dtype, channels_last=device.type in ("cpu", "cuda") and pays)

@@ -26,7 +26,7 @@ class PeerLostError(RunError):
 
 
 class Interrupted(Exception):  # noqa: N818  the run was not in error
-    """A signal asked the run to stop, and its state is saved. There is no more to say."""
+    """A signal asked the run to stop, and its state is saved."""
 
     def __init__(self, signum: int):
         super().__init__()

@@ -23,10 +23,7 @@ TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # file
 
 @contextlib.contextmanager
 def lock_file(path, wait: bool):
-    """Holds a lock on a file until the context or the process ends, and yields the open file.
-
-    Raises BlockingIOError: another process holds the lock, and `wait` is false.
-    """
+    """Locks a file until the context or the process ends. Raises BlockingIOError: it is locked, and not to wait for."""
     with Path(path).open("a+") as file:
         file.seek(2**30)  # Windows guards the locked byte, so it lies far behind the text
         while True:
@@ -47,8 +44,7 @@ def lock_file(path, wait: bool):
 def atomic_write(path, mode: str = "w", sync: bool = True):
     """Opens a file for writing (`w` or `wb`) that replaces `path` when it is complete; after an error nothing changes.
 
-    The temporary file lies beside `path`, or the target if that is a link. A pipe or a device is written to directly.
-    With `sync` the file then survives a power cut.
+    With `sync` it then survives a power cut. A pipe or a device is written to directly.
     """
     path, text = Path(path).resolve(), {} if "b" in mode else TEXT
     if path.exists() and not path.is_file():
@@ -68,7 +64,7 @@ def atomic_write(path, mode: str = "w", sync: bool = True):
 
 
 def put_in_place(source, path, sync: bool = True) -> None:
-    """Moves a file that is complete to where it belongs, when it is on the disk."""
+    """Moves a complete file to where it belongs."""
     if sync:
         with Path(source).open("rb+") as file:
             os.fsync(file.fileno())
@@ -78,13 +74,11 @@ def put_in_place(source, path, sync: bool = True) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut (not on Windows, which can't open folders)."""
-    if os.name == "posix":
+    """Makes renames in a folder survive a power cut."""
+    if os.name == "posix":  # Windows can't open folders
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def writable_folder(path) -> Path:
@@ -99,7 +93,7 @@ def writable_folder(path) -> Path:
 
 
 def write_rows(path, rows: list[dict], header: list[str] | None = None) -> None:
-    """Writes a CSV file atomically. The header is that of the first row unless given."""
+    """Writes a CSV file atomically."""
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, header or list(rows[0]), lineterminator="\n")
         writer.writeheader()

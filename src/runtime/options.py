@@ -1,14 +1,10 @@
-"""One definition per flag: a field of a config gives the flag, its help, the saved setting and the row in docs/cli.md.
-
-A config is a frozen dataclass whose fields are made by `option`. To add a flag, add a field.
-"""
+"""A field of a config defines a flag: its help, what it accepts, the saved setting, and the row in docs/cli.md."""
 
 import argparse
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Container, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 FIXED, CHANGEABLE = "fixed", "changeable"  # on --resume; both are saved in the checkpoint
@@ -43,44 +39,6 @@ def options_of(config_class) -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in dataclasses.fields(config_class)}
 
 
-def shown_default(default) -> str:
-    """A default as the help and the table of flags show it; empty for none, a switch that is off, and 0."""
-    return ",".join(default) if isinstance(default, tuple) else str(default or "")
-
-
-def add_flags(
-    parser: argparse.ArgumentParser,
-    config_class,
-    only: Container[str] | None = None,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
-    """Adds a flag for every field, or for some. Flags that are not given leave no trace in the parsed namespace.
-
-    The help shows the defaults of the config, unless the script has its own.
-    """
-    groups, group = {}, parser
-    for name, (flag, default) in options_of(config_class).items():
-        if flag.group is not None:
-            group = groups[flag.group] = groups.get(flag.group) or parser.add_argument_group(flag.group)
-        if only is not None and name not in only:
-            continue
-        shown = shown_default(defaults.get(name, default))
-        words: dict[str, Any] = {
-            "default": argparse.SUPPRESS,
-            "help": flag.help + (f" (default: {shown})" if shown else ""),
-        }
-        if isinstance(default, bool):
-            words["action"] = argparse.BooleanOptionalAction
-        else:
-            words |= {"type": flag.parse, "metavar": flag.metavar, "choices": flag.choices or None, "nargs": flag.nargs}
-        if flag.bare is not None:
-            words |= {"nargs": "?", "const": flag.bare}
-        if flag.nargs == "*":
-            group.add_argument(name, **words)
-        else:
-            group.add_argument(f"--{name}", *flag.aliases, dest=name, **words)
-
-
 def is_valid(config_class, name: str, value) -> bool:
     """Whether a value, such as one from a file, is one that the flag could give."""
     flag, default = options_of(config_class)[name]
@@ -95,35 +53,15 @@ def is_valid(config_class, name: str, value) -> bool:
     return type(parsed) is type(value) and parsed == value
 
 
-def flag_table(config_class, only: Container[str] | None = None, defaults: Mapping = MappingProxyType({})) -> str:
-    """The flags as a table in Markdown: spellings, meaning, default. Arguments: see `add_flags`."""
-    rows = ["| flag | meaning | default |", "| --- | --- | --- |"]
-    for name, (flag, default) in options_of(config_class).items():
-        if only is not None and name not in only:
-            continue
-        value = "\\|".join(flag.choices) or (flag.metavar or "").replace("|", "\\|")
-        value = f" [{value}]" if flag.bare is not None else f" {value}" if value else ""
-        aliases = (f"--no-{name}",) if isinstance(default, bool) else flag.aliases
-        first = value.strip() if flag.nargs == "*" else f"--{name}{value}"
-        spellings = ", ".join(f"`{spelling}`" for spelling in (first, *aliases))
-        shown = "off" if defaults.get(name, default) == 0 else shown_default(defaults.get(name, default))
-        rows.append(f"| {spellings} | {flag.help} | {shown} |".replace("<", "&lt;"))
-    return "\n".join(rows)
-
-
-def number(
-    low: float, high: float = math.inf, kind: type = float, include_low: bool = False, include_high: bool = False
-) -> Callable[[str], float]:
-    """Accepts finite numbers of a kind between low and high, which are excluded unless included."""
+def number(kind: type, limits: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    """Accepts numbers of a kind that are allowed; `limits` says it in words."""
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number") from None
-        inside = low < value < high or (include_low and value == low) or (include_high and value == high)
-        if not inside or value == math.inf:
-            limits = f"a number above {low}" if high == math.inf else f"between {low} and {high}"
+        if not allowed(value):
             raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
@@ -132,7 +70,13 @@ def number(
 
 def whole_number(low: int, high: int = 10**9) -> Callable[[str], int]:
     """Accepts whole numbers from low to high."""
-    return number(low, high, int, include_low=True, include_high=True)
+    return number(int, f"between {low} and {high}", lambda value: low <= value <= high)
+
+
+positive_number = number(float, "a number above 0", lambda value: 0 < value < math.inf)
+fraction = number(float, "between 0 and 1", lambda value: 0 < value < 1)
+fraction_or_zero = number(float, "between 0 and 1", lambda value: 0 <= value < 1)
+fraction_or_one = number(float, "between 0 and 1", lambda value: 0 < value <= 1)
 
 
 def words_of(known, what: str) -> Callable[[str], list[str]]:
@@ -148,14 +92,7 @@ def words_of(known, what: str) -> Callable[[str], list[str]]:
     return parse
 
 
-positive_number = number(0)
-fraction = number(0, 1)  # neither 0 nor 1
-fraction_or_zero = number(0, 1, include_low=True)
-fraction_or_one = number(0, 1, include_high=True)
-
-
 def batch_size_option(default: int):
-    """Images a step."""
     return fixed(default, "images per step", whole_number(1, 10**5), aliases=("-b",), metavar="N")
 
 

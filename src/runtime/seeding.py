@@ -1,8 +1,4 @@
-"""Random numbers as pure functions of what they are for.
-
-No generator state lives in worker processes or between steps, so a run does not depend on the number of workers and can
-be resumed at any step.
-"""
+"""Random numbers as pure functions of what they are for: runs don't depend on workers, and resume at any step."""
 
 import random
 import zlib

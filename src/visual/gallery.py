@@ -4,13 +4,14 @@ import html
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from runtime.files import atomic_write
-from visual.panels import write_png
+from visual.panels import contact_sheet, write_png
 
 SHEET, COLUMNS = 48, 4  # panels on the sheet and in a row of it, at most
-THUMB, GAP = (360, 120), 8  # width and height of a panel on it, at most, and what is between them
+THUMB = (360, 120)  # width and height of a panel on it
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -24,21 +25,16 @@ img {{ display: block; max-width: 100% }}
 </style>
 <h1>{title}</h1>
 <p>{count} images. Sort by
-<button onclick="sort('worst')">worst first</button>
-<button onclick="sort('best')">best first</button>
-<button onclick="sort('name')">name</button></p>
+<button onclick="sort((a, b) => a.dice - b.dice)">worst first</button>
+<button onclick="sort((a, b) => b.dice - a.dice)">best first</button>
+<button onclick="sort((a, b) => a.name.localeCompare(b.name))">name</button></p>
 <main>
 {figures}
 </main>
 <script>
-const orders = {{
-  worst: (a, b) => a.dataset.dice - b.dataset.dice,
-  best: (a, b) => b.dataset.dice - a.dataset.dice,
-  name: (a, b) => a.dataset.name.localeCompare(b.dataset.name),
-}};
 function sort(order) {{
   const main = document.querySelector("main");
-  main.append(...[...main.children].sort(orders[order]));
+  main.append(...[...main.children].sort((a, b) => order(a.dataset, b.dataset)));
 }}
 </script>
 </html>
@@ -67,17 +63,6 @@ def write_gallery(folder: Path, panels: list[tuple[str, object]], title: str) ->
     with atomic_write(folder / "index.html", sync=False) as file:
         file.write(page)
     if panels:
-        write_png(draw_sheet([folder / path for _, path in rated[:SHEET]]), folder / "index.png")
-
-
-def draw_sheet(files: list[Path]) -> Image.Image:
-    """A contact sheet of these images, in rows, from left to right."""
-    columns, cell = min(COLUMNS, len(files)), (THUMB[0] + GAP, THUMB[1] + GAP)
-    rows = -(-len(files) // columns)
-    sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
-    for number, file in enumerate(files):
-        row, column = divmod(number, columns)
-        with Image.open(file) as panel:
-            panel.thumbnail(THUMB)
-            sheet.paste(panel, (GAP + column * cell[0], GAP + row * cell[1]))
-    return sheet
+        drawn = (Image.open(folder / path) for _, path in rated[:SHEET])
+        thumbs = [np.asarray(ImageOps.pad(panel, THUMB, color="white", centering=(0, 0))) for panel in drawn]
+        write_png(contact_sheet(thumbs, min(COLUMNS, len(thumbs)), gap=8), folder / "index.png")
