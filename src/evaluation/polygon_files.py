@@ -1,7 +1,6 @@
-"""Annotation files of polygons, to go on in annotation tools: LabelMe, COCO or YOLO.
+"""Annotation files of polygons: LabelMe, COCO or YOLO. Sizes are (width, height) of the image, turned upright.
 
-None of them has holes in polygons that all tools read, so a region with holes is one polygon with a cut. Sizes are
-(width, height) of the image, turned upright.
+None of them has holes in polygons that all tools read, so a region with holes is one polygon with a cut.
 """
 
 import contextlib

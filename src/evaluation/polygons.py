@@ -1,7 +1,4 @@
-"""Outlines of the regions of a label map as polygons.
-
-Coordinates are pixels, x first; (0, 0) is the upper left corner of the first pixel.
-"""
+"""Outlines of the regions of a label map as polygons, in pixels, x first; (0, 0) is the first pixel's upper left."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,12 +18,9 @@ class Region(NamedTuple):
 
 
 def regions(labels: np.ndarray, names: Mapping[int, str], tolerance: float = TOLERANCE) -> list[Region]:
-    """Traces regions of pixels that share an edge, for each value of a label map that has a name.
+    """Traces regions of pixels that share an edge, for each value of a label map (H, W) that has a name.
 
-    Args:
-        labels: (H, W).
-        names: of the values to trace. Other values count as background.
-        tolerance: pixels by which `simplify` may move the outlines.
+    `simplify` may move the outlines by as many pixels as `tolerance` says.
     """
     found = []
     for value, name in names.items():
@@ -86,13 +80,10 @@ def _trace(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def simplify(loop: np.ndarray, tolerance: float) -> np.ndarray:
-    """Drops corners of a loop (K, 2) that are near the line between those that stay (Douglas, Peucker, 1973).
+    """Drops corners of a loop (K, 2) that are nearer to the line between those that stay (Douglas, Peucker, 1973).
 
     Stairs are first cut half a pixel from each corner: then a slope is a line, and no pixel's center changes sides.
-
-    Args:
-        loop: corners along the edges of pixels.
-        tolerance: pixels that corners may be away from the line; 0 keeps the loop as it is.
+    Tolerance of 0 keeps the loop as it is.
     """
     if not tolerance:
         return loop

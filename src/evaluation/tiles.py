@@ -28,14 +28,7 @@ def tile_weights(size: int) -> torch.Tensor:
 
 
 def predict_tiles(predictor, image: np.ndarray, size: int, batch_size: int) -> torch.Tensor:
-    """Decision logits of a whole image at its own size, float32 (D, H, W) on the CPU.
-
-    Args:
-        predictor: a Predictor; its network is in evaluation mode.
-        image: (H, W, C).
-        size: side of the tiles.
-        batch_size: tiles at a time.
-    """
+    """Decision logits, float32 (D, H, W) on the CPU, of a whole image (H, W, C); `size` is the side of the tiles."""
     height, width = image.shape[:2]
     if height < size or width < size:  # the edge pixels are repeated
         image = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="edge")
