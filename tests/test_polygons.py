@@ -11,8 +11,7 @@ import convert_masks
 from annotations import draw_polygon
 from data.image_io import read_class_mask
 from evaluation.config import POLYGONS
-from evaluation.polygon_files import write_coco, write_labelme, write_yolo, write_yolo_names
-from evaluation.polygons import Region, cut, regions, simplify
+from evaluation.polygons import Region, cut, regions, simplify, write_coco, write_labelme, write_yolo, write_yolo_names
 from helpers import run_ok, scene
 
 NAMES = {1: "cat", 2: "garden gnome"}

@@ -44,9 +44,7 @@ def open_network(
 ) -> Network:
     """The network of one checkpoint, or the ensemble of several; see `open_checkpoint`.
 
-    Raises:
-        UsageError: the checkpoints are of different tasks, or see images at different sizes; or a flag is not for the
-            classes of this task.
+    Raises UsageError: they learned or see different things, or a flag is not for this task.
     """
     opened = [open_checkpoint(path, model_name, config.save_dir) for path in paths or (None,)]
     model, checkpoint, path = opened[0]

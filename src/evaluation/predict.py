@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -17,13 +18,14 @@ import torch.nn.functional as F
 from data.dataset import ImageDataset
 from data.layout import Sample
 from data.pixels import to_tensor
-from evaluation.tiles import predict_tiles
 from models.task import Task
 from runtime.device import Precision
 from runtime.errors import DatasetError
 
 LARGE = 12_000_000  # pixels; of images above that, one is held in memory at a time
 ONE_LARGE = threading.Lock()
+SPREAD = 1 / 8  # standard deviation of a tile's weights, as a share of its side
+LEAST = 1e-3  # of the weights, so that a corner that one tile alone sees counts at all
 
 
 class Prediction(NamedTuple):
@@ -72,6 +74,40 @@ class Predictor:
         """An image as the network sees it, (h, w, C), to its label map at its own size, uint8 (height, width)."""
         decision = self.predict(to_tensor(pixels)[None]).final[0].cpu()
         return label_map_at_size(self.task, decision, threshold, height, width)
+
+
+def tile_starts(length: int, size: int) -> list[int]:
+    """Where tiles of a side begin along a length: evenly spread, overlapping by half at least."""
+    count = 1 + math.ceil(max(0, length - size) / (size // 2))
+    return [round(x) for x in np.linspace(0, max(0, length - size), count)]
+
+
+def tile_weights(size: int) -> torch.Tensor:
+    """Weights of a tile's pixels, float32 (size, size), a Gaussian bell of height 1."""
+    distance = (torch.arange(size) - (size - 1) / 2) / (SPREAD * size)
+    bell = torch.exp(-0.5 * distance**2)
+    return (bell[:, None] * bell).clamp(min=LEAST)
+
+
+def predict_tiles(predictor: Predictor, image: np.ndarray, size: int, batch_size: int) -> torch.Tensor:
+    """Decision logits, float32 (D, H, W) on the CPU, of an image (H, W, C) at its own size, in tiles of a side.
+
+    Neighbouring tiles overlap by half, and the middle of a tile counts more than its rim, where context lacks.
+    """
+    height, width = image.shape[:2]
+    if height < size or width < size:  # the edge pixels are repeated
+        image = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="edge")
+    places = [(top, left) for top in tile_starts(height, size) for left in tile_starts(width, size)]
+    weights, sums, total = tile_weights(size), None, torch.zeros(image.shape[:2])
+    for first in range(0, len(places), batch_size):
+        batch = places[first : first + batch_size]
+        tiles = torch.stack([to_tensor(image[top : top + size, left : left + size]) for top, left in batch])
+        for (top, left), decision in zip(batch, predictor.predict(tiles).final.cpu()):
+            if sums is None:
+                sums = torch.zeros(len(decision), *image.shape[:2])
+            sums[:, top : top + size, left : left + size] += decision * weights
+            total[top : top + size, left : left + size] += weights
+    return sums.div_(total)[:, :height, :width]
 
 
 class Predicted(NamedTuple):

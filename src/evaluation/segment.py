@@ -15,16 +15,10 @@ from runtime.device import choose_precision
 
 
 def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image, alpha: bool = False) -> np.ndarray:
-    """The mask of an image, as inference.py writes it.
+    """The mask of an image of any mode, as inference.py writes it, by the network of a checkpoint in evaluation mode.
 
-    Args:
-        model: the network of a checkpoint, in evaluation mode, on any device.
-        checkpoint: it says what the network sees.
-        image: of any mode and size. Its EXIF orientation is not looked at.
-        alpha: return how much of each pixel is pet, for a cutout.
-
-    Returns:
-        uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or float32 (H, W) of 0 to 1.
+    Returns uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or with `alpha`, for a cutout, how
+    much of each pixel is pet, float32 (H, W) of 0 to 1. The image's EXIF orientation is not looked at.
     """
     view = View.of(checkpoint)
     size = view.fit(image.size)
