@@ -24,10 +24,8 @@ _SRC = pathlib.Path(__file__).resolve().parent / "src"
 def _own_modules():
     """Makes the modules of src/ importable within the context, and leaves no trace of them.
 
-    Their names (`models`, `utils`, `data`, ...) are common. Modules of the caller with such names are set aside, or
-    `import models` would find those, and come back afterwards, or the caller would later find ours. Our code keeps
-    references to its own modules, so it works on without entries in sys.modules; but what imports lazily must be
-    called within the context.
+    Modules of the caller with the same names (`models`, `utils`, ...) are set aside meanwhile. Our code works on
+    without entries in sys.modules; but what imports lazily must be called within the context.
     """
     names = {entry.stem for entry in _SRC.iterdir()}
 
@@ -57,39 +55,22 @@ def unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
     Args:
         out_channels: 1 for pet against background, 3 for background, pet and border.
         attention: block at the end of each decoder step: none, se or cbam.
-
-    Raises:
-        ValueError: there is no such attention, or nothing has that many channels.
     """
     return _build("unet", out_channels=out_channels, attention=attention)
 
 
 def resnet34_unet(out_channels: int = 1, attention: str = "none", decoder: str = "plain") -> torch.nn.Module:
-    """UNet decoder on a ResNet34 encoder, with freshly drawn weights.
-
-    Arguments and errors are those of `unet`, and `decoder`: plain, or stem with features at full resolution.
-    """
+    """UNet decoder on a ResNet34 encoder, with freshly drawn weights; its decoder is plain, or stem at full size."""
     return _build("resnet34_unet", out_channels=out_channels, attention=attention, decoder=decoder)
 
 
 def model(name: str, **config) -> torch.nn.Module:
-    """Any network by its name, such as `unet_small` or `swin_t_unet`, with freshly drawn weights.
-
-    Args:
-        name: as in `train.py --model_name`.
-        **config: `out_channels`, `attention`, `decoder`.
-
-    Raises:
-        ValueError: there is no such network, attention or decoder, or nothing has that many channels.
-    """
+    """Any network by its name in `train.py --model_name`, such as `swin_t_unet`, with freshly drawn weights."""
     return _build(name, **config)
 
 
 def pets() -> torch.nn.Module:
-    """The small network that comes with this program, trained on cats and dogs; see docs/model_card.md.
-
-    It was trained on squares of the size in its checkpoint's preprocessing; others work, too.
-    """
+    """The small network that comes with this program, trained on cats and dogs; see docs/model_card.md."""
     return from_checkpoint(_SRC.parent / "saved_models/pets.pth")
 
 
@@ -98,9 +79,6 @@ def from_checkpoint(path) -> torch.nn.Module:
 
     `model.segment(image)` takes a PIL image and returns its mask, uint8 (H, W) of 0 and 255, or with `alpha=True` how
     much of each pixel is pet, float32 (H, W) of 0 to 1.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or no checkpoint of train.py.
     """
     with _own_modules():
         from evaluation.segment import segment

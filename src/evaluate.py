@@ -3,7 +3,7 @@
 python src/evaluate.py --model_name unet --model_path saved_models/unet_best.pth --data_path dataset
 """
 
-from evaluation.config import EvalConfig, check_flags
+from evaluation.config import EvalConfig
 from runtime import cli
 
 
@@ -15,7 +15,6 @@ def build_parser() -> cli.Parser:
 def main(argv=None) -> None:
     """Reads the flags and scores."""
     config = EvalConfig(**build_parser().parse_overrides(argv))
-    check_flags(config)
     cli.import_torch()
     from evaluation.evaluate import start
 

@@ -60,14 +60,8 @@ def browser(tmp_path, page):
     """A browser that shows the page."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,1000",
-    ):
-        options.add_argument(flag)
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1400,1000"):
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -96,8 +90,6 @@ def drop(browser, path) -> None:
 
 
 class TestPage:
-    """From file to downloaded cutout."""
-
     pytestmark = in_browser
 
     def test_photograph_in_cutout_out(self, browser, tmp_path):
@@ -149,19 +141,12 @@ class TestPage:
 
 
 class Attacker:
-    """Talks to the page without a browser.
-
-    Args:
-        address: of the page.
-    """
+    """Talks to the page without a browser."""
 
     def __init__(self, address: str):
         self.host = address.removeprefix("http://")
-        self.checkpoint = next(
-            part["props"]["value"]
-            for part in json.loads(self.ask("GET", "/config")[2])["components"]
-            if part["props"].get("elem_id") == "checkpoint"
-        )
+        parts = [part["props"] for part in json.loads(self.ask("GET", "/config")[2])["components"]]
+        (self.checkpoint,) = [part["value"] for part in parts if part.get("elem_id") == "checkpoint"]
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers) -> tuple[int, dict, bytes]:
         """Status, headers and content of an answer; of a header's name hyphens are underscores."""
@@ -185,13 +170,11 @@ class Attacker:
         """Whether the page has segmented a photograph, and the answer."""
         session = secrets.token_hex(4)
         data = {"data": [photograph, self.checkpoint, 0.5], "fn_index": 0, "session_hash": session}
-        status, _, said = self.ask(
-            "POST", "/gradio_api/queue/join", json.dumps(data).encode(), Content_Type="application/json"
-        )
+        queue, body = "/gradio_api/queue", json.dumps(data).encode()
+        status, _, said = self.ask("POST", f"{queue}/join", body, Content_Type="application/json")
         assert status == 200, said
-        with urllib.request.urlopen(
-            f"http://{self.host}/gradio_api/queue/data?session_hash={session}", timeout=40
-        ) as stream:
+        url = f"http://{self.host}{queue}/data?session_hash={session}"
+        with urllib.request.urlopen(url, timeout=40) as stream:
             for line in stream:
                 if b"process_completed" in line:
                     message = json.loads(line.removeprefix(b"data:"))
@@ -217,8 +200,6 @@ def photograph(attacker, tmp_path_factory) -> str:
 
 
 class TestAttacks:
-    """What the page refuses, and that it serves others meanwhile."""
-
     @pytest.mark.parametrize("form", ["{}", "{}%00.png", "file://{}", "/{}", "../../../../../../../../..{}"])
     def test_files_of_this_machine_are_not_served(self, attacker, tmp_path, form):
         scene().save(tmp_path / "secret.png")

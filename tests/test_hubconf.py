@@ -55,43 +55,26 @@ json.dump(said, open(out, "w"))
 """
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory) -> dict:
-    """What the caller's program has found, and what this process computes."""
-    folder = tmp_path_factory.mktemp("hub")
-    (folder / "data").mkdir()
+def test_networks_load_beside_modules_of_the_same_names(tmp_path):
+    (tmp_path / "data").mkdir()
     own = {"models.py": "build_model = 'mine'", "utils.py": "name = 'mine'", "runtime.py": "raise SystemExit(1)"}
     own |= {"data/__init__.py": "WORD = 'mine'", "data/extra.py": "WORD = 'mine'"}
     for name, text in {**own, "main.py": CALLER}.items():
-        (folder / name).write_text(text)
-    torch.manual_seed(0)
+        (tmp_path / name).write_text(text)
     model = build_model("resnet34_unet").eval()
     network = {"model_name": "resnet34_unet", "config": model.config, "weights": model.state_dict()}
-    save_checkpoint(make_checkpoint(**network), [folder / "best.pth"])
+    save_checkpoint(make_checkpoint(**network), [tmp_path / "best.pth"])
     command = [sys.executable, "main.py", str(ROOT), "best.pth", "out.json", "se"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    images = torch.arange(3 * 40 * 33).view(1, 3, 40, 33) % 256
-    with torch.inference_mode():
-        expected = model(images).flatten().tolist()
-    return {**json.loads((folder / "out.json").read_text()), "expected": expected}
-
-
-def test_fresh_network_has_the_arguments_and_runs(said):
+    said = json.loads((tmp_path / "out.json").read_text())
     assert (said["config"]["out_channels"], said["config"]["attention"]) == (1, "se")
     assert said["shape"] == [1, 1, 40, 33]
-
-
-def test_checkpoint_gives_its_network_in_evaluation_mode(said):
-    assert said["logits"] == pytest.approx(said["expected"], abs=1e-4)
+    with torch.inference_mode():
+        expected = model(torch.arange(3 * 40 * 33).view(1, 3, 40, 33) % 256).flatten().tolist()
+    assert said["logits"] == pytest.approx(expected, abs=1e-4)
     assert not said["training"]
-
-
-def test_callers_modules_of_the_same_names_are_untouched(said):
     assert said["own"] == ["mine", "mine", "mine", "mine", False]
-
-
-def test_missing_checkpoint_is_named_and_leaves_the_modules_alone_too(said):
     assert said["error"].startswith("CheckpointError: there is no checkpoint missing.pth")
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,51 +44,38 @@ def test_inference_on_a_dataset_its_images_folder_and_one_image(trained, shared_
     assert "over 1 images with ground truth" in said
 
 
-def test_inference_never_overwrites_inputs(trained, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    pictures = folder / "own"
-    pictures.mkdir()
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+def test_images_of_one_stem_get_results_of_their_own(tmp_path, model_flags):
+    (tmp_path / "own").mkdir()
     for name in ("cat.jpg", "cat_mask.png", "a.jpg", "a.png", "a_jpg.png"):
-        image.save(pictures / name)
-    before = {p.name: p.read_bytes() for p in pictures.iterdir()}
-    done = run_script("inference.py", "--data_path", pictures, "--output_path", folder / "own/../own", cwd=folder)
-    assert_one_error(done, "is where the images or masks are")
-    assert {p.name: p.read_bytes() for p in pictures.iterdir()} == before
-    run_ok("inference.py", "--data_path", pictures, "--output_path", "out", cwd=folder)
-    assert len(list((folder / "out").glob("*_panel.png"))) == 5
+        scene().save(tmp_path / "own" / name)
+    flags = ("--data_path", "own", "--output_path", "out", "--save", "masks")
+    run_ok("inference.py", *model_flags, *flags, cwd=tmp_path)
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 5
 
 
-def test_inference_warns_of_training_images(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    done = run_script("inference.py", "--data_path", shared_dataset, "--subset", "train", cwd=folder)
-    assert "WARNING: 32 of them were trained on" in done.stderr
-    assert run_script("inference.py", "--data_path", shared_dataset, cwd=folder).stderr == ""
+def test_training_images_are_warned_of_and_nothing_is_written_unless_asked(tmp_path, model_flags, shared_dataset):
+    flags = ("inference.py", *model_flags, "--data_path", shared_dataset)
+    assert "WARNING: 32 of them were trained on" in run_script(*flags, "--subset", "train", cwd=tmp_path).stderr
+    assert run_script(*flags, cwd=tmp_path).stderr == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["logs"]
 
 
-def test_no_images_are_written_unless_asked(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    run_ok("inference.py", "--data_path", shared_dataset, cwd=folder)
-    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["logs", "saved_models"]
-
-
-def test_bad_paths_are_one_error_line(trained, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    (folder / "empty").mkdir()
-    (folder / "text.jpg").write_text("no picture")
-    bad = (("nowhere", "does not exist"), ("empty", "no images in empty"), ("text.jpg", "text.jpg can't be read"))
-    for path, words in bad:
-        assert_one_error(run_script("inference.py", "--data_path", path, "--save_results", cwd=folder), words)
-    done = run_script("inference.py", "--data_path", "text.jpg", "--output_path", "text.jpg", cwd=folder)
-    assert_one_error(done, "can't write to the folder text.jpg")
-
-
-def test_malformed_log_is_refused_before_the_work(tmp_path, model_flags):
-    scene().save(tmp_path / "one.png")
-    (tmp_path / "logs").mkdir()
+def test_bad_flags_and_a_malformed_log_are_one_error_line_before_the_work(tmp_path, model_flags):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no picture")
+    scene().save(tmp_path / "pet.png")
+    for flags, words in (
+        (("nowhere",), "does not exist"),
+        (("empty",), "no images in empty"),
+        (("*.gif",), "no images"),
+        (("text.jpg",), "text.jpg can't be read"),
+        (("text.jpg", "--output_path", "text.jpg"), "can't write to the folder text.jpg"),
+        (("pet.png", "--save", "masks,maps"), "no result is called 'maps'; there are masks, probabilities"),
+        (("pet.png", "--threshold", 0), "0 is not between 0 and 1"),
+    ):
+        assert_one_error(run_script("inference.py", *model_flags, "--data_path", *flags, cwd=tmp_path), words)
     (tmp_path / "logs/tiny_inference_log.csv").write_text("a,b\n1,2,3\n")
-    flags = ("--data_path", "one.png", "--output_path", "out")
-    done = run_script("inference.py", *model_flags, *flags, cwd=tmp_path)
+    done = run_script("inference.py", *model_flags, "--data_path", "pet.png", cwd=tmp_path)
     assert_one_error(done, "inference_log.csv has a row with more columns than its header")
     assert not list(tmp_path.rglob("*_mask.png"))
 
@@ -100,8 +86,8 @@ def test_results_are_never_written_among_inputs(tmp_path, model_flags, dataset):
         scene().save(tmp_path / name)
     before = (tmp_path / "self/a/x_mask.png").read_bytes()
     for flags in (
-        ("--data_path", "self", "--recursive", "--output_path", "self"),
-        ("--data_path", "self/a/x.png", "--output_path", "self/a"),
+        ("--data_path", "self/**/*.png", "--output_path", "self/a"),
+        ("--data_path", "self/a", "--output_path", "self/a/../a"),
         ("--data_path", dataset, "--output_path", dataset / "annotations/trimaps"),
     ):
         done = run_script("inference.py", *model_flags, *flags, "--save", "masks", cwd=tmp_path)
@@ -111,19 +97,8 @@ def test_results_are_never_written_among_inputs(tmp_path, model_flags, dataset):
     (tmp_path / "few").mkdir()
     scene().save(tmp_path / "few/one.png")
     for _ in range(2):
-        flags = ("--data_path", ".", "--recursive", "--save_results", "--save", "masks")
-        assert "Segmenting 1 images" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path / "few")
-
-
-def test_bad_flags_of_inference_are_one_error_line(tmp_path, model_flags):
-    scene().save(tmp_path / "pet.png")
-    for flags, words in (
-        (("--save", "masks,maps"), "no result is called 'maps'; there are masks, probabilities"),
-        (("--threshold", 0), "0 is not between 0 and 1"),
-    ):
-        assert_one_error(
-            run_script("inference.py", *model_flags, "--data_path", "pet.png", *flags, cwd=tmp_path), words
-        )
+        flags = ("--data_path", "**/*.png", "--save_results", "--save", "masks")
+        assert "Segmenting 1 images that match" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path / "few")
 
 
 def test_a_bad_mask_does_not_cost_the_image(dataset, tmp_path, model_flags):
@@ -240,7 +215,7 @@ def test_results_equal_the_networks_output(tmp_path, trained, model_flags):
     assert np.abs(again - levels).max() < 1e-4
 
 
-def test_recursive_folders_and_patterns(tmp_path, model_flags):
+def test_patterns_find_images_in_all_folders_below(tmp_path, model_flags):
     for name in ("a/one.png", "a/b/one.png", "a/b/two.jpg", "c/three.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         scene().save(tmp_path / "in" / name)
@@ -250,18 +225,11 @@ def test_recursive_folders_and_patterns(tmp_path, model_flags):
         return sorted(str(p.relative_to(tmp_path / folder)) for p in (tmp_path / folder).rglob("*_mask.png"))
 
     everything = ["a/b/one_mask.png", "a/b/two_mask.png", "a/one_mask.png", "c/three_mask.png"]
-    run_ok("inference.py", *flags, "out", "--data_path", "in", "--recursive", cwd=tmp_path)
-    assert masks("out") == everything
-    run_ok("inference.py", *flags, "in/out", "--data_path", "in", "--recursive", cwd=tmp_path)
-    run_ok("inference.py", *flags, "in/out", "--data_path", "in", "--recursive", cwd=tmp_path)  # not of its own results
-    assert masks("in/out") == everything
-    shutil.rmtree(tmp_path / "in/out")
-    run_ok("inference.py", *flags, "some", "--data_path", "in/a/**/*.png", cwd=tmp_path)
+    for _ in range(2):  # not of its own results
+        run_ok("inference.py", *flags, "in/out", "--data_path", "in/**/*", cwd=tmp_path)
+        assert masks("in/out") == everything
+    run_ok("inference.py", *flags, "some", "in/a/**/*.png", cwd=tmp_path)
     assert masks("some") == ["b/one_mask.png", "one_mask.png"]
-    for _ in range(2):
-        run_ok("inference.py", *flags, "in/a/out", "--data_path", "in/a/**/*.png", cwd=tmp_path)
-    assert masks("in/a/out") == ["b/one_mask.png", "one_mask.png"]
-    assert_one_error(run_script("inference.py", *flags, "no", "--data_path", "in/*.gif", cwd=tmp_path), "no images")
 
 
 def test_odd_names_and_damaged_exif(tmp_path, model_flags):

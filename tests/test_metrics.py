@@ -30,15 +30,10 @@ def test_dice_by_hand(prediction, truth, dice):
     assert utils.dice_score(masks(prediction), masks(truth)).tolist() == [pytest.approx(dice)]
 
 
-def test_dice_is_per_image():
-    scores = utils.dice_score(masks([1, 1, 0, 0], [0, 0, 0, 0]), masks([0, 1, 1, 0], [0, 0, 0, 0]))
-    assert scores.tolist() == [0.5, 1.0]
-
-
-def test_pixel_counts_add_up():
-    counts = utils.pixel_counts(masks([1, 1, 0, 0, 0]), masks([0, 1, 1, 0, 0]))
-    assert counts.tolist() == [[1, 1, 1, 2]]
-    assert counts.dtype == torch.int64
+def test_counts_and_dice_are_per_image():
+    predictions, truths = masks([1, 1, 0, 0, 0], [0] * 5), masks([0, 1, 1, 0, 0], [0] * 5)
+    assert utils.dice_score(predictions, truths).tolist() == [0.5, 1.0]
+    assert utils.pixel_counts(predictions, truths).tolist() == [[1, 1, 1, 2], [0, 0, 0, 5]]
 
 
 def test_dice_refuses_shapes_that_would_broadcast():

@@ -1,6 +1,5 @@
 """Scoring image by image."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from evaluation.metrics import COUNTS, dice_score, intervals
 from evaluation.predict import Predicted, Predictor, resize_logits
 from evaluation.score import find_threshold, score_image, score_images
 from helpers import rows, run_ok
-from models.task import BACKGROUND, TASKS
+from models.task import BACKGROUND, IGNORED, TASKS, ClassesTask
 from stubs import FP32, Brightness
 
 TRIMAP, PREDICTOR = TASKS["trimap"], Predictor(Brightness(), FP32)
@@ -27,15 +26,15 @@ def scores_of(decision, labels, task=TASKS["binary"], threshold=0.5, **flags) ->
     return score_image(predicted, task, EvalConfig(**flags), logit(threshold))
 
 
-def test_ignore_border_leaves_the_border_out():
+def test_border_counts_as_pet_and_ignored_pixels_not_at_all():
     labels = torch.tensor([[1, 1, 2, 0], [1, 2, 2, 0]])[None, None]
     logits = torch.tensor([[1.0, -1, 1, 1], [1, 1, -1, -1]])[None, None]
-    without = scores_of(logits, labels, ignore_border=True)
     assert [scores_of(logits, labels)[name] for name in COUNTS] == [4, 1, 2, 1]
-    assert [without[name] for name in COUNTS] == [2, 1, 1, 1]
-    assert without["dice"] == pytest.approx(2 / 3)
-    assert math.isnan(without["boundary_f"])
     assert scores_of(logits, labels, threshold=0.75)["true_positives"] == 0
+    two = ClassesTask(("background", "pet"))
+    row = scores_of(logits.repeat(1, 2, 1, 1), labels.where(labels < 2, IGNORED), two)
+    assert [row[name] for name in COUNTS] == [2, 1, 1, 1]
+    assert (row["dice"], row["dice_pet"]) == pytest.approx((2 / 3, 2 / 3))
 
 
 def part_of(root, mode: str) -> ImageDataset:

@@ -18,9 +18,7 @@ def model():
 
 def test_the_mask_is_that_of_inference(model, tmp_path):
     photograph(1).save(tmp_path / "photo.png")
-    run_ok(
-        "inference.py", "--model_path", PUBLISHED, "--data_path", "photo.png", "--save", "masks,cutouts", cwd=tmp_path
-    )
+    run_ok("inference.py", "photo.png", "--model_path", PUBLISHED, "--save", "masks,cutouts", cwd=tmp_path)
     with Image.open(tmp_path / "photo.png") as image:
         mask, alpha = model.segment(image), model.segment(image, alpha=True)
         assert image.size == mask.shape[::-1] == alpha.shape[::-1]

@@ -199,9 +199,7 @@ def test_a_run_per_fold_and_their_ensemble(shared_dataset, tmp_path):
     said = run_ok("train.py", *data, "--resume", last, "--epochs", 1, "--save_dir", last.parent, cwd=tmp_path)
     assert f"{len(seen[1])} train" in said
     best = [tmp_path / f"saved_models/fold_{number}/tiny_best.pth" for number in (1, 2)]
-    said = run_ok("evaluate.py", *data, "--model_path", *best, cwd=tmp_path)
-    assert said.count(" alone: Dice ") == 2
-    assert "4 test images" in said
+    assert "4 test images" in run_ok("evaluate.py", *data, "--model_path", *best, cwd=tmp_path)
     flags = ("evaluate.py", *data, "--subset", "valid", "--model_path")
     run_ok(*flags, best[0], cwd=tmp_path)
     assert_one_error(run_script(*flags, *best, cwd=tmp_path), "was trained on")

@@ -8,8 +8,7 @@ from PIL import Image
 from data.image_io import read_image
 from data.layout import Sample
 from data.view import View
-from evaluation.predict import Predictor
-from evaluation.tiles import predict_tiles, tile_starts, tile_weights
+from evaluation.predict import Predictor, predict_tiles, tile_starts, tile_weights
 from helpers import assert_one_error, log_rows, rows, run_ok, run_script, scene
 from stubs import FP32, Brightness, photograph
 

@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from evaluation.polygon_files import write_labelme  # noqa: E402  the path must be set first
-from evaluation.polygons import regions  # noqa: E402
+from evaluation.polygons import regions, write_labelme  # noqa: E402  the path must be set first
 
 SIDE = 160  # of the photographs
 

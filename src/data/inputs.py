@@ -18,7 +18,7 @@ from runtime.errors import DatasetError, UsageError
 
 
 def find_samples(
-    paths: list[str], checkpoint: Checkpoint, subset: str = "test", recursive: bool = False, output: Path | None = None
+    paths: list[str], checkpoint: Checkpoint, subset: str, output: Path | None = None
 ) -> tuple[list[Sample], str]:
     """The images that a path means: one image, a dataset or its images/ folder, any folder of images, or a pattern.
 
@@ -26,7 +26,6 @@ def find_samples(
         paths: the path or pattern; of several none is taken for a dataset.
         checkpoint: it knows the dataset's split, and which classes masks must hold to be of use.
         subset: part of the dataset, if it is one.
-        recursive: take the images of all folders below.
         output: folder of results; what lies in it is left out, unless it holds all there is.
 
     Returns:
@@ -37,9 +36,9 @@ def find_samples(
         DatasetError: it is a dataset, but an incomplete one.
     """
     if len(paths) > 1:
-        samples, words = _name_all(_files(paths, recursive), "images", None, output)
+        samples, words = _name_all(_files(paths), "images", None, output)
     else:
-        samples, words = _find(Path(paths[0]), paths[0], checkpoint, subset, recursive, output)
+        samples, words = _find(Path(paths[0]), paths[0], checkpoint, subset, output)
     try:
         View.of(checkpoint).require_labels(samples)
     except DatasetError as error:  # images can be segmented without their masks
@@ -48,7 +47,7 @@ def find_samples(
     return samples, words
 
 
-def _files(paths: list[str], recursive: bool) -> list[Path]:
+def _files(paths: list[str]) -> list[Path]:
     """The files that several paths mean. Raises UsageError: one means none."""
     files = []
     for path in map(Path, paths):
@@ -56,27 +55,25 @@ def _files(paths: list[str], recursive: bool) -> list[Path]:
         if not matches:
             raise UsageError(f"{path} does not exist; name an image, a folder or a pattern")
         for match in matches:
-            files += sorted(match.rglob("*") if recursive else match.iterdir()) if match.is_dir() else [match]
+            files += sorted(match.iterdir()) if match.is_dir() else [match]
     # Without `..`, which would lead out of the folder of results.
     return [Path(path) for path in dict.fromkeys(map(os.path.abspath, files))]
 
 
 def _find(
-    path: Path, pattern: str, checkpoint: Checkpoint, subset: str, recursive: bool, output: Path | None
+    path: Path, pattern: str, checkpoint: Checkpoint, subset: str, output: Path | None
 ) -> tuple[list[Sample], str]:
     root = None
     if path.exists() and not path.is_dir():
         return [_with_mask(path, path.stem)], str(path)
-    if not recursive:
-        with contextlib.suppress(DatasetError):
-            root = find_root(path)  # of a folder that need not exist: images/ of a dataset that lies one deeper
+    with contextlib.suppress(DatasetError):
+        root = find_root(path)  # of a folder that need not exist: images/ of a dataset that lies one deeper
     if root is None and not path.is_dir():
         if not any(letter in pattern for letter in "*?["):
             raise UsageError(f"--data_path {path} does not exist; name a dataset, a folder, an image or a pattern")
         return _name_all(matching(pattern), f"images that match {pattern}", None, output)
     if root is None:
-        files = sorted(path.rglob("*") if recursive else path.iterdir())
-        return _name_all(files, f"images in {path}", path, output)
+        return _name_all(sorted(path.iterdir()), f"images in {path}", path, output)
     try:
         samples = samples_of_part(Dataset(path), checkpoint, subset)
     except DatasetError:

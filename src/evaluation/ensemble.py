@@ -7,16 +7,15 @@ import torch
 from torch import nn
 
 from data.view import View
+from evaluation.config import PredictConfig
+from evaluation.predict import Predictor
 from models.checkpoint import Checkpoint, open_checkpoint
+from runtime.device import choose_precision
 from runtime.errors import UsageError
 
 
 class Ensemble(nn.Module):
-    """Networks of one task that act as one network.
-
-    Args:
-        members: at least one, in evaluation mode.
-    """
+    """Networks of one task, in evaluation mode, that act as one network."""
 
     def __init__(self, members: list[nn.Module]):
         super().__init__()
@@ -28,44 +27,41 @@ class Ensemble(nn.Module):
         return self.task.average(torch.stack([member(images).float() for member in self.members]))
 
 
-class Opened(NamedTuple):
-    """A network and what is known of it; of an ensemble the checkpoint is that of the first member.
+class Network(NamedTuple):
+    """A network that is ready to predict; of an ensemble the checkpoint is that of the first member."""
 
-    Args:
-        model: in evaluation mode.
-        checkpoint: it says what the network sees, and the split.
-        path: of that.
-        files: the checkpoints as they were named.
-        run_id: of all members.
-        seen: names of the images that any of them learned from.
-    """
-
-    model: nn.Module
+    predictor: Predictor
+    view: View  # of its images
     checkpoint: Checkpoint
-    path: Path
-    files: str
-    run_id: str
-    seen: set[str]
+    path: Path  # of the checkpoint
+    files: str  # all checkpoints, as they were named
+    run_id: str  # of all members
+    seen: set[str]  # names of the images that any of them learned from
 
 
-def open_networks(paths: list[str] | None, model_name: str | None, save_dir: str) -> Opened:
+def open_network(
+    config: PredictConfig, device: torch.device, paths: list[str] | None, model_name: str | None = None
+) -> Network:
     """The network of one checkpoint, or the ensemble of several; see `open_checkpoint`.
 
-    Raises:
-        UsageError: the checkpoints are of different tasks, or see images at different sizes.
+    Raises UsageError: they learned or see different things, or a flag is not for this task.
     """
-    opened = [open_checkpoint(path, model_name, save_dir) for path in paths or (None,)]
+    opened = [open_checkpoint(path, model_name, config.save_dir) for path in paths or (None,)]
     model, checkpoint, path = opened[0]
-    for _, other, place in opened[1:]:
+    for _, other, other_path in opened[1:]:
         if other.task.name != checkpoint.task.name or View.of(other) != View.of(checkpoint):
             raise UsageError(
-                f"{path} and {place} differ in classes, or in size, channels or window of the images, so they make no "
-                "ensemble"
+                f"{path} and {other_path} differ in classes, or in size, channels or window of the images, so they "
+                "make no ensemble"
             )
     if len(opened) > 1:
         model = Ensemble([member for member, _, _ in opened]).eval()
-    return Opened(
-        model,
+    config.refuse_for_classes(model.task)
+    view = View.of(checkpoint, config.image_size, "square" if config.resize == "tile" else config.resize)
+    precision = choose_precision(config.amp, device, view.size)
+    return Network(
+        Predictor(precision.to_device(model), precision, config.tta),
+        view,
         checkpoint,
         path,
         " ".join(paths or [str(path)]),

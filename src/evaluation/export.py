@@ -39,35 +39,10 @@ class Exported(torch.nn.Module):
         return self.model.task.probabilities(self.model(images.float()))
 
 
-def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
-    """Writes an ONNX file in 8 bits from one in float32; the ranges of features are those of images (3, S, S)."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    batches = iter([{"images": image.numpy()[None]} for image in images])
-
-    class Reader(CalibrationDataReader):
-        def get_next(self):
-            return next(batches, None)
-
-    prepared, level = path.with_name("prepared.onnx"), logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the quantiser logs hints for its authors through the root logger
-    try:
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        # Unsigned features and signed weights are what x86 processors multiply fastest (VNNI).
-        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **types)
-    finally:
-        logging.disable(level)
-
-
 def export(model: SegmentationModel, view: View, path: Path) -> None:
-    """Writes a network as torch.export's .pt2, or as ONNX, by the ending of the path.
+    """Writes a network on the CPU as torch.export's .pt2, or as ONNX, by the ending of the path.
 
-    Args:
-        model: on the CPU; normalisation is in it.
-        view: of its images. How many there are at a time stays open, their size does not.
-        path: the file.
+    How many images there are at a time stays open, their size does not.
     """
     # Two images, because a dimension of one would be taken for a constant.
     shape = 2, view.channels, view.size, view.size
@@ -82,6 +57,48 @@ def export(model: SegmentationModel, view: View, path: Path) -> None:
             file.write(onnx.model_proto.SerializeToString())
         else:
             torch.export.save(program, file)
+
+
+def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
+    """Writes an ONNX file in 8 bits from one in float32; the ranges of features are those of images (3, S, S)."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    batches = iter([{"images": image.numpy()[None]} for image in images])
+
+    class Reader(CalibrationDataReader):
+        def get_next(self):
+            return next(batches, None)
+
+    prepared, level = path.with_name("prepared.onnx"), logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the quantiser logs hints for its authors through the root logger
+    try:
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        # Unsigned features and signed weights are what x86 processors multiply fastest (VNNI). Biases as integers would
+        # need scales and zero points, three numbers in place of one.
+        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        options = {"per_channel": True, "extra_options": {"QuantizeBias": False}}
+        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, **types, **options)
+    finally:
+        logging.disable(level)
+    network = onnx.load(path)
+    shorten_names(network.graph)
+    onnx.save(network, path)
+
+
+def shorten_names(graph) -> None:
+    """Gives all but inputs and outputs of an ONNX graph short names, and drops the shapes that a reader infers."""
+    names = {"": "", **{value.name: value.name for value in (*graph.input, *graph.output)}}
+
+    def short(name: str) -> str:
+        return names.setdefault(name, f"{len(names):x}")
+
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    for node in graph.node:
+        node.name, node.input[:], node.output[:] = "", map(short, node.input), map(short, node.output)
+    del graph.value_info[:]
 
 
 def publishable(checkpoint: Checkpoint) -> Checkpoint:
@@ -100,18 +117,15 @@ def load_exported(path: Path):
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {"images": images})[0]
-    if path.suffix == ".pth":
-        rebuilt = Exported(load_checkpoint(path).build(path))
-        return lambda images: rebuilt(torch.from_numpy(images)).numpy()
-    module = torch.export.load(path).module()
+    rebuilt = path.suffix == ".pth"
+    module = Exported(load_checkpoint(path).build(path)) if rebuilt else torch.export.load(path).module()
     return lambda images: module(torch.from_numpy(images)).numpy()
 
 
 def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], least: float = 0.999) -> str:
-    """Compares the masks of an exported network with ours, one by one and in a batch; returns the result in words.
+    """Compares the masks of an exported network with ours, and returns the result in words.
 
-    Raises:
-        RunError: a smaller share of the pixels than `least` is equal.
+    Raises RunError: a smaller share of the pixels than `least` is equal.
     """
     exported, batch = load_exported(path), torch.stack(images)
     with torch.no_grad():
@@ -127,9 +141,7 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
     )
 
 
-def sample_images(
-    data_path: str | None, checkpoint: Checkpoint, subset: str = "test", count: int = CHECKED
-) -> list[torch.Tensor]:
+def sample_images(data_path: str | None, checkpoint: Checkpoint, subset: str, count: int) -> list[torch.Tensor]:
     """Up to `count` images, (C, S, S), of `data_path`, or random shapes where it is None."""
     view = View.of(checkpoint)
     if data_path is None:
@@ -142,24 +154,18 @@ def sample_images(
 
 
 def export_checkpoint(config: ExportConfig) -> None:
-    """Writes the files of a config and checks them.
-
-    Raises:
-        UsageError: packages or images are missing; see also `open_checkpoint`.
-        RunError: a file gives other masks than the checkpoint.
-    """
+    """Writes the files of a config and checks them. Raises UsageError: packages or images are missing."""
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if {"onnx", "onnx-int8"} & set(config.formats) and lacking:
         raise UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
     if "onnx-int8" in config.formats and config.data_path is None:
         raise UsageError("onnx-int8 takes the ranges of its values from images; name a dataset with --data_path")
     model, checkpoint, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
-    folder = writable_folder(config.output_path or path.parent)
-    view, size = View.of(checkpoint), checkpoint.image_size
-    images = sample_images(config.data_path, checkpoint)
+    folder, view = writable_folder(config.output_path or path.parent), View.of(checkpoint)
+    images = sample_images(config.data_path, checkpoint, "test", CHECKED)
     kind = "bytes" if view.rgb else "floats of 0 to 255"
     print(f"Exporting {checkpoint.model_name.upper()} ({path}): ", end="")
-    print(f"{kind} (N, {model.in_channels}, {size}, {size}) to probabilities")
+    print(f"{kind} (N, {model.in_channels}, {view.size}, {view.size}) to probabilities")
     for ending in config.formats:
         file = folder / f"{path.stem}{EXPORT_FORMATS[ending]}"
         if file.resolve() == path.resolve():

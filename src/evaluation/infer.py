@@ -19,15 +19,14 @@ from data.layout import Sample
 from data.pixels import shown
 from data.view import View
 from evaluation.config import POLYGONS, RESULTS, InferConfig, logit
-from evaluation.ensemble import Opened, open_networks
+from evaluation.ensemble import Network, open_network
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import image_dice, label_counts
-from evaluation.polygon_files import write_coco, write_labelme, write_yolo, write_yolo_names
-from evaluation.polygons import regions
+from evaluation.polygons import regions, write_coco, write_labelme, write_yolo, write_yolo_names
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
 from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
-from runtime.device import choose_precision, get_device
+from runtime.device import get_device
 from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import DatasetError, RunError, UsageError, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
@@ -36,31 +35,17 @@ from visual.panels import draw_outline, draw_panel, mask_image, sixteen_bits, tr
 
 
 class Outcome(NamedTuple):
-    """What came of an image.
+    """What came of an image."""
 
-    Args:
-        row: of the log; `error` says what is wrong with the image, its mask or its results.
-        written: whether all results are there.
-        polygons: the image's part of a COCO file: file name, size and regions.
-        uncertainty: see ranking.py.
-    """
-
-    row: dict
-    written: bool = False
-    polygons: tuple | None = None
-    uncertainty: float = 0.0
+    sample: Sample
+    row: dict  # of the log; `error` says what is wrong with the image, its mask or its results
+    written: bool = False  # all results are
+    polygons: tuple | None = None  # its part of a COCO file: file name, size and regions
+    uncertainty: float = 0.0  # see ranking.py
 
 
 class Segmenter:
-    """Segments images and writes the results, in threads while the network computes.
-
-    Args:
-        predictor: its model is in evaluation mode.
-        view: how the network sees images.
-        config: batch_size, num_workers, threshold, resize and matting.
-        kinds: which of RESULTS and POLYGONS are written.
-        folder: where they go; None writes none.
-    """
+    """Segments images and writes results of these kinds into a folder, in threads while the network computes."""
 
     def __init__(self, predictor: Predictor, view: View, config: InferConfig, kinds: list[str], folder: Path | None):
         self.predictor, self.view, self.config, self.folder = predictor, view, config, folder
@@ -85,16 +70,10 @@ class Segmenter:
     def finish(self, predicted: Predicted) -> Outcome:
         """Writes the files of an image, whose decision logits are (D, h, w) on the CPU."""
         sample, _, decision, labels, error = predicted
-        row = {
-            "picture": str(sample.image_path),
-            "width": "",
-            "height": "",
-            "pet_share": "",
-            "dice": "",
-            "error": error,
-        }
+        row = dict.fromkeys(("picture", "width", "height", "pet_share", "dice", "error"), "")
+        row |= {"picture": str(sample.image_path), "error": error}
         if decision is None:
-            return Outcome(row)
+            return Outcome(sample, row)
         task = self.predictor.task
         label_map = task.label_map(decision, logit(self.config.threshold))
         row["pet_share"] = round((label_map != BACKGROUND).float().mean().item(), 6)
@@ -104,14 +83,14 @@ class Segmenter:
             row["width"], row["height"] = size = sample.displayed_size()
             with room_for(*size):
                 polygons = self.write(sample, decision, *size, row["dice"])
-            return Outcome(row, True, polygons, uncertainty(decision) if self.config.rank_uncertain else 0.0)
+            return Outcome(sample, row, True, polygons, uncertainty(decision) if "uncertain" in self.kinds else 0.0)
         except DatasetError as problem:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(problem)
         except OSError as problem:
             if problem.errno in DISK_FULL:
                 raise
             row["error"] = f"the results of {sample.image_path} can't be written ({problem.strerror or problem})"
-        return Outcome(row)
+        return Outcome(sample, row)
 
     def write(self, sample: Sample, decision: torch.Tensor, width: int, height: int, dice) -> tuple | None:
         """Writes the wanted results, one after the other, at the image's own size; returns `Outcome.polygons`."""
@@ -124,7 +103,7 @@ class Segmenter:
 
         if "probabilities" in kinds:
             save("probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0])))
-        if not kinds - {"probabilities"}:
+        if not kinds - {"probabilities", "uncertain"}:
             return None
         labels = label_map_at_size(task, decision, logit(self.config.threshold), height, width)
         if "trimaps" in kinds:
@@ -153,6 +132,22 @@ class Segmenter:
             write_yolo(self.folder / f"labels/{sample.name}.txt", (width, height), traced, self.names)
         return (Path(sample.name).with_name(file.name).as_posix(), (width, height), traced) if "coco" in kinds else None
 
+    def write_overviews(self, written: list[Outcome], title: str) -> None:
+        """Writes the files that are of all images together."""
+        folder, kinds = self.folder, self.kinds
+        if "coco" in kinds:
+            write_coco(folder / "annotations.json", [outcome.polygons for outcome in written], self.names)
+        if "yolo" in kinds:
+            write_yolo_names(folder / "data.yaml", self.names)
+        if "panels" in kinds and len(written) > 1:
+            panels = [(f"{outcome.sample.name}_panel.png", outcome.row["dice"]) for outcome in written]
+            write_gallery(folder, panels, title)
+            print(f"All panels, the worst first: {folder / 'index.html'}")
+        if "uncertain" in kinds:
+            file = folder / "uncertain.csv"
+            count = write_uncertain(file, [(outcome.sample, outcome.uncertainty) for outcome in written])
+            print(f"{count} images without masks, the most uncertain first: {file}")
+
 
 def start(config: InferConfig) -> None:
     """Segments on one process or several."""
@@ -162,37 +157,26 @@ def start(config: InferConfig) -> None:
 
 
 def segment_all(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
-    """Segments images on one process or several, and says what came of it.
-
-    Raises:
-        UsageError: flags contradict each other or the checkpoint, or there are no images.
-        RunError, DatasetError: see `report`.
-    """
-    network = open_networks(config.model_path, config.model_name, config.save_dir)
-    model, checkpoint, path = network.model, network.checkpoint, network.path
-    config.refuse_for_classes(model.task)
-    if "trimaps" in config.save and not model.task.class_scores:
-        raise UsageError(f"{path} was not trained with --classes trimap, so it has no trimaps to save")
+    """Segments images on one process or several, and says what came of it. For errors see `report`."""
+    network = open_network(config, device, config.model_path, config.model_name)
+    predictor, checkpoint = network.predictor, network.checkpoint
+    if "trimaps" in config.save and not predictor.task.class_scores:
+        raise UsageError(f"{network.path} was not trained with --classes trimap, so it has no trimaps to save")
     if config.matting == "pymatting" and not importlib.util.find_spec("pymatting"):
         raise UsageError("--matting pymatting needs PyMatting: pip install -r requirements-matting.txt")
     paths, output = config.photographs or [config.data_path], Path(config.output_path or "inference_results")
-    samples, words = find_samples(paths, checkpoint, config.subset, config.recursive, output)
+    samples, words = find_samples(paths, checkpoint, config.subset, output)
     scored = len(paths) == 1 and Path(paths[0]).is_dir() and any(sample.mask_path for sample in samples)
     folder = output if config.output_path or config.save_results or not scored else None
     kinds = config.save or ["masks", "panels"] + ["cutouts"] * (not scored)
     if folder is not None:
         refuse_overwriting(writable_folder(folder), samples)
     name = checkpoint.model_name
-    view = View.of(checkpoint, config.image_size, "square" if config.resize == "tile" else config.resize)
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
-    if config.rank_uncertain:
-        writable_folder(Path(config.rank_uncertain).parent)
     read_rows(log)  # raises before the work is done where rows can't be added
-    precision = choose_precision(config.amp, device, view.size)
-    print(
-        f"Segmenting {len(samples)} {words} with {name.upper()} ({network.files}) on {device}, {precision}", flush=True
-    )
-    segmenter = Segmenter(Predictor(precision.to_device(model), precision, config.tta), view, config, kinds, folder)
+    print(f"Segmenting {len(samples)} {words} with {name.upper()} ({network.files}) on {device}, ", end="")
+    print(predictor.precision, flush=True)
+    segmenter = Segmenter(predictor, network.view, config, kinds, folder)
     began = time.perf_counter()
     outcomes = context.all_gather(segmenter.run(context.shard(samples)))
     if not context.first:
@@ -201,39 +185,28 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     head = {"time": stamp, "checkpoint": network.files, "run_id": network.run_id}
     append_rows(log, [{**head, **outcome.row} for outcome in outcomes])
     print(f"{len(outcomes)} images in {seconds:.1f} s ({len(outcomes) / seconds:.1f} a second), listed in {log}")
-    written = [(sample.name, outcome) for sample, outcome in zip(samples, outcomes) if outcome.written]
+    written = [outcome for outcome in outcomes if outcome.written]
     if folder is None:
         print("No results are written; --save_results or --output_path DIR does that")
     elif written:
-        if "coco" in kinds:
-            write_coco(folder / "annotations.json", [outcome.polygons for _, outcome in written], segmenter.names)
-        if "yolo" in kinds:
-            write_yolo_names(folder / "data.yaml", segmenter.names)
         print(f"Results ({', '.join(kinds)}) are in {folder}")
-        if "panels" in kinds and len(outcomes) > 1:
-            panels = [(f"{stem}_panel.png", outcome.row["dice"]) for stem, outcome in written]
-            write_gallery(folder, panels, f"{name.upper()}, {path.name}")
-            print(f"All panels, the worst first: {folder / 'index.html'}")
-    if config.rank_uncertain and written:
-        ranked = [(s, outcome.uncertainty) for s, outcome in zip(samples, outcomes) if outcome.written]
-        count = write_uncertain(Path(config.rank_uncertain), *map(list, zip(*ranked)))
-        print(f"{count} images without masks, the most uncertain first: {config.rank_uncertain}")
-    report(samples, outcomes, network)
+        segmenter.write_overviews(written, f"{name.upper()}, {network.path.name}")
+    report(outcomes, network)
 
 
-def report(samples: list[Sample], outcomes: list[Outcome], network: Opened) -> None:
+def report(outcomes: list[Outcome], network: Network) -> None:
     """Prints the mean Dice, and warns where it says less than it seems.
 
     Raises:
         RunError: some of the images could not be segmented, or not be scored.
         DatasetError: none of them could be segmented.
     """
-    scored = [outcome.row for outcome in outcomes if outcome.row["dice"] != ""]
-    seen = {s.name for s, outcome in zip(samples, outcomes) if outcome.row["dice"] != ""} & network.seen
-    if scored:
-        name, dice = network.checkpoint.model_name.upper(), np.mean([row["dice"] for row in scored])
-        print(f"{name} mean Dice: {dice:.4f} over {len(scored)} images with ground truth", flush=True)
-    if seen:
+    scores = {outcome.sample.name: outcome.row["dice"] for outcome in outcomes if outcome.row["dice"] != ""}
+    if scores:
+        dice = np.mean(list(scores.values()))
+        print(f"{network.checkpoint.model_name.upper()} mean Dice: {dice:.4f} ", end="")
+        print(f"over {len(scores)} images with ground truth", flush=True)
+    if seen := scores.keys() & network.seen:
         print(f"WARNING: {len(seen)} of them were trained on, so this Dice is inflated by leakage.", file=sys.stderr)
     failed = [outcome.row["error"] for outcome in outcomes if not outcome.written]
     if len(failed) == len(outcomes):

@@ -11,6 +11,7 @@ from models.task import BACKGROUND, TASKS, Task
 
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 TRIMAP_SCORES = tuple(TASKS["trimap"].class_scores.values())
+EXTREMES = ("empty_predictions", "full_predictions")  # shares of images
 RESAMPLES = 10_000
 
 
@@ -25,13 +26,8 @@ class Interval(NamedTuple):
 def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """True positives, false positives, false negatives and true negatives of each image, int64 (N, 4).
 
-    Args:
-        prediction: (N, 1, H, W) or (N, H, W), zero for background.
-        mask: the same shape, zero for background.
-        counted: the same shape, zero for pixels to leave out; None leaves none out.
-
-    Raises:
-        ValueError: the shapes differ.
+    Masks are (N, 1, H, W) or (N, H, W), zero for background; where `counted` is zero, pixels are left out. Raises
+    ValueError: the shapes differ.
     """
     if prediction.shape != mask.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and mask {tuple(mask.shape)} differ in shape")
@@ -52,11 +48,7 @@ def dice_from_counts(counts: torch.Tensor) -> torch.Tensor:
 
 
 def dice_score(prediction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Dice of each image (Dice, 1945; Sorensen, 1948), float (N,), 1 where both are empty.
-
-    It is the one that training, evaluation and inference report. Average it over images, not over batches. Arguments
-    and errors: see `pixel_counts`.
-    """
+    """Dice of each image (Dice, 1945; Sorensen, 1948), float (N,), 1 where both are empty; see `pixel_counts`."""
     return dice_from_counts(pixel_counts(prediction, mask))
 
 
@@ -73,28 +65,23 @@ def label_counts(task: Task, predicted: torch.Tensor, labels: torch.Tensor) -> t
 
 def score_counts(task: Task, decision: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The same from decision logits (N, D, H, W) and labels (N, 1, H, W)."""
-    if not task.classes:
-        return pixel_counts(decision[:, :1] > 0, labels != BACKGROUND)[:, None]
     return label_counts(task, task.label_map(decision), labels)
 
 
 def image_dice(counts: torch.Tensor) -> torch.Tensor:
     """Dice of each image from (N, K, 4), float (N,): of several classes the mean of those in truth or prediction."""
-    dice = dice_from_counts(counts)
-    if counts.shape[1] == 1:
-        return dice[:, 0]
-    present = counts[..., :3].sum(-1) > 0
+    dice, present = dice_from_counts(counts), counts[..., :3].sum(-1) > 0
     return torch.where(present.any(1), (dice * present).sum(1) / present.sum(1).clamp(min=1), 1.0)
 
 
-def mean_dice(counts: torch.Tensor, task: Task = TASKS["binary"]) -> float:
+def mean_dice(counts: torch.Tensor, task: Task) -> float:
     """The Dice of a part from `score_counts` (n, K, 4): averaged over images, and then over classes.
 
     Each named class is averaged over the images that have it in truth or prediction: to predict none earns nothing.
     Classes in no image don't count.
     """
     dice = dice_from_counts(counts).double()
-    if counts.shape[1] == 1 and not task.classes:
+    if not task.classes:
         return dice.mean().item()
     present = counts[..., :3].sum(-1) > 0
     sums, images = (dice * present).sum(0), present.sum(0)
@@ -111,121 +98,100 @@ def _outline(mask: torch.Tensor) -> torch.Tensor:
 def boundary_f(
     prediction: torch.Tensor, mask: torch.Tensor, tolerance: int, counted: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """F-score of outlines (Martin et al., 2004; Perazzi et al., 2016: https://davischallenge.org).
+    """F-score of outlines of masks (N, 1, H, W) (Martin et al., 2004; Perazzi et al., 2016: https://davischallenge.org).
 
     The harmonic mean, float (N,), of the shares of either outline that lie within `tolerance` pixels of the other; 1
-    where neither mask has one, 0 where one has none. Masks are (N, 1, H, W), zero for background. Outlines within
-    `tolerance` of a pixel that is not counted are left out: where they would be is not known.
+    where neither mask has one, 0 where one has none. Outlines within `tolerance` of a pixel that is not counted are
+    left out: where they would be is not known.
     """
     steps = torch.arange(-tolerance, tolerance + 1, device=mask.device)
     disc = (steps[:, None] ** 2 + steps**2 <= tolerance**2).float()[None, None]
-    outlines = [_outline(m != 0) for m in (prediction, mask)]
+    outlines = torch.stack([_outline(m != 0) for m in (prediction, mask)])
     if counted is not None:
-        reach = F.max_pool2d((~counted).float(), 2 * tolerance + 3, stride=1, padding=tolerance + 1) > 0
-        outlines = [o & ~reach for o in outlines]
-    near = [F.conv2d(o.float(), disc, padding=tolerance) > 0.5 for o in outlines]
-    lengths = [o.sum(dim=(1, 2, 3)) for o in outlines]
-    shares = [
-        (o & n).sum(dim=(1, 2, 3)) / length.clamp(min=1) for o, n, length in zip(outlines, reversed(near), lengths)
-    ]
-    f = 2 * shares[0] * shares[1] / (shares[0] + shares[1]).clamp(min=1e-12)
-    return torch.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, f)
+        outlines &= F.max_pool2d((~counted).float(), 2 * tolerance + 3, stride=1, padding=tolerance + 1) == 0
+    near = torch.stack([F.conv2d(o.float(), disc, padding=tolerance) > 0.5 for o in outlines])
+    lengths = outlines.sum(dim=(2, 3, 4))  # (2, N), and so are the shares of each outline near the other
+    precision, recall = (outlines & near.flip(0)).sum(dim=(2, 3, 4)) / lengths.clamp(min=1)
+    f = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    return torch.where((lengths == 0).all(0), 1.0, f)
 
 
 def confusion_matrix(task: Task, predicted: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Pixels by true class (rows) and predicted class (columns), int64 (C, C), from label maps of one shape."""
+    """Pixels by true class (rows) and predicted class (columns), int64 (C, C), from label maps."""
     counted, count = task.counted(labels), len(task.classes)
     codes = labels[counted].long() * count + predicted[counted].long()
     return torch.bincount(codes, minlength=count**2).view(count, count).cpu().numpy()
 
 
-# --------------------------------------------------------------------------------------------------- of many together
+def _columns(rows: list[dict], classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Names and values, float64 (n, names), of the scores of images; NaN where an image has none."""
+    names = [*COUNTS, "dice", "boundary_f", *(name for name in TRIMAP_SCORES if name in rows[0])]
+    names += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
+    columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
+    tp, fp, fn, tn = (columns[name] for name in COUNTS)
+    columns["iou"] = columns["dice"] / (2 - columns["dice"])
+    columns |= zip(EXTREMES, (tp + fp == 0, fn + tn == 0))
+    return list(columns), np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
 
 
-class Table:
-    """The scores of images by name, float64 (n,) each; NaN where an image has none, such as that of an absent class.
+def _together(names: list[str], values: np.ndarray, weights: np.ndarray, classes: Sequence[str]) -> dict:
+    """Scores (k,) of images together, for weights of the images (k, n); 0 of 0 pixels is a share of 1.
 
-    Args:
-        rows: of each image COUNTS, `dice`, `boundary_f` and the scores of single classes.
-        classes: names of those that are averaged.
+    Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
     """
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        shares = np.where(known.all(0), 1.0, weights @ known)
+        mean = dict(zip(names, (weights @ np.nan_to_num(values) / shares).T))
+    tp, fp, fn, tn = (mean[name] for name in COUNTS)
 
-    def __init__(self, rows: list[dict], classes: Sequence[str] = ()):
-        names = [*COUNTS, "dice", "boundary_f", *(name for name in TRIMAP_SCORES if name in rows[0])]
-        names += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
-        columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
-        tp, fp, fn, tn = (columns[name] for name in COUNTS)
-        columns["iou"] = columns["dice"] / (2 - columns["dice"])
-        columns |= {"empty_predictions": tp + fp == 0, "full_predictions": fn + tn == 0}
-        self.count, self.classes, self.names = len(rows), classes, list(columns)
-        self.values = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
+    def share(part, whole):
+        return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
 
-    def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores (k,) of the images together, for weights of the images (k, n); 0 of 0 pixels is a share of 1.
-
-        Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
-        """
-        known = ~np.isnan(self.values)
-        with np.errstate(invalid="ignore"):
-            shares = np.where(known.all(0), 1.0, weights @ known)
-            mean = dict(zip(self.names, (weights @ np.nan_to_num(self.values) / shares).T))
-        tp, fp, fn, tn = (mean[name] for name in COUNTS)
-
-        def share(part, whole):
-            return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
-
-        for kind in ("dice", "iou") if self.classes else ():
-            of_classes = np.ma.masked_invalid([mean[f"{kind}_{name}"] for name in self.classes])
-            mean[kind] = of_classes.mean(axis=0).filled(np.nan)
-        named = [f"{kind}_{name}" for name in self.classes for kind in ("dice", "iou")]
-        return {
-            "dice": mean["dice"],
-            "iou": mean["iou"],
-            "boundary_f": mean["boundary_f"],
-            "dataset_dice": share(2 * tp, 2 * tp + fp + fn),
-            "dataset_iou": share(tp, tp + fp + fn),
-            "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
-            "precision": share(tp, tp + fp),
-            "recall": share(tp, tp + fn),
-            "empty_predictions": mean["empty_predictions"],
-            "full_predictions": mean["full_predictions"],
-            **{name: mean[name] for name in (*TRIMAP_SCORES, *named) if name in mean},
-        }
-
-    def means(self) -> dict[str, float]:
-        """Every score of the images together."""
-        scores = self.scores(np.full((1, self.count), 1 / self.count))
-        return {name: float(value[0]) for name, value in scores.items()}
-
-    def resampled(self) -> dict[str, np.ndarray]:
-        """Every score of bootstrap samples of the images, the same images in every call (Efron, 1979)."""
-        rng, portion, drawn = np.random.default_rng(0), max(1, 2_000_000 // self.count), []
-        for start in range(0, RESAMPLES, portion):
-            counts = rng.multinomial(self.count, np.full(self.count, 1 / self.count), min(portion, RESAMPLES - start))
-            drawn.append(self.scores(counts / self.count))
-        return {name: np.concatenate([part[name] for part in drawn]) for name in drawn[0]}
+    for kind in ("dice", "iou") if classes else ():
+        of_classes = np.ma.masked_invalid([mean[f"{kind}_{name}"] for name in classes])
+        mean[kind] = of_classes.mean(axis=0).filled(np.nan)
+    named = [f"{kind}_{name}" for name in classes for kind in ("dice", "iou")]
+    return {
+        **{name: mean[name] for name in ("dice", "iou", "boundary_f")},
+        "dataset_dice": share(2 * tp, 2 * tp + fp + fn),
+        "dataset_iou": share(tp, tp + fp + fn),
+        "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
+        "precision": share(tp, tp + fp),
+        "recall": share(tp, tp + fn),
+        **{name: mean[name] for name in (*EXTREMES, *TRIMAP_SCORES, *named) if name in mean},
+    }
 
 
 def mean_scores(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, float]:
-    """Every score of these images together; see Table."""
-    return Table(rows, classes).means()
+    """Every score of images together, from rows of `score_image`; Dice and IoU are means of these classes'."""
+    scores = _together(*_columns(rows, classes), np.full((1, len(rows)), 1 / len(rows)), classes)
+    return {name: float(value[0]) for name, value in scores.items()}
 
 
 def intervals(rows: list[dict], classes: Sequence[str] = (), minus: list[dict] | None = None) -> dict[str, Interval]:
-    """Every score that is known, with its interval: the images are resampled 10,000 times, with replacement.
+    """Every score that is known, with its interval: the images are resampled 10,000 times (Efron, 1979).
 
-    Args:
-        rows: see Table.
-        classes: see Table.
-        minus: rows of another model on the same images; then the scores are how much higher the first model's are,
-            paired in every bootstrap sample.
+    With `minus`, the rows of another model on the same images, the scores are how much higher the first model's are,
+    paired in every sample.
     """
-    tables = [Table(part, classes) for part in (rows, minus) if part is not None]
-    (values, drawn), *others = [(table.means(), table.resampled()) for table in tables]
-    for less, drawn_less in others:
-        values = {name: values[name] - less[name] for name in values if name in less}
-        drawn = {name: drawn[name] - drawn_less[name] for name in values}
-    known = {name: value for name, value in values.items() if not np.isnan(value)}
+    columns = [_columns(part, classes) for part in (rows, minus) if part is not None]
+
+    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        first, *others = [_together(*part, weights, classes) for part in columns]
+        for other in others:
+            first = {name: first[name] - other[name] for name in first if name in other}
+        return first
+
+    count, rng = len(rows), np.random.default_rng(0)
+    uniform, portion = np.full(count, 1 / count), max(1, 2_000_000 // count)
+    drawn = [scores(uniform[None])]
+    for start in range(0, RESAMPLES, portion):
+        times = rng.multinomial(count, uniform, min(portion, RESAMPLES - start))
+        drawn.append(scores(times / count))
+    known = [name for name, (value,) in drawn[0].items() if not np.isnan(value)]
+    samples = {name: np.concatenate([part[name] for part in drawn]) for name in known}
     return {
-        name: Interval(value, *np.nanpercentile(drawn[name], [2.5, 97.5]).tolist()) for name, value in known.items()
+        name: Interval(float(value[0]), *np.nanpercentile(value[1:], [2.5, 97.5]).tolist())
+        for name, value in samples.items()
     }

@@ -6,15 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from data.layout import Sample
-from data.pixels import shown, to_tensor
+from data.pixels import shown
 from data.view import View
 from evaluation.config import DemoConfig, logit
 from evaluation.matting import cut_out, matting_trimap
-from evaluation.predict import Predictor, label_map_at_size
+from evaluation.predict import Predictor
 from models.checkpoint import PUBLISHED, open_checkpoint
 from runtime.cli import handle_signals
 from runtime.device import choose_precision, get_device
@@ -33,36 +32,31 @@ MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000  # of an upload
 CHECKERBOARD = "#cutout img {background: repeating-conic-gradient(#bbb 0 25%, #fff 0 50%) 0 0 / 20px 20px}"
 
 
-class Network:
-    """A checkpoint's network, ready to segment."""
-
-    def __init__(self, path: str, config: DemoConfig):
-        model, checkpoint, _ = open_checkpoint(path, None, config.save_dir)
-        self.view = View.of(checkpoint)
-        precision = choose_precision(config.amp, get_device(config.device), self.view.size)
-        self.predictor = Predictor(precision.to_device(model), precision)
-
-    @torch.inference_mode()
-    def segment(self, path: Path, threshold: float) -> list[Image.Image]:
-        """Overlay, cutout and mask of an image. Raises UsageError: it can't be read, or has too many pixels."""
-        sample, task = Sample("upload", path), self.predictor.task
-        width, height = sample.displayed_size()
-        if width * height > MAX_PIXELS:
-            raise UsageError(f"This image has {width * height / 1e6:.0f} megapixels; at most 50 are accepted here.")
-        image, _ = self.view.read_at(sample)
-        seen, _ = self.view.read_at(sample, self.view.size_of(sample))
-        decision = self.predictor.predict(to_tensor(seen)[None]).final[0].cpu()
-        labels = label_map_at_size(task, decision, 0.0 if task.classes else logit(threshold), height, width)
-        cutout = with_profile(cut_out(shown(image), matting_trimap(labels, task)), path)
-        return [Image.fromarray(draw_outline(image, labels)), cutout, mask_image(labels, task)]
+def segment(predictor: Predictor, view: View, path: Path, threshold: float) -> list[Image.Image]:
+    """Overlay, cutout and mask of an image. Raises UsageError: it can't be read, or has too many pixels."""
+    sample, task = Sample("upload", path), predictor.task
+    width, height = sample.displayed_size()
+    if width * height > MAX_PIXELS:
+        raise UsageError(f"This image has {width * height / 1e6:.0f} megapixels; at most 50 are accepted here.")
+    image, _ = view.read_at(sample)
+    seen, _ = view.read_at(sample, view.size_of(sample))
+    labels = predictor.segment(seen, width, height, 0.0 if task.classes else logit(threshold))
+    cutout = with_profile(cut_out(shown(image), matting_trimap(labels, task)), path)
+    return [Image.fromarray(draw_outline(image, labels)), cutout, mask_image(labels, task)]
 
 
-def make_segment(config: DemoConfig, folder: Path):
+def make_handler(config: DemoConfig, folder: Path):
     """What the page calls: photograph, checkpoint and threshold give outline, cutout, and both files to download."""
-    # A training run may replace the file of a checkpoint, so its date is part of the key.
-    load = functools.lru_cache(maxsize=4)(lambda checkpoint, written: Network(checkpoint, config))
 
-    def segment(photograph: str | None, checkpoint: str, threshold: float):
+    @functools.lru_cache(maxsize=4)
+    def load(path: str, written: int) -> tuple[Predictor, View]:
+        """A training run may replace the file, so its date is part of the key."""
+        model, checkpoint, _ = open_checkpoint(path, None, config.save_dir)
+        view = View.of(checkpoint)
+        precision = choose_precision(config.amp, get_device(config.device), view.size)
+        return Predictor(precision.to_device(model), precision), view
+
+    def handle(photograph: str | None, checkpoint: str, threshold: float):
         if photograph is None:
             return [None] * 4
         path = Path(photograph)
@@ -71,7 +65,7 @@ def make_segment(config: DemoConfig, folder: Path):
             if folder.resolve() not in path.resolve().parents:
                 raise UsageError("Only uploaded photographs are accepted.")
             network = load(checkpoint, Path(checkpoint).stat().st_mtime_ns)
-            outline, cutout, mask = network.segment(path, threshold)
+            outline, cutout, mask = segment(*network, path, threshold)
         except UsageError as error:
             raise gradio.Error(str(error).replace(f"{path.parent}{os.sep}", ""), print_exception=False) from None
         results = Path(tempfile.mkdtemp(dir=folder))
@@ -80,7 +74,7 @@ def make_segment(config: DemoConfig, folder: Path):
         write_png(mask, mask_file)
         return outline, str(cutout_file), str(cutout_file), str(mask_file)
 
-    return segment
+    return handle
 
 
 def build_page(config: DemoConfig, first: Path, folder: Path) -> gradio.Blocks:
@@ -104,7 +98,7 @@ def build_page(config: DemoConfig, first: Path, folder: Path) -> gradio.Blocks:
             mask_file = gradio.DownloadButton("Download mask", elem_id="download_mask")
         gradio.on(
             [photograph.change, checkpoint.change, threshold.release],
-            make_segment(config, folder),
+            make_handler(config, folder),
             [photograph, checkpoint, threshold],
             [outline, cutout, cutout_file, mask_file],
         )
@@ -140,14 +134,9 @@ def serve(config: DemoConfig) -> None:
         page = build_page(config, path, Path(folder))
         print(f"The page is http://127.0.0.1:{config.port} ({path}). Ctrl-C ends it.", flush=True)
         try:
+            guards = {"max_file_size": MAX_BYTES, "app_kwargs": {"middleware": [Middleware(OwnSite)]}}
             page.launch(
-                server_name="127.0.0.1",
-                server_port=config.port,
-                max_file_size=MAX_BYTES,
-                quiet=True,
-                css=CHECKERBOARD,
-                share=False,
-                app_kwargs={"middleware": [Middleware(OwnSite)]},
+                server_name="127.0.0.1", server_port=config.port, share=False, quiet=True, css=CHECKERBOARD, **guards
             )
         except OSError as error:
             raise UsageError(f"port {config.port} can't be used ({error}); name another with --port") from None

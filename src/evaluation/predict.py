@@ -1,12 +1,10 @@
-"""Images to decision logits: one forward pass, test-time augmentation, and an iterator over whole datasets.
-
-Scoring, segmenting, calibrating and ranking all consume that iterator.
-"""
+"""Images to decision logits: one forward pass, test-time augmentation, and an iterator over whole datasets."""
 
 import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -19,13 +17,15 @@ import torch.nn.functional as F
 
 from data.dataset import ImageDataset
 from data.layout import Sample
-from evaluation.tiles import predict_tiles
+from data.pixels import to_tensor
 from models.task import Task
 from runtime.device import Precision
 from runtime.errors import DatasetError
 
 LARGE = 12_000_000  # pixels; of images above that, one is held in memory at a time
 ONE_LARGE = threading.Lock()
+SPREAD = 1 / 8  # standard deviation of a tile's weights, as a share of its side
+LEAST = 1e-3  # of the weights, so that a corner that one tile alone sees counts at all
 
 
 class Prediction(NamedTuple):
@@ -37,17 +37,11 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Runs a network over images.
+    """Runs a network over images."""
 
-    Args:
-        model: a SegmentationModel on the device of `precision`, in evaluation mode.
-        precision: where and how to compute.
-        tta: average the probabilities over three scales, each straight and flipped: six times the work.
-    """
-
-    model: torch.nn.Module
+    model: torch.nn.Module  # a SegmentationModel on the device of `precision`, in evaluation mode
     precision: Precision
-    tta: bool = False
+    tta: bool = False  # average the probabilities over three scales, each straight and flipped: six times the work
 
     @property
     def task(self) -> Task:
@@ -75,41 +69,70 @@ class Predictor:
                 views += [F.interpolate(view, size, mode="bilinear") for view in scaled]
         return Prediction(plain, self.task.decision_logits(self.task.average(torch.stack(views))))
 
+    @torch.inference_mode()
+    def segment(self, pixels: np.ndarray, width: int, height: int, threshold: float = 0.0) -> np.ndarray:
+        """An image as the network sees it, (h, w, C), to its label map at its own size, uint8 (height, width)."""
+        decision = self.predict(to_tensor(pixels)[None]).final[0].cpu()
+        return label_map_at_size(self.task, decision, threshold, height, width)
+
+
+def tile_starts(length: int, size: int) -> list[int]:
+    """Where tiles of a side begin along a length: evenly spread, overlapping by half at least."""
+    count = 1 + math.ceil(max(0, length - size) / (size // 2))
+    return [round(x) for x in np.linspace(0, max(0, length - size), count)]
+
+
+def tile_weights(size: int) -> torch.Tensor:
+    """Weights of a tile's pixels, float32 (size, size), a Gaussian bell of height 1."""
+    distance = (torch.arange(size) - (size - 1) / 2) / (SPREAD * size)
+    bell = torch.exp(-0.5 * distance**2)
+    return (bell[:, None] * bell).clamp(min=LEAST)
+
+
+def predict_tiles(predictor: Predictor, image: np.ndarray, size: int, batch_size: int) -> torch.Tensor:
+    """Decision logits, float32 (D, H, W) on the CPU, of an image (H, W, C) at its own size, in tiles of a side.
+
+    Neighbouring tiles overlap by half, and the middle of a tile counts more than its rim, where context lacks.
+    """
+    height, width = image.shape[:2]
+    if height < size or width < size:  # the edge pixels are repeated
+        image = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="edge")
+    places = [(top, left) for top in tile_starts(height, size) for left in tile_starts(width, size)]
+    weights, sums, total = tile_weights(size), None, torch.zeros(image.shape[:2])
+    for first in range(0, len(places), batch_size):
+        batch = places[first : first + batch_size]
+        tiles = torch.stack([to_tensor(image[top : top + size, left : left + size]) for top, left in batch])
+        for (top, left), decision in zip(batch, predictor.predict(tiles).final.cpu()):
+            if sums is None:
+                sums = torch.zeros(len(decision), *image.shape[:2])
+            sums[:, top : top + size, left : left + size] += decision * weights
+            total[top : top + size, left : left + size] += weights
+    return sums.div_(total)[:, :height, :width]
+
 
 class Predicted(NamedTuple):
-    """What is known of an image.
+    """What is known of an image, as large as the network saw it or, in tiles, as it is."""
 
-    Args:
-        sample: the image; without its mask where that can't be read.
-        plain: decision logits (1, D, h, w) on the device, as large as the network saw the image or, in tiles, as the
-            image; None where it can't be read.
-        final: likewise, with test-time augmentation.
-        labels: of its mask, (1, 1, h, w) on the CPU, as large; None without a mask.
-        error: why the image, or its mask alone, can't be read.
-    """
-
-    sample: Sample
-    plain: torch.Tensor | None = None
-    final: torch.Tensor | None = None
-    labels: torch.Tensor | None = None
-    error: str = ""
+    sample: Sample  # without its mask where that can't be read
+    plain: torch.Tensor | None = None  # decision logits (1, D, h, w); None where the image can't be read
+    final: torch.Tensor | None = None  # likewise, with test-time augmentation
+    labels: torch.Tensor | None = None  # of its mask, (1, 1, h, w) on the CPU
+    error: str = ""  # why the image, or its mask alone, can't be read
 
 
 @torch.inference_mode()
 def predict_images(
-    predictor: Predictor, dataset: ImageDataset, batch_size: int = 1, num_workers: int | None = None, tile: bool = False
+    predictor: Predictor, dataset: ImageDataset, batch_size: int, num_workers: int | None, tile: bool
 ) -> Iterator[Predicted]:
-    """Runs a network over images, in their order, while threads read ahead.
+    """Runs a network over images, with masks or without, in their order, while threads read ahead.
 
     Args:
-        predictor: its network is in evaluation mode.
-        dataset: the images, with or without masks, and what is seen of them.
-        batch_size: images at a time, or tiles; images of one shape are computed together.
+        batch_size: images of one shape at a time, or tiles.
         num_workers: threads; by default one a core, 8 at most.
         tile: slide over images that are larger than the network's input, at their own size.
     """
     threads = num_workers or min(8, os.cpu_count() or 1)
-    ahead, count = 2 * max(threads, batch_size), 1 if tile else batch_size
+    ahead, count = 2 * max(threads, batch_size), 1 if tile or dataset.view.resize == "keep" else batch_size
     numbers, reading = iter(range(len(dataset))), collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         while True:
@@ -118,32 +141,28 @@ def predict_images(
             batch = [reading.popleft().result() for _ in range(min(count, len(reading)))]
             if not batch:
                 return
-            results, alike = [predicted for predicted, _ in batch], collections.defaultdict(list)
-            for number, (_, image) in enumerate(batch):
-                if isinstance(image, np.ndarray):
-                    decision = predict_tiles(predictor, image, dataset.view.size, batch_size)[None]
-                    results[number] = results[number]._replace(plain=decision, final=decision)
-                elif image is not None:
-                    alike[image.shape].append(number)
-            for members in alike.values():
-                views = predictor.predict(torch.cat([batch[number][1] for number in members]))
-                for number, plain, final in zip(members, *(view.split(1) for view in views)):
-                    results[number] = results[number]._replace(plain=plain, final=final)
-            yield from results
+            images, decisions = [image for _, image in batch if image is not None], iter(())
+            if images and isinstance(images[0], np.ndarray):
+                decision = predict_tiles(predictor, images[0], dataset.view.size, batch_size)[None]
+                decisions = iter([(decision, decision)])
+            elif images:
+                decisions = zip(*(logits.split(1) for logits in predictor.predict(torch.cat(images))))
+            for predicted, image in batch:
+                plain, final = (None, None) if image is None else next(decisions)
+                yield predicted._replace(plain=plain, final=final)
 
 
 def _read(dataset: ImageDataset, number: int, tile: bool) -> tuple[Predicted, torch.Tensor | np.ndarray | None]:
     """Reads an image: (1, C, h, w), or whole, (H, W, C), for tiles. Its error must not stop those of others."""
     sample, view = dataset.samples[number], dataset.view
     try:
-        if tile and max(size := sample.displayed_size()) > view.size:
-            with room_for(*size):
-                image, labels = view.read_at(sample)
-            labels = None if labels is None else torch.from_numpy(labels.copy())[None, None]
-            return Predicted(sample, labels=labels), image
-        with room_for(*sample.displayed_size()) if dataset.decodes else contextlib.nullcontext():
-            batch = dataset.read_batch([number])
-        return Predicted(sample, labels=batch.get("labels")), batch["image"]
+        size = sample.displayed_size() if dataset.decodes else (0, 0)
+        with room_for(*size):
+            if not tile or max(size) <= view.size:
+                batch = dataset.read_batch([number])
+                return Predicted(sample, labels=batch.get("labels")), batch["image"]
+            image, labels = view.read_at(sample)
+            return Predicted(sample, labels=None if labels is None else torch.tensor(labels)[None, None]), image
     except DatasetError as error:
         if sample.mask_path is None:
             return Predicted(sample, error=str(error)), None
@@ -159,11 +178,10 @@ def room_for(width: int, height: int):
 
 
 def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Logits (1, h, w) on the CPU to float32 (1, height, width). Resized before thresholding, outlines stay smooth."""
+    """Logits (D, h, w) to float32 (D, height, width). Resized before thresholding, outlines stay smooth."""
     return F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
 
 def label_map_at_size(task: Task, decision: torch.Tensor, threshold: float, height: int, width: int) -> np.ndarray:
     """Decision logits (D, h, w) on the CPU to a label map at this size, uint8 (height, width); see Task.label_map."""
-    resized = [resize_logits(channel, height, width) for channel in decision.split(1)]
-    return task.label_map(torch.cat(resized) if len(resized) > 1 else resized[0], threshold)[0].numpy()
+    return task.label_map(resize_logits(decision, height, width), threshold)[0].numpy()

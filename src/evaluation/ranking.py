@@ -4,11 +4,8 @@ The score of a mask is the softmin of its pixels' self-confidence (Lad, Mueller,
 https://arxiv.org/abs/2307.05080).
 """
 
-import copy
 import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,21 +24,6 @@ DRAWN = 48  # of the most suspect masks panels are drawn
 TEMPERATURE = 0.2  # of the softmin: lower looks at fewer pixels; the paper has 0.1, which finds fewer spoiled pet masks
 
 
-class Suspect(NamedTuple):
-    """An image of a part, and how wrong its mask looks to what predicts it.
-
-    Args:
-        score: from 0, wrong, to 1.
-        share: of the pixels where the network finds the other class likelier.
-    """
-
-    sample: Sample
-    score: float
-    share: float
-    predictor: Predictor
-    part: ImageDataset
-
-
 def self_confidence(decision: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Probability of each pixel's own label, float32 of the labels' shape; decision logits are of pet or border."""
     probability = decision.float().sigmoid()
@@ -58,8 +40,7 @@ def softmin(confidence: torch.Tensor, temperature: float = TEMPERATURE) -> float
 def uncertainty(decision: torch.Tensor) -> float:
     """The mean entropy, from 0 to 1, of pet against background near the outline, or everywhere without one.
 
-    Args:
-        decision: decision logits (D, H, W). Near is within a 32nd of the longer side.
+    Decision logits are (D, H, W). Near is within a 32nd of the longer side.
     """
     logits, reach = decision[:1].float(), max(1, max(decision.shape[1:]) // 32)
     sides = torch.cat([logits > 0, logits <= 0]).float()
@@ -68,78 +49,67 @@ def uncertainty(decision: torch.Tensor) -> float:
     return float(nats[near if near.any() else ...].mean()) / math.log(2)
 
 
-def write_uncertain(file: Path, samples: list[Sample], scores: list[float]) -> int:
+def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> int:
     """Writes rank, name and uncertainty of images without masks, the most uncertain first; returns how many.
 
     Near copies of images with masks, and of others that are more uncertain, teach little and are left out.
     """
-    ranked = sorted(zip(scores, samples), key=lambda pair: (-pair[0], pair[1].name))
-    order = [sample for _, sample in ranked if sample.mask_path is None]
-    place = {sample: number for number, sample in enumerate(order)}  # those with masks are not in it
-    labelled = [sample for sample in samples if sample.mask_path is not None]
-    copies = {max(pair, key=lambda sample: place[sample]) for pair in find_near_copies(order)}
-    copies |= {sample for sample, _ in find_near_copies(order, labelled)}
-    kept = [(score, sample) for score, sample in ranked if sample in place and sample not in copies]
+    labelled = [sample for sample, _ in scored if sample.mask_path is not None]
+    ranked = sorted((pair for pair in scored if pair[0].mask_path is None), key=lambda pair: (-pair[1], pair[0].name))
+    place = {sample: number for number, (sample, _) in enumerate(ranked)}
+    copies = {max(pair, key=place.get) for pair in find_near_copies([*place])}
+    copies |= {sample for sample, _ in find_near_copies([*place], labelled)}
+    kept = [(sample, score) for sample, score in ranked if sample not in copies]
     rows = [
         {"rank": rank, "name": sample.name, "picture": str(sample.image_path), "uncertainty": round(score, 6)}
-        for rank, (score, sample) in enumerate(kept, start=1)
+        for rank, (sample, score) in enumerate(kept, start=1)
     ]
     write_rows(file, rows, ["rank", "name", "picture", "uncertainty"])
     return len(rows)
 
 
 @torch.inference_mode()
-def find_suspects(predictor: Predictor, part: ImageDataset, config: EvalConfig) -> list[Suspect]:
-    """Scores all masks of a part. The border of trimaps is left out: it is unsure."""
-    suspects = []
-    for predicted in predictions_to_score(predictor, part, config, "looking for label errors"):
-        confidence, sure = self_confidence(predicted.final[:, :1], predicted.labels), predicted.labels != BORDER
-        share = ((confidence < 0.5) & sure).sum().item() / sure.numel()
-        suspects.append(Suspect(predicted.sample, softmin(confidence[sure]), share, predictor, part))
-    return suspects
+def write_label_errors(
+    parts: list[tuple[Predictor, ImageDataset]], config: EvalConfig, folder: Path
+) -> tuple[int, Path]:
+    """Ranks the masks of parts by how wrong they look to what predicts them. The border of trimaps is left out.
 
-
-def write_suspects(suspects: list[Suspect], config: EvalConfig, folder: Path) -> Path:
-    """Writes label_errors.csv, of all images and the most suspect first, and panels of the first DRAWN.
-
-    In a panel the doubtful region is outlined on the image.
+    Writes label_errors.csv, of all images and the most suspect first, and panels of the first DRAWN: in them the
+    doubtful region is outlined on the image. Returns the number of images and the file.
     """
-    suspects = sorted(suspects, key=lambda suspect: suspect.score)
+    rows, sources = [], {}
+    for predictor, part in parts:
+        for predicted in predictions_to_score(predictor, part, config, "looking for label errors"):
+            confidence, sure = self_confidence(predicted.final[:, :1], predicted.labels), predicted.labels != BORDER
+            score, doubtful = softmin(confidence[sure]), ((confidence < 0.5) & sure).sum().item() / sure.numel()
+            name = predicted.sample.name
+            rows.append({"name": name, "score": round(score, 6), "doubtful_share": round(doubtful, 6)})
+            sources[name] = predictor, part, predicted.sample
+    rows.sort(key=lambda row: row["score"])
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"rank": rank, "name": s.sample.name, "score": round(s.score, 6), "doubtful_share": round(s.share, 6)}
-        for rank, s in enumerate(suspects, start=1)
-    ]
-    write_rows(folder / "label_errors.csv", rows)
-    first = [(s.predictor, s.part, s.sample, f"{s.sample.name}   {s.score:.4f}") for s in suspects[:DRAWN]]
+    write_rows(folder / "label_errors.csv", [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)])
+    first = [(*sources[row["name"]], f"{row['name']}   {row['score']:.4f}") for row in rows[:DRAWN]]
     draw_ranked(first, config, 0.0, folder, doubtful=True)
-    return folder / "label_errors.csv"
+    return len(rows), folder / "label_errors.csv"
 
 
 @torch.inference_mode()
 def draw_ranked(
-    ranked: Iterable[tuple[Predictor, ImageDataset, Sample, str]],
+    ranked: list[tuple[Predictor, ImageDataset, Sample, str]],
     config: EvalConfig,
     threshold: float,
     folder: Path,
     doubtful: bool = False,
 ) -> None:
-    """Draws panels `<rank>_<name>.png`, in place of those of an earlier run.
+    """Draws panels `<rank>_<name>.png` of images with what predicts them, their part and the panel's title.
 
-    Args:
-        ranked: images in order: what predicts each, the part that it is from, and the panel's title.
-        config: how images are seen.
-        threshold: decision logits above it are foreground.
-        folder: where the panels go.
-        doubtful: outline the pixels where the network finds the other class likelier.
+    With `doubtful` the pixels where the network finds the other class likelier are outlined.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("[0-9][0-9][0-9]_*.png"):
         earlier.unlink()
     for rank, (predictor, part, sample, title) in enumerate(ranked, start=1):
-        alone = copy.copy(part)
-        alone.samples = [sample]
-        (predicted,) = predictions_to_score(predictor, alone, config, "drawing")
+        (predicted,) = predictions_to_score(predictor, ImageDataset([sample], part.view), config, "drawing")
         image, labels = part.view.read_at(sample)
         decision = predicted.final[0].cpu()
         if doubtful:

@@ -3,18 +3,20 @@
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from data.dataset import Dataset, ImageDataset
 from data.parts import copies_of_training
-from evaluation.calibration import BINS, calibration_error
-from evaluation.config import logit
+from evaluation.config import EvalConfig, logit
+from evaluation.ensemble import Network
 from evaluation.metrics import Interval, intervals, mean_scores
-from evaluation.plots import SHOWN, draw_confusion, draw_reliability, true_shares
 from evaluation.ranking import draw_ranked
 from runtime.errors import UsageError
 from runtime.files import append_rows, atomic_write, write_rows
 
+SHOWN = 12  # classes, at most, of a confusion matrix on the screen
 WORST = 24  # images with the lowest Dice, of which panels are drawn
 # The rubric of the course that report B was written for.
 VERDICTS = [
@@ -25,11 +27,23 @@ VERDICTS = [
 ]
 
 
-def facts_of(evaluation, scores: dict) -> dict:
+class Evaluation(NamedTuple):
+    """A network and its scores on a part of a dataset; `rows` and `confusion` are those of `score_images`."""
+
+    config: EvalConfig
+    dataset: Dataset
+    network: Network
+    part: ImageDataset
+    threshold: float
+    rows: list[dict]
+    confusion: np.ndarray | None
+    seconds: float
+
+
+def facts_of(evaluation: Evaluation, scores: dict[str, Interval]) -> dict:
     """What was scored and how, and the scores: the columns of the log."""
-    config, network, view = evaluation.config, evaluation.network, evaluation.part.view
-    own_size, count = config.original_size or config.resize == "tile", len(evaluation.part)
-    named = bool(evaluation.predictor.task.classes)
+    config, network, size = evaluation.config, evaluation.network, evaluation.part.view.size
+    count = len(evaluation.rows)
     return {
         "model": network.checkpoint.model_name,
         "checkpoint": network.files,
@@ -38,144 +52,111 @@ def facts_of(evaluation, scores: dict) -> dict:
         "data_path": str(evaluation.dataset.root),
         "split": network.checkpoint.data.split,
         "subset": config.subset,
-        "image_size": view.size,
+        "image_size": size,
         "resize": config.resize,
-        "scored_at": "original" if own_size else view.size,
-        "ignore_border": config.ignore_border,
+        "scored_at": "original" if config.original_size or config.resize == "tile" else size,
         "threshold": evaluation.threshold,
         "tta": config.tta,
-        "compute": str(evaluation.predictor.precision),
+        "compute": str(network.predictor.precision),
         "images": count,
         **{name: round(score.value, 6) for name, score in scores.items()},
-        "calibration_error": "" if named else round(calibration_error(evaluation.sums), 6),
         "seconds": round(evaluation.seconds, 3),
         "images_per_second": round(count / evaluation.seconds, 1),
     }
 
 
-def conditions(evaluation) -> str:
-    """The size, the pixels and the threshold of the scores, in words."""
-    config, view = evaluation.config, evaluation.part.view
-    size = f"{view.size}x{view.size}" if view.resize == "square" else f"longer side {view.size} pixels"
-    if config.original_size or config.resize == "tile":
-        size = "the images' own sizes"
-    border = ", border left out" if config.ignore_border else ""
-    return f"{size}{border}, threshold {evaluation.threshold:g}"
+def write_report(evaluation: Evaluation, other_rows: list[dict] | None) -> None:
+    """Prints scores and the verdict; writes the files that are asked for, and a row of the log.
 
-
-def write_report(evaluation, other, log_dir: Path) -> None:
-    """Prints the scores of an Evaluation and the verdict; writes the files that are asked for, and a row of the log.
-
-    Args:
-        evaluation: it is scored.
-        other: another one of the same images, or None; the report says how the scores differ.
-        log_dir: where the log is.
-
-    Raises:
-        UsageError: no image has a class in truth or prediction.
+    With `other_rows`, those of another network on the same images, the report says how the scores differ. Raises
+    UsageError: no image has a class in truth or prediction.
     """
     config, network, rows = evaluation.config, evaluation.network, evaluation.rows
-    model_name, task, count = network.checkpoint.model_name, evaluation.predictor.task, len(evaluation.part)
-    classes = task.classes[1:]
-    scores = intervals(rows, classes)
+    classes, view = network.predictor.task.classes, network.view
+    scores = intervals(rows, classes[1:])
     if "dice" not in scores:
         raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
     facts = facts_of(evaluation, scores)
     details: dict = {"intervals": {name: _rounded(score)[1:] for name, score in scores.items()}}
-    lines = table_of(scores, f"Scores at {conditions(evaluation)}")
+    size = f"{view.size}x{view.size}" if view.resize == "square" else f"longer side {view.size} pixels"
+    size = "the images' own sizes" if facts["scored_at"] == "original" else size
+    lines = table_of(scores, f"Scores at {size}, threshold {evaluation.threshold:g}")
     if evaluation.dataset.lists:
         details["groups"] = {}
         lines.append(f"  {'group':<28} {'images':>8} {'dice':>8}   95 % interval")
-        for name, group in group_rows(rows, classes).items():
-            dice = intervals(group, classes_of(group, classes))["dice"]
-            details["groups"][name] = {"images": len(group), "dice": _rounded(dice)[0], "interval": _rounded(dice)[1:]}
-            lines.append(f"  {name:<28} {len(group):>8} {dice.value:>8.4f}   {dice.low:.4f} to {dice.high:.4f}")
+        for name, (size, dice) in group_scores(rows, classes[1:]).items():
+            details["groups"][name] = {"images": size, "dice": _rounded(dice)[0], "interval": _rounded(dice)[1:]}
+            lines.append(f"  {name:<28} {size:>8} {dice.value:>8.4f}   {dice.low:.4f} to {dice.high:.4f}")
     if config.tta:
         plain, dice = (float(np.mean([row[name] for row in rows])) for name in ("plain_dice", "dice"))
         lines.append(f"Test-time augmentation: Dice {plain:.4f} without, {dice:.4f} with, averaged over images")
         details["dice_without_tta"] = round(plain, 6)
-    if other:
-        differences = intervals(rows, classes, minus=other.rows)
+    if other_rows:
+        differences = intervals(rows, classes[1:], minus=other_rows)
         details["differences"] = {name: _rounded(score) for name, score in differences.items()}
-        lines += table_of(differences, f"Minus those of {other.network.path}")
+        lines += table_of(differences, f"Minus those of {config.compare}")
         value, low, high = differences["dice"]
         verb = "excludes" if low > 0 or high < 0 else "includes"
         lines.append(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {verb} zero.")
     copies = copies_of_training(evaluation.dataset, network.seen, evaluation.part.samples)
-    if copies and len(copies) < count:
-        means = mean_scores([row for row in rows if row["name"] not in copies], classes)
-        names = ("dice", "dataset_dice")
-        details["without_near_copies"] = {"near_copies": len(copies), **{n: round(means[n], 6) for n in names}}
-        lines.append(f"Without {len(copies)} near copies of training images: Dice {means['dice']:.4f}, ")
-        lines[-1] += f"dataset Dice {means['dataset_dice']:.4f}"
-    if task.classes:
-        details["confusion"] = evaluation.sums.tolist()
-        lines += confusion_table(evaluation.sums, task.classes)
-    else:
-        lines.append(f"Calibration error, {BINS} bins: {calibration_error(evaluation.sums):.4f}")
+    if copies and len(copies) < len(rows):
+        means = mean_scores([row for row in rows if row["name"] not in copies], classes[1:])
+        without = {name: round(means[name], 6) for name in ("dice", "dataset_dice")}
+        details["without_near_copies"] = {"near_copies": len(copies), **without}
+        both = f"Dice {means['dice']:.4f}, dataset Dice {means['dataset_dice']:.4f}"
+        lines.append(f"Without {len(copies)} near copies of training images: {both}")
+    if classes:
+        details["confusion"] = evaluation.confusion.tolist()
+        lines += confusion_table(evaluation.confusion, classes)
     if config.report:
-        lines.append(f"The report goes to {config.report}: scores, images, a plot, and panels of the worst images")
+        lines.append(f"The report goes to {config.report}: scores, images, and panels of the worst images")
     dice = scores["dice"].value
-    lines.append(f"{model_name.upper()} {config.subset} Dice score: {dice:.4f}")
+    lines.append(f"{facts['model'].upper()} {config.subset} Dice score: {dice:.4f}")
     lines.append(next(words for least, words in VERDICTS if dice >= least))
     try:
         print(*lines, sep="\n", flush=True)
     finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
-        write_files(evaluation, facts, details, log_dir)
+        write_files(evaluation, facts, details)
 
 
-def write_files(evaluation, facts: dict, details: dict, log_dir: Path) -> None:
+def write_files(evaluation: Evaluation, facts: dict, details: dict) -> None:
     """Writes the files that are asked for, and a row of the log."""
-    config = evaluation.config
-    if config.json:
-        write_json(Path(config.json), facts | details)
+    config, part, folder = evaluation.config, evaluation.part, Path(evaluation.config.report or "")
+    files = [Path(config.json)] if config.json else []
+    for file in [*files, folder / "scores.json"] if config.report else files:
+        with atomic_write(file) as stream:
+            stream.write(json.dumps(facts | details, indent=2, allow_nan=False) + "\n")
     if config.report:
-        write_folder(evaluation, facts | details, Path(config.report))
+        write_rows(folder / "images.csv", evaluation.rows)
+        samples = {sample.name: sample for sample in part.samples}
+        worst = sorted(evaluation.rows, key=lambda row: row["dice"])[:WORST]
+        titles = {row["name"]: f"{row['name']}   Dice {row['dice']:.4f}" for row in worst}
+        ranked = [(evaluation.network.predictor, part, samples[name], title) for name, title in titles.items()]
+        draw_ranked(ranked, config, logit(evaluation.threshold), folder / "worst")
     stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
-    append_rows(log_dir / f"{facts['model']}_evaluation_log.csv", [stamp | facts])
-
-
-def write_folder(evaluation, content: dict, folder: Path) -> None:
-    """Writes scores.json, images.csv, a plot, and panels of the worst images."""
-    task, part = evaluation.predictor.task, evaluation.part
-    write_json(folder / "scores.json", content)
-    write_rows(folder / "images.csv", evaluation.rows)
-    if task.classes:
-        draw_confusion(evaluation.sums, task.classes, folder / "confusion.png")
-    else:
-        draw_reliability(evaluation.sums, folder / "reliability.png")
-    by_name = {sample.name: sample for sample in part.samples}
-    worst = sorted(evaluation.rows, key=lambda row: row["dice"])[:WORST]
-    titles = {row["name"]: f"{row['name']}   Dice {row['dice']:.4f}" for row in worst}
-    ranked = [(evaluation.predictor, part, by_name[name], title) for name, title in titles.items()]
-    draw_ranked(ranked, evaluation.config, logit(evaluation.threshold), folder / "worst")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file atomically."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    append_rows(Path(config.log_dir) / f"{facts['model']}_evaluation_log.csv", [stamp | facts])
 
 
 def _rounded(score: Interval) -> list[float]:
     return [round(x, 6) for x in score]
 
 
-def classes_of(rows: list[dict], classes: tuple[str, ...]) -> list[str]:
-    """Those classes that any of these images has: a group has few of them."""
-    return [name for name in classes if any(row[f"pixels_{name}"] for row in rows)]
+def group_scores(rows: list[dict], classes: tuple[str, ...]) -> dict[str, tuple[int, Interval]]:
+    """Number of images and Dice of cats and dogs, and then of breeds, the worst first.
 
-
-def group_rows(rows: list[dict], classes: tuple[str, ...] = ()) -> dict[str, list[dict]]:
-    """Rows by cats and dogs (file names of cats have capital letters) and then by breed, the worst first."""
+    File names of cats have capital letters. Classes that no image of a group has don't count in it.
+    """
     groups: dict[str, list[dict]] = {"cats": [], "dogs": []}
-    breeds: dict[str, list[dict]] = {}
     for row in rows:
         name = row["name"]
         groups["cats" if name[0].isupper() else "dogs"].append(row)
-        breeds.setdefault(name.rpartition("_")[0] or name, []).append(row)
-    worst_first = sorted(breeds.items(), key=lambda item: mean_scores(item[1], classes_of(item[1], classes))["dice"])
-    return {name: rows for name, rows in {**groups, **dict(worst_first)}.items() if rows}
+        groups.setdefault(name.rpartition("_")[0] or name, []).append(row)
+    scores = {}
+    for name, group in groups.items():
+        if group:
+            present = [one for one in classes if any(row[f"pixels_{one}"] for row in group)]
+            scores[name] = len(group), intervals(group, present)["dice"]
+    return dict(sorted(scores.items(), key=lambda item: (item[0] not in ("cats", "dogs"), item[1][1].value)))
 
 
 def table_of(scores: dict[str, Interval], title: str) -> list[str]:
@@ -187,12 +168,12 @@ def table_of(scores: dict[str, Interval], title: str) -> list[str]:
 
 
 def confusion_table(matrix: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """Which class the pixels of each class are taken for, as lines."""
+    """Which class the pixels of each class are taken for, as lines; of a class without pixels zeros."""
     if len(classes) > SHOWN:
-        return [f"The confusion matrix of {len(classes)} classes is in the file of --json; --report draws it."]
+        return [f"The confusion matrix of {len(classes)} classes is in the file of --json."]
     width = max(8, *map(len, classes))
     lines = ["Pixels of a class (row) by predicted class", f"  {'':<{width}} "]
     lines[-1] += " ".join(f"{name:>{width}}" for name in classes)
-    for name, shares in zip(classes, true_shares(matrix)):
+    for name, shares in zip(classes, matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)):
         lines.append(" ".join([f"  {name:<{width}}", *(f"{share:>{width}.2%}" for share in shares)]))
     return lines

@@ -1,7 +1,6 @@
 """Scores a network on images with known masks: quickly for validation, image by image for evaluation."""
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.dataset import ImageDataset
-from evaluation.calibration import confidence_bins
 from evaluation.config import EvalConfig
 from evaluation.metrics import (
     COUNTS,
@@ -25,7 +23,7 @@ from evaluation.metrics import (
     score_counts,
 )
 from evaluation.predict import Predicted, Predictor, predict_images
-from models.task import BACKGROUND, BORDER, Task
+from models.task import BACKGROUND, Task
 from runtime.device import copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import DatasetError
@@ -40,17 +38,10 @@ def validate(
     after_batch: Callable[[], None] = lambda: None,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[torch.Tensor, float]:
-    """Runs a network over a loader and counts pixels.
+    """`score_counts` of every image, int64 (n, K, 4) on the CPU, and the mean of a loss over images.
 
-    Args:
-        predictor: its model is put into evaluation mode and left there.
-        loader: batches of `shard_batches`.
-        loss_fn: see training/losses.py.
-        after_batch: called after every batch; may raise to stop.
-        context: the processes that share the batches; all of them get the whole result.
-
-    Returns:
-        `score_counts` of every image, int64 (n, K, 4) on the CPU in the loader's order, and the mean loss over images.
+    The processes of `context` share the batches of `shard_batches`, and all get the whole result, in the loader's
+    order. `after_batch` may raise to stop. The network is left in evaluation mode.
     """
     predictor.model.eval()
     results, task, device = [], predictor.task, predictor.precision.device
@@ -69,18 +60,13 @@ def validate(
 def predictions_to_score(
     predictor: Predictor, dataset: ImageDataset, config: EvalConfig, title: str
 ) -> Iterator[Predicted]:
-    """The predictions for a dataset with masks, at the size to score at, labels on the device.
-
-    Raises:
-        DatasetError: an image or a mask can't be read.
-    """
+    """Predictions and labels of a dataset, at the size to score at. Raises DatasetError: one can't be read."""
     tile = config.resize == "tile"
     predictions = predict_images(predictor, dataset, config.batch_size, config.num_workers, tile)
     bar = tqdm(predictions, total=len(dataset), desc=title, unit="image", leave=False, disable=None, delay=1)
-    for predicted in bar:
-        if predicted.error:
-            raise DatasetError(predicted.error)
-        sample, plain, final, labels, _ = predicted
+    for sample, plain, final, labels, error in bar:
+        if error:
+            raise DatasetError(error)
         if config.original_size or tile:
             labels = torch.from_numpy(dataset.view.read_labels(sample).copy())[None, None]
             plain, final = (F.interpolate(logits, labels.shape[-2:], mode="bilinear") for logits in (plain, final))
@@ -95,70 +81,47 @@ def score_images(
     config: EvalConfig,
     threshold: float = 0.0,
     context: DistributedContext = SINGLE_PROCESS,
-) -> tuple[list[dict], np.ndarray]:
-    """Scores a dataset image by image, on all processes of `context`, which all get the whole result.
+) -> tuple[list[dict], np.ndarray | None]:
+    """A row for each image, see `score_image`; and the `confusion_matrix` of all, or None without named classes.
 
-    Args:
-        predictor: its network is in evaluation mode.
-        dataset: the images.
-        config: at which size, and which pixels count.
-        threshold: decision logits above it are foreground.
-        context: the processes that share the images.
-
-    Returns:
-        A row for each image, see `score_image`. And sums over all images: of `confidence_bins`, or of
-        `confusion_matrix` where the task has named classes.
+    The processes of `context` share the images, and all get the whole result.
     """
-    task, size, results = predictor.task, config.batch_size, []
+    task, size, rows, confusion = predictor.task, config.batch_size, [], 0
     # Whole batches are shared, so results don't depend on the number of processes.
     batches = context.shard([dataset.samples[i : i + size] for i in range(0, len(dataset), size)])
     part = copy.copy(dataset)
     part.samples = [sample for batch in batches for sample in batch]
-    predictions = predictions_to_score(predictor, part, config, "evaluating")
-    for batch in batches:
-        rows, sums = [], []
-        for predicted in itertools.islice(predictions, len(batch)):
-            labels = predicted.labels
-            rows.append(score_image(predicted, task, config, threshold))
-            if task.classes:
-                sums.append(confusion_matrix(task, task.label_map(predicted.final), labels))
-            else:
-                counted = labels != BORDER if config.ignore_border else None
-                sums.append(confidence_bins(predicted.final[:, :1].sigmoid(), labels != BACKGROUND, counted))
-        results.append((rows, sum(sums)))
-    results = context.all_gather(results)
-    return [row for rows, _ in results for row in rows], sum(sums for _, sums in results)
+    for predicted in predictions_to_score(predictor, part, config, "evaluating"):
+        rows.append(score_image(predicted, task, config, threshold))
+        if task.classes:
+            confusion = confusion + confusion_matrix(task, task.label_map(predicted.final), predicted.labels)
+    shared = context.all_gather([rows[i : i + size] for i in range(0, len(rows), size)])
+    matrices = context.all_gather([confusion])
+    return [row for batch in shared for row in batch], sum(matrices) if task.classes else None
 
 
 def score_image(predicted: Predicted, task: Task, config: EvalConfig, threshold: float = 0.0) -> dict:
     """The scores of one image by name: size scored at, counts, Dice, boundary F; with TTA `plain_dice`.
 
-    With them are the Dice of a trimap's classes, where its border counts; or Dice, IoU and pixels of named classes, NaN
-    for one that is neither in truth nor in prediction.
+    With them are the Dice of a trimap's classes; or Dice, IoU and pixels of named classes, NaN for one that is neither
+    in truth nor in prediction.
     """
-    labels, plain, final = predicted.labels, predicted.plain, predicted.final
-    counted = labels != BORDER if config.ignore_border else task.counted(labels)
-    mask, foreground = labels != BACKGROUND, final[:, :1] > threshold
+    labels, label_map = predicted.labels, task.label_map(predicted.final, threshold)
+    found, mask, counted = label_map != BACKGROUND, labels != BACKGROUND, task.counted(labels)
     if counted is not None:
-        foreground, mask = foreground & counted, mask & counted
-    (counts,) = pixel_counts(foreground, mask, counted)
+        found, mask = found & counted, mask & counted
     row = {"name": predicted.sample.name, "width": labels.shape[-1], "height": labels.shape[-2]}
-    row |= {**dict(zip(COUNTS, counts.tolist())), "dice": dice_from_counts(counts).item()}
-    # Without the border no outline is known.
-    row["boundary_f"] = math.nan if config.ignore_border else boundary_f(foreground, mask, TOLERANCE, counted).item()
-    if config.tta and not task.classes:
-        row["plain_dice"] = dice_from_counts(pixel_counts(plain[:, :1] > threshold, mask, counted)).item()
-    label_map = task.label_map(final, threshold)
-    if task.classes:
-        counts = label_counts(task, label_map, labels)
-        row["dice"] = image_dice(counts).item()
-        if config.tta:
-            row["plain_dice"] = image_dice(label_counts(task, task.label_map(plain), labels)).item()
-        for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
-            row[f"pixels_{name}"] = tp + fn
-            row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
-            row[f"iou_{name}"] = tp / (tp + fp + fn) if tp + fp + fn else math.nan
-    elif not (predicted.sample.binary_mask or config.ignore_border):
+    row |= zip(COUNTS, pixel_counts(found, mask, counted)[0].tolist())
+    counts = label_counts(task, label_map, labels)
+    row["dice"] = image_dice(counts).item()
+    row["boundary_f"] = boundary_f(found, mask, TOLERANCE, counted).item()
+    if config.tta:
+        row["plain_dice"] = image_dice(label_counts(task, task.label_map(predicted.plain, threshold), labels)).item()
+    for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
+        row[f"pixels_{name}"] = tp + fn
+        row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
+        row[f"iou_{name}"] = tp / (tp + fp + fn) if tp + fp + fn else math.nan
+    if not task.classes and not predicted.sample.binary_mask:
         for number, name in task.class_scores.items():
             row[name] = dice_from_counts(pixel_counts(label_map == number, labels == number)).item()
     return row
@@ -172,9 +135,8 @@ def find_threshold(predictor: Predictor, dataset: ImageDataset, config: EvalConf
         # A pixel of level k is foreground at thresholds of up to k hundredths.
         levels = (predicted.final[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
         codes = levels + 100 * (predicted.labels != BACKGROUND)
-        counted = codes[predicted.labels != BORDER] if config.ignore_border else codes.flatten()
         # Pixels by truth and level; summed from above they are what each threshold predicts.
-        rows.append(torch.bincount(counted, minlength=200).view(2, 100).flip(1).cumsum(1).flip(1).cpu())
+        rows.append(torch.bincount(codes.flatten(), minlength=200).view(2, 100).flip(1).cumsum(1).flip(1).cpu())
     fp, tp = torch.stack(rows).double().unbind(1)
     total = fp + tp + tp[:, :1]  # predicted and true
     dice = torch.where(total > 0, 2 * tp / total.clamp(min=1), 1.0).mean(0)

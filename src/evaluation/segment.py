@@ -1,32 +1,24 @@
 """One image in, its mask out: what a notebook needs."""
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data.image_io import rgb_pixels
-from data.pixels import pixel_values, stored_values, to_tensor
+from data.pixels import pixel_values, stored_values
 from data.view import View
 from evaluation.matting import cut_out, matting_trimap
-from evaluation.predict import Predictor, label_map_at_size
+from evaluation.predict import Predictor
 from models.base import SegmentationModel
 from models.checkpoint import Checkpoint
 from models.task import BACKGROUND
 from runtime.device import choose_precision
 
 
-@torch.inference_mode()
 def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image, alpha: bool = False) -> np.ndarray:
-    """The mask of an image, as inference.py writes it.
+    """The mask of an image of any mode, as inference.py writes it, by the network of a checkpoint in evaluation mode.
 
-    Args:
-        model: the network of a checkpoint, in evaluation mode, on any device.
-        checkpoint: it says what the network sees.
-        image: of any mode and size. Its EXIF orientation is not looked at.
-        alpha: return how much of each pixel is pet, for a cutout.
-
-    Returns:
-        uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or float32 (H, W) of 0 to 1.
+    Returns uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or with `alpha`, for a cutout, how
+    much of each pixel is pet, float32 (H, W) of 0 to 1. The image's EXIF orientation is not looked at.
     """
     view = View.of(checkpoint)
     size = view.fit(image.size)
@@ -35,8 +27,7 @@ def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image
     else:
         pixels = pixel_values(stored_values(image, upright=False), view.channels, view.window, size, "the image")
     precision = choose_precision("auto", next(model.parameters()).device, view.size)
-    decision = Predictor(model, precision).predict(to_tensor(pixels)[None]).final[0].cpu()
-    labels = label_map_at_size(model.task, decision, 0.0, *image.size[::-1])
+    labels = Predictor(model, precision).segment(pixels, *image.size)
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)
     return cut_out(rgb_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255
