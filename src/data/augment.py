@@ -1,8 +1,6 @@
 """Augmentation: drawn per sample as pure functions of (seed, epoch, name), applied to whole batches on the device."""
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +8,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from data.dataset import ImageDataset, as_keys
-from data.distortions import DISTORTIONS, STRONGEST, apply_distortions, draw_distortions
-from data.names import AUTO, STRENGTHS, possible_sizes
+from data.distortions import STRONGEST, apply_distortions, draw_distortions
+from data.names import STRENGTHS
 from models.task import BACKGROUND
 from runtime.device import copy_to_device
-from runtime.seeding import AUGMENTATION, MIX, SIZE, sample_rng, step_rng
+from runtime.seeding import AUGMENTATION, sample_rng
 
 DISTORTED = {"light": 0.5, "medium": 1.0, "strong": STRONGEST}  # how strong distortions are, at most
 IDENTITY = np.eye(2, 3, dtype=np.float32)
@@ -46,35 +44,22 @@ def draw_colors(rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
     return rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)
 
 
-class Draw(NamedTuple):
-    """What was drawn for a sample: an affine map, color factors, strengths of the distortions, and their seed."""
-
-    affine: np.ndarray = IDENTITY
-    colors: np.ndarray = np.ones(3, np.float32)
-    distortions: np.ndarray = np.zeros(len(DISTORTIONS), np.float32)
-    seed: int = 0
-
-
-def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False, strength="medium"):
-    """Enlarges a training set in bulk: every image, and `num_augmentations` variants of it.
-
-    The same variants return in every epoch and every later run; see AugmentedDataset.
-    """
-    return AugmentedDataset(dataset, seed, num_augmentations, color_jitter, strength)
+def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False):
+    """Every image of a training set, and `num_augmentations` variants of it that are the same in every epoch."""
+    return AugmentedDataset(dataset, seed, num_augmentations, color_jitter)
 
 
 class AugmentedDataset(Dataset):
     """The n samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
 
-    A sample gains `affine`, float32 (2, 3), and with `color_jitter` `colors`, float32 (3,), which `augment_batch`
-    applies to whole batches on the device.
+    A sample gains `affine`, float32 (2, 3); with `color_jitter` `colors`, float32 (3,); with `distort` `distortions`,
+    float32 (K,), and `seeds`. `augment_batch` applies them to whole batches on the device.
 
     Args:
         variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
             in eight stays as it is: the eighth combination of rotation, flip and crop or none.
-        strength: a key of STRENGTHS; or `auto`: an image is flipped or not, and one operation, of any kind and
-            strength, is applied to it, as in TrivialAugment (Mueller, Hutter, 2021: https://arxiv.org/abs/2103.10158).
-        distort: names of DISTORTIONS with commas, or "": these are applied, too.
+        strength: a key of STRENGTHS.
+        distort: names of DISTORTIONS with commas, or "".
     """
 
     def __init__(
@@ -87,62 +72,33 @@ class AugmentedDataset(Dataset):
         distort: str = "",
     ):
         self.dataset, self.seed, self.variants, self.color_jitter = dataset, seed, variants, color_jitter
-        self.strength, self.distort = strength, distort
+        self.strength, self.distort, self.decodes = strength, distort, dataset.decodes
 
     def __len__(self) -> int:
         return len(self.dataset) * (1 + self.variants)
 
-    def _draw(self, epoch: int, index: int) -> Draw:
-        variant, source = divmod(index, len(self.dataset))
-        version = variant - 1 if self.variants else epoch
-        rng = sample_rng(self.seed, max(0, version), self.dataset.samples[source].name, AUGMENTATION)
-        if version < 0:
-            return Draw()
-        if self.strength == AUTO:
-            return self._draw_one(rng)
-        keep = not self.variants and rng.random() < 1 / 8
-        affine = IDENTITY if keep else draw_augmentation(rng, *STRENGTHS[self.strength])
-        colors = draw_colors(rng)
-        if not self.distort:
-            return Draw(affine, colors)
-        amounts = draw_distortions(rng, self.distort, DISTORTED[self.strength])
-        return Draw(affine, colors, amounts, rng.integers(2**62))
-
-    def _draw_one(self, rng: np.random.Generator) -> Draw:
-        """A flip or none, and one operation: rotation and crop, a change of one color factor, or a distortion."""
-        strength, names = rng.uniform(), list(DISTORTIONS)
-        degrees, smallest, largest = STRENGTHS["strong"]
-        mirror = np.array([[rng.choice([-1, 1]), 0, 0], [0, 1, 0]], np.float32)
-        operation = int(rng.integers(4 + len(names)))
-        affine, colors, amounts = IDENTITY, np.ones(3, np.float32), np.zeros(len(names), np.float32)
-        if operation == 0:
-            scales = 1 - (1 - smallest) * strength, 1 + (largest - 1) * strength
-            affine = draw_augmentation(rng, degrees * strength, *scales)
-        elif operation < 4:
-            colors[operation - 1] += rng.choice([-1, 1]) * 0.5 * strength
-        else:
-            amounts[operation - 4] = STRONGEST * strength
-        return Draw((affine @ np.vstack([mirror, [0, 0, 1]])).astype(np.float32), colors, amounts, rng.integers(2**62))
-
-    def __getitem__(self, key) -> dict:
-        return {name: values[0] for name, values in self.read_batch([key]).items()}
-
-    @property
-    def decodes(self) -> bool:
-        """Whether reading a sample takes work that other processes could share."""
-        return self.dataset.decodes
+    __getitem__ = ImageDataset.__getitem__
 
     def read_batch(self, keys: list) -> dict:
         """A whole batch; see ImageDataset."""
         keys = as_keys(keys)
         batch = self.dataset.read_batch([(epoch, index % len(self.dataset)) for epoch, index in keys])
-        affines, colors, amounts, seeds = map(np.stack, zip(*(self._draw(epoch, index) for epoch, index in keys)))
-        batch["affine"] = torch.from_numpy(affines)
-        if self.color_jitter or self.strength == AUTO:
-            batch["colors"] = torch.from_numpy(colors)
-        if self.distort or self.strength == AUTO:
-            batch["distortions"], batch["seeds"] = torch.from_numpy(amounts), torch.from_numpy(seeds)
-        return batch
+        draws = [self._draw(epoch, index) for epoch, index in keys]
+        return batch | {name: torch.from_numpy(np.stack([draw[name] for draw in draws])) for name in draws[0]}
+
+    def _draw(self, epoch: int, index: int) -> dict:
+        variant, source = divmod(index, len(self.dataset))
+        original, version = self.variants and not variant, max(0, variant - 1) if self.variants else epoch
+        rng = sample_rng(self.seed, version, self.dataset.samples[source].name, AUGMENTATION)
+        stays = original if self.variants else rng.random() < 1 / 8
+        drawn = {"affine": IDENTITY if stays else draw_augmentation(rng, *STRENGTHS[self.strength])}
+        colors = draw_colors(rng)  # also where they are not used: the distortions come after them
+        if self.color_jitter:
+            drawn["colors"] = np.ones_like(colors) if original else colors
+        if self.distort:
+            amounts = draw_distortions(rng, self.distort, DISTORTED[self.strength])
+            drawn |= {"distortions": np.zeros_like(amounts) if original else amounts, "seeds": rng.integers(2**62)}
+        return drawn
 
 
 def apply_augmentations(
@@ -184,10 +140,7 @@ def _resample(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> 
 
 
 def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    """Changes brightness, contrast and, of RGB, saturation of images (N, C, H, W) in 0..255 by factors (N, 3).
-
-    Returns float32.
-    """
+    """Images (N, C, H, W) in 0..255 with brightness, contrast and, of RGB, saturation times factors (N, 3), float32."""
     brightness, contrast, saturation = (colors[:, i, None, None, None] for i in range(3))
     images = images.float() * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
@@ -197,6 +150,18 @@ def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
     red, green, blue = images.split(1, dim=1)
     gray = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
     return (gray + (images - gray) * saturation).clamp(0, 255)
+
+
+def augment_batch(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, C, S, S) in 0..255 and labels (N, 1, S, S) of a batch, on the device, with what was drawn applied."""
+    images, labels = (copy_to_device(batch[name], device) for name in ("image", "labels"))
+    if "affine" in batch:
+        images, labels = apply_augmentations(images, labels, copy_to_device(batch["affine"], device))
+    if "colors" in batch:
+        images = apply_colors(images, copy_to_device(batch["colors"], device))
+    if "distortions" in batch:
+        images, labels = apply_distortions(images, labels, batch["distortions"], batch["seeds"])
+    return images, labels
 
 
 def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
@@ -212,9 +177,9 @@ def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -
 
 
 def mix(
-    images: torch.Tensor, labels: torch.Tensor, kind: str, share: float, rng: np.random.Generator
+    images: torch.Tensor, labels: torch.Tensor, kind: str, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts part of another image of the batch, and of its labels, onto about this share of the images.
+    """Puts part of another image of the batch, and of its labels, onto about half of the images.
 
     Args:
         images: (N, C, H, W).
@@ -228,50 +193,12 @@ def mix(
         return copy_to_device(torch.from_numpy(array), images.device)
 
     other = on_device((np.arange(count) + rng.integers(1, max(2, count))) % count)
-    mixed = on_device(rng.random((count, 1, 1, 1)) < share)
+    mixed = on_device(rng.random((count, 1, 1, 1)) < MIXED)
     if kind == "paste":
         taken = (labels[:, :1] != BACKGROUND)[other] & mixed
     else:
         taken = on_device(_rectangles(rng, count, height, width)) & mixed
     return torch.where(taken, images[other], images), torch.where(taken, labels[other], labels)
-
-
-@dataclass(frozen=True)
-class BatchAugmentation:
-    """What is done to a whole batch beyond the draws of its samples."""
-
-    mix: str = "none"  # or a kind of `mix`
-    vary: bool = False  # steps train at sizes within a third of the images'
-    stride: int = 32  # of the network
-    seed: int = 0
-    sizes: tuple[int, ...] = ()  # of the first epochs
-
-    def side(self, size: int, epoch: int, step: int) -> int:
-        """The side, in pixels, at which images of this size are trained on in a step."""
-        if self.vary:
-            return int(step_rng(self.seed, epoch, step, SIZE).choice(possible_sizes(size, self.stride)))
-        return self.sizes[epoch] if epoch < len(self.sizes) else size
-
-
-def augment_batch(
-    batch: dict, augmentation: BatchAugmentation, device: torch.device, epoch: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Applies all augmentation of a training step to a batch of AugmentedDataset or ImageDataset, on the device.
-
-    Returns:
-        Images (N, C, S, S) in 0..255 and labels (N, 1, S, S).
-    """
-    images, labels = (copy_to_device(batch[name], device) for name in ("image", "labels"))
-    if "affine" in batch:
-        images, labels = apply_augmentations(images, labels, copy_to_device(batch["affine"], device))
-    if "colors" in batch:
-        images = apply_colors(images, copy_to_device(batch["colors"], device))
-    if "distortions" in batch:
-        images, labels = apply_distortions(images, labels, batch["distortions"], batch["seeds"])
-    if augmentation.mix != "none":
-        rng = step_rng(augmentation.seed, epoch, step, MIX)
-        images, labels = mix(images, labels, augmentation.mix, MIXED, rng)
-    return resize_batch(images, labels, augmentation.side(images.shape[-1], epoch, step))
 
 
 def resize_batch(images: torch.Tensor, labels: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:

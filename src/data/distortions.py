@@ -1,12 +1,10 @@
-"""Distortions that --distort names: of images alone, or of images and targets. A new one is a function,
-a row, and a name in data/names.py.
+"""Distortions that --distort names. A new one is a function, a row in DISTORTIONS, and a name in data/names.py.
 
 Each takes images (N, C, H, W), float in 0..255, targets (N, 1, H, W), how strong it is for each image, float (N,) above
 0, about 1 for medium strength, and a generator of random numbers for each, on the CPU. It returns images and targets.
 """
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -90,26 +88,20 @@ def cutout(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, g
     return torch.where(hole, images.mean(dim=(2, 3), keepdim=True), images), targets
 
 
-DISTORTIONS: dict[str, Callable[..., Pair]] = {
-    distort.__name__: distort for distort in (elastic, gamma, blur, noise, jpeg, cutout)
-}
+DISTORTIONS = {distort.__name__: distort for distort in (elastic, gamma, blur, noise, jpeg, cutout)}
 
 
 def draw_distortions(rng: np.random.Generator, names: str, strength: float) -> np.ndarray:
-    """How strong each of DISTORTIONS is for an image, float32 (K,), at most `strength`; 0 where it is not named."""
+    """How strong each of DISTORTIONS is for an image, float32 (K,), at most `strength`; 0 for those not named."""
     named, applied = [name in names.split(",") for name in DISTORTIONS], rng.random(len(DISTORTIONS)) < APPLIED
     amounts = strength * rng.uniform(0.1, 1, len(DISTORTIONS))
     return np.where(applied & named, amounts, 0).astype(np.float32)
 
 
 def apply_distortions(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, seeds: torch.Tensor) -> Pair:
-    """Applies drawn distortions to a batch, on its device.
+    """Distorts images (N, C, H, W), which become float32, and targets (N, 1, H, W), on their device.
 
-    Args:
-        images: (N, C, H, W) in 0..255; they become float32.
-        targets: (N, 1, H, W).
-        amounts: (N, K), of `draw_distortions`, on the CPU.
-        seeds: int64 (N,), of each image's random numbers, on the CPU.
+    `amounts` (N, K), of `draw_distortions`, and `seeds` (N,), of each image's random numbers, are on the CPU.
     """
     images, targets = images.float().clone(), targets.clone()
     for number, distort in enumerate(DISTORTIONS.values()):

@@ -27,7 +27,7 @@ class Batches:
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
         self.dataset, self.seed, self.context = dataset, seed, context
         self.steps = math.ceil(len(dataset) / batch_size)
-        require_shares(len(dataset) // self.steps, context, "--batch_size")
+        require_shares(len(dataset) // self.steps, context)
 
     def length(self, step: int) -> int:
         """Images in the batch of a step, over all processes."""
@@ -45,12 +45,12 @@ class Batches:
         return self.dataset.read_batch(self.keys(epoch, step))
 
 
-def require_shares(images: int, context: DistributedContext, flag: str) -> None:
+def require_shares(images: int, context: DistributedContext) -> None:
     """Raises UsageError where a batch has fewer images than there are processes."""
     if images < context.size:
+        processes = f"{context.size} processes"
         raise UsageError(
-            f"steps of {images} images can't be shared by {context.size} processes; use a larger {flag}, or fewer "
-            "processes"
+            f"steps of {images} images can't be shared by {processes}; use a larger --batch_size, or fewer processes"
         )
 
 
@@ -67,16 +67,12 @@ class StepSampler:
         return ((self.epoch, step) for step in range(self.start, self.steps))
 
 
-class StepReader(Dataset):
+class StepReader:
     """Whole steps: a list with a batch of each of several Batches; None where there is nothing to read."""
 
     def __init__(self, sources: list[Batches | None]):
         self.sources = sources
-
-    @property
-    def decodes(self) -> bool:
-        """Whether reading takes work that other processes could share."""
-        return any(source is not None and source.dataset.decodes for source in self.sources)
+        self.decodes = any(source is not None and source.dataset.decodes for source in sources)
 
     def read_batch(self, at: tuple[int, int]) -> list[dict | None]:
         """The batches of the step `at`, (epoch, step)."""
@@ -109,7 +105,7 @@ class _Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_workers=None) -> DataLoader:
+def make_loader(dataset, device: torch.device, batches: Iterable, num_workers: int | None = None) -> DataLoader:
     """A DataLoader of whole batches, pinned where they go to a GPU.
 
     Args:
@@ -120,7 +116,7 @@ def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_w
             already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
             pass them on, so there are none.
     """
-    if not getattr(dataset, "decodes", True):
+    if not dataset.decodes:
         num_workers = 0
     elif num_workers is None:
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)

@@ -59,8 +59,7 @@ def open_networks(paths: list[str] | None, model_name: str | None, save_dir: str
     for _, other, place in opened[1:]:
         if other.task.name != checkpoint.task.name or View.of(other) != View.of(checkpoint):
             raise UsageError(
-                f"{path} and {place} differ in classes, or in size, channels or window of the images, so they make no "
-                "ensemble"
+                f"{path} and {place} differ in classes, or in size or channels of the images, so they make no ensemble"
             )
     if len(opened) > 1:
         model = Ensemble([member for member, _, _ in opened]).eval()

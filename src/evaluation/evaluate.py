@@ -12,9 +12,8 @@ import torch
 
 from data.cache import open_cache
 from data.check import print_resized_masks
-from data.dataset import Dataset, ImageDataset
+from data.dataset import Dataset, ImageDataset, refuse_seen
 from data.inputs import refuse_overwriting
-from data.parts import refuse_seen, samples_of_part
 from data.view import View
 from evaluation.calibration import calibration_error, fit_temperature, scale_head
 from evaluation.config import EvalConfig, logit
@@ -74,7 +73,7 @@ def open_part(config: EvalConfig, network: Opened, dataset: Dataset, mode: str) 
     """A part of a dataset as a network wants it. Raises UsageError: see `refuse_seen`."""
     tile = config.resize == "tile"
     view = View.of(network.checkpoint, config.image_size, "square" if tile else config.resize)
-    samples = samples_of_part(dataset, network.checkpoint, mode)
+    samples = dataset.part_of(network.checkpoint, mode)
     if mode != config.subset or not config.allow_seen:
         refuse_seen(network.seen, samples, network.path)
     # Tiles are cut from the images themselves.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data.parts import copies_of_training
 from evaluation.calibration import BINS, calibration_error
 from evaluation.config import logit
 from evaluation.metrics import Interval, intervals, mean_scores
@@ -101,7 +100,7 @@ def write_report(evaluation, other, log_dir: Path) -> None:
         value, low, high = differences["dice"]
         verb = "excludes" if low > 0 or high < 0 else "includes"
         lines.append(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {verb} zero.")
-    copies = copies_of_training(evaluation.dataset, network.seen, evaluation.part.samples)
+    copies = evaluation.dataset.copies_of_training(network.seen, evaluation.part.samples)
     if copies and len(copies) < count:
         means = mean_scores([row for row in rows if row["name"] not in copies], classes)
         names = ("dice", "dataset_dice")

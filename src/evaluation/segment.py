@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.image_io import rgb_pixels
-from data.pixels import pixel_values, stored_values, to_tensor
+from data.pixels import image_pixels, to_tensor
 from data.view import View
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.predict import Predictor, label_map_at_size
@@ -29,14 +28,10 @@ def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image
         uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or float32 (H, W) of 0 to 1.
     """
     view = View.of(checkpoint)
-    size = view.fit(image.size)
-    if view.rgb:
-        pixels = rgb_pixels(image, size)
-    else:
-        pixels = pixel_values(stored_values(image, upright=False), view.channels, view.window, size, "the image")
+    pixels = image_pixels(image, view.channels, view.fit(image.size))
     precision = choose_precision("auto", next(model.parameters()).device, view.size)
     decision = Predictor(model, precision).predict(to_tensor(pixels)[None]).final[0].cpu()
     labels = label_map_at_size(model.task, decision, 0.0, *image.size[::-1])
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)
-    return cut_out(rgb_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255
+    return cut_out(image_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255
