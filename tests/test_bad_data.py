@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from data.cache import CACHE_FOLDER, open_cache
-from data.copies import near_copies
 from data.dataset import Dataset, ImageDataset
 from data.inputs import list_images
 from data.layout import read_list
@@ -223,17 +222,3 @@ def test_a_cache_of_another_user_is_not_a_damaged_one(dataset, monkeypatch, caps
     monkeypatch.setattr(np, "load", forbidden)
     assert open_cache(dataset, samples, View(32)) is None
     assert "No cache in" in capsys.readouterr().err
-
-
-def test_a_damaged_cache_is_one_error(dataset):
-    samples = Dataset(dataset).samples
-    near_copies(dataset, samples)
-    (file,) = (dataset / CACHE_FOLDER).glob("near_copies_*.json")
-    for content in ("{}x", "[[1]]", '[["a", "b"]]', "7"):
-        file.write_text(content)
-        with pytest.raises(DatasetError, match="is damaged; delete it"):
-            near_copies(dataset, samples)
-    records = open_cache(dataset, Dataset(dataset).samples, View(32)).file
-    records.write_bytes(b"x" * records.stat().st_size)
-    with pytest.raises(DatasetError, match="is damaged; delete it"):
-        open_cache(dataset, Dataset(dataset).samples, View(32))

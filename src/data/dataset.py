@@ -85,20 +85,15 @@ class Dataset:
             raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
         if self.parts:
             return self._own_parts(fold, needed)
-        grouped: dict[str, Group] = collections.defaultdict(list)
-        for sample in self.samples if self.groups else ():
-            if sample.name in self.groups:
-                grouped[self.groups[sample.name]].append(sample)
-        groups = list(grouped.values())
         if name == "official":
-            parts = self._official_parts(groups, needed)
+            parts = self._official_parts(needed)
         else:
             if self.lists and "list" not in self.lists:
                 self.require_lists("trainval", "test")  # a part of the images would be divided in another way
-            parts = split_at_random(self.samples, seed, groups)
+            parts = split_at_random(self.samples, seed, self._grouped(self.samples))
         everything = [sample for part in parts.values() for sample in part]
         require_files(self.root, everything)
-        groups = self.copies + groups
+        groups = self.copies + self._grouped(everything)
         near = self.near_copies if name != "official" or fold else []
         moved = unite(parts, groups if name == "official" else groups + near)
         if fold:
@@ -137,6 +132,14 @@ class Dataset:
         copied = {a for a, b in pairs if b in seen} | {b for a, b in pairs if a in seen}
         return (copied - seen) & {sample.name for sample in samples}
 
+    def _grouped(self, samples: list[Sample]) -> list[Group]:
+        """The samples of each group, without copies."""
+        members: dict[str, Group] = collections.defaultdict(list)
+        for sample in samples:
+            if self.groups and sample.name in self.groups:
+                members[self.groups[sample.name]].append(sample)
+        return list(members.values())
+
     def _own_parts(self, fold: list[int] | None, needed: tuple[str, ...]) -> Split:
         """The parts of a dataset that is divided already, as they are. Only a test part may be missing in training."""
         for mode in needed:
@@ -149,7 +152,7 @@ class Dataset:
             print(f"WARNING: {len(apart)} images of {self.root} stand in several parts.", file=sys.stderr)
         return Split(*(self.parts.get(mode, []) for mode in MODES))
 
-    def _official_parts(self, groups: list[Group], needed: tuple[str, ...]) -> dict[str, list[Sample]]:
+    def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
             raise DatasetError(
                 f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
@@ -158,7 +161,7 @@ class Dataset:
         trainval, test = (self.lists.get(name, []) for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}
         raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], self.root)
-        return split_by_lists(trainval, test, groups)
+        return split_by_lists(trainval, test, self._grouped(trainval))
 
     def require_lists(self, *names: str) -> None:
         """Raises DatasetError where one of these lists is missing."""
