@@ -22,13 +22,10 @@ MIXED = 0.5  # share of the images that mixing changes
 def draw_augmentation(
     rng: np.random.Generator, degrees: float = 10.0, min_scale: float = 0.8, max_scale: float = 1.0
 ) -> np.ndarray:
-    """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them.
+    """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them, as float32 (2, 3).
 
-    The rotation is of at most `degrees` to either side; the crop's side is a share of the image's, and above 1 the
-    image shrinks and its mirror images surround it.
-
-    Returns:
-        float32 (2, 3): the matrix that takes output to input coordinates, both from -1 to 1 across the image.
+    The matrix takes output to input coordinates, both from -1 to 1 across the image. The crop's side is a share of the
+    image's; above 1 the image shrinks and its mirror images surround it.
     """
     rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
     angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
@@ -52,14 +49,13 @@ def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_j
 class AugmentedDataset(Dataset):
     """The n samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
 
-    A sample gains `affine`, float32 (2, 3); with `color_jitter` `colors`, float32 (3,); with `distort` `distortions`,
-    float32 (K,), and `seeds`. `augment_batch` applies them to whole batches on the device.
+    A sample gains `affine`, float32 (2, 3); with `color_jitter` `colors`, float32 (3,); with `distort`, names of
+    DISTORTIONS with commas, `distortions`, float32 (K,), and `seeds`. `augment_batch` applies them to whole batches.
 
     Args:
         variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
             in eight stays as it is: the eighth combination of rotation, flip and crop or none.
         strength: a key of STRENGTHS.
-        distort: names of DISTORTIONS with commas, or "".
     """
 
     def __init__(
@@ -104,22 +100,16 @@ class AugmentedDataset(Dataset):
 def apply_augmentations(
     image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Applies a drawn augmentation to an image and its mask, or to a whole batch on whatever device it is.
+    """Applies what `draw_augmentation` drew, (2, 3), to an image (C, H, W) and its mask (1, H, W), or to whole batches.
 
-    What lies outside the image is filled with its mirror image, in image and mask alike.
-
-    Args:
-        image: (C, H, W) or (N, C, H, W), any type; it becomes float32, bilinear.
-        mask: (1, H, W) or (N, 1, H, W); it becomes uint8, nearest neighbour and so of the same values.
-        affine: (2, 3) or (N, 2, 3), from `draw_augmentation`.
+    The image becomes float32, bilinear; the mask uint8, nearest neighbour. Outside of both are their mirror images.
     """
     if image.ndim == 3:
         images, masks = apply_augmentations(image[None], mask[None], affine[None])
         return images[0], masks[0]
     if image.device.type != "cpu":
         return _resample(image, mask, affine)
-    # On a CPU in small portions: what one needs stays in the caches, where a whole batch would be fetched from memory
-    # again and again.
+    # On a CPU in small portions, which stay in its caches.
     images, masks = torch.empty(image.shape), torch.empty(mask.shape, dtype=torch.uint8)
     for i in range(0, len(image), portion := 2 * torch.get_num_threads()):
         part = slice(i, i + portion)
@@ -165,7 +155,7 @@ def augment_batch(batch: dict, device: torch.device) -> tuple[torch.Tensor, torc
 
 
 def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-    """A rectangle for each image, bool (N, 1, H, W), of a tenth to a half of its area, anywhere in it."""
+    """A rectangle in each image, bool (N, 1, H, W), of a tenth to a half of its area."""
     inside = np.zeros((count, 1, height, width), bool)
     for mask in inside[:, 0]:
         area, shape = rng.uniform(0.1, 0.5), np.exp(rng.uniform(-0.5, 0.5))
@@ -179,13 +169,10 @@ def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -
 def mix(
     images: torch.Tensor, labels: torch.Tensor, kind: str, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts part of another image of the batch, and of its labels, onto about half of the images.
+    """Puts part of another image of the batch, and of its labels (N, K, H, W), onto about half of the images.
 
-    Args:
-        images: (N, C, H, W).
-        labels: (N, K, H, W), the first channel with 0 for background.
-        kind: `paste` puts the other image's pet there (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177);
-            `cutmix` a rectangle of it (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
+    It is the other image's pet with `paste` (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177), a rectangle of it
+    with `cutmix` (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
     """
     count, _, height, width = images.shape
 

@@ -1,8 +1,7 @@
 """The pixel cache: images and label maps of a dataset, decoded and resized once, as bytes in one file.
 
 The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, labels; of images that are not 8-bit RGB it is
-of uint16 (n, C + 1, S, S). It is read by position, because mapped pages would count as this process's memory; what is
-read by position stays in the system's page cache, which all processes share.
+of uint16 (n, C + 1, S, S). It is read by position: mapped pages would count as this process's memory.
 """
 
 import hashlib
@@ -53,11 +52,8 @@ class PixelCache:
 def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | None:
     """Opens the cache of all samples of a dataset under a view, and makes it first where these files have none.
 
-    Returns:
-        The cache; None, with a line on stderr that says why, where the disk has no room or can't be written.
-
-    Raises:
-        DatasetError: images or masks can't be used; the first ten are named, all are counted.
+    None, with a line on stderr that says why, where the disk has no room or can't be written. Raises DatasetError:
+    images or masks can't be used.
     """
     view.require_labels(samples)
     if any(not sample.binary_mask for sample in samples):
@@ -76,7 +72,7 @@ def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | No
 def make_once(file: Path, outdated: str, make: Callable[[], None]) -> None:
     """Calls `make` where a file of the cache folder is missing, and then removes others that match `outdated`.
 
-    Several processes may call this at once: one makes the file, the others wait for it.
+    Of several processes that call this at once, one makes the file and the others wait for it.
     """
     folder = file.parent
     folder.mkdir(exist_ok=True)
@@ -104,10 +100,7 @@ def files_digest(samples: list[Sample], *about) -> str:
 
 
 def read_all(read: Callable, samples: list[Sample], title: str) -> Iterator:
-    """What `read` gives for each sample, or the DatasetError that it raises, in order, with a progress bar.
-
-    Threads read, since Pillow lets go of Python's lock; in portions, so that memory stays small.
-    """
+    """What `read` gives for each sample, or the DatasetError that it raises, in order, with a progress bar."""
 
     def attempt(sample: Sample):
         try:
@@ -117,8 +110,8 @@ def read_all(read: Callable, samples: list[Sample], title: str) -> Iterator:
 
     workers = os.cpu_count() or 1
     bar = tqdm(total=len(samples), desc=title, unit="image", disable=None, delay=1)
-    with bar, ThreadPoolExecutor(workers) as pool:
-        for begin in range(0, len(samples), 16 * workers):
+    with bar, ThreadPoolExecutor(workers) as pool:  # Pillow lets go of Python's lock
+        for begin in range(0, len(samples), 16 * workers):  # in portions, so that memory stays small
             for result in pool.map(attempt, samples[begin : begin + 16 * workers]):
                 yield result
                 bar.update()

@@ -2,7 +2,6 @@
 
 import collections
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,10 @@ def print_resized_masks(samples: list[Sample]) -> None:
     """Prints how many masks have another size than their image, if any has. Reads headers alone."""
 
     def differs(sample: Sample) -> bool:
-        try:
-            return sample.binary_mask and image_size_of(sample.mask_path) != sample.displayed_size()
-        except DatasetError:  # told where the file is read
-            return False
+        return sample.binary_mask and image_size_of(sample.mask_path) != sample.displayed_size()
 
-    with ThreadPoolExecutor() as pool:
-        count = sum(pool.map(differs, samples))
-    if count:
+    # What can't be read is told elsewhere.
+    if count := sum(result is True for result in read_all(differs, samples, "comparing sizes")):
         print(f"{count} of {len(samples)} masks have another size than their images, of the same shape.", flush=True)
 
 
@@ -58,11 +53,7 @@ def require_readable(samples: list[Sample], view: View, folder: str | Path) -> N
 
 
 def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
-    """Verifies every file of a dataset and prints what is in it.
-
-    Raises:
-        DatasetError: there are faults; the first ten are named, all are counted.
-    """
+    """Verifies every file of a dataset and prints what is in it. Raises DatasetError: there are faults."""
 
     def inspect(sample: Sample) -> tuple:
         kind, (image, labels) = describe_image(sample.image_path), view.read_at(sample)

@@ -2,8 +2,7 @@
 
 Near copies show the same photograph, saved again, resized, slightly cropped, or mirrored. Perceptual hashes find
 candidates: their bits say which low frequencies of an image are above the median (a discrete cosine transform, as in
-the program pHash). Then the pixels are compared at small crops of either image, all over the image, so that images that
-are merely similar, such as those of one scene or one camera, are not called copies.
+the program pHash). Then the pixels are compared, so that images of one scene or one camera are not called copies.
 """
 
 import collections
@@ -91,7 +90,12 @@ def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -
         return []
     numbers, pairs = np.array(list(thumbnails)), set()
     hashes = np.stack([image_hash(thumbnail) for thumbnail in thumbnails.values()])
-    candidate = functools.cache(lambda i, flipped: Candidate(thumbnails[i][:, ::-1] if flipped else thumbnails[i]))
+
+    @functools.cache
+    def candidate(i: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        thumbnail = np.ascontiguousarray(thumbnails[i][:, ::-1] if mirrored else thumbnails[i])
+        return thumbnail, small_crops(thumbnail)
+
     for mirrored in (False, True):
         theirs = np.stack([image_hash(t[:, ::-1]) for t in thumbnails.values()]) if mirrored else hashes
         for i, row in zip(numbers[numbers < count].tolist(), hashes):
@@ -121,23 +125,20 @@ def _crop(thumbnail: np.ndarray, box: tuple) -> np.ndarray:
     return np.asarray(image, np.float32)
 
 
-class Candidate:
-    """A thumbnail, uint8 (SIDE, SIDE, 3), and what is compared first: its crops at 8x8 pixels."""
-
-    def __init__(self, thumbnail: np.ndarray):
-        self.thumbnail = np.ascontiguousarray(thumbnail)
-        small = [_crop(self.thumbnail, box).reshape(8, BLOCK, 8, BLOCK, 3).mean((1, 3)) for box in BOXES]
-        self.views = _standardized(np.stack(small)).reshape(len(BOXES), -1) / 192**0.5
+def small_crops(thumbnail: np.ndarray) -> np.ndarray:
+    """What is compared first of a thumbnail: its crops at 8x8 pixels, as unit vectors (len(BOXES), 192)."""
+    small = [_crop(thumbnail, box).reshape(8, BLOCK, 8, BLOCK, 3).mean((1, 3)) for box in BOXES]
+    return _standardized(np.stack(small)).reshape(len(BOXES), -1) / 192**0.5
 
 
-def are_copies(a: Candidate, b: Candidate) -> bool:
-    """Whether two images show one photograph, as far as their pixels tell: whole, or one whole and one cropped."""
-    for cropped, whole in ((a, b), (b, a)):
-        correlations = cropped.views @ whole.views[0]
+def are_copies(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two thumbnails with their small crops show one photograph: whole, or one whole and one cropped."""
+    for (cropped, crops), (whole, whole_crops) in ((a, b), (b, a)):
+        correlations = crops @ whole_crops[0]
         for view in np.argsort(-correlations)[:TRIED]:
             if correlations[view] < CORRELATION:
                 break
-            pair = np.stack([_crop(cropped.thumbnail, BOXES[view]), whole.thumbnail.astype(np.float32)])
+            pair = np.stack([_crop(cropped, BOXES[view]), whole.astype(np.float32)])
             # Means of two by two pixels: finer detail depends on how an image was resized.
             first, second = _standardized(pair.reshape(2, SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4)))
             blocks = np.abs(first - second).reshape(8, BLOCK // 2, 8, BLOCK // 2, 3).mean((1, 3, 4))

@@ -27,15 +27,9 @@ from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 class Dataset:
     """The images of a folder, listed once, and which of them belong together.
 
-    Args:
-        data_path: see `find_root`.
-        groups: images of one group, such as frames of a video, are never in two parts. Either the group of each image
-            by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group;
-            or a file with lines of `name group`.
-
-    Raises:
-        DatasetError: see `find_root`, `read_list` and `pair_up`.
-        UsageError: the groups can't be read, or name other images.
+    Images of one of the `groups`, such as frames of a video, are never in two parts. Given are the group of each image
+    by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group; or a file
+    with lines of `name group`.
     """
 
     def __init__(self, data_path, groups: str | dict[str, str] | None = None):
@@ -67,19 +61,10 @@ class Dataset:
     ) -> Split:
         """Divides the images into the parts train, valid and test, disjoint in names and in content.
 
-        Files that are equal byte for byte are kept in one part; near copies, too, but for the lists of `official`.
-
-        Args:
-            name: `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles
-                each breed once and gives every part the same share of it.
-            seed: of the shuffle; `official` draws nothing.
-            fold: [I, K] divides all images but the test part into K folds with the same share of every breed, copies
-                in one fold; the I-th, from 1 on, is for validation.
-            needed: parts that must not be empty.
-
-        Raises:
-            DatasetError: a list or listed files are missing, or a part is empty.
-            ValueError: there is no such split.
+        `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles each breed
+        once and gives every part the same share of it. Files that are equal byte for byte are kept in one part; near
+        copies, too, but for the lists of `official`. A fold [I, K] divides all images but the test part into K folds
+        with the same share of every breed; the I-th, from 1 on, is for validation. The parts `needed` are not empty.
         """
         if name not in SPLITS:
             raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
@@ -115,17 +100,14 @@ class Dataset:
         return getattr(self.split(split, seed, fold, (mode,)), mode)
 
     def part_of(self, checkpoint: Checkpoint, mode: str) -> list[Sample]:
-        """The samples of one part under the split of a checkpoint.
-
-        A dataset without lists, for which there is no official split, is divided like own images.
-        """
+        """The samples of one part under the split of a checkpoint."""
         data, grouped = checkpoint.data, copy.copy(self)
         grouped.groups = data.groups
-        split = data.split if self.lists else SPLITS[0]
+        split = data.split if self.lists else SPLITS[0]  # without lists there is no official one
         return grouped.part(mode, split, data.seed, None if self.parts else data.fold)
 
     def copies_of_training(self, seen: set[str], samples: list[Sample]) -> set[str]:
-        """Names of those samples that are not `seen`, names of what was trained on, but of which a near copy is."""
+        """Names of those samples that are not among the `seen` names, but of which a near copy is."""
         if not any(sample.name in seen for sample in self.samples):
             return set()
         pairs = [(a.name, b.name) for a, b in self.near_copies]
@@ -178,12 +160,11 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
             pattern = re.compile(source.removeprefix("regex:"))
         except re.error as error:
             raise UsageError(f"--groups {source!r} is no regular expression ({error}); change it") from None
-        matches = {name: pattern.search(name) for name in sorted(names)}
-        groups = {name: match.group(bool(match.groups())) for name, match in matches.items() if match}
-        groups = {name: group for name, group in groups.items() if group}
-        if not groups:
+        found = {name: pattern.search(name) for name in sorted(names)}
+        groups = {name: match.group(bool(match.groups())) for name, match in found.items() if match}
+        if not any(groups.values()):
             raise UsageError(f"--groups {source!r} finds a group in no name, such as {min(names)}; change it")
-        return groups
+        return {name: group for name, group in groups.items() if group}
     groups = {}
     try:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
@@ -221,18 +202,14 @@ class ImageDataset(torch.utils.data.Dataset):
     """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
     A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
-    (N, 1, H, W), see models/task.py; `path`, a list of files. Images stay in bytes until they are on the device; the
-    model normalises. A key is an index, or a pair (epoch, index) where something is drawn anew every epoch.
+    (N, 1, H, W), see models/task.py; `path`, a list of files. A key is an index, or a pair (epoch, index) where
+    something is drawn anew every epoch.
 
     Args:
-        samples: the images.
-        view: what is read of them. With `resize` of `keep` those of a batch must have one shape.
+        view: what is read of the samples. With `resize` of `keep` those of a batch must have one shape.
         cache: decoded images; None decodes them at every access.
         root: the folder, and `mode` the part, that they come from.
         augment_uncertain: border pixels become pet or background at random, half and half, by `seed`.
-
-    Raises:
-        DatasetError: see `View.require_labels` and, when read, `View.read_at`.
     """
 
     def __init__(

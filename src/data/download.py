@@ -22,9 +22,6 @@ def download(data_path) -> Path:
 
     torchvision downloads into a folder inside, and verifies the archives by MD5. Images and annotations appear under
     their own names only when they are whole. No whole archive is downloaded twice. Returns their folder.
-
-    Raises:
-        DatasetError: the archives can't be had, are not the real ones, or don't fit on the disk.
     """
     try:
         root = find_root(data_path)

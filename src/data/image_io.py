@@ -53,20 +53,14 @@ def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
 def read_image(
     path, size: tuple[int, int] | None = None, upright: bool = False, channels: int = 3, own_range: bool = False
 ) -> np.ndarray:
-    """Reads an image of any mode as a network sees it.
+    """Reads an image of any mode as RGB, uint8 (H, W, 3); or as uint16 (H, W, C) of another number of channels.
 
     Args:
         path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
         size: width and height that the image is resized to, bilinear with antialiasing; None keeps its own size.
         upright: turn it as its EXIF orientation says.
-        channels: of the result.
+        channels: of the result. Raises DatasetError: the image has others, or can't be read.
         own_range: see `array_pixels`.
-
-    Returns:
-        RGB, uint8 (H, W, 3); or uint16 (H, W, C) of another number of channels.
-
-    Raises:
-        DatasetError: the file can't be read as an image, or has another number of channels.
     """
     if _is_array(path):
         return array_pixels(_load_array(path), channels, size, path, own_range)
@@ -121,10 +115,7 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
     """How an image is shown beside its mask, of this width and height: width, height, and whether EXIF turns it.
 
     Beside a mask, not a trimap, the image is turned upright, as people saw it when they drew it, and the mask may be
-    smaller or larger, if its shape is that of the image.
-
-    Raises:
-        DatasetError: the image can't be read, or the sizes don't fit.
+    smaller or larger, if its shape is that of the image. Raises DatasetError: it has another one.
     """
     size, quarter_turn = _stored_size(image_path, binary_mask)
     views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
@@ -146,11 +137,7 @@ def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
-    """Reads a trimap, a mask, or with `classes` a mask of classes as a label map, uint8 (H, W); see models/task.py.
-
-    Raises:
-        DatasetError: the file can't be read, or is none.
-    """
+    """Reads a trimap, a mask, or with `classes` a mask of classes as a label map, uint8 (H, W); see models/task.py."""
     if binary_mask and classes:
         return read_class_mask(path, classes)
     return (read_mask if binary_mask else read_trimap)(path)

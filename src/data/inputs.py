@@ -28,12 +28,7 @@ def find_samples(
         recursive: take the images of all folders below.
         output: folder of results; what lies in it is left out, unless it holds all there is.
 
-    Returns:
-        The samples, and in words what they are.
-
-    Raises:
-        UsageError: there is no image.
-        DatasetError: it is a dataset, but an incomplete one.
+    Returns the samples, and in words what they are. Raises UsageError: there is none.
     """
     samples, words = _find(paths, checkpoint, subset, recursive, output)
     try:

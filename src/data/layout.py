@@ -47,11 +47,7 @@ class Sample:
 def find_root(data_path) -> Path:
     """The folder that holds images/ beside annotations/ or masks/, or parts that do.
 
-    Args:
-        data_path: that folder, its images/ folder, or the folder into which torchvision downloads the dataset.
-
-    Raises:
-        DatasetError: there is no dataset.
+    `data_path` is that folder, its images/ folder, or the folder into which torchvision downloads the dataset.
     """
     path = Path(data_path)
     near = [path, path.parent] if path.name == "images" else [path]
@@ -94,16 +90,12 @@ def has_lists(root: Path) -> bool:
 
 
 def read_lists(root: Path) -> dict[str, list[Sample]]:
-    """The lists that a dataset has, by name. Raises DatasetError: see `read_list`."""
+    """The lists that a dataset has, by name."""
     return {name: read_list(root, name) for name in LISTS if _list_file(root, name).is_file()}
 
 
 def read_list(root: Path, name: str) -> list[Sample]:
-    """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments.
-
-    Raises:
-        DatasetError: the list is missing, a row is not of that form, or a name stands in it twice.
-    """
+    """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments."""
     file, samples = _list_file(root, name), []
     if not file.is_file():
         raise DatasetError(f"the list {file} is missing; {DOWNLOAD_HINT.format(root)}")
@@ -131,9 +123,6 @@ def pair_up(root: Path) -> list[Sample]:
     """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
-
-    Raises:
-        DatasetError: images without a mask, or masks without an image.
     """
     own = not (root / "annotations").is_dir()
     faults: list[str] = []

@@ -19,9 +19,6 @@ class Batches:
 
     Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
     and 4. Each process of `context` reads its share of every batch.
-
-    Raises:
-        UsageError: batches have fewer images than there are processes.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
@@ -106,19 +103,10 @@ class _Loader(DataLoader):
 
 
 def make_loader(dataset, device: torch.device, batches: Iterable, num_workers: int | None = None) -> DataLoader:
-    """A DataLoader of whole batches, pinned where they go to a GPU.
-
-    Args:
-        dataset: gives them with `read_batch`.
-        device: where they go.
-        batches: what `read_batch` takes, one after the other.
-        num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
-            already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
-            pass them on, so there are none.
-    """
-    if not dataset.decodes:
+    """A DataLoader of what `dataset.read_batch` gives for each of `batches`, pinned where it goes to a GPU."""
+    if not dataset.decodes:  # from a cache images are read ten times faster than a process could pass them on
         num_workers = 0
-    elif num_workers is None:
+    elif num_workers is None:  # a network on the CPU has its cores already
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     return _Loader(
         _WholeBatches(dataset),

@@ -18,13 +18,10 @@ CHANGES = ("color", *DISTORTIONS, *MIXES)  # color: brightness, contrast and sat
 
 
 def change_names(text: str) -> str:
-    """Names of CHANGES with commas, in the table's order; `all` means all but MIXES, of which one may be given.
-
-    Raises:
-        argparse.ArgumentTypeError: there is no such change.
-    """
-    words = [word.strip() for word in text.split(",")]
-    names = {*words} - {"all"} | ({"color", *DISTORTIONS} if "all" in words else set())
+    """Names of CHANGES with commas, in the table's order; `all` means all but MIXES, of which one may be given."""
+    names = {word.strip() for word in text.split(",")}
+    if "all" in names:
+        names = names - {"all"} | {"color", *DISTORTIONS}
     for name in names:
         if name not in CHANGES:
             raise argparse.ArgumentTypeError(f"no distortion is called {name!r}; there are {', '.join(CHANGES)}, all")

@@ -17,10 +17,6 @@ class SimpleOxfordPetDataset(ImageDataset):
     A sample is a dict: `image` uint8 (3, S, S), `mask` uint8 (1, S, S) of 0 and 1, `trimap` uint8 (1, S, S), `labels`
     likewise, and `path`, the image's file. `transform` is called with it and returns it changed. With
     `augment_uncertain` border pixels of masks are pet or background at random, half and half, instead of pet.
-
-    Raises:
-        DatasetError: see Dataset and `View.read_at`.
-        ValueError: there is no such mode or split.
     """
 
     def __init__(

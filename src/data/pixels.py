@@ -17,12 +17,7 @@ LARGEST, LEAST = 1e37, 1e-30  # value, and range of values, that float32 can sca
 def image_pixels(
     image: Image.Image, channels: int = 3, size: tuple[int, int] | None = None, path="the image", own_range=False
 ) -> np.ndarray:
-    """An open image as `read_image` gives it.
-
-    Raises:
-        DatasetError: it has another number of channels.
-        ValueError: it is in color with 16 bits a channel, of which Pillow reads 8, and is not wanted as RGB.
-    """
+    """An open image as `read_image` gives it. Raises ValueError: Pillow would lose its depth."""
     deep = image.mode[0] in "IF"  # 16 or 32 bits, or floating point
     if channels == 3 and not deep:
         if "transparency" in image.info:
@@ -47,9 +42,6 @@ def array_pixels(
     Of unsigned values of 8 and 16 bits black is 0 and white the largest of their type; of others they are the lowest
     and highest of the image, of three channels together, else of each. With `own_range` they are so for all types, and
     what is neither gray nor RGB becomes gray.
-
-    Raises:
-        DatasetError: it is no image, or has another number of channels.
     """
     if stored.ndim not in (2, 3) or 0 in stored.shape or stored.dtype.kind not in "buif":
         raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")

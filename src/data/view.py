@@ -44,15 +44,11 @@ class View(NamedTuple):
         return tuple(max(1, round(side * self.size / max(sides))) for side in sides)
 
     def size_of(self, sample: Sample) -> tuple[int, int]:
-        """Width and height at which the network sees an image. Raises DatasetError: see `shown_size`."""
+        """Width and height at which the network sees an image."""
         return self.fit((1, 1) if self.resize == "square" else sample.displayed_size())
 
     def read_at(self, sample: Sample, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image (H, W, C) and its label map, uint8 (H, W), or None; at a width and height, or its own.
-
-        Raises:
-            DatasetError: a file can't be read or is no mask, or their sizes don't fit.
-        """
+        """The image (H, W, C) and its label map, uint8 (H, W), or None; at a width and height, or its own."""
         if sample.mask_path is None:
             return read_image(sample.image_path, size, True, self.channels), None
         labels = self.read_labels(sample)
@@ -61,7 +57,7 @@ class View(NamedTuple):
         return image, nearest(labels, size or tuple(own_size))
 
     def read_labels(self, sample: Sample) -> np.ndarray:
-        """The label map at the mask's own size, uint8 (H, W). Raises DatasetError: the file is none."""
+        """The label map at the mask's own size, uint8 (H, W)."""
         return self.relabel(sample, read_labels(sample.mask_path, sample.binary_mask, self.classes))
 
     def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
