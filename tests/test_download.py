@@ -99,7 +99,7 @@ def test_damage_is_mended_where_it_is(archives, tmp_path):
         if plain:  # not in a folder of torchvision's name
             for part in ("images", "annotations"):
                 (root / part).rename(tmp_path / "data" / part)
-            root.rmdir()
+            shutil.rmtree(root)
             root = tmp_path / "data"
         for file in sorted((root / "images").glob("*.jpg"))[:7]:
             file.unlink()

@@ -89,13 +89,6 @@ def test_border_band_hugs_the_silhouette(monkeypatch):
         assert (values[grown(~silhouette, 2) & silhouette] == 3).all() and (values[~grown(~silhouette, 2)] == 1).all()
 
 
-def test_border_is_narrow_even_and_does_not_follow_the_edge_of_the_picture():
-    half = np.zeros((200, 240), dtype=bool)
-    half[:, 100:] = True
-    values = np.asarray(sample_pets._trimap(half))
-    assert (values == values[0]).all() and values[0].tolist() == [2] * 98 + [3] * 4 + [1] * 138  # 4 of 240: 1.7 %
-
-
 def test_picture_shows_the_pet_where_the_trimap_says(monkeypatch):
     """With the scene painted one unlikely colour, everything outside the border has it and the pet does not."""
     flat = lambda rng, size, *_: np.full((size[1], size[0], 3), (0.0, 255.0, 0.0), dtype=np.float32)  # noqa: E731

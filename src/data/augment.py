@@ -1,6 +1,7 @@
 """Augmentation: drawn per sample as pure functions of (seed, epoch, name), applied to whole batches on the device."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from data.dataset import ImageDataset, as_keys
-from data.distortions import STRONGEST, apply_distortions, draw_distortions
+from data.distortions import STRONGEST, apply_distortions, draw_distortions, resample
 from data.names import STRENGTHS
 from models.task import BACKGROUND
 from runtime.device import copy_to_device
@@ -46,6 +47,7 @@ def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_j
     return AugmentedDataset(dataset, seed, num_augmentations, color_jitter)
 
 
+@dataclass(eq=False, repr=False)
 class AugmentedDataset(Dataset):
     """The n samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
 
@@ -58,17 +60,15 @@ class AugmentedDataset(Dataset):
         strength: a key of STRENGTHS.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        seed: int = 42,
-        variants: int = 0,
-        color_jitter=False,
-        strength: str = "medium",
-        distort: str = "",
-    ):
-        self.dataset, self.seed, self.variants, self.color_jitter = dataset, seed, variants, color_jitter
-        self.strength, self.distort, self.decodes = strength, distort, dataset.decodes
+    dataset: ImageDataset
+    seed: int = 42
+    variants: int = 0
+    color_jitter: bool = False
+    strength: str = "medium"
+    distort: str = ""
+
+    def __post_init__(self):
+        self.decodes = self.dataset.decodes
 
     def __len__(self) -> int:
         return len(self.dataset) * (1 + self.variants)
@@ -108,25 +108,23 @@ def apply_augmentations(
         images, masks = apply_augmentations(image[None], mask[None], affine[None])
         return images[0], masks[0]
     if image.device.type != "cpu":
-        return _resample(image, mask, affine)
+        return _warp(image, mask, affine)
     # On a CPU in small portions, which stay in its caches.
     images, masks = torch.empty(image.shape), torch.empty(mask.shape, dtype=torch.uint8)
     for i in range(0, len(image), portion := 2 * torch.get_num_threads()):
         part = slice(i, i + portion)
-        images[part], masks[part] = _resample(image[part], mask[part], affine[part])
+        images[part], masks[part] = _warp(image[part], mask[part], affine[part])
     return images, masks
 
 
-def _resample(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _warp(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # F.affine_grid gives the same grid by a product of thin matrices, which takes ten times as long on a CPU.
     height, width = image.shape[-2:]
     x = (torch.arange(width, device=image.device) * 2 + 1) / width - 1
     y = (torch.arange(height, device=image.device) * 2 + 1) / height - 1
     a = affine[:, :, :, None, None]
     grid = torch.stack([a[:, k, 0] * x + (a[:, k, 1] * y[:, None] + a[:, k, 2]) for k in (0, 1)], dim=-1)
-    options = {"padding_mode": "reflection", "align_corners": False}
-    images = F.grid_sample(image.float(), grid, mode="bilinear", **options)
-    return images, F.grid_sample(mask.float(), grid, mode="nearest", **options).to(torch.uint8)
+    return resample(image, mask, grid)
 
 
 def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:

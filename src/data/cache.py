@@ -37,15 +37,22 @@ class PixelCache:
             raise DatasetError(f"{file} is damaged; delete it and start again") from None
         self.file, self.shape, self.dtype, self.offset = file, array.shape[1:], array.dtype, array.offset
         self.rows = {name: row for row, name in enumerate(names)}
+        self.handle: int | None = None  # it stays open: a run with other images may remove the file
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "handle": None}  # a worker process opens the file for itself
 
     def read(self, names: list[str]) -> np.ndarray:
         """The records of these images, (N, C + 1, S, S), the caller's own."""
+        if not hasattr(os, "preadv"):  # Windows
+            return np.load(self.file, mmap_mode="r")[[self.rows[name] for name in names]]
+        if self.handle is None:
+            self.handle = os.open(self.file, os.O_RDONLY)
         records = np.empty((len(names), *self.shape), self.dtype)
-        with self.file.open("rb", buffering=0) as file:
-            for record, name in zip(records, names):
-                file.seek(self.offset + self.rows[name] * record.nbytes)
-                if file.readinto(record) != record.nbytes:
-                    raise DatasetError(f"{self.file} has been cut off; delete it and start again")
+        for record, name in zip(records, names):
+            # The position is in the call: threads and forked processes share the handle.
+            if os.preadv(self.handle, [record], self.offset + self.rows[name] * record.nbytes) != record.nbytes:
+                raise DatasetError(f"{self.file} has been cut off; delete it and start again")
         return records
 
 

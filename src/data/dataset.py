@@ -198,6 +198,7 @@ def as_keys(keys: list) -> list[tuple[int, int]]:
     return [key if isinstance(key, tuple) else (0, key) for key in keys]
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ImageDataset(torch.utils.data.Dataset):
     """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
@@ -212,20 +213,17 @@ class ImageDataset(torch.utils.data.Dataset):
         augment_uncertain: border pixels become pet or background at random, half and half, by `seed`.
     """
 
-    def __init__(
-        self,
-        samples: list[Sample],
-        view: View,
-        cache: PixelCache | None = None,
-        root: Path = Path(),
-        mode: str = "all",
-        augment_uncertain: bool = False,
-        seed: int = 42,
-    ):
-        view.require_labels(samples)
-        self.samples, self.view, self.cache, self.root, self.mode = samples, view, cache, root, mode
-        self.augment_uncertain, self.seed = augment_uncertain, seed
-        self.decodes = cache is None  # which takes work that other processes could share
+    samples: list[Sample]
+    view: View
+    cache: PixelCache | None = None
+    root: Path = Path()
+    mode: str = "all"
+    augment_uncertain: bool = False
+    seed: int = 42
+
+    def __post_init__(self):
+        self.view.require_labels(self.samples)
+        self.decodes = self.cache is None  # which takes work that other processes could share
 
     def __len__(self) -> int:
         return len(self.samples)

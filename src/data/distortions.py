@@ -19,6 +19,13 @@ APPLIED = 0.3  # share of the images that each named distortion changes
 STRONGEST = 1.5
 
 
+def resample(images: torch.Tensor, masks: torch.Tensor, grid: torch.Tensor) -> Pair:
+    """Images, bilinear, and masks, nearest neighbour, at a grid (N, H, W, 2); outside are their mirror images."""
+    options = {"padding_mode": "reflection", "align_corners": False}
+    moved = F.grid_sample(images.float(), grid, mode="bilinear", **options)
+    return moved, F.grid_sample(masks.float(), grid, mode="nearest", **options).to(torch.uint8)
+
+
 def _normal(shape: tuple, generators: Generators, device: torch.device) -> torch.Tensor:
     """Normal random numbers, (N, *shape): each image's are its own on every device and in every batch."""
     return copy_to_device(torch.stack([torch.randn(shape, generator=g) for g in generators]), device)
@@ -34,10 +41,7 @@ def elastic(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, 
     shifts = _normal((2, 5, 5), generators, images.device) * _column(amounts) * 0.05
     shifts = F.interpolate(shifts, size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     y, x = ((torch.arange(side, device=images.device) * 2 + 1) / side - 1 for side in size)
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) + shifts
-    options = {"padding_mode": "reflection", "align_corners": False}
-    bent = F.grid_sample(targets.float(), grid, mode="nearest", **options).to(targets.dtype)
-    return F.grid_sample(images, grid, mode="bilinear", **options), bent
+    return resample(images, targets, torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) + shifts)
 
 
 def gamma(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:

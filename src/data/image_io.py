@@ -27,27 +27,28 @@ def _is_array(path) -> bool:
 
 def _load_array(path) -> np.ndarray:
     """The array of a file of `numpy.save`, mapped, not read. Raises DatasetError: it is none, or holds objects."""
-    try:
+    with _readable(path, "an array"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
-        raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
     return array
 
 
 @contextlib.contextmanager
-def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
-    """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
+def _readable(path, what: str) -> Iterator[None]:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+        yield
     except (DatasetError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001  Pillow raises nearly anything on broken files
+    except Exception as error:  # noqa: BLE001  Pillow and NumPy raise nearly anything on broken files
         raise DatasetError(f"{path} can't be read as {what} ({first_line(error)}); replace the file") from None
+
+
+@contextlib.contextmanager
+def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
+    """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
+    with _readable(path, what), Image.open(path, formats=FORMATS) as image:
+        yield image
 
 
 def read_image(

@@ -59,9 +59,7 @@ def _find(
         except DatasetError:
             if has_lists(root):
                 raise
-            path = (
-                root / "images"
-            )  # own images that can't be divided, being few or without masks, are images all the same
+            path = root / "images"  # own images that can't be divided, being few or without masks
     words = f"images in {path}" if path.is_dir() else f"images that match {path}"
     return _name_all(_files([str(path)], recursive), words, path if path.is_dir() else None, output), words
 

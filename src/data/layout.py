@@ -158,22 +158,20 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, P
         return unicodedata.normalize("NFC", stem).casefold()
 
     stems = {plain(stem): stem for stem in images}
-    stems = stems if len(stems) == len(images) else {stem: stem for stem in images}
+    if len(stems) < len(images):
+        stems = {stem: stem for stem in images}
+    unpaired = [plain(stem) for stem in masks if plain(stem) not in stems]
     endings = collections.Counter(
-        plain(mask)[cut:]
-        for mask in masks
-        if plain(mask) not in stems
-        for cut in range(1, len(plain(mask)))
-        if plain(mask)[:cut] in stems and not plain(mask)[cut].isalnum()  # `1_mask`, not the image 1 for the mask 12
+        name[cut:]
+        for name in unpaired
+        for cut in range(1, len(name))
+        if name[:cut] in stems and not name[cut].isalnum()  # `1_mask`, not the image 1 for the mask 12
     )
     ending, count = max(endings.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
-    if count and 2 * count < len(masks):
+    if 2 * count < len(masks):
         ending = ""  # of a few masks alone: these are faults
-    paired = {}
-    for stem, file in masks.items():
-        key = plain(stem)
-        key = key.removesuffix(ending) if key not in stems else key
-        paired[stems.get(key, stem)] = file
+    names = {stem: plain(stem) if plain(stem) in stems else plain(stem).removesuffix(ending) for stem in masks}
+    paired = {stems.get(names[stem], stem): file for stem, file in masks.items()}
     if len(paired) < len(masks):  # several masks of one image
         return masks
     if ending:
