@@ -14,7 +14,6 @@ from data.view import View
 from helpers import TINY, assert_one_error, disc, run_script, save, scene, write_list
 from runtime.errors import DatasetError
 
-LISTS = ("list", "trainval", "test")
 IMAGE, TRIMAP = "images/Cat0_0.jpg", "annotations/trimaps/Cat0_0.png"  # of the pets
 PHOTO, MASK = "images/photo 0.jpg", "masks/photo 0.png"  # of own images, 60x44
 
@@ -45,9 +44,9 @@ def list_last_row_twice(root) -> None:
     write_list(root, "list", [*rows, rows[-1]])
 
 
-def empty_lists(root, *rows: str) -> None:
-    for name in LISTS:
-        write_list(root, name, ["# nothing", *rows] if name == "list" else ["# nothing"])
+def empty_lists(root) -> None:
+    for name in ("list", "trainval", "test"):
+        write_list(root, name, ["# nothing"])
 
 
 def three_values(root) -> None:
@@ -96,8 +95,6 @@ PETS = {
         ["35 of the 80 listed files are missing", "--download"],
     ),
     "empty list": (empty_lists, ["is empty", "0 images in all"]),
-    "one image": (lambda r: empty_lists(r, "Cat0_0 1 1 1"), ["is empty", "1 images in all"]),
-    "no image": (lambda r: (r / IMAGE).write_bytes(b"\xff\xd8 this is no image"), UNREADABLE),
     "truncated image": (lambda r: truncate(r / IMAGE, 900), [UNREADABLE[0], "truncated"]),
     "trimap of 255": (
         lambda r: save(r / TRIMAP, np.full((64, 80), 255, np.uint8)),
@@ -120,7 +117,7 @@ PETS = {
 }
 UNREADABLE = ["photo 0.jpg can't be read", "replace"]
 OWN = {
-    "no masks": (lambda r: delete(r / "masks"), ["40 faults", "has no mask", "..."]),
+    "no masks": (lambda r: delete(r / "masks"), ["40 faults", "has no mask", "| ..."]),
     "mask missing": (lambda r: (r / MASK).unlink(), ["1 fault:", "photo 0.jpg has no mask"]),
     "image missing": (lambda r: (r / PHOTO).unlink(), ["1 fault:", "photo 0.png has no image"]),
     "two images of one stem": (lambda r: save(r / "images/photo 0.bmp", disc(0)[0]), ["photo 0.bmp", "the same stem"]),
@@ -134,16 +131,10 @@ OWN = {
         lambda r: save(r / MASK, disc(0, 30, 30)[1].astype(np.uint8)),
         ["photo 0.jpg is 60x44", "photo 0.png is 30x30", "same shape"],
     ),
-    "rotated mask": (
-        lambda r: save(r / MASK, np.rot90(disc(0)[1]).astype(np.uint8)),
-        ["photo 0.jpg is 60x44", "photo 0.png is 44x60"],
-    ),
     "truncated image": (lambda r: truncate(r / PHOTO, 700), [UNREADABLE[0], "truncated"]),
     "text as image": (lambda r: (r / PHOTO).write_text("no image"), UNREADABLE),
-    "text as mask": (lambda r: (r / MASK).write_text("no mask"), ["photo 0.png can't be read"]),
     "folder as image": (lambda r: replace(r / PHOTO, Path.mkdir), ["photo 0.png has no image"]),
     "link to nothing": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to("gone.jpg")), ["photo 0.png has no image"]),
-    "link to a text": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to(__file__)), UNREADABLE),
     "bomb": (bomb, ["photo 0.png can't be read", "decompression bomb"]),
     "too few": (few_images, ["5 images in all", "at least ten different ones are needed"]),
     "only copies": (only_copies, ["is empty", "were moved into training, with copies"]),

@@ -120,7 +120,7 @@ def test_strong_recipe_knows_its_start():
 
 
 def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--sizes", "64:1")
+    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--sizes", "fixed")
     flags += ("--attention", "se", "--distort", "color", "--ema", 0.9, "--batch_size", 16, *TINY, "--image_size", 96)
     contents = []
     for name, first in (("whole", 2), ("parts", 1)):

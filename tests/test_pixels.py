@@ -163,15 +163,6 @@ def test_what_would_lose_its_depth_is_refused(tmp_path):
         read_gray(path)
 
 
-def test_palette_image_without_its_palette_is_read(tmp_path):
-    Image.new("P", (4, 4)).save(tmp_path / "p.png")
-    data = (tmp_path / "p.png").read_bytes()
-    start = data.index(b"PLTE") - 4
-    (tmp_path / "p.png").write_bytes(data[:start] + data[start + 12 + struct.unpack_from(">I", data, start)[0] :])
-    assert read_image(tmp_path / "p.png").shape == (4, 4, 3)
-    assert read_gray(tmp_path / "p.png").shape == (4, 4, 1)
-
-
 def test_near_copies_of_arrays_are_found(tmp_path):
     photos = [np.asarray(photograph(i), np.uint16) * 4 for i in range(3)]
     photos.append(np.asarray(photograph(0).resize((180, 135)), np.uint16) * 4)

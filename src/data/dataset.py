@@ -206,11 +206,8 @@ class ImageDataset(torch.utils.data.Dataset):
     (N, 1, H, W), see models/task.py; `path`, a list of files. A key is an index, or a pair (epoch, index) where
     something is drawn anew every epoch.
 
-    Args:
-        view: what is read of the samples. With `resize` of `keep` those of a batch must have one shape.
-        cache: decoded images; None decodes them at every access.
-        root: the folder, and `mode` the part, that they come from.
-        augment_uncertain: border pixels become pet or background at random, half and half, by `seed`.
+    With a view that keeps the shape of images, those of a batch must have one shape. Without a cache images are decoded
+    at every access. With `augment_uncertain` border pixels become pet or background at random, by `seed`.
     """
 
     samples: list[Sample]

@@ -56,12 +56,9 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image of any mode as RGB, uint8 (H, W, 3); or as uint16 (H, W, C) of another number of channels.
 
-    Args:
-        path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
-        size: width and height that the image is resized to, bilinear with antialiasing; None keeps its own size.
-        upright: turn it as its EXIF orientation says.
-        channels: of the result. Raises DatasetError: the image has others, or can't be read.
-        own_range: see `array_pixels`.
+    Its content decides the format, not its name (four .jpg files of the dataset are PNGs). It is resized to a width and
+    height, bilinear with antialiasing; `upright` turns it as its EXIF orientation says; of `own_range` see
+    `array_pixels`. Raises DatasetError: it can't be read, or has another number of channels.
     """
     if _is_array(path):
         return array_pixels(_load_array(path), channels, size, path, own_range)

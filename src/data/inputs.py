@@ -21,14 +21,8 @@ def find_samples(
 ) -> tuple[list[Sample], str]:
     """The images that a path means: one image, a dataset or its images/ folder, any folder of images, or a pattern.
 
-    Args:
-        paths: the path or pattern; of several none is taken for a dataset.
-        checkpoint: it knows the dataset's split, and which classes masks must hold to be of use.
-        subset: part of the dataset, if it is one.
-        recursive: take the images of all folders below.
-        output: folder of results; what lies in it is left out, unless it holds all there is.
-
-    Returns the samples, and in words what they are. Raises UsageError: there is none.
+    Of several paths none is taken for a dataset; of a dataset it is one part under the checkpoint's split. What lies in
+    the folder of results is left out, unless it holds all there is. Returns the samples, and in words what they are.
     """
     samples, words = _find(paths, checkpoint, subset, recursive, output)
     try:

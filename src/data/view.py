@@ -12,19 +12,12 @@ from runtime.errors import DatasetError
 
 
 class View(NamedTuple):
-    """Which values of an image a network sees, how large, and which classes its mask holds.
+    """How a network sees an image, and which classes its mask holds."""
 
-    Args:
-        size: side of a square, in pixels.
-        resize: `square` squashes images into it; `keep` keeps their shape, and the longer side gets that length.
-        channels: of the image. Gray images are repeated, color ones become gray where that is 1.
-        classes: names of the classes whose numbers masks hold; without any, masks are trimaps or have two values.
-    """
-
-    size: int = 256
-    resize: str = "square"
-    channels: int = 3
-    classes: tuple[str, ...] = ()
+    size: int = 256  # side of a square, in pixels
+    resize: str = "square"  # squashes images into it; `keep` keeps their shape, and the longer side gets that length
+    channels: int = 3  # gray images are repeated, color ones become gray where that is 1
+    classes: tuple[str, ...] = ()  # whose numbers masks hold; without any, masks are trimaps or have two values
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, size: int | None = None, resize: str | None = None) -> "View":
