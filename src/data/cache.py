@@ -96,13 +96,9 @@ def make_once(file: Path, outdated: str, make: Callable[[], None]) -> None:
 
 def files_digest(samples: list[Sample], *about) -> str:
     """Changes whenever a file, the list of files, or what is said `about` them does."""
-
-    def stamp(path: Path) -> tuple[str, int, int]:
-        status = path.stat()
-        return path.name, status.st_size, status.st_mtime_ns
-
+    files = [file for sample in samples for file in (sample.image_path, sample.mask_path)]
     with ThreadPoolExecutor() as pool:
-        stamps = list(pool.map(lambda sample: (stamp(sample.image_path), stamp(sample.mask_path)), samples))
+        stamps = [(f.name, s.st_size, s.st_mtime_ns) for f, s in zip(files, pool.map(Path.stat, files))]
     return hashlib.sha256(json.dumps([*about, stamps]).encode()).hexdigest()[:16]
 
 
