@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.names import MODES, SPLITS, percentiles
+from data.names import MODES, SPLITS
 from models.names import TASKS, class_names
 from runtime import cli
 from runtime.files import writable_folder
@@ -46,7 +46,6 @@ class DatasetConfig:
         "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])
     )
     channels: int = option(3, "channels of the images, as in train.py", whole_number(1, 100), metavar="N")
-    window: str | None = option(None, "percentiles of the images' values, as in train.py", percentiles, metavar="P,P")
     seed: int = option(42, "seed of the split", whole_number(0, 2**32 - 1), metavar="N")
 
 
@@ -62,7 +61,6 @@ def main(argv=None) -> None:
     from data.check import check
     from data.dataset import Dataset, ImageDataset
     from data.download import download
-    from data.pixels import window_of
     from data.view import View
     from models.task import task_named
     from visual.preview import preview
@@ -71,7 +69,7 @@ def main(argv=None) -> None:
         download(writable_folder(config.data_path))
     dataset = Dataset(config.data_path)
     classes = task_named(config.classes).classes
-    view = View(192, channels=config.channels, window=window_of(config.window), classes=classes)
+    view = View(192, channels=config.channels, classes=classes)
     if config.check:
         check(dataset, config.split, config.seed, view)
     if config.preview:

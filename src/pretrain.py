@@ -12,7 +12,6 @@ FLAGS = (
     *("data_path", "model_name", "epochs", "batch_size", "learning_rate", "resume", "split", "groups", "image_size"),
     *(
         "channels",
-        "window",
         "encoder_weights",
         "encoder_lr_scale",
         "freeze_encoder",

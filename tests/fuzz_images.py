@@ -81,11 +81,6 @@ def _cut(rng: random.Random, data: bytearray) -> None:
     data += rng.choice((b"", b"", bytes(length - at), rng.randbytes(length - at)))
 
 
-def _splice(rng: random.Random, data: bytearray) -> None:
-    other = rng.choice(sources()[rng.choice(ENDINGS)])
-    data[_place(rng, data) :] = other[rng.randrange(len(other)) :]
-
-
 def _field(rng: random.Random, data: bytearray) -> None:
     for _ in range(rng.choice((1, 1, 2, 3))):
         form = rng.choice(("<B", "<H", ">H", "<I", ">I", "<Q"))
@@ -105,7 +100,7 @@ def _block(rng: random.Random, data: bytearray) -> None:
         data[to:to] = block * rng.choice((1, 1, 2, 50))
 
 
-CHANGES = (_flip, _cut, _splice, _field, _field, _block)
+CHANGES = (_flip, _cut, _field, _field, _block)
 
 
 def _png_chunks(rng: random.Random, data: bytearray) -> None:

@@ -85,7 +85,6 @@ def make_checkpoint(**changes) -> Checkpoint:
         "config": {},
         "weights": weights,
         "image_size": 64,
-        "window": None,
         "data": DataRecord(split="official", seed=1, fingerprints={}, train_names=["a"]),
         "encoder_start": "from scratch",
         "progress": Progress(run_id="run-1", planned_epochs=1, best_score=0.5, best_epoch=1),

@@ -8,27 +8,22 @@ import pytest
 import torch
 
 import utils
-from data.augment import IDENTITY, BatchAugmentation, apply_colors, augment_batch, draw_augmentation, draw_colors, mix
-from data.names import STRENGTHS, automatic_plan, planned_sizes, possible_sizes, size_plan
-from stubs import make_batch
+from data.augment import IDENTITY, apply_colors, draw_augmentation, draw_colors, mix
+from data.names import STRENGTHS, automatic_plan, planned_sizes, size_plan
+from stubs import Plain, make_batch, make_masks
 from train import build_parser
 from training.data import augmented, open_parts
 from training.resolve import new_config
+from training.terms import At
 
 
-def test_identity_changes_nothing():
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_identity_and_flip_are_exact(mirror):
     image, mask = torch.rand(3, 12, 10) * 255, torch.randint(0, 2, (1, 12, 10), dtype=torch.uint8)
-    moved, moved_mask = utils.apply_augmentations(image, mask, torch.from_numpy(IDENTITY))
-    torch.testing.assert_close(moved, image, atol=1e-3, rtol=0)
-    assert torch.equal(moved_mask, mask)
-
-
-def test_flip_is_exact():
-    image, mask = torch.rand(3, 12, 10) * 255, torch.randint(0, 2, (1, 12, 10), dtype=torch.uint8)
-    flip = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
-    moved, moved_mask = utils.apply_augmentations(image, mask, flip)
-    torch.testing.assert_close(moved, image.flip(-1), atol=1e-3, rtol=0)
-    assert torch.equal(moved_mask, mask.flip(-1))
+    moved, moved_mask = utils.apply_augmentations(image, mask, torch.tensor([[mirror, 0, 0], [0, 1, 0]]))
+    flip = (lambda t: t.flip(-1)) if mirror < 0 else (lambda t: t)
+    torch.testing.assert_close(moved, flip(image), atol=1e-3, rtol=0)
+    assert torch.equal(moved_mask, flip(mask))
 
 
 def test_image_and_mask_move_together():
@@ -57,31 +52,23 @@ def test_augmentations_are_rotation_flip_crop_and_all_their_combinations():
     assert len(seen) == 7  # all but doing nothing
 
 
-def test_batch_is_augmented_like_its_images():
-    images, truth = torch.rand(4, 3, 20, 20) * 255, torch.randint(0, 2, (4, 1, 20, 20), dtype=torch.uint8)
-    affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(4)]))
+def test_batch_is_augmented_like_its_images_at_torchs_grid():
+    images, truth = torch.rand(6, 3, 24, 40) * 255, torch.randint(0, 2, (6, 1, 24, 40), dtype=torch.uint8)
+    affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(6)]))
     together = utils.apply_augmentations(images, truth, affine)
-    for i in range(4):
+    for i in range(6):
         alone = utils.apply_augmentations(images[i], truth[i], affine[i])
         assert torch.equal(together[0][i], alone[0])
         assert torch.equal(together[1][i], alone[1])
-
-
-def test_grid_equals_torchs():
-    affine = torch.from_numpy(np.stack([utils.draw_augmentation(np.random.default_rng(i)) for i in range(6)]))
-    images, truth = torch.rand(6, 3, 24, 40) * 255, torch.randint(0, 2, (6, 1, 24, 40), dtype=torch.uint8)
     grid = torch.nn.functional.affine_grid(affine, [6, 3, 24, 40], align_corners=False)
     expected = torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    torch.testing.assert_close(utils.apply_augmentations(images, truth, affine)[0], expected, atol=0.01, rtol=0)
-
-
-CPU = torch.device("cpu")
+    torch.testing.assert_close(together[0], expected, atol=0.01, rtol=0)
 
 
 class FakeDataset:
     """Five named samples that tell by which keys they were asked for."""
 
-    samples = [SimpleNamespace(name=f"pet_{i}") for i in range(5)]
+    samples, decodes = [SimpleNamespace(name=f"pet_{i}") for i in range(5)], True
 
     def __len__(self):
         return 5
@@ -96,20 +83,14 @@ def drawn(dataset, *key):
 
 
 def test_bulk_keeps_originals_and_adds_the_same_variants_every_time():
-    first, again = (utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=1) for _ in range(2))
+    first, more = (utils.augment_dataset(FakeDataset(), n, seed=1) for n in (3, 5))
     assert len(first) == 20
     assert all(drawn(first, 4, i) == IDENTITY.tobytes() for i in range(5))
     variants = [drawn(first, 3, i) for i in range(5, 20)]
     assert len(set(variants)) == 15
-    assert variants == [drawn(again, 8, i) for i in range(5, 20)]
+    assert variants == [drawn(more, 8, i) for i in range(5, 20)]
     assert first[3, 7]["key"] == (3, 2)  # the eighth item is a variant of the third picture
-    other = utils.augment_dataset(FakeDataset(), num_augmentations=3, seed=2)
-    assert variants[0] != drawn(other, 3, 5)
-
-
-def test_more_variants_keep_the_earlier_ones():
-    few, many = (utils.augment_dataset(FakeDataset(), n, seed=1) for n in (2, 5))
-    assert [drawn(few, 0, i) for i in range(15)] == [drawn(many, 0, i) for i in range(15)]
+    assert variants[0] != drawn(utils.augment_dataset(FakeDataset(), seed=2), 3, 5)
 
 
 def test_online_depends_on_seed_epoch_and_name_alone():
@@ -135,20 +116,13 @@ def test_batch_is_drawn_like_its_samples():
 def test_colors_by_hand():
     image = torch.tensor([[100.0, 200.0], [50.0, 150.0], [0.0, 100.0]]).view(1, 3, 1, 2)
     torch.testing.assert_close(apply_colors(image, torch.ones(1, 3)), image)
-    brighter = apply_colors(image, torch.tensor([[1.1, 1.0, 1.0]]))
-    torch.testing.assert_close(brighter, image * 1.1)
-    flat = apply_colors(image, torch.tensor([[1.0, 0.0, 1.0]]))
-    torch.testing.assert_close(flat, torch.full_like(image, 100.0))
+    torch.testing.assert_close(apply_colors(image, torch.tensor([[1.1, 1.0, 1.0]])), image * 1.1)
+    torch.testing.assert_close(apply_colors(image, torch.tensor([[1.0, 0.0, 1.0]])), torch.full_like(image, 100.0))
     gray = apply_colors(image, torch.tensor([[1.0, 1.0, 0.0]]))
     torch.testing.assert_close(gray[0, :, 0, 0], torch.full((3,), 0.299 * 100 + 0.587 * 50))
     assert apply_colors(image, torch.tensor([[9.0, 1.0, 1.0]])).max() == 255
-
-
-def test_colors_stay_within_their_strength():
     draws = np.stack([draw_colors(np.random.default_rng(i), 0.25) for i in range(100)])
-    assert draws.min() >= 0.75
-    assert draws.max() <= 1.25
-    assert draws.std(0).min() > 0.1
+    assert draws.min() >= 0.75 and draws.max() <= 1.25 and draws.std(0).min() > 0.1
 
 
 def test_strengths_have_their_limits():
@@ -184,27 +158,6 @@ def test_augmentation_flags_reach_the_batches(shared_dataset):
     assert (uncertain != uncertain[0]).any()
 
 
-def test_sizes_are_multiples_of_the_stride():
-    assert possible_sizes(256, 32, 0.25) == [192, 224, 256, 288, 320]
-    assert possible_sizes(100, 32, 0.3) == [96, 100, 128]
-    assert possible_sizes(64, 32, 0.9) == [64, 96]  # batch norm needs more than one pixel
-
-
-def test_steps_of_varied_sizes_keep_labels_valid():
-    augmentation, seen = BatchAugmentation(vary=True, stride=2, seed=1), []
-    for step in range(12):
-        batch = make_batch()
-        batch["labels"] *= 2  # background and border: nothing between may come of them
-        images, labels = augment_batch(batch, augmentation, CPU, 0, step)
-        assert labels.unique().tolist() == [0, 2]
-        assert labels.dtype == torch.uint8
-        assert images.shape[-2:] == labels.shape[-2:]
-        seen.append(images.shape[-1])
-    assert set(seen) == {6, 8, 10}
-    again, _ = augment_batch(make_batch(), augmentation, CPU, 0, 7)
-    assert again.shape[-1] == seen[7]  # whatever came before
-
-
 def two_worlds(count: int = 6):
     """Pictures whose pixels tell which one they are from, each with a pet in a place of its own."""
     images = torch.arange(count).float().view(-1, 1, 1, 1).expand(count, 3, 12, 16).clone()
@@ -217,7 +170,7 @@ def two_worlds(count: int = 6):
 @pytest.mark.parametrize("kind", ["paste", "cutmix"])
 def test_mixed_images_take_each_pixel_from_one_source(kind):
     images, targets = two_worlds()
-    mixed, answers = mix(images, targets, kind, 0.5, np.random.default_rng(3))
+    mixed, answers = mix(images, targets, kind, np.random.default_rng(3))
     changed = 0
     for i in range(len(images)):
         sources = set(mixed[i].unique().tolist())
@@ -235,16 +188,10 @@ def test_mixed_images_take_each_pixel_from_one_source(kind):
             assert taken.sum() == len(rows) * len(columns)  # a rectangle
             assert 0.05 < taken.float().mean() < 0.6
     assert 0 < changed < len(images)
-    again = mix(images, targets, kind, 0.5, np.random.default_rng(3))
-    assert torch.equal(again[0], mixed)
-    assert torch.equal(mix(images, targets, kind, 1e-9, np.random.default_rng(3))[0], images)
-
-
-def test_single_image_is_not_mixed():
-    images, masks = two_worlds(1)
-    mixed, answers = mix(images, masks, "cutmix", 1.0, np.random.default_rng(0))
-    assert torch.equal(mixed, images)
-    assert torch.equal(answers, masks)
+    assert torch.equal(mix(images, targets, kind, np.random.default_rng(3))[0], mixed)
+    alone = mix(images[:1], targets[:1], kind, np.random.default_rng(0))
+    assert torch.equal(alone[0], images[:1])
+    assert torch.equal(alone[1], targets[:1])
 
 
 def test_plans_of_sizes():
@@ -262,9 +209,11 @@ def test_plans_of_sizes():
             size_plan(text)
 
 
-def test_epochs_train_at_their_planned_sizes():
-    augmentation = BatchAugmentation(stride=4, sizes=(4, 12))
-    for epoch, side in enumerate((4, 12, 8, 8)):
-        images, targets = augment_batch(make_batch(), augmentation, CPU, epoch, 0)
-        assert images.shape[-2:] == targets.shape[-2:] == (side, side)
-        assert set(targets.unique().tolist()) <= {0, 1}
+@pytest.mark.parametrize("side", [4, 12, 8])
+def test_epochs_train_at_their_planned_sizes(side):
+    term, batch = make_masks(Plain(), sizes="4:1,12:1"), make_batch()
+    batch["labels"] *= 2  # background and border: nothing between may come of them
+    images, labels, *_ = term.prepare(batch, None, At({4: 0, 12: 1, 8: 2}[side], 0))
+    assert images.shape[-2:] == labels.shape[-2:] == (side, side)
+    assert labels.dtype == torch.uint8
+    assert set(labels.unique().tolist()) == {0, 2}

@@ -13,8 +13,7 @@ from models.task import BACKGROUND
 
 def test_inverted_masks_are_reported(own, tmp_path):
     for pet in Dataset(own).samples:
-        labels = read_mask(pet.mask_path)
-        Image.fromarray((labels == BACKGROUND).astype(np.uint8) * 255).save(pet.mask_path)
+        save(pet.mask_path, (read_mask(pet.mask_path) == BACKGROUND).astype(np.uint8) * 255)
     done = run_script("train.py", "--data_path", own, "--epochs", 1, *TINY, cwd=tmp_path)
     assert done.returncode == 0
     assert "INVERTED" in done.stderr
@@ -24,9 +23,8 @@ def test_inverted_masks_are_reported(own, tmp_path):
 
 def test_check_counts_sound_data(shared_own, shared_dataset, tmp_path):
     said = run_ok("oxford_pet.py", "--check", "--data_path", shared_own, cwd=tmp_path)
-    assert "own images: images/ and masks/, 40 images" in said
-    assert "JPEG RGB" in said
-    assert "TIFF CMYK" in said
+    for words in ("own images: images/ and masks/, 40 images", "JPEG RGB", "TIFF CMYK"):
+        assert words in said
     assert said.splitlines()[-1] == "No faults."
     said = run_ok("oxford_pet.py", "--check", "--split", "official", "--data_path", shared_dataset, cwd=tmp_path)
     assert "sizes       80x64 to 80x64, 1 different" in said
@@ -36,14 +34,8 @@ def test_check_counts_sound_data(shared_own, shared_dataset, tmp_path):
 def test_check_lists_all_faults(own, tmp_path):
     for i in range(0, 36, 3):
         save(own / f"masks/photo {i}.png", disc(0)[0])
+    next((own / "images").glob("photo 1.*")).unlink()
+    Image.new("1", (14000, 14000)).save(own / "images/photo 1.png")  # a decompression bomb
     done = run_script("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
-    assert_one_error(done, "12 faults", "photo 0.png is no mask", "| ...")
-    assert len(re.findall("is no mask", done.stderr)) == 10
-
-
-def test_check_names_a_decompression_bomb(own, tmp_path):
-    picture = next((own / "images").glob("photo 1.*"))
-    picture.unlink()
-    Image.new("1", (14000, 14000)).save(own / "images/photo 1.png")
-    done = run_script("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
-    assert_one_error(done, "1 fault", "photo 1.png")
+    assert_one_error(done, "13 faults", "photo 0.png is no mask", "photo 1.png", "| ...")
+    assert len(re.findall("is no mask", done.stderr)) == 9

@@ -199,7 +199,6 @@ WRONG = {
     "config.classes": [["one"], "a,b", [1, 2], 5],
     "weights": [None, [1], {7: torch.zeros(1)}, {"head.bias": 1.0}],
     "image_size": [0, 10**7, True, "64", 64.0, -1],
-    "window": [[1.0], [2.0, 1.0], [0.0, 101.0], ["a", "b"]],
     "data": [None, []],
     "data.seed": [-1, 10**80, 0.5],
     "data.fold": [[1], [2, 1], [0, 5], [1, 10**18]],

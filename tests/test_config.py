@@ -78,7 +78,6 @@ def resumable(image_size: int = 256, **settings) -> Checkpoint:
         config={},
         weights={},
         image_size=256,
-        window=None,
         data=DataRecord(split="80-10-10", seed=42, fingerprints={}, train_names=[]),
         encoder_start="",
         progress=Progress(run_id="run", planned_epochs=1),
@@ -121,7 +120,7 @@ def test_strong_recipe_knows_its_start():
 
 
 def test_recipe_yields_to_flags_and_resumes_exactly(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--sizes", "vary")
+    flags = ("--data_path", shared_dataset, "--recipe", "strong", "--scheduler", "none", "--sizes", "fixed")
     flags += ("--attention", "se", "--distort", "color", "--ema", 0.9, "--batch_size", 16, *TINY, "--image_size", 96)
     contents = []
     for name, first in (("whole", 2), ("parts", 1)):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.cache import open_cache
-from data.check import check, inspect
+from data.cache import open_cache, read_all
+from data.check import check
 from data.dataset import Dataset
-from data.image_io import describe_image, image_size_of, read_any, read_class_mask, read_image, read_trimap
+from data.image_io import describe_image, image_size_of, read_class_mask, read_image, read_trimap
 from data.layout import Sample
 from data.names import SPLITS
 from data.view import View
@@ -36,12 +36,12 @@ def readers(folder) -> dict:
     image, mask = folder / "image.png", folder / "mask.png"
     save(image, WHOLE_IMAGE)
     save(mask, WHOLE_MASK)
-    view, gray = View(64), View(64, "keep", 1, (1.0, 99.0))
+    view, gray = View(64), View(64, "keep", 1)
     return {
         "describe": describe_image,
         "size": lambda file: image_size_of(file, upright=True),
         "full": lambda file: read_image(file, None, upright=True),
-        "thumbnail": lambda file: read_any(file, SIZE, upright=True),
+        "thumbnail": lambda file: read_image(file, SIZE, upright=True, own_range=True),
         "gray": lambda file: gray.read_at(Sample("x", file), gray.fit(image_size_of(file))),
         "pair": lambda file: view.read_at(Sample("x", file, mask), SIZE),
         "mask": lambda file: view.read_at(Sample("x", image, file), SIZE),
@@ -123,7 +123,8 @@ def test_check_cache_and_training_name_every_broken_file(tmp_path, count):
     root = tmp_path / "dataset"
     broken_dataset(root, count)
     dataset, view = Dataset(root), View(64)
-    refused = {sample.name for sample in dataset.samples if inspect(sample, view).fault}
+    results = zip(dataset.samples, read_all(view.read_at, dataset.samples, "reading"))
+    refused = {sample.name for sample, result in results if isinstance(result, DatasetError)}
     words = f"{len(refused)} faults"
     with pytest.raises(DatasetError, match=words):
         check(dataset, SPLITS[1], 42, view)

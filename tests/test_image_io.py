@@ -8,7 +8,7 @@ from data import image_io
 from data.image_io import nearest, read_image, read_mask, read_trimap
 from data.layout import Sample, read_list
 from data.view import View
-from helpers import WRITERS, disc
+from helpers import WRITERS, disc, save
 from runtime.errors import DatasetError, first_line
 
 
@@ -33,20 +33,16 @@ def test_whatever_pillow_raises_names_the_file(tmp_path, monkeypatch, error):
 
     (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(
-        DatasetError, match=rf"a.png can't be read as an image \({first_line(error)}\); replace the file"
-    ):
+    words = rf"a.png can't be read as an image \({first_line(error)}\); replace the file"
+    with pytest.raises(DatasetError, match=words):
         read_image(tmp_path / "a.png")
 
 
 def test_deep_and_float_images_keep_their_range(tmp_path):
     ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    for name, values in (
-        ("f.tif", ramp),
-        ("i.tif", (ramp * 255).astype(np.int32)),
-        ("h.png", (ramp * 65535).astype(np.uint16)),
-    ):
-        Image.fromarray(values).save(tmp_path / name)
+    files = {"f.tif": ramp, "i.tif": (ramp * 255).astype(np.int32), "h.png": (ramp * 65535).astype(np.uint16)}
+    for name, values in files.items():
+        save(tmp_path / name, values)
         np.testing.assert_allclose(read_image(tmp_path / name)[..., 0], ramp * 255, atol=1.01, err_msg=name)
 
 
@@ -80,7 +76,7 @@ def test_every_kind_of_mask_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize(("value", "label"), [(0, 0), (1, 1), (255, 1)])
 def test_empty_and_full_masks_are_read(tmp_path, value, label):
-    Image.fromarray(np.full((9, 9), value, np.uint8)).save(tmp_path / "m.png")
+    save(tmp_path / "m.png", np.full((9, 9), value, np.uint8))
     assert (read_mask(tmp_path / "m.png") == label).all()
 
 
@@ -114,11 +110,9 @@ def test_gray_edges_of_masks_are_divided_in_the_middle(tmp_path, capsys, kind):
     assert capsys.readouterr().err.count("have gray levels") == 1
 
 
-@pytest.mark.parametrize("kind", ["photograph", "ids"])
-def test_other_values_of_masks_are_refused_with_advice_that_helps(tmp_path, kind):
+def test_other_values_of_masks_are_refused_with_advice_that_helps(tmp_path):
     pixels, mask = disc(2)
-    Image.fromarray(pixels if kind == "photograph" else mask.astype(np.uint8) + 3 * mask[::-1].astype(np.uint8)).save(
-        tmp_path / "m.png"
-    )
-    with pytest.raises(DatasetError, match="--classes"):
-        read_mask(tmp_path / "m.png")
+    for values in (pixels, np.uint8(mask + 3 * mask[::-1])):  # a photograph, ids
+        save(tmp_path / "m.png", values)
+        with pytest.raises(DatasetError, match="--classes"):
+            read_mask(tmp_path / "m.png")

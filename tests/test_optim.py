@@ -118,7 +118,6 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
         config={},
         weights=copy.deepcopy(first.model.state_dict()),
         image_size=64,
-        window=None,
         data=DataRecord(split="official", seed=0, fingerprints={}, train_names=[]),
         encoder_start="",
         progress=Progress(run_id="run", planned_epochs=1),

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from torchvision.models import resnet18, resnet34
 
 from data.cache import open_cache
 from data.dataset import Dataset, ImageDataset
-from data.image_io import image_size_of, read_image, read_pixels
+from data.image_io import image_size_of, read_image
 from data.pets import load_dataset
-from data.pixels import pixel_values, shown, to_tensor
+from data.pixels import array_pixels, shown, to_tensor
 from data.view import View
-from helpers import TINY, assert_one_error, run_ok, run_script
+from helpers import TINY, assert_one_error, run_ok, run_script, save
 from models.base import fold_channels
 from models.build import build_model
 from models.checkpoint import load_checkpoint
@@ -23,36 +24,38 @@ from models.weights import load_encoder_weights
 from runtime.errors import DatasetError
 from stubs import photograph
 
-GRAY, RGB = (1,), (3,)  # channels and window of `read_pixels`
+read_gray = partial(read_image, channels=1)
 
 
-def opened(root, channels=3, window=None):
-    view = View(64, channels=channels, window=window)
-    return open_cache(root, Dataset(root).samples, view)
+def seen(values, channels=1):
+    return array_pixels(values, channels, None, "x")
 
 
-def seen(values, channels=1, window=None):
-    return pixel_values(values, channels, window, None, "x")
+def write_pairs(root, images: list, masks: list):
+    """Own images, as arrays or as PNGs, and their masks."""
+    for folder, files in (("images", images), ("masks", masks)):
+        (root / folder).mkdir(parents=True)
+        for i, values in enumerate(files):
+            if values.ndim == 3:
+                np.save(root / f"{folder}/{i}.npy", values)
+            else:
+                save(root / f"{folder}/{i}.png", values)
+    return Dataset(root)
 
 
 def test_twelve_bits_keep_their_levels_through_file_cache_and_tensor(tmp_path):
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    for i in range(12):
-        Image.fromarray(values + i % 2).save(tmp_path / f"images/{i}.png")
-        Image.fromarray((values > 2000).astype(np.uint8)).save(tmp_path / f"masks/{i}.png")
-    samples = Dataset(tmp_path).samples
-    sample = ImageDataset(samples, View(64, channels=1), opened(tmp_path, 1))[0]
+    dataset = write_pairs(tmp_path, [values + i % 2 for i in range(12)], [(values > 2000).astype(np.uint8)] * 12)
+    view = View(64, channels=1)
+    caches = [open_cache(tmp_path, dataset.samples, v) for v in (View(64), view)]
+    assert [cache.read(["0"]).dtype.itemsize for cache in caches] == [1, 2]
+    sample = ImageDataset(dataset.samples, view, caches[1])[0]
     assert sample["image"].shape == (1, 64, 64)
     assert sample["image"].dtype == torch.float32
     assert len(sample["image"].unique()) == 4096
-    uncached = ImageDataset(samples, View(64, channels=1))[0]
+    uncached = ImageDataset(dataset.samples, view)[0]
     assert all(torch.equal(sample[key], uncached[key]) for key in ("image", "labels"))
-    windowed = ImageDataset(samples, View(64, channels=1, window=(10.0, 90.0)))[0]["image"]
-    assert (windowed.min(), windowed.max()) == (0, 255)
-    assert 1024 < len(windowed.unique()) < 3400
-    assert len(load_dataset(tmp_path, "train", image_size=64)[0]["image"].unique()) == 16  # as RGB of 8 bits
+    assert len(load_dataset(tmp_path, "train", image_size=64)[0]["image"].unique()) == 17  # as RGB of 8 bits
 
 
 @pytest.mark.parametrize("kind", ["npy", "float tiff", "gray", "rgb"])
@@ -60,25 +63,22 @@ def test_files_of_all_kinds_give_the_same_values(tmp_path, kind):
     rng = np.random.default_rng(0)
     values = rng.integers(0, 256, (9, 7)).astype(np.uint8)
     values[0, :2] = 0, 255
-    path = tmp_path / f"image.{'npy' if kind == 'npy' else 'tiff' if kind == 'float tiff' else 'png'}"
+    path = tmp_path / f"image.{ {'npy': 'npy', 'float tiff': 'tiff'}.get(kind, 'png') }"
     if kind == "npy":
         np.save(path, values)
     else:
-        stored = {"float tiff": values.astype(np.float32), "rgb": np.dstack([values] * 3)}.get(kind, values)
-        Image.fromarray(stored).save(path)
+        save(path, {"float tiff": values.astype(np.float32), "rgb": np.dstack([values] * 3)}.get(kind, values))
     assert image_size_of(path) == (7, 9)
-    found = read_pixels(path, *GRAY)
-    assert found.shape == (9, 7, 1)
-    assert np.abs(found[..., 0] - values.astype(int) * 257).max() <= 1
-    assert read_pixels(path, *GRAY, size=(14, 18)).shape == (18, 14, 1)
-    assert np.array_equal(read_pixels(path, *RGB)[..., 0], values)
+    pixels = read_gray(path)
+    assert pixels.shape == (9, 7, 1)
+    assert np.abs(pixels[..., 0] - values.astype(int) * 257).max() <= 1
+    assert read_gray(path, (14, 18)).shape == (18, 14, 1)
+    assert np.array_equal(read_image(path)[..., 0], values)
 
 
-def test_window_clips_at_percentiles_and_odd_values_do_no_harm():
+def test_floats_have_the_range_of_their_image_and_odd_values_do_no_harm():
     values = np.linspace(-1000, 3000, 10_001).reshape(1, -1)
-    found = seen(values, 1, (10.0, 90.0))[0, :, 0]
-    assert (found[:1000] == 0).all() and (found[-1000:] == 65535).all()
-    assert found[5000] == pytest.approx(32768, abs=2)
+    assert seen(values)[0, [0, 5000, -1], 0].tolist() == [0, 32768, 65535]
     odd = values.copy()
     odd[0, :3] = np.nan, np.inf, -np.inf
     assert seen(odd)[0, 5000, 0] == pytest.approx(32768, abs=20)
@@ -98,39 +98,38 @@ def test_values_at_the_limits_of_their_type(kind):
 
 def test_channels():
     five = np.random.default_rng(1).integers(0, 65536, (6, 4, 5)).astype(np.uint16)
+    eight_bits = np.round(five / 257).astype(np.uint8)
     assert np.array_equal(seen(five, 5), five)
-    assert np.array_equal(seen(five[..., 0], 3, (0.0, 100.0))[..., 2], _scaled(five[..., 0]))
+    assert np.array_equal(seen(five[..., :1], 3)[..., 2], eight_bits[..., 0])
     assert np.array_equal(seen(five[..., 0], 4)[..., 3], five[..., 0])  # gray is repeated
     with pytest.raises(DatasetError, match="x has 5 channels, but 3 are wanted; train with --channels 5"):
-        seen(five, 3, (0.0, 100.0))
+        seen(five, 3)
     with pytest.raises(DatasetError, match="not an image"):
         seen(np.zeros((2, 2, 2, 2)))
-    assert np.array_equal(shown(five), np.round(five[..., :3] / 257).astype(np.uint8))
-    assert np.array_equal(shown(five[..., :1])[..., 2], np.round(five[..., 0] / 257).astype(np.uint8))
+    assert np.array_equal(shown(five), eight_bits[..., :3])
+    assert np.array_equal(shown(five[..., :1])[..., 2], eight_bits[..., 0])
     assert to_tensor(five).shape == (5, 6, 4)
 
 
 def test_each_channel_has_a_range_of_its_own_but_colors_share_one():
     values = np.random.default_rng(2).random((20, 20, 2)) * [4000, 1]
-    found = seen(values, 2)
-    assert found.max(axis=(0, 1)).tolist() == [65535, 65535]
-    colors = np.dstack([values, values[..., 1]])
-    found = seen(colors, 3, (0.0, 100.0))
-    assert found[..., 1].max() < 30
-    for kind in (GRAY, (2,), (3, (1.0, 99.0))):
-        assert np.array_equal(seen(values[..., 0] > 2000, *kind)[..., 0] > 0, values[..., 0] > 2000)
+    assert seen(values, 2).max(axis=(0, 1)).tolist() == [65535, 65535]
+    assert seen(np.dstack([values, values[..., 1]]), 3)[..., 1].max() == 0
+    for channels in (1, 2, 3):
+        assert np.array_equal(seen(values[..., 0] > 2000, channels)[..., 0] > 0, values[..., 0] > 2000)
     tiny = seen(values[..., 1] * 1e-15)
     assert (tiny.min(), tiny.max()) == (0, 65535)
 
 
-def test_byte_order_does_not_matter(tmp_path):
+@pytest.mark.parametrize("read", [read_image, read_gray])
+def test_byte_order_and_booleans(tmp_path, read):
     values = np.array([[10000, 20000, 30000]], np.uint16)
     np.save(tmp_path / "big.npy", values.astype(">u2"))
     np.save(tmp_path / "little.NPY", values.astype("<u2"))  # adds .npy
-    assert read_pixels(tmp_path / "big.npy", *GRAY)[0, :, 0].tolist() == values[0].tolist()
-    for kind in (GRAY, RGB):
-        one, other = (read_pixels(tmp_path / name, *kind) for name in ("big.npy", "little.NPY.npy"))
-        assert np.array_equal(one, other)
+    assert np.array_equal(read(tmp_path / "big.npy"), read(tmp_path / "little.NPY.npy"))
+    np.save(tmp_path / "b.npy", np.eye(6, dtype=bool))
+    pixels = read(tmp_path / "b.npy")[..., 0]
+    assert np.array_equal(pixels, np.eye(6) * np.iinfo(pixels.dtype).max)
 
 
 def test_broken_arrays_are_one_error(tmp_path):
@@ -138,16 +137,15 @@ def test_broken_arrays_are_one_error(tmp_path):
         return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + bytes(48)
 
     whole = "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, 3), }"
+    types = ("'|O'", "('i4',)", "'<U0'", "None", "[('a', '<i4')]")
+    shapes = ("True, 4", "-4, 4", "0, 4", "", "10**9", "9" * 30 + ",")
     for content in (
         *(b"", b"\x93NUM", b"PK\x03\x04" + bytes(40), header(whole[:20]), header("(" * 5000), header(whole)[:-1]),
-        *(header(whole.replace("'|u1'", kind)) for kind in ("'|O'", "('i4',)", "'<U0'", "None", "[('a', '<i4')]")),
-        *(
-            header(whole.replace("4, 4, 3", sides))
-            for sides in ("True, 4", "-4, 4", "0, 4", "", "10**9", "9" * 30 + ",")
-        ),
+        *(header(whole.replace("'|u1'", kind)) for kind in types),
+        *(header(whole.replace("4, 4, 3", sides)) for sides in shapes),
     ):
         (tmp_path / "image.npy").write_bytes(content)
-        for read in (read_image, lambda path: read_pixels(path, *GRAY)):
+        for read in (read_image, read_gray):
             with pytest.raises(DatasetError, match=r"image\.npy (can't be read as|holds) an array"):
                 read(tmp_path / "image.npy")
 
@@ -160,53 +158,17 @@ def test_what_would_lose_its_depth_is_refused(tmp_path):
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    assert read_pixels(path, *RGB).shape == (4, 4, 3)
+    assert read_image(path).shape == (4, 4, 3)
     with pytest.raises(DatasetError, match=r"16 bits a channel in color can't be read; save it as \.npy"):
-        read_pixels(path, 3, (0.0, 100.0))
-
-
-def test_booleans_are_black_and_white(tmp_path):
-    values = np.eye(6, dtype=bool)
-    np.save(tmp_path / "b.npy", values)
-    for pixels in (RGB, GRAY, (1, (1.0, 99.0))):
-        found = read_pixels(tmp_path / "b.npy", *pixels)[..., 0]
-        assert np.array_equal(found, values * np.iinfo(found.dtype).max)
-
-
-def test_palette_image_without_its_palette_is_read(tmp_path):
-    Image.new("P", (4, 4)).save(tmp_path / "p.png")
-    data = (tmp_path / "p.png").read_bytes()
-    start = data.index(b"PLTE") - 4
-    (tmp_path / "p.png").write_bytes(data[:start] + data[start + 12 + struct.unpack_from(">I", data, start)[0] :])
-    assert read_pixels(tmp_path / "p.png", *RGB).shape == (4, 4, 3)
-    assert read_pixels(tmp_path / "p.png", *GRAY).shape == (4, 4, 1)
-
-
-def test_settings_have_caches_of_their_own(tmp_path):
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    for i in range(3):
-        Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16 + i).save(tmp_path / f"images/{i}.png")
-        Image.fromarray(np.eye(64, dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
-    caches = [opened(tmp_path, *kind) for kind in (RGB, GRAY, (1, (1.0, 99.0)))]
-    assert [cache.read(["0"]).dtype.itemsize for cache in caches] == [1, 2, 2]
-    assert len(list((tmp_path / ".pixel_cache").glob("*.npy"))) == 3
+        read_gray(path)
 
 
 def test_near_copies_of_arrays_are_found(tmp_path):
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    for i in range(4):
-        image = photograph(i % 3)
-        values = np.asarray(image.resize((180, 135)) if i == 3 else image).astype(np.uint16) * 4
-        np.save(tmp_path / f"images/{i}.npy", np.dstack([values, values[..., :2]]))
-        Image.fromarray(np.eye(*values.shape[:2], dtype=np.uint8)).save(tmp_path / f"masks/{i}.png")
-    assert [(a.name, b.name) for a, b in Dataset(tmp_path).near_copies] == [("0", "3")]
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    low, high = int(values.min()), int(values.max())
-    return np.round((values.astype(float) - low) * 65535 / (high - low)).astype(np.uint16)
+    photos = [np.asarray(photograph(i), np.uint16) * 4 for i in range(3)]
+    photos.append(np.asarray(photograph(0).resize((180, 135)), np.uint16) * 4)
+    images = [np.dstack([values, values[..., :2]]) for values in photos]
+    dataset = write_pairs(tmp_path, images, [np.eye(*image.shape[:2], dtype=np.uint8) for image in images])
+    assert [(a.name, b.name) for a, b in dataset.near_copies] == [("0", "3")]
 
 
 def test_weights_of_rgb_fold_into_other_channels(tmp_path):
@@ -214,8 +176,8 @@ def test_weights_of_rgb_fold_into_other_channels(tmp_path):
     gray = torch.rand(1, 1, 8, 8)
     expected = torch.nn.functional.conv2d(gray.expand(1, 3, 8, 8), weight)
     for channels in (1, 6):
-        found = torch.nn.functional.conv2d(gray.expand(1, channels, 8, 8), fold_channels(weight, channels))
-        torch.testing.assert_close(found, expected)
+        folded = torch.nn.functional.conv2d(gray.expand(1, channels, 8, 8), fold_channels(weight, channels))
+        torch.testing.assert_close(folded, expected)
     for name, classifier in (("resnet34_unet", resnet34), ("resnet18_unet", resnet18)):
         torch.save(classifier(weights=None).state_dict(), tmp_path / "w.pth")
         model = build_model(name, in_channels=2)
@@ -236,43 +198,33 @@ def test_networks_take_any_number_of_channels(name):
 
 
 def test_a_set_of_arrays_from_training_to_panels(tmp_path):
-    """Two channels of 12 bits: the disc is in the second, and too faint for 8 bits."""
-    root = tmp_path / "data"
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True)
+    """Two channels of floating point: the disc is in the second, and too faint for 8 bits of the whole range."""
     y, x = np.mgrid[:64, :64]
+    images, masks = [], []
     for i in range(24):
         rng = np.random.default_rng([9, i])
         disc = np.hypot(x - rng.uniform(20, 44), y - rng.uniform(20, 44)) < rng.uniform(10, 18)
-        values = rng.integers(0, 60, (64, 64, 2)).astype(np.uint16)
-        values[..., 1] += (disc * 120).astype(np.uint16)
-        np.save(root / f"images/{i}.npy", values)
-        Image.fromarray((disc * 255).astype(np.uint8)).save(root / f"masks/{i}.png")
-    flags = ("--data_path", root, "--channels", 2, "--window", "0.5,99.5", "--augment", "online", "--distort", "all")
-    run_ok("oxford_pet.py", "--data_path", root, "--channels", 2, "--check", "--preview", cwd=tmp_path)
-    run_ok("train.py", *flags, "--epochs", 3, "--batch_size", 4, *TINY, cwd=tmp_path)
-    run_ok("train.py", "--data_path", root, "--resume", "--epochs", 1, cwd=tmp_path)
+        values = rng.integers(0, 60, (64, 64, 2)).astype(np.float32)
+        values[..., 1] += disc * 120
+        images.append(values)
+        masks.append((disc * 255).astype(np.uint8))
+    root = write_pairs(tmp_path / "data", images, masks).root
+    data = ("--data_path", root)
+    run_ok("oxford_pet.py", *data, "--channels", 2, "--check", "--preview", cwd=tmp_path)
+    flags = ("--channels", 2, "--augment", "online", "--distort", "all", "--epochs", 3, "--batch_size", 4)
+    run_ok("train.py", *data, *flags, *TINY, cwd=tmp_path)
+    run_ok("train.py", *data, "--resume", "--epochs", 1, cwd=tmp_path)
     checkpoint = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
-    assert (checkpoint.image_size, checkpoint.channels, checkpoint.window) == (64, 2, [0.5, 99.5])
-    said = run_ok("evaluate.py", "--data_path", root, "--report", "report", cwd=tmp_path)
+    assert (checkpoint.image_size, checkpoint.channels) == (64, 2)
+    said = run_ok("evaluate.py", *data, "--report", "report", cwd=tmp_path)
     assert float(said.split("test Dice score: ")[1].split()[0]) > 0.8
     kinds = ("--save", "masks,panels,overlays,cutouts,probabilities")
-    run_ok("inference.py", "--data_path", root, "--output_path", "out", *kinds, cwd=tmp_path)
-    run_ok(
-        "inference.py",
-        "--data_path",
-        root,
-        "--output_path",
-        "tiles",
-        "--resize",
-        "tile",
-        "--image_size",
-        32,
-        cwd=tmp_path,
-    )
-    assert "100.00" in run_ok("export.py", "--data_path", root, "--formats", "pt2", cwd=tmp_path)
+    run_ok("inference.py", *data, "--output_path", "out", *kinds, cwd=tmp_path)
+    tiles = ("--output_path", "tiles", "--resize", "tile", "--image_size", 32)
+    run_ok("inference.py", *data, *tiles, cwd=tmp_path)
+    assert "100.00" in run_ok("export.py", *data, "--formats", "pt2", cwd=tmp_path)
     panel = np.asarray(Image.open(next((tmp_path / "out").glob("*_panel.png"))))
     image = panel[34 : 34 + 256, 12 : 12 + 256]
     assert (image[..., 0] == image[..., 2]).all()  # gray
-    done = run_script("train.py", "--data_path", root, *TINY, cwd=tmp_path)
+    done = run_script("train.py", *data, *TINY, cwd=tmp_path)
     assert_one_error(done, "has 2 channels, but 3 are wanted; train with --channels 2")

@@ -297,7 +297,7 @@ def test_epoch_metrics_survive_a_save_and_a_stop_in_validation(tmp_path, shared_
 @pytest.mark.slow
 def test_torture_in_short(capsys, monkeypatch):
     monkeypatch.setattr(torture, "PYTHON", PYTHON)
-    monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --image_size 96 --sizes vary"})
+    monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --image_size 96 --augment online"})
     short = "--kills 1 --workers 2 --epochs 1 --count 12 --seed 1"
     status = torture.main(short.split())
     *_, table, verdict = capsys.readouterr().out.strip().splitlines()

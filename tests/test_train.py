@@ -137,7 +137,6 @@ def test_bad_flags_of_training_are_one_error_line(tmp_path, shared_dataset, flag
     [
         (["--augment_strength", "strong"], ["--augment_strength needs --augment bulk or online"]),
         (["--recipe", "strong", "--augment", "off", "--distort", "blur"], ["--distort needs --augment"]),
-        (["--augment", "--augment_strength", "auto", "--distort", "blur"], ["leave --distort out"]),
         (["--distort", "paste,cutmix"], ["paste and cutmix exclude each other"]),
         (["--ema", "1"], ["1 is not between 0 and 1"]),
         (["--sizes", "shrink"], ["'shrink' is no plan of sizes"]),

@@ -34,8 +34,8 @@ PYTHON = [sys.executable]  # what runs a script
 PUBLISHED = HERE.parent / "saved_models/pets.pth"
 # The kinds of runs, by their flags beside those of all: everything that is random or holds a state of its own is on.
 KINDS = {
-    "resnet34_unet": "--model_name resnet34_unet --image_size 96 --sizes vary --augment_uncertain",
-    "unet": "--model_name unet --sizes vary --distort all,cutmix",
+    "resnet34_unet": "--model_name resnet34_unet --image_size 96 --augment_uncertain",
+    "unet": "--model_name unet --distort all,cutmix",
     "growing": "--model_name unet_small --image_size 96 --sizes 64:2",
     "teacher": f"--model_name unet_small --classes trimap --teacher {shlex.quote(str(PUBLISHED))}",
     "unlabeled": "--model_name unet_small --train_fraction 0.5 --unlabeled rest",

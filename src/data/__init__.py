@@ -1,1 +1,1 @@
-"""An image on its way from file to batch: image_io, index, datasets, inputs, cache, augment, loader."""
+"""Images on their way from files to batches."""

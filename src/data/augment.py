@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +9,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from data.dataset import ImageDataset, as_keys
-from data.distortions import DISTORTIONS, STRONGEST, apply_distortions, draw_distortions
-from data.names import AUTO, STRENGTHS, possible_sizes
+from data.distortions import STRONGEST, apply_distortions, draw_distortions, resample
+from data.names import STRENGTHS
 from models.task import BACKGROUND
 from runtime.device import copy_to_device
-from runtime.seeding import AUGMENTATION, MIX, SIZE, sample_rng, step_rng
+from runtime.seeding import AUGMENTATION, sample_rng
 
 DISTORTED = {"light": 0.5, "medium": 1.0, "strong": STRONGEST}  # how strong distortions are, at most
 IDENTITY = np.eye(2, 3, dtype=np.float32)
@@ -24,13 +23,10 @@ MIXED = 0.5  # share of the images that mixing changes
 def draw_augmentation(
     rng: np.random.Generator, degrees: float = 10.0, min_scale: float = 0.8, max_scale: float = 1.0
 ) -> np.ndarray:
-    """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them.
+    """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them, as float32 (2, 3).
 
-    The rotation is of at most `degrees` to either side; the crop's side is a share of the image's, and above 1 the
-    image shrinks and its mirror images surround it.
-
-    Returns:
-        float32 (2, 3): the matrix that takes output to input coordinates, both from -1 to 1 across the image.
+    The matrix takes output to input coordinates, both from -1 to 1 across the image. The crop's side is a share of the
+    image's; above 1 the image shrinks and its mirror images surround it.
     """
     rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
     angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
@@ -46,148 +42,93 @@ def draw_colors(rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
     return rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)
 
 
-class Draw(NamedTuple):
-    """What was drawn for a sample: an affine map, color factors, strengths of the distortions, and their seed."""
-
-    affine: np.ndarray = IDENTITY
-    colors: np.ndarray = np.ones(3, np.float32)
-    distortions: np.ndarray = np.zeros(len(DISTORTIONS), np.float32)
-    seed: int = 0
+def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False):
+    """Every image of a training set, and `num_augmentations` variants of it that are the same in every epoch."""
+    return AugmentedDataset(dataset, seed, num_augmentations, color_jitter)
 
 
-def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_jitter=False, strength="medium"):
-    """Enlarges a training set in bulk: every image, and `num_augmentations` variants of it.
-
-    The same variants return in every epoch and every later run; see AugmentedDataset.
-    """
-    return AugmentedDataset(dataset, seed, num_augmentations, color_jitter, strength)
-
-
+@dataclass(eq=False, repr=False)
 class AugmentedDataset(Dataset):
     """The n samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
 
-    A sample gains `affine`, float32 (2, 3), and with `color_jitter` `colors`, float32 (3,), which `augment_batch`
-    applies to whole batches on the device.
+    A sample gains `affine`, float32 (2, 3); with `color_jitter` `colors`, float32 (3,); with `distort`, names of
+    DISTORTIONS with commas, `distortions`, float32 (K,), and `seeds`. `augment_batch` applies them to whole batches.
 
     Args:
         variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
             in eight stays as it is: the eighth combination of rotation, flip and crop or none.
-        strength: a key of STRENGTHS; or `auto`: an image is flipped or not, and one operation, of any kind and
-            strength, is applied to it, as in TrivialAugment (Mueller, Hutter, 2021: https://arxiv.org/abs/2103.10158).
-        distort: names of DISTORTIONS with commas, or "": these are applied, too.
+        strength: a key of STRENGTHS.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        seed: int = 42,
-        variants: int = 0,
-        color_jitter=False,
-        strength: str = "medium",
-        distort: str = "",
-    ):
-        self.dataset, self.seed, self.variants, self.color_jitter = dataset, seed, variants, color_jitter
-        self.strength, self.distort = strength, distort
+    dataset: ImageDataset
+    seed: int = 42
+    variants: int = 0
+    color_jitter: bool = False
+    strength: str = "medium"
+    distort: str = ""
+
+    def __post_init__(self):
+        self.decodes = self.dataset.decodes
 
     def __len__(self) -> int:
         return len(self.dataset) * (1 + self.variants)
 
-    def _draw(self, epoch: int, index: int) -> Draw:
-        variant, source = divmod(index, len(self.dataset))
-        version = variant - 1 if self.variants else epoch
-        rng = sample_rng(self.seed, max(0, version), self.dataset.samples[source].name, AUGMENTATION)
-        if version < 0:
-            return Draw()
-        if self.strength == AUTO:
-            return self._draw_one(rng)
-        keep = not self.variants and rng.random() < 1 / 8
-        affine = IDENTITY if keep else draw_augmentation(rng, *STRENGTHS[self.strength])
-        colors = draw_colors(rng)
-        if not self.distort:
-            return Draw(affine, colors)
-        amounts = draw_distortions(rng, self.distort, DISTORTED[self.strength])
-        return Draw(affine, colors, amounts, rng.integers(2**62))
-
-    def _draw_one(self, rng: np.random.Generator) -> Draw:
-        """A flip or none, and one operation: rotation and crop, a change of one color factor, or a distortion."""
-        strength, names = rng.uniform(), list(DISTORTIONS)
-        degrees, smallest, largest = STRENGTHS["strong"]
-        mirror = np.array([[rng.choice([-1, 1]), 0, 0], [0, 1, 0]], np.float32)
-        operation = int(rng.integers(4 + len(names)))
-        affine, colors, amounts = IDENTITY, np.ones(3, np.float32), np.zeros(len(names), np.float32)
-        if operation == 0:
-            scales = 1 - (1 - smallest) * strength, 1 + (largest - 1) * strength
-            affine = draw_augmentation(rng, degrees * strength, *scales)
-        elif operation < 4:
-            colors[operation - 1] += rng.choice([-1, 1]) * 0.5 * strength
-        else:
-            amounts[operation - 4] = STRONGEST * strength
-        return Draw((affine @ np.vstack([mirror, [0, 0, 1]])).astype(np.float32), colors, amounts, rng.integers(2**62))
-
-    def __getitem__(self, key) -> dict:
-        return {name: values[0] for name, values in self.read_batch([key]).items()}
-
-    @property
-    def decodes(self) -> bool:
-        """Whether reading a sample takes work that other processes could share."""
-        return self.dataset.decodes
+    __getitem__ = ImageDataset.__getitem__
 
     def read_batch(self, keys: list) -> dict:
         """A whole batch; see ImageDataset."""
         keys = as_keys(keys)
         batch = self.dataset.read_batch([(epoch, index % len(self.dataset)) for epoch, index in keys])
-        affines, colors, amounts, seeds = map(np.stack, zip(*(self._draw(epoch, index) for epoch, index in keys)))
-        batch["affine"] = torch.from_numpy(affines)
-        if self.color_jitter or self.strength == AUTO:
-            batch["colors"] = torch.from_numpy(colors)
-        if self.distort or self.strength == AUTO:
-            batch["distortions"], batch["seeds"] = torch.from_numpy(amounts), torch.from_numpy(seeds)
-        return batch
+        draws = [self._draw(epoch, index) for epoch, index in keys]
+        return batch | {name: torch.from_numpy(np.stack([draw[name] for draw in draws])) for name in draws[0]}
+
+    def _draw(self, epoch: int, index: int) -> dict:
+        variant, source = divmod(index, len(self.dataset))
+        original, version = self.variants and not variant, max(0, variant - 1) if self.variants else epoch
+        rng = sample_rng(self.seed, version, self.dataset.samples[source].name, AUGMENTATION)
+        stays = original if self.variants else rng.random() < 1 / 8
+        drawn = {"affine": IDENTITY if stays else draw_augmentation(rng, *STRENGTHS[self.strength])}
+        colors = draw_colors(rng)  # also where they are not used: the distortions come after them
+        if self.color_jitter:
+            drawn["colors"] = np.ones_like(colors) if original else colors
+        if self.distort:
+            amounts = draw_distortions(rng, self.distort, DISTORTED[self.strength])
+            drawn |= {"distortions": np.zeros_like(amounts) if original else amounts, "seeds": rng.integers(2**62)}
+        return drawn
 
 
 def apply_augmentations(
     image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Applies a drawn augmentation to an image and its mask, or to a whole batch on whatever device it is.
+    """Applies what `draw_augmentation` drew, (2, 3), to an image (C, H, W) and its mask (1, H, W), or to whole batches.
 
-    What lies outside the image is filled with its mirror image, in image and mask alike.
-
-    Args:
-        image: (C, H, W) or (N, C, H, W), any type; it becomes float32, bilinear.
-        mask: (1, H, W) or (N, 1, H, W); it becomes uint8, nearest neighbour and so of the same values.
-        affine: (2, 3) or (N, 2, 3), from `draw_augmentation`.
+    The image becomes float32, bilinear; the mask uint8, nearest neighbour. Outside of both are their mirror images.
     """
     if image.ndim == 3:
         images, masks = apply_augmentations(image[None], mask[None], affine[None])
         return images[0], masks[0]
     if image.device.type != "cpu":
-        return _resample(image, mask, affine)
-    # On a CPU in small portions: what one needs stays in the caches, where a whole batch would be fetched from memory
-    # again and again.
+        return _warp(image, mask, affine)
+    # On a CPU in small portions, which stay in its caches.
     images, masks = torch.empty(image.shape), torch.empty(mask.shape, dtype=torch.uint8)
     for i in range(0, len(image), portion := 2 * torch.get_num_threads()):
         part = slice(i, i + portion)
-        images[part], masks[part] = _resample(image[part], mask[part], affine[part])
+        images[part], masks[part] = _warp(image[part], mask[part], affine[part])
     return images, masks
 
 
-def _resample(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _warp(image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # F.affine_grid gives the same grid by a product of thin matrices, which takes ten times as long on a CPU.
     height, width = image.shape[-2:]
     x = (torch.arange(width, device=image.device) * 2 + 1) / width - 1
     y = (torch.arange(height, device=image.device) * 2 + 1) / height - 1
     a = affine[:, :, :, None, None]
     grid = torch.stack([a[:, k, 0] * x + (a[:, k, 1] * y[:, None] + a[:, k, 2]) for k in (0, 1)], dim=-1)
-    options = {"padding_mode": "reflection", "align_corners": False}
-    images = F.grid_sample(image.float(), grid, mode="bilinear", **options)
-    return images, F.grid_sample(mask.float(), grid, mode="nearest", **options).to(torch.uint8)
+    return resample(image, mask, grid)
 
 
 def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    """Changes brightness, contrast and, of RGB, saturation of images (N, C, H, W) in 0..255 by factors (N, 3).
-
-    Returns float32.
-    """
+    """Images (N, C, H, W) in 0..255 with brightness, contrast and, of RGB, saturation times factors (N, 3), float32."""
     brightness, contrast, saturation = (colors[:, i, None, None, None] for i in range(3))
     images = images.float() * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
@@ -199,8 +140,20 @@ def apply_colors(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
     return (gray + (images - gray) * saturation).clamp(0, 255)
 
 
+def augment_batch(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, C, S, S) in 0..255 and labels (N, 1, S, S) of a batch, on the device, with what was drawn applied."""
+    images, labels = (copy_to_device(batch[name], device) for name in ("image", "labels"))
+    if "affine" in batch:
+        images, labels = apply_augmentations(images, labels, copy_to_device(batch["affine"], device))
+    if "colors" in batch:
+        images = apply_colors(images, copy_to_device(batch["colors"], device))
+    if "distortions" in batch:
+        images, labels = apply_distortions(images, labels, batch["distortions"], batch["seeds"])
+    return images, labels
+
+
 def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-    """A rectangle for each image, bool (N, 1, H, W), of a tenth to a half of its area, anywhere in it."""
+    """A rectangle in each image, bool (N, 1, H, W), of a tenth to a half of its area."""
     inside = np.zeros((count, 1, height, width), bool)
     for mask in inside[:, 0]:
         area, shape = rng.uniform(0.1, 0.5), np.exp(rng.uniform(-0.5, 0.5))
@@ -212,15 +165,12 @@ def _rectangles(rng: np.random.Generator, count: int, height: int, width: int) -
 
 
 def mix(
-    images: torch.Tensor, labels: torch.Tensor, kind: str, share: float, rng: np.random.Generator
+    images: torch.Tensor, labels: torch.Tensor, kind: str, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts part of another image of the batch, and of its labels, onto about this share of the images.
+    """Puts part of another image of the batch, and of its labels (N, K, H, W), onto about half of the images.
 
-    Args:
-        images: (N, C, H, W).
-        labels: (N, K, H, W), the first channel with 0 for background.
-        kind: `paste` puts the other image's pet there (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177);
-            `cutmix` a rectangle of it (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
+    It is the other image's pet with `paste` (Ghiasi et al., 2021: https://arxiv.org/abs/2012.07177), a rectangle of it
+    with `cutmix` (Yun et al., 2019: https://arxiv.org/abs/1905.04899).
     """
     count, _, height, width = images.shape
 
@@ -228,50 +178,12 @@ def mix(
         return copy_to_device(torch.from_numpy(array), images.device)
 
     other = on_device((np.arange(count) + rng.integers(1, max(2, count))) % count)
-    mixed = on_device(rng.random((count, 1, 1, 1)) < share)
+    mixed = on_device(rng.random((count, 1, 1, 1)) < MIXED)
     if kind == "paste":
         taken = (labels[:, :1] != BACKGROUND)[other] & mixed
     else:
         taken = on_device(_rectangles(rng, count, height, width)) & mixed
     return torch.where(taken, images[other], images), torch.where(taken, labels[other], labels)
-
-
-@dataclass(frozen=True)
-class BatchAugmentation:
-    """What is done to a whole batch beyond the draws of its samples."""
-
-    mix: str = "none"  # or a kind of `mix`
-    vary: bool = False  # steps train at sizes within a third of the images'
-    stride: int = 32  # of the network
-    seed: int = 0
-    sizes: tuple[int, ...] = ()  # of the first epochs
-
-    def side(self, size: int, epoch: int, step: int) -> int:
-        """The side, in pixels, at which images of this size are trained on in a step."""
-        if self.vary:
-            return int(step_rng(self.seed, epoch, step, SIZE).choice(possible_sizes(size, self.stride)))
-        return self.sizes[epoch] if epoch < len(self.sizes) else size
-
-
-def augment_batch(
-    batch: dict, augmentation: BatchAugmentation, device: torch.device, epoch: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Applies all augmentation of a training step to a batch of AugmentedDataset or ImageDataset, on the device.
-
-    Returns:
-        Images (N, C, S, S) in 0..255 and labels (N, 1, S, S).
-    """
-    images, labels = (copy_to_device(batch[name], device) for name in ("image", "labels"))
-    if "affine" in batch:
-        images, labels = apply_augmentations(images, labels, copy_to_device(batch["affine"], device))
-    if "colors" in batch:
-        images = apply_colors(images, copy_to_device(batch["colors"], device))
-    if "distortions" in batch:
-        images, labels = apply_distortions(images, labels, batch["distortions"], batch["seeds"])
-    if augmentation.mix != "none":
-        rng = step_rng(augmentation.seed, epoch, step, MIX)
-        images, labels = mix(images, labels, augmentation.mix, MIXED, rng)
-    return resize_batch(images, labels, augmentation.side(images.shape[-1], epoch, step))
 
 
 def resize_batch(images: torch.Tensor, labels: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,15 +1,12 @@
 """Verifies every file of a dataset."""
 
 import collections
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from data.cache import read_all
 from data.dataset import Dataset
 from data.image_io import describe_image, image_size_of
 from data.layout import Sample
@@ -17,16 +14,6 @@ from data.names import MODES
 from data.view import View
 from models.task import BACKGROUND
 from runtime.errors import DatasetError, raise_faults
-
-
-class Inspection(NamedTuple):
-    """What was found in one image and its mask; only `fault` where there is one."""
-
-    fault: str = ""
-    mode: str = ""
-    size: tuple = (0, 0)  # width, height
-    pet_share: float = 0.0
-    inverted: bool = False
 
 
 def looks_inverted(mask: np.ndarray) -> bool:
@@ -38,7 +25,7 @@ def looks_inverted(mask: np.ndarray) -> bool:
 
 
 def warn_if_inverted(masks: list[np.ndarray], root: Path) -> None:
-    """Warns on stderr where most masks look inverted. Masks are (H, W) of bool."""
+    """Warns on stderr where most masks, (H, W) of bool, look inverted."""
     inverted = sum(map(looks_inverted, masks))
     if 2 * inverted > len(masks):
         print(
@@ -52,73 +39,35 @@ def print_resized_masks(samples: list[Sample]) -> None:
     """Prints how many masks have another size than their image, if any has. Reads headers alone."""
 
     def differs(sample: Sample) -> bool:
-        try:
-            return sample.binary_mask and image_size_of(sample.mask_path) != sample.displayed_size()
-        except DatasetError:  # told where the file is read
-            return False
+        return sample.binary_mask and image_size_of(sample.mask_path) != sample.displayed_size()
 
-    with ThreadPoolExecutor() as pool:
-        count = sum(pool.map(differs, samples))
-    if count:
+    # What can't be read is told elsewhere.
+    if count := sum(result is True for result in read_all(differs, samples, "comparing sizes")):
         print(f"{count} of {len(samples)} masks have another size than their images, of the same shape.", flush=True)
 
 
 def require_readable(samples: list[Sample], view: View, folder: str | Path) -> None:
     """Reads every image once, so that a broken one is told before the run. Raises DatasetError."""
-
-    def fault_of(sample: Sample) -> str | None:
-        try:
-            view.read_at(sample, (1, 1))
-        except DatasetError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(fault_of, samples), total=len(samples), desc="reading", disable=None, delay=1)
-        raise_faults([fault for fault in bar if fault], folder)
-
-
-def inspect(sample: Sample, view: View) -> Inspection:
-    """Reads both files whole."""
-    try:
-        mode = describe_image(sample.image_path)
-        image, labels = view.read_at(sample)
-    except DatasetError as error:
-        return Inspection(str(error))
-    mask = labels != BACKGROUND
-    return Inspection("", mode, image.shape[1::-1], float(mask.mean()), looks_inverted(mask))
+    results = read_all(lambda sample: view.read_at(sample, (1, 1)), samples, "reading")
+    raise_faults([str(result) for result in results if isinstance(result, DatasetError)], folder)
 
 
 def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
-    """Verifies every file of a dataset and prints what is in it.
+    """Verifies every file of a dataset and prints what is in it. Raises DatasetError: there are faults."""
 
-    Raises:
-        DatasetError: there are faults; the first ten are named, all are counted.
-    """
+    def inspect(sample: Sample) -> tuple:
+        kind, (image, labels) = describe_image(sample.image_path), view.read_at(sample)
+        mask = labels != BACKGROUND
+        return kind, image.shape[1::-1], float(mask.mean()), looks_inverted(mask), sample.name
+
     root, samples = dataset.root, dataset.samples
     view.require_labels(samples)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        inspections = pool.map(lambda sample: inspect(sample, view), samples)
-        inspections = list(tqdm(inspections, total=len(samples), desc="checking", unit="image", disable=None))
+    results = list(read_all(inspect, samples, "checking"))
     print(f"{root}: {dataset.layout}, {len(samples):,} images")
-    whole = [inspection for inspection in inspections if not inspection.fault]
-    if whole:
-        modes = collections.Counter(inspection.mode for inspection in whole).most_common()
-        sides = sorted({inspection.size for inspection in whole})
-        smallest, largest = ("x".join(map(str, size)) for size in (sides[0], sides[-1]))
-        shares = np.array([inspection.pet_share for inspection in whole])
-        empty, full = (shares == 0).sum(), (shares == 1).sum()
-        print(f"  kinds       {', '.join(f'{count:,} {mode}' for mode, count in modes)}")
-        print(f"  sizes       {smallest} to {largest}, {len(sides):,} different ones")
-        print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
-        print(f"{empty} masks are empty, {full} full")
-        if empty:
-            names = [s.name for s, seen in zip(samples, inspections) if not (seen.fault or seen.pet_share)]
-            print(f"  empty       {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}")
-        if not view.classes:
-            print(f"  inverted    {sum(inspection.inverted for inspection in whole)} masks look so")
+    if whole := [result for result in results if not isinstance(result, DatasetError)]:
+        print_contents(*zip(*whole), named_classes=bool(view.classes))
     print_resized_masks(samples)
-    raise_faults([inspection.fault for inspection in inspections if inspection.fault], root)
+    raise_faults([str(result) for result in results if isinstance(result, DatasetError)], root)
     for group in dataset.copies[:10]:
         print(f"  the same    {' = '.join(sample.image_path.name for sample in group)}")
     parts = dataset.split(split, seed)
@@ -132,3 +81,19 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
         print(f"  near copies {' = '.join(f'{sample.name} ({home[sample]})' for sample in pair)}")
     print(f"  near copies {len(near)} pairs by content, {len(apart)} of them in different parts")
     print("No faults.")
+
+
+def print_contents(kinds, sizes, shares, inverted, names, named_classes: bool) -> None:
+    """Prints what is in the images: sequences with an entry for each, as `check` has found them."""
+    sides, shares = sorted(set(sizes)), np.array(shares)
+    smallest, largest = ("x".join(map(str, size)) for size in (sides[0], sides[-1]))
+    counts = collections.Counter(kinds).most_common()
+    empty = [name for name, share in zip(names, shares) if not share]
+    print(f"  kinds       {', '.join(f'{count:,} {kind}' for kind, count in counts)}")
+    print(f"  sizes       {smallest} to {largest}, {len(sides):,} different ones")
+    print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
+    print(f"{len(empty)} masks are empty, {(shares == 1).sum()} full")
+    if empty:
+        print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
+    if not named_classes:
+        print(f"  inverted    {sum(inverted)} masks look so")

@@ -2,28 +2,25 @@
 
 Near copies show the same photograph, saved again, resized, slightly cropped, or mirrored. Perceptual hashes find
 candidates: their bits say which low frequencies of an image are above the median (a discrete cosine transform, as in
-the program pHash). Then the pixels are compared at small crops of either image, all over the image, so that images that
-are merely similar, such as those of one scene or one camera, are not called copies.
+the program pHash). Then the pixels are compared, so that images of one scene or one camera are not called copies.
 """
 
 import collections
 import functools
 import hashlib
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from data.cache import CACHE_FOLDER, files_digest
-from data.image_io import read_any
+from data.cache import CACHE_FOLDER, files_digest, make_once, read_all
+from data.image_io import read_image
 from data.layout import Sample
 from runtime.errors import DatasetError
-from runtime.files import atomic_write, lock_file
+from runtime.files import atomic_write
 
 VERSION = 3  # changes when the same images give other pairs
 SIDE = 64  # of the thumbnails that are compared, in pixels
@@ -34,8 +31,6 @@ CORRELATION = 0.9  # of two images at 8x8 pixels, at least
 TRIED = 3  # the crops that correlate best are compared in full
 DIFFERENCE = 0.19  # by which a block of copies differs on average, at most, in standard deviations of the image
 ODD_BLOCKS = 2  # of 64, that may differ by more: a date or a watermark
-
-
 # Crops that are tried, as (left, top, right, bottom): the whole, and up to 6 % less at every edge and corner.
 BOXES = [(0, 0, SIDE, SIDE)] + [
     (left, top, left + side, top + side)
@@ -61,6 +56,56 @@ def find_copies(samples: list[Sample]) -> list[list[Sample]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def near_copies(root: Path, samples: list[Sample]) -> list[list[Sample]]:
+    """Pairs of near copies in a dataset. They are kept in its cache folder, if that can be written."""
+    file = root / CACHE_FOLDER / f"near_copies_{files_digest(samples, VERSION)}.json"
+
+    def make() -> None:
+        if len(samples) > 1000:
+            print(f"Comparing {len(samples):,} images once, to find near copies.", flush=True)
+        pairs = [[sample.name for sample in pair] for pair in find_near_copies(samples)]
+        with atomic_write(file) as stream:
+            json.dump(pairs, stream)
+
+    try:
+        make_once(file, "near_copies_*.json", make)
+        by_name = {sample.name: sample for sample in samples}
+        return [[by_name[name] for name in pair] for pair in json.loads(file.read_text())]
+    except OSError as error:
+        print(f"Near copies are not kept in {file.parent} ({error.strerror or error}).", file=sys.stderr)
+        return find_near_copies(samples)
+
+
+def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -> list[list[Sample]]:
+    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them.
+
+    With `known`, pairs of a sample and a known one alone. An image that can't be read, or has one color, is no copy.
+    """
+    count, samples = len(samples), [*samples, *(known or ())]
+    read = read_all(
+        lambda s: read_image(s.image_path, (SIDE, SIDE), s.binary_mask, own_range=True), samples, "comparing"
+    )
+    thumbnails = {i: image for i, image in enumerate(read) if isinstance(image, np.ndarray) and image.std() > 1}
+    if not thumbnails:
+        return []
+    numbers, pairs = np.array(list(thumbnails)), set()
+    hashes = np.stack([image_hash(thumbnail) for thumbnail in thumbnails.values()])
+
+    @functools.cache
+    def candidate(i: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        thumbnail = np.ascontiguousarray(thumbnails[i][:, ::-1] if mirrored else thumbnails[i])
+        return thumbnail, small_crops(thumbnail)
+
+    for mirrored in (False, True):
+        theirs = np.stack([image_hash(t[:, ::-1]) for t in thumbnails.values()]) if mirrored else hashes
+        for i, row in zip(numbers[numbers < count].tolist(), hashes):
+            distances = (len(row) - theirs @ row) / 2
+            for j in numbers[(distances <= HASH_DISTANCE) & (numbers > (i if known is None else count - 1))].tolist():
+                if are_copies(candidate(i, False), candidate(j, mirrored)):
+                    pairs.add((i, j))
+    return [[samples[i], samples[j]] for i, j in sorted(pairs)]
+
+
 def image_hash(thumbnail: np.ndarray) -> np.ndarray:
     """The perceptual hash of a thumbnail, uint8 (SIDE, SIDE, 3): float32 (63,) of -1 and 1."""
     k, x = np.arange(FREQUENCIES)[:, None], np.arange(SIDE)
@@ -80,82 +125,23 @@ def _crop(thumbnail: np.ndarray, box: tuple) -> np.ndarray:
     return np.asarray(image, np.float32)
 
 
-class Candidate:
-    """A thumbnail, uint8 (SIDE, SIDE, 3), and what is compared first: its crops at 8x8 pixels."""
-
-    def __init__(self, thumbnail: np.ndarray):
-        self.thumbnail = np.ascontiguousarray(thumbnail)
-        small = [_crop(self.thumbnail, box).reshape(8, BLOCK, 8, BLOCK, 3).mean((1, 3)) for box in BOXES]
-        self.views = _standardized(np.stack(small)).reshape(len(BOXES), -1) / 192**0.5
+def small_crops(thumbnail: np.ndarray) -> np.ndarray:
+    """What is compared first of a thumbnail: its crops at 8x8 pixels, as unit vectors (len(BOXES), 192)."""
+    small = [_crop(thumbnail, box).reshape(8, BLOCK, 8, BLOCK, 3).mean((1, 3)) for box in BOXES]
+    return _standardized(np.stack(small)).reshape(len(BOXES), -1) / 192**0.5
 
 
-def are_copies(a: Candidate, b: Candidate) -> bool:
-    """Whether two images show one photograph, as far as their pixels tell: whole, or one whole and one cropped."""
-    for cropped, whole in ((a, b), (b, a)):
-        correlations = cropped.views @ whole.views[0]
+def are_copies(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two thumbnails with their small crops show one photograph: whole, or one whole and one cropped."""
+    for (cropped, crops), (whole, whole_crops) in ((a, b), (b, a)):
+        correlations = crops @ whole_crops[0]
         for view in np.argsort(-correlations)[:TRIED]:
             if correlations[view] < CORRELATION:
                 break
-            pair = np.stack([_crop(cropped.thumbnail, BOXES[view]), whole.thumbnail.astype(np.float32)])
+            pair = np.stack([_crop(cropped, BOXES[view]), whole.astype(np.float32)])
             # Means of two by two pixels: finer detail depends on how an image was resized.
             first, second = _standardized(pair.reshape(2, SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4)))
             blocks = np.abs(first - second).reshape(8, BLOCK // 2, 8, BLOCK // 2, 3).mean((1, 3, 4))
             if (blocks > DIFFERENCE).sum() <= ODD_BLOCKS:
                 return True
     return False
-
-
-def near_copies(root: Path, samples: list[Sample]) -> list[list[Sample]]:
-    """Pairs of near copies among the images of a dataset. They are kept in its cache folder, if that can be written."""
-    by_name, folder = {sample.name: sample for sample in samples}, root / CACHE_FOLDER
-    file = folder / f"near_copies_{files_digest(samples, VERSION)}.json"
-    try:
-        folder.mkdir(exist_ok=True)
-        with lock_file(folder / "copies_lock", wait=True):
-            if not file.is_file():
-                if len(samples) > 1000:
-                    print(f"Comparing {len(samples):,} images once, to find near copies.", flush=True)
-                pairs = find_near_copies(samples)
-                for old in folder.glob("near_copies_*.json"):  # of files that have changed since
-                    old.unlink()
-                with atomic_write(file) as stream:
-                    json.dump([[sample.name for sample in pair] for pair in pairs], stream)
-        return [[by_name[name] for name in pair] for pair in json.loads(file.read_text())]
-    except OSError as error:
-        print(f"Near copies are not kept in {folder} ({error.strerror or error}).", file=sys.stderr)
-        return find_near_copies(samples)
-    except (ValueError, KeyError, TypeError):
-        raise DatasetError(f"{file} is damaged; delete it and start again") from None
-
-
-def _thumbnail(sample: Sample) -> np.ndarray | None:
-    """The image, uint8 (SIDE, SIDE, 3); None where it can't be read, which is told elsewhere, or has one color."""
-    try:
-        thumbnail = read_any(sample.image_path, (SIDE, SIDE), sample.binary_mask)
-    except DatasetError:
-        return None
-    return thumbnail if thumbnail.std() > 1 else None
-
-
-def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -> list[list[Sample]]:
-    """Pairs of images that are copies of each other by their content; byte for byte equal ones are among them.
-
-    With `known`, pairs of a sample and a known one alone.
-    """
-    count, samples = len(samples), [*samples, *(known or ())]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(_thumbnail, samples), "comparing", len(samples), unit="image", disable=None, delay=1)
-        thumbnails = {i: thumbnail for i, thumbnail in enumerate(bar) if thumbnail is not None}
-    if not thumbnails:
-        return []
-    numbers, pairs = np.array(list(thumbnails)), set()
-    hashes = np.stack([image_hash(thumbnail) for thumbnail in thumbnails.values()])
-    candidate = functools.cache(lambda i, flipped: Candidate(thumbnails[i][:, ::-1] if flipped else thumbnails[i]))
-    for mirrored in (False, True):
-        theirs = np.stack([image_hash(t[:, ::-1]) for t in thumbnails.values()]) if mirrored else hashes
-        for i, row in zip(numbers[numbers < count].tolist(), hashes):
-            distances = (len(row) - theirs @ row) / 2
-            for j in numbers[(distances <= HASH_DISTANCE) & (numbers > (i if known is None else count - 1))].tolist():
-                if are_copies(candidate(i, False), candidate(j, mirrored)):
-                    pairs.add((i, j))
-    return [[samples[i], samples[j]] for i, j in sorted(pairs)]

@@ -1,5 +1,7 @@
 """A dataset: its images, which of them belong together, its parts, and their pixels in whole batches."""
 
+import collections
+import copy
 import dataclasses
 import functools
 import re
@@ -11,11 +13,12 @@ import torch
 
 from data.cache import PixelCache
 from data.copies import find_copies, near_copies
-from data.layout import LISTS, Sample, describe_layout, find_parts, find_root, pair_up, read_list, require_files
+from data.layout import Sample, describe_layout, find_parts, find_root, pair_up, read_list, read_lists, require_files
 from data.names import MODES, SPLITS
 from data.pixels import to_floats
 from data.split import Group, Split, split_at_random, split_by_lists, take_fold, unite
 from data.view import View
+from models.checkpoint import Checkpoint
 from models.task import BACKGROUND, BORDER
 from runtime.errors import DatasetError, UsageError, raise_faults
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -24,33 +27,24 @@ from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 class Dataset:
     """The images of a folder, listed once, and which of them belong together.
 
-    Args:
-        data_path: see `find_root`.
-        groups: images of one group, such as frames of a video, are never in two parts. Either the group of each image
-            by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group;
-            or a file with lines of `name group`.
-
-    Raises:
-        DatasetError: see `find_root`, `read_list` and `pair_up`.
-        UsageError: the groups can't be read, or name other images.
+    Images of one of the `groups`, such as frames of a video, are never in two parts. Given are the group of each image
+    by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group; or a file
+    with lines of `name group`.
     """
 
     def __init__(self, data_path, groups: str | dict[str, str] | None = None):
         self.root = find_root(data_path)
-        self.lists = {
-            name: read_list(self.root, name) for name in LISTS if (self.root / "annotations" / f"{name}.txt").is_file()
-        }
+        self.layout = describe_layout(self.root)  # in words
+        self.lists = read_lists(self.root)
         # Of a dataset that is divided already, names begin with the part's.
         self.parts = {
             mode: [dataclasses.replace(sample, name=f"{folder.name}/{sample.name}") for sample in pair_up(folder)]
             for mode, folder in find_parts(self.root).items()
         }
-        listed = [sample for samples in (*self.lists.values(), *self.parts.values()) for sample in samples]
-        by_name = {sample.name: sample for sample in listed}
+        listed = {s.name: s for samples in (*self.lists.values(), *self.parts.values()) for s in samples}
         given = self.lists or self.parts
-        self.samples = [by_name[name] for name in sorted(by_name)] if given else pair_up(self.root)
+        self.samples = [listed[name] for name in sorted(listed)] if given else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
-        self.layout = describe_layout(self.root)  # in words
 
     @functools.cached_property
     def copies(self) -> list[Group]:
@@ -62,32 +56,15 @@ class Dataset:
         """Pairs of images that show one photograph; see data/copies.py."""
         return near_copies(self.root, self.samples)
 
-    def grouped(self, samples: list[Sample]) -> list[Group]:
-        """The samples of each group, without copies."""
-        groups: dict[str, Group] = {}
-        for sample in samples if self.groups else ():
-            if sample.name in self.groups:
-                groups.setdefault(self.groups[sample.name], []).append(sample)
-        return list(groups.values())
-
     def split(
         self, name: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None, needed: tuple[str, ...] = MODES
     ) -> Split:
         """Divides the images into the parts train, valid and test, disjoint in names and in content.
 
-        Files that are equal byte for byte are kept in one part; near copies, too, but for the lists of `official`.
-
-        Args:
-            name: `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles
-                each breed once and gives every part the same share of it.
-            seed: of the shuffle; `official` draws nothing.
-            fold: [I, K] divides all images but the test part into K folds with the same share of every breed, copies
-                in one fold; the I-th, from 1 on, is for validation.
-            needed: parts that must not be empty.
-
-        Raises:
-            DatasetError: a list or listed files are missing, or a part is empty.
-            ValueError: there is no such split.
+        `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles each breed
+        once and gives every part the same share of it. Files that are equal byte for byte are kept in one part; near
+        copies, too, but for the lists of `official`. A fold [I, K] divides all images but the test part into K folds
+        with the same share of every breed; the I-th, from 1 on, is for validation. The parts `needed` are not empty.
         """
         if name not in SPLITS:
             raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
@@ -96,12 +73,12 @@ class Dataset:
         if name == "official":
             parts = self._official_parts(needed)
         else:
-            for listed in () if not self.lists or "list" in self.lists else ("trainval", "test"):
-                self._list(listed)  # a part of the images would be divided in another way
-            parts = split_at_random(self.samples, seed, self.grouped(self.samples))
+            if self.lists and "list" not in self.lists:
+                self.require_lists("trainval", "test")  # a part of the images would be divided in another way
+            parts = split_at_random(self.samples, seed, self._grouped(self.samples))
         everything = [sample for part in parts.values() for sample in part]
         require_files(self.root, everything)
-        groups = self.copies + self.grouped(everything)
+        groups = self.copies + self._grouped(everything)
         near = self.near_copies if name != "official" or fold else []
         moved = unite(parts, groups if name == "official" else groups + near)
         if fold:
@@ -122,6 +99,29 @@ class Dataset:
             return self.samples
         return getattr(self.split(split, seed, fold, (mode,)), mode)
 
+    def part_of(self, checkpoint: Checkpoint, mode: str) -> list[Sample]:
+        """The samples of one part under the split of a checkpoint."""
+        data, grouped = checkpoint.data, copy.copy(self)
+        grouped.groups = data.groups
+        split = data.split if self.lists else SPLITS[0]  # without lists there is no official one
+        return grouped.part(mode, split, data.seed, None if self.parts else data.fold)
+
+    def copies_of_training(self, seen: set[str], samples: list[Sample]) -> set[str]:
+        """Names of those samples that are not among the `seen` names, but of which a near copy is."""
+        if not any(sample.name in seen for sample in self.samples):
+            return set()
+        pairs = [(a.name, b.name) for a, b in self.near_copies]
+        copied = {a for a, b in pairs if b in seen} | {b for a, b in pairs if a in seen}
+        return (copied - seen) & {sample.name for sample in samples}
+
+    def _grouped(self, samples: list[Sample]) -> list[Group]:
+        """The samples of each group, without copies."""
+        members: dict[str, Group] = collections.defaultdict(list)
+        for sample in samples:
+            if self.groups and sample.name in self.groups:
+                members[self.groups[sample.name]].append(sample)
+        return list(members.values())
+
     def _own_parts(self, fold: list[int] | None, needed: tuple[str, ...]) -> Split:
         """The parts of a dataset that is divided already, as they are. Only a test part may be missing in training."""
         for mode in needed:
@@ -129,25 +129,27 @@ class Dataset:
                 raise DatasetError(f"{self.root} has no {mode} part with images; name another --subset")
         if fold:
             raise UsageError(f"{self.root} is divided already, so it has no folds; leave --fold out")
-        split = Split(*(self.parts.get(mode, []) for mode in MODES))
         apart = [group for group in self.copies if len({sample.name.partition("/")[0] for sample in group}) > 1]
         if apart:
             print(f"WARNING: {len(apart)} images of {self.root} stand in several parts.", file=sys.stderr)
-        return split
-
-    def _list(self, name: str) -> list[Sample]:
-        return self.lists[name] if name in self.lists else read_list(self.root, name)  # which says what is missing
+        return Split(*(self.parts.get(mode, []) for mode in MODES))
 
     def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
             raise DatasetError(
                 f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
             )
-        wanted = {"test" if mode == "test" else "trainval" for mode in needed} | self.lists.keys()
-        trainval, test = (self._list(name) if name in wanted else [] for name in ("trainval", "test"))
+        self.require_lists(*("test" if mode == "test" else "trainval" for mode in needed))
+        trainval, test = (self.lists.get(name, []) for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}
         raise_faults([f"{name} stands in trainval.txt and in test.txt" for name in both], self.root)
-        return split_by_lists(trainval, test, self.grouped(trainval))
+        return split_by_lists(trainval, test, self._grouped(trainval))
+
+    def require_lists(self, *names: str) -> None:
+        """Raises DatasetError where one of these lists is missing."""
+        for name in names:
+            if name not in self.lists:
+                read_list(self.root, name)  # which says that
 
 
 def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
@@ -158,12 +160,11 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
             pattern = re.compile(source.removeprefix("regex:"))
         except re.error as error:
             raise UsageError(f"--groups {source!r} is no regular expression ({error}); change it") from None
-        matches = {name: pattern.search(name) for name in sorted(names)}
-        groups = {name: match.group(bool(match.groups())) for name, match in matches.items() if match}
-        groups = {name: group for name, group in groups.items() if group}
-        if not groups:
+        found = {name: pattern.search(name) for name in sorted(names)}
+        groups = {name: match.group(bool(match.groups())) for name, match in found.items() if match}
+        if not any(groups.values()):
             raise UsageError(f"--groups {source!r} finds a group in no name, such as {min(names)}; change it")
-        return groups
+        return {name: group for name, group in groups.items() if group}
     groups = {}
     try:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
@@ -173,7 +174,7 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        words = re.split(r"[,\t]", line, maxsplit=1) if re.search(r"[,\t]", line) else line.strip().rsplit(maxsplit=1)
+        words = re.split(r"[,\t]", line) if re.search(r"[,\t]", line) else line.strip().rsplit(maxsplit=1)
         name, group = (word.strip() for word in words) if len(words) == 2 else ("", "")
         if not group or name not in names or name in groups:
             why = "names an image twice" if name in groups else "is not `name group` of an image of the dataset"
@@ -182,50 +183,47 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
     return groups
 
 
+def refuse_seen(seen: set[str], samples: list[Sample], path: Path) -> None:
+    """Raises UsageError where the network of a checkpoint was trained on some of these samples."""
+    hits = [sample.name for sample in samples if sample.name in seen]
+    if hits:
+        raise UsageError(
+            f"{path} was trained on {len(hits)} of these {len(samples)} images ({hits[0]}, ...), so a score on them "
+            "would be inflated by leakage; use --subset test, or say --allow_seen"
+        )
+
+
 def as_keys(keys: list) -> list[tuple[int, int]]:
     """Keys of samples as pairs (epoch, index); a plain index is of epoch 0."""
     return [key if isinstance(key, tuple) else (0, key) for key in keys]
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ImageDataset(torch.utils.data.Dataset):
     """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
     A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
-    (N, 1, H, W), see models/task.py; `path`, a list of files. Images stay in bytes until they are on the device; the
-    model normalises. A key is an index, or a pair (epoch, index) where something is drawn anew every epoch.
+    (N, 1, H, W), see models/task.py; `path`, a list of files. A key is an index, or a pair (epoch, index) where
+    something is drawn anew every epoch.
 
-    Args:
-        samples: the images.
-        view: what is read of them. With `resize` of `keep` those of a batch must have one shape.
-        cache: decoded images; None decodes them at every access.
-        root: the folder, and `mode` the part, that they come from.
-        augment_uncertain: border pixels become pet or background at random, half and half, by `seed`.
-
-    Raises:
-        DatasetError: see `View.require_labels` and, when read, `View.read_at`.
+    With a view that keeps the shape of images, those of a batch must have one shape. Without a cache images are decoded
+    at every access. With `augment_uncertain` border pixels become pet or background at random, by `seed`.
     """
 
-    def __init__(
-        self,
-        samples: list[Sample],
-        view: View,
-        cache: PixelCache | None = None,
-        root: Path = Path(),
-        mode: str = "all",
-        augment_uncertain: bool = False,
-        seed: int = 42,
-    ):
-        view.require_labels(samples)
-        self.samples, self.view, self.cache, self.root, self.mode = samples, view, cache, root, mode
-        self.augment_uncertain, self.seed = augment_uncertain, seed
+    samples: list[Sample]
+    view: View
+    cache: PixelCache | None = None
+    root: Path = Path()
+    mode: str = "all"
+    augment_uncertain: bool = False
+    seed: int = 42
+
+    def __post_init__(self):
+        self.view.require_labels(self.samples)
+        self.decodes = self.cache is None  # which takes work that other processes could share
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether reading a sample takes work that other processes could share."""
-        return self.cache is None
 
     def __getitem__(self, key) -> dict:
         return {name: values[0] for name, values in self.read_batch([key]).items()}
@@ -248,13 +246,11 @@ class ImageDataset(torch.utils.data.Dataset):
         return batch
 
     def targets(self, keys: list[tuple[int, int]], labels: np.ndarray) -> dict[str, np.ndarray]:
-        """What a batch holds of its label maps, uint8 (N, H, W)."""
-        return {"labels": self.draw_border(keys, labels) if self.augment_uncertain else labels}
-
-    def draw_border(self, keys: list[tuple[int, int]], labels: np.ndarray) -> np.ndarray:
-        """Label maps (N, H, W) of pet and background, where each pixel of a border is either at random."""
+        """What a batch holds of its label maps, uint8 (N, H, W). Border pixels are drawn where that is asked for."""
+        if not self.augment_uncertain:
+            return {"labels": labels}
         decided = (labels != BACKGROUND).astype(np.uint8)
         for (epoch, index), mask, border in zip(keys, decided, labels == BORDER):
             rng = sample_rng(self.seed, epoch, self.samples[index].name, UNCERTAIN_BORDER)
             mask[border] = rng.integers(0, 2, size=int(border.sum()), dtype=np.uint8)
-        return decided
+        return {"labels": decided}

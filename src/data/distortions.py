@@ -1,12 +1,10 @@
-"""Distortions that --distort names: of images alone, or of images and targets. A new one is a function,
-a row, and a name in data/names.py.
+"""Distortions that --distort names. A new one is a function, a row in DISTORTIONS, and a name in data/names.py.
 
 Each takes images (N, C, H, W), float in 0..255, targets (N, 1, H, W), how strong it is for each image, float (N,) above
 0, about 1 for medium strength, and a generator of random numbers for each, on the CPU. It returns images and targets.
 """
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +17,13 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Generators = list[torch.Generator]
 APPLIED = 0.3  # share of the images that each named distortion changes
 STRONGEST = 1.5
+
+
+def resample(images: torch.Tensor, masks: torch.Tensor, grid: torch.Tensor) -> Pair:
+    """Images, bilinear, and masks, nearest neighbour, at a grid (N, H, W, 2); outside are their mirror images."""
+    options = {"padding_mode": "reflection", "align_corners": False}
+    moved = F.grid_sample(images.float(), grid, mode="bilinear", **options)
+    return moved, F.grid_sample(masks.float(), grid, mode="nearest", **options).to(torch.uint8)
 
 
 def _normal(shape: tuple, generators: Generators, device: torch.device) -> torch.Tensor:
@@ -36,10 +41,7 @@ def elastic(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, 
     shifts = _normal((2, 5, 5), generators, images.device) * _column(amounts) * 0.05
     shifts = F.interpolate(shifts, size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     y, x = ((torch.arange(side, device=images.device) * 2 + 1) / side - 1 for side in size)
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) + shifts
-    options = {"padding_mode": "reflection", "align_corners": False}
-    bent = F.grid_sample(targets.float(), grid, mode="nearest", **options).to(targets.dtype)
-    return F.grid_sample(images, grid, mode="bilinear", **options), bent
+    return resample(images, targets, torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) + shifts)
 
 
 def gamma(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
@@ -90,26 +92,20 @@ def cutout(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, g
     return torch.where(hole, images.mean(dim=(2, 3), keepdim=True), images), targets
 
 
-DISTORTIONS: dict[str, Callable[..., Pair]] = {
-    distort.__name__: distort for distort in (elastic, gamma, blur, noise, jpeg, cutout)
-}
+DISTORTIONS = {distort.__name__: distort for distort in (elastic, gamma, blur, noise, jpeg, cutout)}
 
 
 def draw_distortions(rng: np.random.Generator, names: str, strength: float) -> np.ndarray:
-    """How strong each of DISTORTIONS is for an image, float32 (K,), at most `strength`; 0 where it is not named."""
+    """How strong each of DISTORTIONS is for an image, float32 (K,), at most `strength`; 0 for those not named."""
     named, applied = [name in names.split(",") for name in DISTORTIONS], rng.random(len(DISTORTIONS)) < APPLIED
     amounts = strength * rng.uniform(0.1, 1, len(DISTORTIONS))
     return np.where(applied & named, amounts, 0).astype(np.float32)
 
 
 def apply_distortions(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, seeds: torch.Tensor) -> Pair:
-    """Applies drawn distortions to a batch, on its device.
+    """Distorts images (N, C, H, W), which become float32, and targets (N, 1, H, W), on their device.
 
-    Args:
-        images: (N, C, H, W) in 0..255; they become float32.
-        targets: (N, 1, H, W).
-        amounts: (N, K), of `draw_distortions`, on the CPU.
-        seeds: int64 (N,), of each image's random numbers, on the CPU.
+    `amounts` (N, K), of `draw_distortions`, and `seeds` (N,), of each image's random numbers, are on the CPU.
     """
     images, targets = images.float().clone(), targets.clone()
     for number, distort in enumerate(DISTORTIONS.values()):

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 from data.dataset import Dataset
-from data.layout import LISTS, find_root, has_lists, read_list, require_files
+from data.layout import find_root, has_lists, require_files
 from runtime.errors import DatasetError, first_line
 
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
@@ -22,9 +22,6 @@ def download(data_path) -> Path:
 
     torchvision downloads into a folder inside, and verifies the archives by MD5. Images and annotations appear under
     their own names only when they are whole. No whole archive is downloaded twice. Returns their folder.
-
-    Raises:
-        DatasetError: the archives can't be had, are not the real ones, or don't fit on the disk.
     """
     try:
         root = find_root(data_path)
@@ -45,21 +42,21 @@ def download(data_path) -> Path:
             f"the download needs {NEEDED_BYTES / 1e9:.1f} GB and {data_path} has {free / 1e9:.1f} GB free; make room, "
             "or name a folder on another disk with --data_path"
         )
-    unfinished = root / UNFINISHED
-    _fetch(unfinished)
+    _fetch(root / UNFINISHED)
     if hasattr(os, "sync"):  # not on Windows
         os.sync()  # else a power failure could leave empty files in a folder that looks whole
     for part in ("images", "annotations"):
-        place_whole(unfinished / "oxford-iiit-pet" / part, root / part)
+        place_whole(root / UNFINISHED / "oxford-iiit-pet" / part, root / part)
     _require_whole(root)
-    shutil.rmtree(unfinished)
+    shutil.rmtree(root / UNFINISHED)
     return root
 
 
 def _require_whole(root: Path) -> None:
-    for name in LISTS if has_lists(root) else ():
-        read_list(root, name)
-    require_files(root, Dataset(root).samples)
+    dataset = Dataset(root)
+    if dataset.lists:
+        dataset.require_lists("list", "trainval", "test")
+    require_files(root, dataset.samples)
 
 
 def _fetch(folder: Path) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.names import ARRAY
-from data.pixels import pixel_values, shown, stored_values
+from data.pixels import array_pixels, image_pixels
 from models.task import IGNORED
 from runtime.errors import DatasetError, first_line
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
 ORIENTATION = 0x0112  # EXIF tag
 FROM_TRIMAP = np.array([0, 1, 0, 2], np.uint8)  # pet, background, border: the values of files to those of label maps
-SAID: set[str] = set()  # topics of `say_once`
+SAID: set[str] = set()  # what was said once in this process
 NEAR_END = 64  # gray levels from black or white on that still count as either
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
@@ -27,93 +27,48 @@ def _is_array(path) -> bool:
 
 def _load_array(path) -> np.ndarray:
     """The array of a file of `numpy.save`, mapped, not read. Raises DatasetError: it is none, or holds objects."""
-    try:
+    with _readable(path, "an array"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  NumPy lets errors of zipfile and tokenize pass
-        raise DatasetError(f"{path} can't be read as an array ({first_line(error)}); replace the file") from None
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
     return array
 
 
 @contextlib.contextmanager
-def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
-    """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
+def _readable(path, what: str) -> Iterator[None]:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+        yield
     except (DatasetError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001  Pillow raises nearly anything on broken files
+    except Exception as error:  # noqa: BLE001  Pillow and NumPy raise nearly anything on broken files
         raise DatasetError(f"{path} can't be read as {what} ({first_line(error)}); replace the file") from None
 
 
-def read_image(path, size: tuple[int, int] | None = None, upright: bool = False) -> np.ndarray:
-    """Reads an image of any mode as RGB, uint8 (H, W, 3).
+@contextlib.contextmanager
+def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
+    """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
+    with _readable(path, what), Image.open(path, formats=FORMATS) as image:
+        yield image
 
-    Args:
-        path: the file; its content decides the format, not its name (four .jpg files of the dataset are PNGs).
-        size: width and height that the image is resized to, bilinear with antialiasing; None keeps its own size.
-        upright: turn it as its EXIF orientation says.
 
-    Raises:
-        DatasetError: the file can't be read as an image.
+def read_image(
+    path, size: tuple[int, int] | None = None, upright: bool = False, channels: int = 3, own_range: bool = False
+) -> np.ndarray:
+    """Reads an image of any mode as RGB, uint8 (H, W, 3); or as uint16 (H, W, C) of another number of channels.
+
+    Its content decides the format, not its name (four .jpg files of the dataset are PNGs). It is resized to a width and
+    height, bilinear with antialiasing; `upright` turns it as its EXIF orientation says; of `own_range` see
+    `array_pixels`. Raises DatasetError: it can't be read, or has another number of channels.
     """
     if _is_array(path):
-        stored = _load_array(path)
-        if stored.dtype != np.uint8 or stored.shape[2:] != (3,) or 0 in stored.shape:
-            return shown(pixel_values(stored, 3, None, size, path))
-        return rgb_pixels(Image.fromarray(np.asarray(stored)), size)
+        return array_pixels(_load_array(path), channels, size, path, own_range)
     with _opened(path) as image:
-        if size is not None:
-            stored = size[::-1] if _turned(image, upright) else size
-            image.draft("RGB", stored)  # lets the JPEG decoder skip detail that the resize would average away
+        if size is not None and channels == 3:
+            # Lets the JPEG decoder skip detail that the resize would average away.
+            image.draft("RGB", size[::-1] if _turned(image, upright) else size)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        return rgb_pixels(image, size)
-
-
-def rgb_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An open image of any mode as RGB, uint8 (H, W, 3), resized to this width and height."""
-    if image.mode[0] in "IF":
-        image = _eight_bits(np.asarray(image))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode != "RGB":  # else it would be a copy, and images can be large
-        image = image.convert("RGB")
-    if size is not None:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def read_pixels(
-    path, channels: int = 3, window: tuple[float, float] | None = None, size=None, upright: bool = False
-) -> np.ndarray:
-    """Reads an image as a network sees it: uint8 (H, W, 3) of RGB, or uint16 (H, W, C); see `View`, `read_image`."""
-    if channels == 3 and window is None:
-        return read_image(path, size, upright)
-    return pixel_values(_read_stored(path, upright), channels, window, size, path)
-
-
-def read_any(path, size: tuple[int, int], upright: bool = False) -> np.ndarray:
-    """An image of any channels as 8-bit RGB; one that is deeper gets its own range of values. Raises DatasetError."""
-    if not _is_array(path):
-        with _opened(path) as image:
-            if image.mode[0] not in "IF":
-                return read_image(path, size, upright)
-    stored = _read_stored(path, upright)
-    if stored.dtype.kind in "buif" and stored.shape[2:] not in ((), (1,), (3,)):
-        stored = stored.mean(axis=2)
-    return shown(pixel_values(stored, 3, (0.0, 100.0), size, path))
-
-
-def _read_stored(path, upright: bool) -> np.ndarray:
-    if _is_array(path):
-        return _load_array(path)
-    with _opened(path) as image:
-        return stored_values(image, upright)
+        return image_pixels(image, channels, size, path, own_range)
 
 
 def rgb_profile(path) -> bytes | None:
@@ -144,33 +99,50 @@ def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
         return image.size, _turned(image, upright)
 
 
+def _turned(image: Image.Image, upright: bool) -> bool:
+    return upright and image.getexif().get(ORIENTATION, 1) > 4
+
+
 def image_size_of(path, upright: bool = False) -> tuple[int, int]:
     """Width and height of an image, from the first bytes of its file. Raises DatasetError: it is no image."""
     size, turned = _stored_size(path, upright)
     return size[::-1] if turned else size
 
 
-def _turned(image: Image.Image, upright: bool) -> bool:
-    """Whether an image is to be turned by a quarter."""
-    return upright and image.getexif().get(ORIENTATION, 1) > 4
+def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], binary_mask: bool):
+    """How an image is shown beside its mask, of this width and height: width, height, and whether EXIF turns it.
+
+    Beside a mask, not a trimap, the image is turned upright, as people saw it when they drew it, and the mask may be
+    smaller or larger, if its shape is that of the image. Raises DatasetError: it has another one.
+    """
+    size, quarter_turn = _stored_size(image_path, binary_mask)
+    views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
+    ratio = mask_size[0] / mask_size[1]
+    similar = [view for view in views if binary_mask and abs(view[0][0] / view[0][1] / ratio - 1) <= SHAPE_TOLERANCE]
+    for shown, upright in [view for view in views if view[0] == mask_size] + similar:
+        return *shown, upright
+    raise DatasetError(
+        f"{image_path} is {size[0]}x{size[1]} but its mask {mask_path} is {mask_size[0]}x{mask_size[1]}; "
+        f"they must have the same {'shape' if binary_mask else 'size'}"
+    )
 
 
-@np.errstate(invalid="ignore")
-def _eight_bits(values: np.ndarray) -> Image.Image:
-    """Gray levels of 16 or 32 bits or floating point as 8 bits; Pillow's own conversion would clip them to white."""
-    if values.dtype.kind == "u" and values.itemsize == 2:  # of either byte order
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    values = np.nan_to_num(values.astype(np.float64))
-    top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())  # the range it seems to use
-    return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """A label map (H, W) at this width and height; None keeps its own."""
+    if size is None or size == values.shape[::-1]:
+        return values
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+
+
+def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
+    """Reads a trimap, a mask, or with `classes` a mask of classes as a label map, uint8 (H, W); see models/task.py."""
+    if binary_mask and classes:
+        return read_class_mask(path, classes)
+    return (read_mask if binary_mask else read_trimap)(path)
 
 
 def read_trimap(path) -> np.ndarray:
-    """Reads a trimap of 1 = pet, 2 = background, 3 = border as a label map, uint8 (H, W); see models/task.py.
-
-    Raises:
-        DatasetError: the file can't be read, has several channels, or holds other values.
-    """
+    """Reads a trimap of 1 = pet, 2 = background, 3 = border; see `read_labels`."""
     values = _read_values(path, "trimap")
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {values.shape}")
@@ -184,24 +156,19 @@ def read_trimap(path) -> np.ndarray:
 
 
 def read_mask(path) -> np.ndarray:
-    """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1, uint8 (H, W).
+    """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1; see `read_labels`.
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
     where the colors are all one. Gray levels that gather at black and white, as JPEG, soft brushes and resizing leave
     them, are divided in the middle, which is said once.
-
-    Raises:
-        DatasetError: the file can't be read, holds more than two values, or two of which none is background.
     """
-    values = _read_values(path, "mask")
+    values = codes = _read_values(path, "mask")
     if values.ndim == 3:
         alpha = values.shape[2] in (2, 4)
         # A number for each color, from one channel after the other: masks can be large.
         codes = sum(values[..., c].astype(np.int32) << 8 * c for c in range(values.shape[2] - alpha))
         if alpha and (codes == codes.flat[0]).all() and np.ptp(values[..., -1]):
             codes = values[..., -1]
-    else:
-        codes = values
     levels = np.unique(codes, return_counts=True)[0]  # sorts; without counts it hashes, 20 times as slow on photographs
     if len(levels) > 2:
         gray = _gray_levels(values)
@@ -210,18 +177,13 @@ def read_mask(path) -> np.ndarray:
                 f"{path} is no mask: it holds {len(levels)} values, and a mask has two, background 0 and pet; if they "
                 "are numbers of classes, name these with --classes, else convert it with tools/convert_masks.py"
             )
-        say_once("gray", f"Masks such as {Path(path).name} have gray levels: those above 127 are pet.")
+        if "gray" not in SAID:
+            SAID.add("gray")
+            print(f"Masks such as {Path(path).name} have gray levels: those above 127 are pet.", file=sys.stderr)
         return (gray > 127).astype(np.uint8)
     if len(levels) == 2 and levels[0] != 0:
         raise DatasetError(f"{path} is no mask: of its two values none is 0, so which one is background? make that 0")
     return (codes != 0).astype(np.uint8)
-
-
-def say_once(topic: str, words: str) -> None:
-    """Prints words on a topic on stderr, once in a process."""
-    if topic not in SAID:
-        SAID.add(topic)
-        print(words, file=sys.stderr)
 
 
 def _gray_levels(values: np.ndarray) -> np.ndarray | None:
@@ -235,11 +197,7 @@ def _gray_levels(values: np.ndarray) -> np.ndarray | None:
 
 
 def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
-    """Reads a mask whose values, or indices of its palette, are the numbers of classes or 255, as uint8 (H, W).
-
-    Raises:
-        DatasetError: the file can't be read, has several channels, or holds a number without a name.
-    """
+    """Reads a mask whose values, or indices of its palette, are the numbers of classes or 255; see `read_labels`."""
     values = _read_values(path, "class mask")
     if values.ndim != 2 or values.dtype not in (bool, np.uint8, np.uint16, np.int32):
         raise DatasetError(f"{path} is no mask of classes: expected one channel of whole numbers; save it as index PNG")
@@ -252,13 +210,6 @@ def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
-    """Reads a trimap, a mask, or with `classes` a mask of classes, as `read_trimap`, `read_mask`, `read_class_mask`."""
-    if binary_mask and classes:
-        return read_class_mask(path, classes)
-    return (read_mask if binary_mask else read_trimap)(path)
-
-
 def _read_values(path, what: str) -> np.ndarray:
     with _opened(path, f"a {what}") as image:
         if image.mode != "P" or what != "mask":
@@ -266,34 +217,3 @@ def _read_values(path, what: str) -> np.ndarray:
         # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
         colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
         return indices if colors.any(axis=2).all() else colors
-
-
-def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """A label map (H, W) at this width and height; None keeps its own."""
-    if size is None or size == values.shape[::-1]:
-        return values
-    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
-
-
-def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], binary_mask: bool):
-    """How an image is to be shown beside its mask, whose width and height are `mask_size`.
-
-    Beside a mask, not a trimap, the image is turned upright, as people saw it when they drew it, and the mask may be
-    smaller or larger, if its shape is that of the image.
-
-    Returns:
-        Width, height, and whether the image is turned as its EXIF orientation says.
-
-    Raises:
-        DatasetError: the image can't be read, or the sizes don't fit.
-    """
-    size, quarter_turn = _stored_size(image_path, binary_mask)
-    views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
-    ratio = mask_size[0] / mask_size[1]
-    similar = [view for view in views if binary_mask and abs(view[0][0] / view[0][1] / ratio - 1) <= SHAPE_TOLERANCE]
-    for displayed, upright in [view for view in views if view[0] == mask_size] + similar:
-        return *displayed, upright
-    raise DatasetError(
-        f"{image_path} is {size[0]}x{size[1]} but its mask {mask_path} is {mask_size[0]}x{mask_size[1]}; "
-        f"they must have the same {'shape' if binary_mask else 'size'}"
-    )

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 from data.dataset import Dataset
-from data.layout import Sample, describe_layout, find_parts, find_root, has_lists
+from data.layout import Sample, find_parts, find_root, has_lists
 from data.names import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
-from data.parts import samples_of_part
 from data.view import View
 from models.checkpoint import Checkpoint
 from runtime.errors import DatasetError, UsageError
@@ -22,23 +21,10 @@ def find_samples(
 ) -> tuple[list[Sample], str]:
     """The images that a path means: one image, a dataset or its images/ folder, any folder of images, or a pattern.
 
-    Args:
-        paths: the path or pattern; of several none is taken for a dataset.
-        checkpoint: it knows the dataset's split, and which classes masks must hold to be of use.
-        subset: part of the dataset, if it is one.
-        output: folder of results; what lies in it is left out, unless it holds all there is.
-
-    Returns:
-        The samples, and in words what they are.
-
-    Raises:
-        UsageError: there is no image.
-        DatasetError: it is a dataset, but an incomplete one.
+    Of several paths none is taken for a dataset; of a dataset it is one part under the checkpoint's split. What lies in
+    the folder of results is left out, unless it holds all there is. Returns the samples, and in words what they are.
     """
-    if len(paths) > 1:
-        samples, words = _name_all(_files(paths), "images", None, output)
-    else:
-        samples, words = _find(Path(paths[0]), paths[0], checkpoint, subset, output)
+    samples, words = _find(paths, checkpoint, subset, output)
     try:
         View.of(checkpoint).require_labels(samples)
     except DatasetError as error:  # images can be segmented without their masks
@@ -47,46 +33,41 @@ def find_samples(
     return samples, words
 
 
-def _files(paths: list[str]) -> list[Path]:
-    """The files that several paths mean. Raises UsageError: one means none."""
-    files = []
-    for path in map(Path, paths):
-        matches = [path] if path.exists() else matching(str(path))
-        if not matches:
-            raise UsageError(f"{path} does not exist; name an image, a folder or a pattern")
-        for match in matches:
-            files += sorted(match.iterdir()) if match.is_dir() else [match]
-    # Without `..`, which would lead out of the folder of results.
-    return [Path(path) for path in dict.fromkeys(map(os.path.abspath, files))]
-
-
-def _find(
-    path: Path, pattern: str, checkpoint: Checkpoint, subset: str, output: Path | None
-) -> tuple[list[Sample], str]:
-    root = None
+def _find(paths: list[str], checkpoint: Checkpoint, subset: str, output: Path | None) -> tuple[list[Sample], str]:
+    path, root = Path(paths[0]), None
+    if len(paths) > 1:
+        # Without `..`, which would lead out of the folder of results.
+        files = [Path(file) for file in dict.fromkeys(map(os.path.abspath, _files(paths)))]
+        return _name_all(files, "images", None, output), "images"
     if path.exists() and not path.is_dir():
         return [_with_mask(path, path.stem)], str(path)
     with contextlib.suppress(DatasetError):
         root = find_root(path)  # of a folder that need not exist: images/ of a dataset that lies one deeper
-    if root is None and not path.is_dir():
-        if not any(letter in pattern for letter in "*?["):
-            raise UsageError(f"--data_path {path} does not exist; name a dataset, a folder, an image or a pattern")
-        return _name_all(matching(pattern), f"images that match {pattern}", None, output)
-    if root is None:
-        return _name_all(sorted(path.iterdir()), f"images in {path}", path, output)
-    try:
-        samples = samples_of_part(Dataset(path), checkpoint, subset)
-    except DatasetError:
-        if has_lists(root):
-            raise
-        # Own images that can't be divided, being few or without masks, are images all the same.
-        return _name_all(sorted((root / "images").iterdir()), f"images in {root / 'images'}", root / "images", output)
-    return samples, f"{subset} images of {root} ({describe_layout(root)})"
+    if root is not None:
+        try:
+            dataset = Dataset(path)
+            return dataset.part_of(checkpoint, subset), f"{subset} images of {root} ({dataset.layout})"
+        except DatasetError:
+            if has_lists(root):
+                raise
+            path = root / "images"  # own images that can't be divided, being few or without masks
+    words = f"images in {path}" if path.is_dir() else f"images that match {path}"
+    return _name_all(_files([str(path)]), words, path if path.is_dir() else None, output), words
 
 
-def matching(pattern: str) -> list[Path]:
-    """The paths that match a pattern, in order; hidden ones need a dot in the pattern."""
-    return [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  it may be absolute
+def _files(paths: list[str]) -> list[Path]:
+    """The files that paths and patterns mean, in order; hidden ones need a dot in a pattern."""
+    files: list[Path] = []
+    for path in paths:
+        if Path(path).is_dir():
+            files += sorted(Path(path).iterdir())
+        elif Path(path).exists():
+            files.append(Path(path))
+        elif any(letter in path for letter in "*?["):
+            files += [Path(match) for match in sorted(glob.glob(path, recursive=True))]  # noqa: PTH207  may be absolute
+        else:
+            raise UsageError(f"{path} does not exist; name a dataset, a folder, an image or a pattern")
+    return files
 
 
 def list_images(folder: Path) -> list[Sample]:
@@ -100,11 +81,11 @@ def list_images(folder: Path) -> list[Sample]:
         places = [part / "images" for part in parts.values()] or [folder]
     files = [path for place in places for path in sorted(place.rglob("*"))]
     files = [p for p in files if not any(name.startswith(".") for name in p.relative_to(folder).parts)]
-    samples, _ = _name_all(files, f"images in {folder}", folder, None)
+    samples = _name_all(files, f"images in {folder}", folder, None)
     return [Sample(sample.name, sample.image_path) for sample in samples]
 
 
-def _name_all(files: list[Path], words: str, base: Path | None, output: Path | None) -> tuple[list[Sample], str]:
+def _name_all(files: list[Path], words: str, base: Path | None, output: Path | None) -> list[Sample]:
     """The images among these files, each under a name of its own that mirrors its place below `base`."""
     if output is not None:
         files = [p for p in files if output.resolve() not in Path(os.path.realpath(p)).parents] or files
@@ -129,7 +110,7 @@ def _name_all(files: list[Path], words: str, base: Path | None, output: Path | N
             number += 1
             name = f"{stem}_{number}"
         samples[name] = _with_mask(path, name)
-    return list(samples.values()), words
+    return list(samples.values())
 
 
 def _with_mask(path: Path, name: str) -> Sample:

@@ -28,23 +28,14 @@ DOWNLOAD_HINT = "download the dataset with `python src/oxford_pet.py --download 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and, where there is one, its trimap or mask.
+    """An image and, where there is one, its trimap or mask."""
 
-    Args:
-        name: unique in its dataset; results are named by it.
-        image_path: the image.
-        mask_path: its trimap or mask, or None.
-        binary_mask: it is a mask, not a trimap. Then the image is turned as its EXIF orientation says.
-        breed: number of the breed; 0 for own images.
-        species: 1 for a cat, 2 for a dog, 0 where that is unknown.
-    """
-
-    name: str
+    name: str  # unique in its dataset; results are named by it
     image_path: Path
     mask_path: Path | None = None
-    binary_mask: bool = True
-    breed: int = 0
-    species: int = 0
+    binary_mask: bool = True  # not a trimap; then the image is turned as its EXIF orientation says
+    breed: int = 0  # 0 for own images
+    species: int = 0  # 1 for a cat, 2 for a dog, 0 where that is unknown
 
     def displayed_size(self) -> tuple[int, int]:
         """Width and height of the image as it is shown. Raises DatasetError: see `shown_size`."""
@@ -56,11 +47,7 @@ class Sample:
 def find_root(data_path) -> Path:
     """The folder that holds images/ beside annotations/ or masks/, or parts that do.
 
-    Args:
-        data_path: that folder, its images/ folder, or the folder into which torchvision downloads the dataset.
-
-    Raises:
-        DatasetError: there is no dataset.
+    `data_path` is that folder, its images/ folder, or the folder into which torchvision downloads the dataset.
     """
     path = Path(data_path)
     near = [path, path.parent] if path.name == "images" else [path]
@@ -93,25 +80,29 @@ def describe_layout(root: Path) -> str:
     return "Oxford-IIIT Pet layout" if has_lists(root) else "Oxford-IIIT Pet layout without lists"
 
 
+def _list_file(root: Path, name: str) -> Path:
+    return root / "annotations" / f"{name}.txt"
+
+
 def has_lists(root: Path) -> bool:
     """Whether a dataset has lists of its images."""
-    return any((root / "annotations" / f"{name}.txt").is_file() for name in LISTS)
+    return any(_list_file(root, name).is_file() for name in LISTS)
+
+
+def read_lists(root: Path) -> dict[str, list[Sample]]:
+    """The lists that a dataset has, by name."""
+    return {name: read_list(root, name) for name in LISTS if _list_file(root, name).is_file()}
 
 
 def read_list(root: Path, name: str) -> list[Sample]:
-    """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments.
-
-    Raises:
-        DatasetError: the list is missing, a row is not of that form, or a name stands in it twice.
-    """
-    file = root / "annotations" / f"{name}.txt"
+    """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments."""
+    file, samples = _list_file(root, name), []
     if not file.is_file():
         raise DatasetError(f"the list {file} is missing; {DOWNLOAD_HINT.format(root)}")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DatasetError(f"{file} is no text in UTF-8; save it as that") from None
-    samples = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -120,10 +111,9 @@ def read_list(root: Path, name: str) -> list[Sample]:
             if ".." in Path(stem).parts or Path(stem).anchor:  # results would be written there
                 raise ValueError
             image, trimap = root / "images" / f"{stem}.jpg", root / "annotations/trimaps" / f"{stem}.png"
-            sample = Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0)
+            samples.append(Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0))
         except ValueError:
             raise DatasetError(f"{file} line {number} is not `name class species breed`: {line.strip()!r}") from None
-        samples.append(sample)
     counts = collections.Counter(sample.name for sample in samples)
     raise_faults([f"{name} stands in {file.name} more than once" for name in counts if counts[name] > 1], root)
     return samples
@@ -133,12 +123,9 @@ def pair_up(root: Path) -> list[Sample]:
     """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
-
-    Raises:
-        DatasetError: images without a mask, or masks without an image.
     """
     own = not (root / "annotations").is_dir()
-    faults = []
+    faults: list[str] = []
 
     def files_by_stem(folder: Path) -> dict[str, Path]:
         files: dict[str, Path] = {}
@@ -165,32 +152,26 @@ def pair_up(root: Path) -> list[Sample]:
 
 
 def pair_loosely(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, Path]:
-    """Masks by the stems of their images, as far as they pair; those that don't keep their own. Says what it took.
-
-    Args:
-        images: files by stem, and so are masks.
-    """
+    """Masks by the stems of their images, as far as they pair; those that don't keep their own. Says what it took."""
 
     def plain(stem: str) -> str:
         return unicodedata.normalize("NFC", stem).casefold()
 
     stems = {plain(stem): stem for stem in images}
-    stems = stems if len(stems) == len(images) else {stem: stem for stem in images}
+    if len(stems) < len(images):
+        stems = {stem: stem for stem in images}
+    unpaired = [plain(stem) for stem in masks if plain(stem) not in stems]
     endings = collections.Counter(
-        plain(mask)[cut:]
-        for mask in masks
-        if plain(mask) not in stems
-        for cut in range(1, len(plain(mask)))
-        if plain(mask)[:cut] in stems and not plain(mask)[cut].isalnum()  # `1_mask`, not the image 1 for the mask 12
+        name[cut:]
+        for name in unpaired
+        for cut in range(1, len(name))
+        if name[:cut] in stems and not name[cut].isalnum()  # `1_mask`, not the image 1 for the mask 12
     )
     ending, count = max(endings.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
-    if count and 2 * count < len(masks):
+    if 2 * count < len(masks):
         ending = ""  # of a few masks alone: these are faults
-    paired = {}
-    for stem, file in masks.items():
-        key = plain(stem)
-        key = key.removesuffix(ending) if key not in stems else key
-        paired[stems.get(key, stem)] = file
+    names = {stem: plain(stem) if plain(stem) in stems else plain(stem).removesuffix(ending) for stem in masks}
+    paired = {stems.get(names[stem], stem): file for stem, file in masks.items()}
     if len(paired) < len(masks):  # several masks of one image
         return masks
     if ending:

@@ -19,15 +19,12 @@ class Batches:
 
     Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
     and 4. Each process of `context` reads its share of every batch.
-
-    Raises:
-        UsageError: batches have fewer images than there are processes.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
         self.dataset, self.seed, self.context = dataset, seed, context
         self.steps = math.ceil(len(dataset) / batch_size)
-        require_shares(len(dataset) // self.steps, context, "--batch_size")
+        require_shares(len(dataset) // self.steps, context)
 
     def length(self, step: int) -> int:
         """Images in the batch of a step, over all processes."""
@@ -45,12 +42,12 @@ class Batches:
         return self.dataset.read_batch(self.keys(epoch, step))
 
 
-def require_shares(images: int, context: DistributedContext, flag: str) -> None:
+def require_shares(images: int, context: DistributedContext) -> None:
     """Raises UsageError where a batch has fewer images than there are processes."""
     if images < context.size:
+        processes = f"{context.size} processes"
         raise UsageError(
-            f"steps of {images} images can't be shared by {context.size} processes; use a larger {flag}, or fewer "
-            "processes"
+            f"steps of {images} images can't be shared by {processes}; use a larger --batch_size, or fewer processes"
         )
 
 
@@ -67,16 +64,12 @@ class StepSampler:
         return ((self.epoch, step) for step in range(self.start, self.steps))
 
 
-class StepReader(Dataset):
+class StepReader:
     """Whole steps: a list with a batch of each of several Batches; None where there is nothing to read."""
 
     def __init__(self, sources: list[Batches | None]):
         self.sources = sources
-
-    @property
-    def decodes(self) -> bool:
-        """Whether reading takes work that other processes could share."""
-        return any(source is not None and source.dataset.decodes for source in self.sources)
+        self.decodes = any(source is not None and source.dataset.decodes for source in sources)
 
     def read_batch(self, at: tuple[int, int]) -> list[dict | None]:
         """The batches of the step `at`, (epoch, step)."""
@@ -109,20 +102,11 @@ class _Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def make_loader(dataset: Dataset, device: torch.device, batches: Iterable, num_workers=None) -> DataLoader:
-    """A DataLoader of whole batches, pinned where they go to a GPU.
-
-    Args:
-        dataset: gives them with `read_batch`.
-        device: where they go.
-        batches: what `read_batch` takes, one after the other.
-        num_workers: processes that decode images. None takes none beside a network on the CPU, which has its cores
-            already, and else one a core, 8 at most. From a cache images are read ten times faster than a process could
-            pass them on, so there are none.
-    """
-    if not getattr(dataset, "decodes", True):
+def make_loader(dataset, device: torch.device, batches: Iterable, num_workers: int | None = None) -> DataLoader:
+    """A DataLoader of what `dataset.read_batch` gives for each of `batches`, pinned where it goes to a GPU."""
+    if not dataset.decodes:  # from a cache images are read ten times faster than a process could pass them on
         num_workers = 0
-    elif num_workers is None:
+    elif num_workers is None:  # a network on the CPU has its cores already
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     return _Loader(
         _WholeBatches(dataset),

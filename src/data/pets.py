@@ -17,10 +17,6 @@ class SimpleOxfordPetDataset(ImageDataset):
     A sample is a dict: `image` uint8 (3, S, S), `mask` uint8 (1, S, S) of 0 and 1, `trimap` uint8 (1, S, S), `labels`
     likewise, and `path`, the image's file. `transform` is called with it and returns it changed. With
     `augment_uncertain` border pixels of masks are pet or background at random, half and half, instead of pet.
-
-    Raises:
-        DatasetError: see Dataset and `View.read_at`.
-        ValueError: there is no such mode or split.
     """
 
     def __init__(
@@ -38,16 +34,14 @@ class SimpleOxfordPetDataset(ImageDataset):
             raise ValueError(f"no mode is called {mode!r}; there are {', '.join(SUBSETS)}")
         dataset, view = Dataset(data_path), View(image_size)
         pixels = open_cache(dataset.root, dataset.samples, view) if cache else None
-        samples = dataset.part(mode, split, seed)
-        super().__init__(samples, view, pixels, dataset.root, mode, augment_uncertain, seed)
+        super().__init__(dataset.part(mode, split, seed), view, pixels, dataset.root, mode, augment_uncertain, seed)
         self.transform = transform
 
     def __getitem__(self, key) -> dict:
         sample = super().__getitem__(key)
-        return sample if self.transform is None else self.transform(sample)
+        return self.transform(sample) if self.transform else sample
 
     def targets(self, keys: list[tuple[int, int]], labels: np.ndarray) -> dict[str, np.ndarray]:
-        """See ImageDataset."""
         drawn = super().targets(keys, labels)["labels"]
         return {"labels": drawn, "mask": (drawn != BACKGROUND).astype(np.uint8), "trimap": TO_TRIMAP[labels]}
 
@@ -58,10 +52,9 @@ class OxfordPetDataset(SimpleOxfordPetDataset):
     def __getitem__(self, key) -> dict:
         ((epoch, index),) = as_keys([key])
         image, labels = self.view.read_at(self.samples[index])
-        targets = self.targets([(epoch, index)], labels[None])
-        sample = {"image": image, "path": str(self.samples[index].image_path)}
-        sample |= {name: values[0] for name, values in targets.items()}
-        return sample if self.transform is None else self.transform(sample)
+        targets = {name: values[0] for name, values in self.targets([(epoch, index)], labels[None]).items()}
+        sample = {"image": image, "path": str(self.samples[index].image_path), **targets}
+        return self.transform(sample) if self.transform else sample
 
 
 def load_dataset(data_path, mode: str = "train", **options) -> SimpleOxfordPetDataset:

@@ -1,12 +1,11 @@
-"""Images of any number of channels and of any depth: 12 and 16 bits, floating point, NumPy's files.
+"""Pixels of any number of channels and any depth, from what a file holds to what a network sees.
 
-What a network sees of them has 16 bits a channel, here and in the cache, and floating point from 0 to 255 as a tensor.
-8-bit RGB, which most images are, is read by `data.image_io.read_image` and stays in bytes.
+That is 8-bit RGB, or else 16 bits a channel, which become floating point from 0 to 255 as a tensor.
 """
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from runtime.errors import DatasetError
 
@@ -15,36 +14,52 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 LARGEST, LEAST = 1e37, 1e-30  # value, and range of values, that float32 can scale
 
 
-def window_of(text: str | None) -> tuple[float, float] | None:
-    """The window that a value of `percentiles` means."""
-    return text and tuple(float(word) for word in text.split(","))
+def image_pixels(
+    image: Image.Image, channels: int = 3, size: tuple[int, int] | None = None, path="the image", own_range=False
+) -> np.ndarray:
+    """An open image as `read_image` gives it. Raises ValueError: Pillow would lose its depth."""
+    deep = image.mode[0] in "IF"  # 16 or 32 bits, or floating point
+    if channels == 3 and not deep:
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        if image.mode != "RGB":  # else it would be a copy, and images can be large
+            image = image.convert("RGB")
+        return np.asarray(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
+    if len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in image.tile):
+        raise ValueError("16 bits a channel in color can't be read; save it as .npy")
+    if not deep and image.mode not in ("L", "RGB", "RGBA"):
+        gray = image.mode in ("1", "LA", "La") or (image.mode == "P" and getattr(image.palette, "mode", "") == "L")
+        image = image.convert("L" if gray else "RGB")
+    return array_pixels(np.asarray(image), channels, size, path, own_range)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of values that float32 can't hold, which are clipped
-def pixel_values(
-    stored: np.ndarray, channels: int, window: tuple[float, float] | None, size: tuple[int, int] | None, path
+def array_pixels(
+    stored: np.ndarray, channels: int, size: tuple[int, int] | None, path, own_range: bool = False
 ) -> np.ndarray:
-    """Stored values (H, W) or (H, W, C) of any type to what the network sees, uint16 (H, W, C).
+    """An array (H, W) or (H, W, C) of any type as `read_image` gives it.
 
-    The window is one of all three channels together, or else each has its own. See View and `read_image`.
-
-    Raises:
-        DatasetError: it is no image, or has another number of channels.
+    Of unsigned values of 8 and 16 bits black is 0 and white the largest of their type; of others they are the lowest
+    and highest of the image, of three channels together, else of each. With `own_range` they are so for all types, and
+    what is neither gray nor RGB becomes gray.
     """
     if stored.ndim not in (2, 3) or 0 in stored.shape or stored.dtype.kind not in "buif":
         raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")
     if stored.dtype == bool:
         stored = stored.astype(np.uint8) * 255
+    if own_range and stored.shape[2:] not in ((), (1,), (3,)):
+        stored = stored.mean(axis=2)
     values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), channels, path)
-    shared, seen = _range(values, window) if channels == 3 else None, []
+    shared, seen = _range(values, own_range) if channels == 3 else None, []
     for channel in np.moveaxis(values, 2, 0):
-        low, high = shared or _range(channel, window)
+        low, high = shared or _range(channel, own_range)
         channel = np.nan_to_num(channel.astype(np.float32), nan=low)
         if size is not None and size != channel.shape[::-1]:
             channel = np.asarray(Image.fromarray(channel.clip(low, high)).resize(size, Image.Resampling.BILINEAR))
         scale = FULL / (high - low) if high - low > LEAST else 0.0
         seen.append(np.round((channel.clip(low, high) - low) * scale).astype(np.uint16))
-    return np.stack(seen, axis=-1).repeat(channels // len(seen), axis=2)
+    pixels = np.stack(seen, axis=-1).repeat(channels // len(seen), axis=2)
+    return shown(pixels) if channels == 3 else pixels
 
 
 def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
@@ -60,32 +75,12 @@ def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
     )
 
 
-def _range(values: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
-    """The values that become black and white: the range of an unsigned type, or of the image's own values."""
-    if window is None and values.dtype in (np.uint8, np.uint16):
+def _range(values: np.ndarray, own: bool) -> tuple[float, float]:
+    """The values that become black and white."""
+    if values.dtype in (np.uint8, np.uint16) and not own:
         return 0.0, float(np.iinfo(values.dtype).max)
     known = values[np.isfinite(values)].clip(-LARGEST, LARGEST) if values.dtype.kind == "f" else values
-    if not known.size:
-        return 0.0, 1.0
-    low, high = np.percentile(known, window or (0, 100))
-    return float(low), float(high)
-
-
-def stored_values(image: Image.Image, upright: bool) -> np.ndarray:
-    """The values of an open image, (H, W) or (H, W, C), turned as its EXIF orientation says.
-
-    Raises:
-        ValueError: it is in color with 16 bits a channel, of which Pillow reads 8.
-    """
-    if len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in image.tile):
-        raise ValueError("16 bits a channel in color can't be read; save it as .npy")
-    if upright:
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("1", "LA", "La") or (image.mode == "P" and getattr(image.palette, "mode", "") == "L"):
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB", "RGBA", "F") and image.mode[0] != "I":
-        image = image.convert("RGB")
-    return np.asarray(image)
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
 
 
 def to_floats(values: np.ndarray) -> np.ndarray:

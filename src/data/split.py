@@ -62,12 +62,12 @@ def unite(parts: dict[str, list[Sample]], groups: list[Group]) -> int:
     home = {sample: mode for mode, part in parts.items() for sample in part}
     moved = 0
     for group in connected([[sample for sample in group if sample in home] for group in groups]):
+        away = [sample for sample in group if home[sample] != "train"]
         if len({home[sample] for sample in group}) > 1:
-            for sample in group:
-                if home[sample] != "train":
-                    parts[home[sample]].remove(sample)
-                    parts["train"].append(sample)
-                    moved += 1
+            for sample in away:
+                parts[home[sample]].remove(sample)
+            parts["train"] += away
+            moved += len(away)
     return moved
 
 
@@ -76,11 +76,8 @@ def _by_breed(samples: list[Sample], seed: int) -> list[Sample]:
     breeds: dict[int, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):
         breeds.setdefault(sample.breed, []).append(sample)
-    return [
-        sample
-        for breed, members in breeds.items()
-        for sample in (members[i] for i in np.random.default_rng([seed, breed]).permutation(len(members)))
-    ]
+    orders = {breed: np.random.default_rng([seed, breed]).permutation(len(breeds[breed])) for breed in breeds}
+    return [breeds[breed][i] for breed, order in orders.items() for i in order]
 
 
 def _deal_out(order: list[Sample], groups: list[Group], shares: dict) -> dict:

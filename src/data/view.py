@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.image_io import nearest, read_labels, read_pixels, shown_size
+from data.image_io import nearest, read_image, read_labels, shown_size
 from data.layout import Sample
 from models.checkpoint import Checkpoint
 from models.task import BACKGROUND, SPECIES
@@ -12,42 +12,23 @@ from runtime.errors import DatasetError
 
 
 class View(NamedTuple):
-    """Which values of an image a network sees, how large, and which classes its mask holds.
+    """How a network sees an image, and which classes its mask holds."""
 
-    Args:
-        size: side of a square, in pixels.
-        resize: `square` squashes images into it; `keep` keeps their shape, and the longer side gets that length.
-        channels: of the image. Gray images are repeated, color ones become gray where that is 1.
-        window: percentiles of the image's values that become black and white; None takes the range of its type.
-        classes: names of the classes whose numbers masks hold; without any, masks are trimaps or have two values.
-    """
-
-    size: int = 256
-    resize: str = "square"
-    channels: int = 3
-    window: tuple[float, float] | None = None
-    classes: tuple[str, ...] = ()
+    size: int = 256  # side of a square, in pixels
+    resize: str = "square"  # squashes images into it; `keep` keeps their shape, and the longer side gets that length
+    channels: int = 3  # gray images are repeated, color ones become gray where that is 1
+    classes: tuple[str, ...] = ()  # whose numbers masks hold; without any, masks are trimaps or have two values
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, size: int | None = None, resize: str | None = None) -> "View":
         """What the network of a checkpoint sees: as in its training, unless another size is given."""
-        return cls(
-            size or checkpoint.image_size,
-            resize or "square",
-            checkpoint.channels,
-            checkpoint.window and tuple(checkpoint.window),
-            checkpoint.task.classes,
-        )
+        size = size or checkpoint.image_size
+        return cls(size, resize or "square", checkpoint.channels, checkpoint.task.classes)
 
     @property
     def rgb(self) -> bool:
-        """Whether images are 8-bit RGB, which most are."""
-        return self.channels == 3 and self.window is None
-
-    @property
-    def dtype(self) -> type:
-        """Of images, here and in the cache."""
-        return np.uint8 if self.rgb else np.uint16
+        """Whether images are 8-bit RGB; others have 16 bits a channel."""
+        return self.channels == 3
 
     def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
         """Width and height at which the network sees an image of this width and height."""
@@ -56,32 +37,24 @@ class View(NamedTuple):
         return tuple(max(1, round(side * self.size / max(sides))) for side in sides)
 
     def size_of(self, sample: Sample) -> tuple[int, int]:
-        """Width and height at which the network sees an image. Raises DatasetError: see `shown_size`."""
+        """Width and height at which the network sees an image."""
         return self.fit((1, 1) if self.resize == "square" else sample.displayed_size())
 
     def read_at(self, sample: Sample, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image (H, W, C) and its label map, uint8 (H, W), or None; at a width and height, or its own.
-
-        Raises:
-            DatasetError: a file can't be read or is no mask, or their sizes don't fit.
-        """
-        image_path, mask_path = sample.image_path, sample.mask_path
-        if mask_path is None:
-            return read_pixels(image_path, self.channels, self.window, size, upright=True), None
+        """The image (H, W, C) and its label map, uint8 (H, W), or None; at a width and height, or its own."""
+        if sample.mask_path is None:
+            return read_image(sample.image_path, size, True, self.channels), None
         labels = self.read_labels(sample)
-        *own_size, upright = shown_size(image_path, mask_path, labels.shape[::-1], sample.binary_mask)
-        image = read_pixels(image_path, self.channels, self.window, size, upright)
+        *own_size, upright = shown_size(sample.image_path, sample.mask_path, labels.shape[::-1], sample.binary_mask)
+        image = read_image(sample.image_path, size, upright, self.channels)
         return image, nearest(labels, size or tuple(own_size))
 
     def read_labels(self, sample: Sample) -> np.ndarray:
-        """The label map at the mask's own size, uint8 (H, W). Raises DatasetError: the file is none."""
+        """The label map at the mask's own size, uint8 (H, W)."""
         return self.relabel(sample, read_labels(sample.mask_path, sample.binary_mask, self.classes))
 
     def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
-        """The label map (H, W) from that of the file. With species as classes, pet and border get its number.
-
-        What is relabelled already stays as it is.
-        """
+        """A label map (H, W) where, with species as classes, pet and border of a trimap have got their number."""
         if sample.binary_mask or not self.classes:
             return stored
         return np.where(stored == BACKGROUND, np.uint8(BACKGROUND), np.uint8(sample.species))

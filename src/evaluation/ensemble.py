@@ -51,8 +51,7 @@ def open_network(
     for _, other, other_path in opened[1:]:
         if other.task.name != checkpoint.task.name or View.of(other) != View.of(checkpoint):
             raise UsageError(
-                f"{path} and {other_path} differ in classes, or in size, channels or window of the images, so they "
-                "make no ensemble"
+                f"{path} and {other_path} differ in classes, or in size or channels of the images, so are no ensemble"
             )
     if len(opened) > 1:
         model = Ensemble([member for member, _, _ in opened]).eval()

@@ -7,9 +7,8 @@ import torch
 
 from data.cache import open_cache
 from data.check import print_resized_masks
-from data.dataset import Dataset, ImageDataset
+from data.dataset import Dataset, ImageDataset, refuse_seen
 from data.inputs import refuse_overwriting
-from data.parts import refuse_seen, samples_of_part
 from evaluation.config import EvalConfig, logit
 from evaluation.ensemble import Network, open_network
 from evaluation.predict import Predictor
@@ -69,7 +68,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
 
 def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str) -> ImageDataset:
     """A part of a dataset as a network wants it. Raises UsageError: see `refuse_seen`."""
-    samples, view = samples_of_part(dataset, network.checkpoint, mode), network.view
+    samples, view = dataset.part_of(network.checkpoint, mode), network.view
     if mode != config.subset or not config.allow_seen:
         refuse_seen(network.seen, samples, network.path)
     cached = config.resize == "square"  # tiles are cut from the images themselves

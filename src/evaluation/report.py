@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data.dataset import Dataset, ImageDataset
-from data.parts import copies_of_training
 from evaluation.config import EvalConfig, logit
 from evaluation.ensemble import Network
 from evaluation.metrics import Interval, intervals, mean_scores
@@ -98,7 +97,7 @@ def write_report(evaluation: Evaluation, other_rows: list[dict] | None) -> None:
         value, low, high = differences["dice"]
         verb = "excludes" if low > 0 or high < 0 else "includes"
         lines.append(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {verb} zero.")
-    copies = copies_of_training(evaluation.dataset, network.seen, evaluation.part.samples)
+    copies = evaluation.dataset.copies_of_training(network.seen, evaluation.part.samples)
     if copies and len(copies) < len(rows):
         means = mean_scores([row for row in rows if row["name"] not in copies], classes[1:])
         without = {name: round(means[name], 6) for name in ("dice", "dataset_dice")}

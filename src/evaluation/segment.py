@@ -3,8 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from data.image_io import rgb_pixels
-from data.pixels import pixel_values, stored_values
+from data.pixels import image_pixels
 from data.view import View
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.predict import Predictor
@@ -21,13 +20,9 @@ def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image
     much of each pixel is pet, float32 (H, W) of 0 to 1. The image's EXIF orientation is not looked at.
     """
     view = View.of(checkpoint)
-    size = view.fit(image.size)
-    if view.rgb:
-        pixels = rgb_pixels(image, size)
-    else:
-        pixels = pixel_values(stored_values(image, upright=False), view.channels, view.window, size, "the image")
+    pixels = image_pixels(image, view.channels, view.fit(image.size))
     precision = choose_precision("auto", next(model.parameters()).device, view.size)
     labels = Predictor(model, precision).segment(pixels, *image.size)
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)
-    return cut_out(rgb_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255
+    return cut_out(image_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255

@@ -89,7 +89,6 @@ class Checkpoint:
     config: dict[str, Plain]  # arguments of the network's constructor
     weights: Weights  # with mean and standard deviation of the normalisation
     image_size: int  # side of the square that images are resized to
-    window: list[float] | None  # see `data.view.View`
     data: DataRecord
     encoder_start: str  # what the encoder's weights were before training, in words
     progress: Progress
@@ -97,11 +96,10 @@ class Checkpoint:
     training: TrainingState | None = None  # None where the run can't be resumed
 
     def __post_init__(self):
-        window, fold, sums = self.window or [0, 100], self.data.fold or [1, 2], self.progress.sums
+        fold, sums = self.data.fold or [1, 2], self.progress.sums
         require(self.model_name in MODELS, "model_name")
         require(16 <= self.image_size <= 4096, "image_size")
         require(type(self.channels) is int and 1 <= self.channels <= 100, "config.in_channels")
-        require(len(window) == 2 and 0 <= window[0] < window[1] <= 100, "window")
         require(len(fold) == 2 and 1 <= fold[0] <= fold[1] <= 100, "data.fold")
         require(RUN_ID.fullmatch(self.progress.run_id) is not None, "progress.run_id")
         require(sums is None or (sums.ndim == 1 and len(sums) > 1 and sums.dtype == torch.float64), "progress.sums")

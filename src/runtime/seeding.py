@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 # What random numbers are drawn for: each purpose has a stream of its own.
-UNCERTAIN_BORDER, AUGMENTATION, SIZE, MIX, UNLABELED, NOISE = range(6)
+UNCERTAIN_BORDER, AUGMENTATION, MIX, UNLABELED, NOISE = 0, 1, 3, 4, 5
 
 
 def seed_everything(seed: int) -> None:

@@ -7,7 +7,7 @@ are saved in the checkpoint.
 import argparse
 import dataclasses
 
-from data.names import AUTO, CHANGES, SPLITS, STRENGTHS, change_names, percentiles, size_plan
+from data.names import CHANGES, SPLITS, STRENGTHS, change_names, size_plan
 from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, are_classes, class_names, known_model
 from runtime.options import (
     CommonConfig,
@@ -108,12 +108,6 @@ class TrainConfig(CommonConfig):
     )
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100), metavar="N")
-    window: str | None = fixed(
-        None,
-        "clip values of an image at these percentiles and rescale; by default the range of their type",
-        percentiles,
-        metavar="P,P",
-    )
     classes: str = fixed(
         "binary",
         f"what is learned: {', '.join(TASKS)}, or the names of classes, a file with one in a line or with commas",
@@ -133,9 +127,7 @@ class TrainConfig(CommonConfig):
         3, "variants per image of --augment bulk", whole_number(1, 100), metavar="N", group="augmentation"
     )
     augment_strength: str = fixed(
-        "medium",
-        "how far augmentation rotates, scales and distorts; auto: one operation an image",
-        choices=(*STRENGTHS, AUTO),
+        "medium", "how far augmentation rotates, scales and distorts", choices=tuple(STRENGTHS)
     )
     distort: str | None = fixed(
         None,
@@ -145,8 +137,8 @@ class TrainConfig(CommonConfig):
     )
     sizes: str = fixed(
         "fixed",
-        "sizes to train at: fixed, that of --image_size; grow, from half of it upwards; vary, within a third of it; or "
-        "other ones first, as SIDE:EPOCHS,...",
+        "sizes to train at: fixed, that of --image_size; grow, from half of it upwards; or other ones first, as "
+        "SIDE:EPOCHS,...",
         size_plan,
         metavar="PLAN",
     )
@@ -268,14 +260,13 @@ class TrainConfig(CommonConfig):
     @property
     def view(self):
         """What the network sees of the images, a View."""
-        from data.pixels import window_of
         from data.view import View
 
-        return View(self.image_size, "square", self.channels, window_of(self.window), self.task.classes)
+        return View(self.image_size, "square", self.channels, self.task.classes)
 
 
 # Settings that a checkpoint keeps elsewhere.
-IN_CHECKPOINT = {"model_name", "attention", "decoder", "classes", "channels", "window", "image_size"}
+IN_CHECKPOINT = {"model_name", "attention", "decoder", "classes", "channels", "image_size"}
 IN_CHECKPOINT |= {"split", "seed", "fold"}
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.names import automatic_plan, planned_sizes, possible_sizes
+from data.names import automatic_plan, planned_sizes
 from models.build import NETWORKS
 from models.checkpoint import Checkpoint
 from models.names import DEFAULT_MODEL, DENOISING
@@ -45,14 +45,13 @@ def new_config(flags: dict, pretrained: bool, initial: Checkpoint | None) -> Tra
 
 def settings_of_network(checkpoint: Checkpoint) -> dict:
     """The settings that say what a checkpoint's network is and sees."""
-    config, window = checkpoint.config, checkpoint.window
+    config = checkpoint.config
     return {
         "model_name": checkpoint.model_name,
         "attention": config.get("attention", "none"),
         "decoder": config.get("decoder", "plain"),
         "classes": checkpoint.task.name,
         "channels": checkpoint.channels,
-        "window": window and ",".join(map(repr, window)),
         "image_size": checkpoint.image_size,
     }
 
@@ -111,7 +110,6 @@ def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
     for flag in ("augment_strength", "distort"):
         refuse(flags.get(flag) and not c.augments, f"--{flag} needs --augment bulk or online")
     refuse("num_augmentations" in flags and not c.variants, "--num_augmentations needs --augment bulk")
-    refuse(c.augment_strength == "auto" and c.distort, "--augment_strength auto distorts, too; leave --distort out")
     encoder_asked = flags.get("encoder_weights", "none") != "none"
     refuse(c.init and encoder_asked, "--init brings the weights of the encoder, too; leave --encoder_weights out")
     has_encoder, asked = network.encoder_name is not None, c.freeze_encoder or c.encoder_lr_scale != 1
@@ -122,8 +120,6 @@ def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
     refuse(min(sizes, default=least) < least, f"--sizes {c.sizes}: {name} needs sides of {least} pixels at least")
     full = "resume" in flags or len(sizes) < c.epochs
     refuse(not full, f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs")
-    alone = c.sizes == "vary" and len(possible_sizes(c.image_size, network.stride)) == 1
-    refuse(alone, f"--sizes vary: no multiple of {network.stride} lies within a third of {c.image_size}; use fixed")
     pairs = {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes
     refuse(pairs, "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size")
     uncertain = c.classes != "binary" and c.augment_uncertain

@@ -78,7 +78,6 @@ class RunState:
             config=self.net.model.config,
             weights=dict((self.ema or self.net).model.state_dict()),
             image_size=self.config.image_size,
-            window=self.config.view.window and list(self.config.view.window),
             data=self.data,
             encoder_start=self.encoder_start,
             progress=self.progress,

@@ -72,7 +72,7 @@ def open_distillation(setup) -> DistillTerm | None:
             f"{path} has learned {model.task.name} classes, this run learns {config.task.name}; use another one"
         )
     if View.of(checkpoint, config.image_size) != config.view:
-        raise UsageError(f"{path} sees other channels or another window of the images than this run; use another one")
+        raise UsageError(f"{path} sees other channels of the images than this run; use another one")
     precision = choose_precision(config.amp, setup.state.net.precision.device, checkpoint.image_size)
     predictor = Predictor(precision.to_device(model), precision)
     return DistillTerm(predictor, checkpoint.image_size, checkpoint.fingerprint(), checkpoint.seen_names())

@@ -49,7 +49,7 @@ class UnlabeledBatches(Batches):
         context: DistributedContext = SINGLE_PROCESS,
     ):
         self.dataset, self.batch_size, self.seed, self.steps, self.context = dataset, batch_size, seed, steps, context
-        require_shares(batch_size, context, "--batch_size")
+        require_shares(batch_size, context)
 
     def length(self, step: int) -> int:
         return self.batch_size
@@ -126,7 +126,7 @@ class FixMatchTerm:
         images, targets = apply_augmentations(images, targets, copy_to_device(batch["strong_affine"], device))
         images = apply_colors(images, copy_to_device(batch["colors"], device))
         images, _ = apply_distortions(images, truth, batch["distortions"], batch["seeds"])
-        images, targets = mix(images, targets, "cutmix", 0.5, step_rng(batches.seed, *at, UNLABELED))
+        images, targets = mix(images, targets, "cutmix", step_rng(batches.seed, *at, UNLABELED))
         scale = batches.context.size / batches.batch_size
         return Part(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(metrics, dim=1), scale)
 

@@ -4,13 +4,14 @@ from functools import partial
 
 import torch
 
-from data.augment import BatchAugmentation, augment_batch
+from data.augment import augment_batch, mix, resize_batch
 from data.loader import Batches
 from data.names import MIXES, planned_sizes
 from evaluation.metrics import image_dice, mean_dice, score_counts
 from evaluation.predict import Predictor
 from evaluation.score import validate
 from runtime.errors import UsageError
+from runtime.seeding import MIX, step_rng
 from training.data import spread_batch
 from training.losses import LOSSES, balanced_weights
 from training.terms import At, Part
@@ -36,13 +37,16 @@ class MasksTerm:
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
         self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
-        mix = next((name for name in config.changes if name in MIXES), "none")
-        sizes = tuple(planned_sizes(config.sizes))
-        self.augmentation = BatchAugmentation(mix, config.sizes == "vary", predictor.model.stride, config.seed, sizes)
+        self.mix, self.seed = next((name for name in config.changes if name in MIXES), None), config.seed
+        self.sizes = planned_sizes(config.sizes)  # of the first epochs
 
     @torch.no_grad()
     def prepare(self, batch: dict, first: Part | None, at: At) -> Part:
-        images, labels = augment_batch(batch, self.augmentation, self.device, *at)
+        images, labels = augment_batch(batch, self.device)
+        if self.mix:
+            images, labels = mix(images, labels, self.mix, step_rng(self.seed, *at, MIX))
+        if at.epoch < len(self.sizes):
+            images, labels = resize_batch(images, labels, self.sizes[at.epoch])
         # Losses are summed over images, and DDP averages gradients over processes.
         return Part(images, labels, scale=self.batches.context.size / self.batches.length(at.step))
 
