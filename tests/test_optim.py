@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from models.build import build_model
-from models.checkpoint import Checkpoint, DataRecord, Progress, TrainingState
+from models.checkpoint import Progress, TrainingState
 from runtime.device import Precision
-from stubs import CPU, Plain, make_batch, make_run
+from stubs import CPU, Plain, make_batch, make_checkpoint, make_masks, make_net, make_run, train_batch
 from training.config import WEIGHT_DECAY, TrainConfig
 from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate
 from training.state import RunState
@@ -39,10 +39,10 @@ def test_ema_by_hand():
 
 def test_step_updates_ema_and_weights():
     model = Plain()
-    run = make_run(model, ema=ModelEMA(model, 0.9))
+    run = make_run(model, make_net(model, ema=ModelEMA(model, 0.9)))
     before = run.state.net.model.layers[0].weight.clone()
-    run.train_batch([make_batch()])
-    after, averaged = run.state.net.model.layers[0].weight, run.state.ema.model.layers[0].weight
+    train_batch(run, make_batch())
+    after, averaged = run.state.net.model.layers[0].weight, run.state.net.ema.model.layers[0].weight
     torch.testing.assert_close(averaged, 0.1 * before + 0.9 * after, rtol=1e-4, atol=1e-6)
     assert not torch.equal(before, after)
 
@@ -100,7 +100,7 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         config = TrainConfig(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
         net = Net(model, optimizer, scaler, Precision(CPU))
-        return RunState(config, net, None, None, {}, "", Progress(run_id="run", planned_epochs=1), None)
+        return RunState(config, net, {}, "", Progress(run_id="run", planned_epochs=1), [make_masks(Plain())])
 
     def step(net):
         net.optimizer.zero_grad()
@@ -113,17 +113,8 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
     optimizer = copy.deepcopy(first.optimizer.state_dict())
     optimizer["param_groups"][0]["fused"] = False  # of another device
     settings, state = {"learning_rate": 0.1}, torch.get_rng_state()
-    checkpoint = Checkpoint(
-        model_name="unet",
-        config={},
-        weights=copy.deepcopy(first.model.state_dict()),
-        image_size=64,
-        window=None,
-        data=DataRecord(split="official", seed=0, fingerprints={}, train_names=[]),
-        encoder_start="",
-        progress=Progress(run_id="run", planned_epochs=1),
-        training=TrainingState(settings=settings, optimizer=optimizer, scheduler=None, scaler={}, random_state=state),
-    )
+    training = TrainingState(settings=settings, optimizer=optimizer, scaler={}, random_state=state)
+    checkpoint = make_checkpoint(weights=copy.deepcopy(first.model.state_dict()), training=training)
     resumed = make(torch.channels_last, True)
     second = resumed.net
     load, taken = second.optimizer.load_state_dict, []
