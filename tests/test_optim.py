@@ -12,7 +12,8 @@ from models.checkpoint import Progress, TrainingState
 from runtime.device import Precision
 from stubs import CPU, Plain, make_batch, make_checkpoint, make_masks, make_net, make_run, train_batch
 from training.config import WEIGHT_DECAY, TrainConfig
-from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate
+from training.metrics import score_of
+from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate, restore_scheduler
 from training.state import RunState
 from training.step import Net
 
@@ -154,3 +155,28 @@ def test_encoder_learns_at_its_own_rate():
         assert rate == pytest.approx(0.1 * warm_up * (0.25 if name.startswith("encoder.") else 1)), name
     change_learning_rate(optimizer, scheduler, 0.4)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.2])
+
+
+@pytest.mark.parametrize("name", ["plateau", "cosine"])
+def test_a_schedule_goes_on_where_the_run_stands(name):
+    def make():
+        optimizer = build_optimizer(TrainConfig(learning_rate=1e-3), Plain())
+        return optimizer, build_scheduler(name, optimizer, 30)
+
+    def epochs(optimizer, scheduler, rows) -> list[float]:
+        rates = []
+        for row in rows:
+            optimizer.step()
+            scheduler.step(*([score_of(row)] if name == "plateau" else []))
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates
+
+    rows = [{"val_loss": loss, "val_dice": None} for loss in (0.9, 0.8, *[0.85] * 10, 0.7, *[0.75] * 10)]
+    whole = epochs(*make(), rows)
+    assert len(set(whole)) > 2
+    for stop in range(1, len(rows)):
+        optimizer, scheduler = make()
+        progress = Progress(run_id="run", planned_epochs=30, epoch=stop, history=rows[:stop])
+        restore_scheduler(scheduler, progress, 1)
+        optimizer.param_groups[0]["lr"] = whole[stop - 1]  # as `restore_optimizer` does afterwards
+        assert epochs(optimizer, scheduler, rows[stop:]) == whole[stop:]

@@ -65,11 +65,7 @@ class TrainConfig(CommonConfig):
     """The settings of a training run."""
 
     model_name: str = fixed(
-        DEFAULT_MODEL,
-        "unet, unet_small, resnet34_unet or <encoder>_unet",
-        known_model,
-        metavar="NAME",
-        group="most used",
+        DEFAULT_MODEL, "unet, unet_small, resnet34_unet, <encoder>_unet", known_model, metavar="NAME", group="most used"
     )
     epochs: int = option(
         10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",), metavar="N"
@@ -79,10 +75,7 @@ class TrainConfig(CommonConfig):
     )
     recipe: str = fixed("report", "preset for the flags that are not given", choices=("report", "strong"))
     augment: str = fixed(
-        "off",
-        "bulk: add variants of each image; online: draw them anew",
-        choices=("bulk", "online", "off"),
-        bare="bulk",
+        "off", "bulk: add variants of each image; online: vary all", choices=("bulk", "online", "off"), bare="bulk"
     )
     resume: str | None = option(None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE")
 
@@ -102,11 +95,7 @@ class TrainConfig(CommonConfig):
         metavar="P,P",
     )
     classes: str = fixed(
-        "binary",
-        "what is learned; FILE: class names",
-        class_names,
-        metavar="|".join([*TASKS, "FILE"]),
-        saved=are_classes,
+        "binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]), saved=are_classes
     )
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
     unlabeled: str | None = fixed(
@@ -147,10 +136,7 @@ class TrainConfig(CommonConfig):
 
     loss: str = fixed("bce", "loss; bce: cross-entropy, bce_dice: plus Dice", choices=LOSSES, group="optimization")
     class_weights: str | None = fixed(
-        None,
-        "of each class in the loss; binary: of the pet; auto: rare ones count more",
-        class_weights,
-        metavar="auto|W,W",
+        None, "in the loss; binary: of the pet; auto: rare ones count more", class_weights, metavar="auto|W,W"
     )
     optimizer: str = fixed("adam", f"adamw decays weights by {WEIGHT_DECAY:g}", choices=("adam", "adamw"))
     ema: float = fixed(0.0, "moving average of the weights; alone: 0.99", fraction_or_zero, bare=0.99, metavar="DECAY")
