@@ -17,7 +17,6 @@ from runtime.seeding import sample_rng
 from training.config import TrainConfig
 from training.optim import ModelEMA
 from training.step import training_step
-from training.terms import At
 
 IMAGES, SIDE, BATCH = 3312, 128, 16
 
@@ -31,7 +30,7 @@ def our_step(batch: dict, side: int, device: torch.device):
     ema = ModelEMA(model, config.ema)
 
     def step() -> None:
-        training_step(net, [masks], [masks.prepare(batch, None, At(0, 0))])
+        training_step(net, [masks], [masks.prepare(batch, None, 0, 0)])
         ema.update(model)
 
     return step

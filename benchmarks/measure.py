@@ -45,9 +45,8 @@ def make_net(
 ) -> tuple[Net, MasksTerm]:
     """A network as train.py trains it, and learning from the masks of batches of this size."""
     scaler = torch.amp.GradScaler(precision.device.type, enabled=False)
-    net = Net(model.train(), build_optimizer(config, model), scaler, precision, compiled=config.compile)
-    net.wrap()
-    return net, MasksTerm(Batches(range(batch_size), batch_size, 0), config, Predictor(model, precision), None)
+    net = Net(model.train(), build_optimizer(config, model), scaler, precision)
+    return net, MasksTerm(Batches(range(batch_size), batch_size, 0), config, Predictor(model, precision))
 
 
 def synchronize(device: torch.device) -> None:

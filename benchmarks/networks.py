@@ -18,7 +18,7 @@ from models.names import MODELS
 from runtime.device import choose_precision, get_device
 from training.config import TrainConfig
 from training.step import training_step
-from training.terms import Part
+from training.terms import Batch
 
 NETWORKS = {
     **{name: {} for name in MODELS},
@@ -45,8 +45,8 @@ def training(variant: str, images: torch.Tensor, device: torch.device) -> Callab
     config = TrainConfig.from_flags({"recipe": "strong"})
     precision = choose_precision(config.amp, device, images.shape[-1])
     net, masks = measure.make_net(config, precision.to_device(build(variant)), precision, len(images))
-    part = Part(images, (images[:, :1] > 128).to(torch.uint8).to(device), scale=1 / len(images))
-    return lambda: training_step(net, [masks], [part])
+    batch = Batch(images, (images[:, :1] > 128).to(torch.uint8).to(device), scale=1 / len(images))
+    return lambda: training_step(net, [masks], [batch])
 
 
 def inference(variant: str, images: torch.Tensor, device: torch.device) -> Callable[[], None]:

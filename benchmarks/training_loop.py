@@ -25,7 +25,7 @@ def bare_epoch(trainer: Trainer, file: Path) -> None:
     """The steps of an epoch and a save, and nothing else."""
     net, precision, loss_fn = trainer.state.net, trainer.state.net.precision, LOSSES[trainer.state.config.loss]
     net.model.train()
-    trainer.sampler.start = 0
+    trainer.loader.sampler.start = 0
     for (batch,) in trainer.loader:
         with precision.autocast():
             logits = net.model(precision.prepare_images(batch["image"]))
@@ -60,8 +60,8 @@ def main() -> None:
         variants = {"bare": lambda: bare_epoch(trainer, bare), "train.py": lambda: our_epoch(trainer)}
         seconds = measure.take_turns(variants, rounds, device)
     setting = {"model": config.model_name, "image_size": config.image_size, "batch_size": config.batch_size}
-    images = len(trainer.terms[0].batches.dataset)
-    rows = measure.rates(seconds, images, "images", steps=trainer.sampler.steps)
+    batches = trainer.state.terms[0].batches
+    rows = measure.rates(seconds, len(batches.dataset), "images", steps=batches.steps)
     measure.report("training_loop", rows, device, **setting)
 
 

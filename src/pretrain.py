@@ -8,22 +8,13 @@ from models.names import DENOISING
 from runtime import cli
 from training.config import LESS_MEMORY, RECIPES, TrainConfig
 
-FLAGS = (
+FLAGS = [
     *("data_path", "model_name", "epochs", "batch_size", "learning_rate", "resume", "split", "groups", "image_size"),
-    *(
-        "channels",
-        "encoder_weights",
-        "encoder_lr_scale",
-        "freeze_encoder",
-        "attention",
-        "decoder",
-        "optimizer",
-        "ema",
-    ),
-    *("scheduler", "seed", "validate_every", "patience", "accumulate", "checkpoint_activations", "compile"),
-    *("device", "amp", "num_workers", "cache", "save_dir", "log_dir"),
-)
-DEFAULTS = {**RECIPES[DENOISING]["all"], "save_dir": "saved_models/pretrained", "log_dir": "logs/pretrained"}
+    *("channels", "encoder_weights", "encoder_lr_scale", "freeze_encoder", "attention", "decoder", "optimizer", "ema"),
+    *("scheduler", "seed", "patience", "accumulate", "device", "amp", "num_workers", "cache", "save_dir", "log_dir"),
+]
+FOLDERS = {"save_dir": "saved_models/pretrained", "log_dir": "logs/pretrained"}  # apart from those of train.py
+DEFAULTS = {**RECIPES[DENOISING]["all"], **FOLDERS}
 
 
 def build_parser() -> cli.Parser:
@@ -32,9 +23,8 @@ def build_parser() -> cli.Parser:
 
 
 def main(argv=None) -> None:
-    """Reads the flags and trains. By default files go where those of train.py don't take their place."""
-    folders = {name: DEFAULTS[name] for name in ("save_dir", "log_dir")}
-    flags = {**folders, **build_parser().parse_overrides(argv), "classes": DENOISING}
+    """Reads the flags and trains."""
+    flags = {**FOLDERS, **build_parser().parse_overrides(argv), "classes": DENOISING}
     cli.import_torch()
     from training.setup import start
 

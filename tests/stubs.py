@@ -6,7 +6,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from data.loader import Batches, StepSampler
+from data.loader import Batches
 from evaluation.predict import Predictor
 from models.base import SegmentationModel
 from models.checkpoint import Checkpoint, DataRecord, Progress
@@ -14,7 +14,8 @@ from models.task import TASKS
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
-from training.loop import Trainer, no_totals
+from training.loop import Trainer
+from training.metrics import MetricLogger
 from training.state import RunState
 from training.step import Net
 from training.terms.masks import MasksTerm
@@ -48,27 +49,31 @@ class Plain(nn.Module):
         return self.layers(images / 255)
 
 
-def make_net(model, context=SINGLE_PROCESS, precision=FP32, scaled=False) -> Net:
+def make_net(model, context=SINGLE_PROCESS, precision=FP32, scaled=False, ema=None) -> Net:
     """A network in plain gradient descent."""
     scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    net = Net(model, torch.optim.SGD(model.parameters(), lr=0.5), scaler, precision, context)
-    net.wrap()
-    return net
+    return Net(model, torch.optim.SGD(model.parameters(), lr=0.5), scaler, precision, context, ema)
 
 
 def make_masks(model, context=SINGLE_PROCESS, precision=FP32, images=7, **flags) -> MasksTerm:
     """Learning from the masks of a single batch."""
     batches = Batches(range(images), images, 0, context)
-    return MasksTerm(batches, TrainConfig(**flags), Predictor(model, precision), None)
+    return MasksTerm(batches, TrainConfig(**flags), Predictor(model, precision))
 
 
-def make_run(model, net=None, terms=None, ema=None, **flags) -> Trainer:
-    """The least that the loop's methods need."""
+def make_run(model, net=None, terms=None, **flags) -> Trainer:
+    """The least that a step of the loop needs."""
     config = TrainConfig(scheduler="none", model_name="unet", save_dir="nowhere", **flags)
     terms = terms or [make_masks(model, **flags)]
     progress = Progress(run_id="run", planned_epochs=1)
-    state = RunState(config, net or make_net(model), ema, None, None, "", progress, None)
-    return Trainer(state, terms, StepSampler(1), None, None, [], totals=no_totals(terms))
+    return Trainer(RunState(config, net or make_net(model), None, "", progress, terms), None, None)
+
+
+def train_batch(run: Trainer, *read: dict | None) -> torch.Tensor:
+    """Takes a step and returns the sums of its metrics."""
+    metrics = MetricLogger(run.state.terms)
+    run.train_batch(list(read), metrics)
+    return metrics.sums
 
 
 def make_batch(count: int = 7) -> dict:

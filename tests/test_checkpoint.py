@@ -285,8 +285,6 @@ STATES = {
         lambda state: {**state, 10**6: state[0]},
         lambda state: [],
     ],
-    "scheduler.num_bad_epochs": [lambda number: 1 << 40, lambda number: [1]],
-    "scheduler.mode": [lambda mode: 1],
     "random_state": [
         torch.zeros_like,
         lambda state: torch.zeros(3, dtype=torch.uint8),

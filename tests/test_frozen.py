@@ -64,7 +64,7 @@ def make() -> None:
     flags = {"model_name": "tiny", "epochs": 2, "learning_rate": 0.03, "image_size": 64, "amp": "off"}
     flags |= {"encoder_weights": "none", "augment": "online", "optimizer": "adamw", "num_workers": 0, "cache": False}
     trainer, *_ = prepare(flags, torch.device("cpu"))
-    trainer.stop = StopAfter(trainer.sampler.steps + 2)  # it is also asked after an epoch
+    trainer.stop = StopAfter(trainer.loader.sampler.steps + 2)  # it is also asked after an epoch
     with contextlib.suppress(Interrupted):
         trainer.train()
     Path("saved_models/tiny_best.pth").unlink()

@@ -76,7 +76,7 @@ def train(data, **flags) -> None:
 def resume(data, file: Path) -> None:
     for kind in ("last", "best"):
         os.link(file, f"out/tiny_{kind}.pth")
-    train(data, resume="out/tiny_last.pth", compile=False)
+    train(data, resume="out/tiny_last.pth")
 
 
 def score(data, **flags) -> None:

@@ -1,7 +1,5 @@
 """Networks: shapes, architecture, gradients, memory."""
 
-import copy
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -120,35 +118,3 @@ def test_max_pool_equals_torchs_and_keeps_no_indices():
         assert torch.int64 in kept  # so the hook sees what it should
     assert torch.equal(pooled, expected)
     assert torch.equal(torch.autograd.grad((pooled * weights).sum(), x)[0], grad)
-
-
-@pytest.mark.parametrize(
-    ("name", "amp"),
-    [("resnet34_unet", False), ("tiny", False), ("tiny", True), pytest.param("unet", False, marks=pytest.mark.long)],
-)
-def test_checkpointed_activations_change_no_bit(name, amp):
-    plain = build_model(name).train()
-    saving = copy.deepcopy(plain)
-    saving.checkpoint_activations()
-    images = torch.randint(0, 256, (2, 3, 64, 70), dtype=torch.uint8)
-    for model in (plain, saving):
-        for _ in range(2):
-            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                logits = model(images)
-            logits.float().square().mean().backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), saving.parameters()))
-    a, b = plain.state_dict(), saving.state_dict()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)  # running statistics too, and how many batches they saw
-
-
-def test_checkpointing_keeps_fewer_activations():
-    def kept(model) -> int:
-        pixels = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: pixels.append(t.numel()) or t, lambda t: t):
-            model(torch.rand(1, 3, 64, 64))
-        return sum(pixels)
-
-    plain, saving = UNet(), UNet()
-    saving.checkpoint_activations()
-    assert kept(saving) < kept(plain) / 3

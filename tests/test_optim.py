@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from models.build import build_model
-from models.checkpoint import Checkpoint, DataRecord, Progress, TrainingState
+from models.checkpoint import Progress, TrainingState
 from runtime.device import Precision
-from stubs import CPU, Plain, make_batch, make_run
+from stubs import CPU, Plain, make_batch, make_checkpoint, make_masks, make_net, make_run, train_batch
 from training.config import WEIGHT_DECAY, TrainConfig
-from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate
+from training.metrics import score_of
+from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate, restore_scheduler
 from training.state import RunState
 from training.step import Net
 
@@ -39,10 +40,10 @@ def test_ema_by_hand():
 
 def test_step_updates_ema_and_weights():
     model = Plain()
-    run = make_run(model, ema=ModelEMA(model, 0.9))
+    run = make_run(model, make_net(model, ema=ModelEMA(model, 0.9)))
     before = run.state.net.model.layers[0].weight.clone()
-    run.train_batch([make_batch()])
-    after, averaged = run.state.net.model.layers[0].weight, run.state.ema.model.layers[0].weight
+    train_batch(run, make_batch())
+    after, averaged = run.state.net.model.layers[0].weight, run.state.net.ema.model.layers[0].weight
     torch.testing.assert_close(averaged, 0.1 * before + 0.9 * after, rtol=1e-4, atol=1e-6)
     assert not torch.equal(before, after)
 
@@ -100,7 +101,7 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         config = TrainConfig(save_dir=tmp_path, model_name="unet", learning_rate=0.1)
         net = Net(model, optimizer, scaler, Precision(CPU))
-        return RunState(config, net, None, None, {}, "", Progress(run_id="run", planned_epochs=1), None)
+        return RunState(config, net, {}, "", Progress(run_id="run", planned_epochs=1), [make_masks(Plain())])
 
     def step(net):
         net.optimizer.zero_grad()
@@ -113,16 +114,8 @@ def test_optimizer_state_takes_the_layout_of_its_weights(tmp_path):
     optimizer = copy.deepcopy(first.optimizer.state_dict())
     optimizer["param_groups"][0]["fused"] = False  # of another device
     settings, state = {"learning_rate": 0.1}, torch.get_rng_state()
-    checkpoint = Checkpoint(
-        model_name="unet",
-        config={},
-        weights=copy.deepcopy(first.model.state_dict()),
-        image_size=64,
-        data=DataRecord(split="official", seed=0, fingerprints={}, train_names=[]),
-        encoder_start="",
-        progress=Progress(run_id="run", planned_epochs=1),
-        training=TrainingState(settings=settings, optimizer=optimizer, scheduler=None, scaler={}, random_state=state),
-    )
+    training = TrainingState(settings=settings, optimizer=optimizer, scaler={}, random_state=state)
+    checkpoint = make_checkpoint(weights=copy.deepcopy(first.model.state_dict()), training=training)
     resumed = make(torch.channels_last, True)
     second = resumed.net
     load, taken = second.optimizer.load_state_dict, []
@@ -162,3 +155,28 @@ def test_encoder_learns_at_its_own_rate():
         assert rate == pytest.approx(0.1 * warm_up * (0.25 if name.startswith("encoder.") else 1)), name
     change_learning_rate(optimizer, scheduler, 0.4)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.2])
+
+
+@pytest.mark.parametrize("name", ["plateau", "cosine"])
+def test_a_schedule_goes_on_where_the_run_stands(name):
+    def make():
+        optimizer = build_optimizer(TrainConfig(learning_rate=1e-3), Plain())
+        return optimizer, build_scheduler(name, optimizer, 30)
+
+    def epochs(optimizer, scheduler, rows) -> list[float]:
+        rates = []
+        for row in rows:
+            optimizer.step()
+            scheduler.step(*([score_of(row)] if name == "plateau" else []))
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates
+
+    rows = [{"val_loss": loss, "val_dice": None} for loss in (0.9, 0.8, *[0.85] * 10, 0.7, *[0.75] * 10)]
+    whole = epochs(*make(), rows)
+    assert len(set(whole)) > 2
+    for stop in range(1, len(rows)):
+        optimizer, scheduler = make()
+        progress = Progress(run_id="run", planned_epochs=30, epoch=stop, history=rows[:stop])
+        restore_scheduler(scheduler, progress, 1)
+        optimizer.param_groups[0]["lr"] = whole[stop - 1]  # as `restore_optimizer` does afterwards
+        assert epochs(optimizer, scheduler, rows[stop:]) == whole[stop:]

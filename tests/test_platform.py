@@ -35,10 +35,10 @@ from training.loop import Trainer
 
 step = Trainer.train_batch
 
-def stopping(run, batches):
+def stopping(run, *args):
     if run.state.progress.step == 2:
         signal.raise_signal(signal.SIGINT)
-    return step(run, batches)
+    return step(run, *args)
 
 Trainer.train_batch = stopping
 cli.run(train.main)

@@ -7,18 +7,16 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-import torture
 from data.dataset import ImageDataset
 from data.inputs import list_images
 from data.loader import Batches
 from data.view import View
-from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script, same
+from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime.errors import DatasetError
 from stubs import CPU, photograph
 from training.config import TrainConfig
 from training.data import open_images
-from training.terms import At
 from training.terms.denoise import LEVEL, DenoiseTerm, NoisyDataset, loss_of_statistics
 
 
@@ -35,7 +33,7 @@ def images(tmp_path_factory):
 def pretrained(tmp_path_factory, images):
     """What pretrain.py has said, and the folder of its files."""
     folder = tmp_path_factory.mktemp("pretrained")
-    flags = ("--data_path", images, "--epochs", 16, "--batch_size", 2, "--validate_every", 8, "--ema", 0, *TINY)
+    flags = ("--data_path", images, "--epochs", 16, "--batch_size", 2, "--ema", 0, *TINY)
     return run_ok("pretrain.py", *flags, cwd=folder), folder / "saved_models/pretrained"
 
 
@@ -62,24 +60,24 @@ def test_the_guess_from_a_pixel_alone_is_a_linear_regression(images):
 
 def test_loss_is_the_squared_error_of_each_image():
     noise = torch.tensor([[1.0, -2.0, 3.0, 0.5, 0.0, 1.0], [0.0] * 6]).view(2, 3, 1, 2)
-    term = DenoiseTerm(Batches(range(2), 2, 0), CPU, None)
-    part = term.prepare({"image": 255 * noise, "noise": noise}, None, At(0, 0))
-    loss, sums = term.loss(torch.zeros_like(noise), part)
-    assert part.scale * loss.item() == pytest.approx((1 + 4 + 9 + 0.25 + 0 + 1) / 6 / 2)
-    assert sums.tolist() == [2]
+    term = DenoiseTerm(Batches(range(2), 2, 0), CPU)
+    batch = term.prepare({"image": 255 * noise, "noise": noise}, None, 0, 0)
+    loss, _ = term.loss(torch.zeros_like(noise), batch)
+    assert batch.scale * loss.item() == pytest.approx((1 + 4 + 9 + 0.25 + 0 + 1) / 6 / 2)
 
 
 def test_a_network_learns_more_than_the_guess(pretrained):
     said, folder = pretrained
     guess = float(said.split("has a loss of ")[1].split(";")[0])
     log = rows(folder.parents[1] / "logs/pretrained/tiny_training_log.csv")
-    losses = [float(row["val_loss"] or 1) for row in log]
+    losses = [float(row["val_loss"]) for row in log]
     assert losses[-1] < 0.9 * guess
     assert not any(row[name] for row in log for name in ("train_dice", "val_dice"))
     best = min(range(16), key=losses.__getitem__)
     assert f"Best valid loss {losses[best]:.4f} in epoch {best + 1}: saved_models/pretrained/tiny_best.pth" in said
     assert load_checkpoint(folder / "tiny_best.pth").progress.best_score == pytest.approx(-losses[best])
-    assert "Plan    recipe denoising: AdamW" in said
+    assert "classes denoising" in said
+    assert "optimizer adamw" in said
     plot = ("plot_dice_curve.py", "--log_dir", "logs/pretrained", "--save_dir", "saved_models/pretrained")
     assert_one_error(run_script(*plot, cwd=folder.parents[1]), "tiny has no Dice, because it was pre-trained")
     assert "Drew tiny" in run_ok(*plot, "--curves", "loss,learning_rate", cwd=folder.parents[1])
@@ -101,23 +99,13 @@ def test_it_starts_a_training_and_segments_nothing_before(pretrained, shared_dat
     assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth").weights["head.weight"].shape[0] == 3
 
 
-def test_a_dataset_lends_its_training_images_and_a_stopped_run_resumes_exactly(shared_dataset, tmp_path):
-    contents = []
-    for name in ("whole", "parts"):
-        folder = tmp_path / name
-        folder.mkdir()
-        flags = ("--data_path", shared_dataset, "--epochs", 2, "--batch_size", 4, *TINY)
-        if name == "whole":
-            assert "32 train, 4 valid;" in run_ok("pretrain.py", *flags, cwd=folder)
-        else:
-            script = Script(torture.saving(1e-9, 5), (SRC / "pretrain.py", *flags), cwd=folder)
-            script.wait_for("epoch   1/2")
-            script.send_signal(signal.SIGTERM)
-            said = script.finish().stdout
-            assert "src/pretrain.py --model_name tiny" in said or "epoch   2/2" in said
-            run_ok("pretrain.py", "--data_path", shared_dataset, "--resume", cwd=folder)
-        contents.append(load_checkpoint(folder / "saved_models/pretrained/tiny_last.pth"))
-    assert same(contents[0].weights, contents[1].weights)
+def test_a_dataset_lends_its_training_images(shared_dataset, tmp_path):
+    script = Script(SRC / "pretrain.py", ("--data_path", shared_dataset, "--epochs", 500, *TINY), cwd=tmp_path)
+    script.wait_for("epoch   1/")
+    script.send_signal(signal.SIGTERM)
+    said = script.finish().stdout
+    assert "32 train, 4 valid;" in said
+    assert "src/pretrain.py --model_name tiny" in said
 
 
 def test_own_images_may_lack_masks(images, tmp_path):

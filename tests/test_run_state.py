@@ -117,7 +117,7 @@ def test_failed_start_leaves_the_earlier_run_alone(tmp_path, trained, shared_dat
     before = {p.name: p.stat().st_ino for p in saved.glob("*.pth")}
     flags = ("--image_size", 64, "--encoder_weights", "none", "--learning_rate", "1e30")
     done = run_script("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
-    assert_one_error(done, "the loss is", "start again with a smaller --learning_rate", status=1)
+    assert_one_error(done, "the loss is", ".jpg", "use a smaller --learning_rate", status=1)
     assert {p.name: p.stat().st_ino for p in saved.glob("*.pth")} == before
 
 

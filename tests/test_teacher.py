@@ -10,42 +10,37 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from runtime.device import Precision
 from stubs import CPU, Brightness, Plain, make_masks, make_net
 from training.step import training_step
-from training.terms import At, Part, Term
+from training.terms import Batch, Term
 from training.terms.distill import DistillTerm
 from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches
-
-
-def teacher_of(model, size: int) -> DistillTerm:
-    return DistillTerm(Predictor(model, Precision(CPU)), size)
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_probabilities_have_the_size_of_the_images(size):
     model = Brightness().eval()
     images = F.interpolate(torch.rand(2, 3, 4, 4) * 255, (64, 64), mode="bilinear")
-    probabilities = teacher_of(model, size).probabilities(images)
-    assert probabilities.shape == (2, 1, 64, 64)
-    assert not probabilities.requires_grad
-    assert (probabilities - model(images).sigmoid()).abs().mean() < 0.02
-    part = teacher_of(model, size).prepare(None, Part(images, None, scale=0.25), At(0, 0))
-    assert torch.equal(part.target, probabilities)
-    assert (part.images, part.scale) == (None, 0.25)
+    term = DistillTerm(Predictor(model, Precision(CPU)), size)
+    batch = term.prepare(None, Batch(images, None, scale=0.25), 0, 0)
+    assert batch.target.shape == (2, 1, 64, 64)
+    assert not batch.target.requires_grad
+    assert (batch.target - model(images).sigmoid()).abs().mean() < 0.02
+    assert (batch.images, batch.scale) == (None, 0.25)
 
 
 PLAIN = Predictor(Plain(), Precision(CPU))
 
 
-def gradients(targets: torch.Tensor, *more: tuple[Term, Part], micro_batches: int = 1) -> list[torch.Tensor]:
+def gradients(targets: torch.Tensor, *more: tuple[Term, Batch], micro_batches: int = 1) -> list[torch.Tensor]:
     """Of one step from masks and more, without clipping: gradients of few pixels are small."""
     torch.manual_seed(0)
     model, images = Plain().train(), torch.rand(len(targets), 3, 16, 16) * 255
-    masks = make_masks(model), Part(images, targets, scale=1 / len(targets))
+    masks = make_masks(model), Batch(images, targets, scale=1 / len(targets))
     training_step(make_net(model), *zip(masks, *more), micro_batches)
     return [p.grad for p in model.parameters()]
 
 
-def taught(probabilities: torch.Tensor) -> tuple[Term, Part]:
-    return DistillTerm(PLAIN, 16), Part(None, probabilities, scale=1 / len(probabilities))
+def taught(probabilities: torch.Tensor) -> tuple[Term, Batch]:
+    return DistillTerm(PLAIN, 16), Batch(None, probabilities, scale=1 / len(probabilities))
 
 
 def test_masks_and_probabilities_are_learned_alike():
@@ -61,7 +56,7 @@ def test_masks_and_probabilities_are_learned_alike():
 def test_pieces_of_unequal_size_count_by_their_images(count):
     targets = torch.randint(0, 2, (3, 1, 16, 16), dtype=torch.uint8)
     labels = torch.randint(0, 2, (count, 1, 16, 16))
-    part = Part(torch.rand(count, 3, 16, 16) * 255, labels.float(), labels >= 0, torch.ones(count, 2), 1 / count)
+    part = Batch(torch.rand(count, 3, 16, 16) * 255, labels.float(), labels >= 0, torch.ones(count, 1), 1 / count)
     extra = FixMatchTerm(UnlabeledBatches([], 1, 0, 1), PLAIN, 0.5), part
     alone, whole, micro_batches = (
         gradients(targets),
@@ -89,7 +84,7 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
             save_checkpoint(checkpoint, [other])
             resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1)
             assert_one_error(
-                run_script(*resumed, "--teacher", other, cwd=folder), "with another --teacher (its content"
+                run_script(*resumed, "--teacher", other, cwd=folder), "with another --teacher (its content counts)"
             )
             teacher = teacher.rename(tmp_path / "moved.pth")
             run_ok(*resumed, "--teacher", teacher, cwd=folder)
@@ -108,7 +103,7 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
     # Cross-entropy against the teacher comes on top of that against the masks.
     assert float(log_rows(folder)[0]["train_loss"]) > 1.2 * float(log_rows(plain)[0]["train_loss"])
     resumed = ("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, "--teacher", teacher)
-    assert_one_error(run_script(*resumed, cwd=plain), "was trained without --teacher; resume it likewise")
+    assert_one_error(run_script(*resumed, cwd=plain), "was trained without --teacher")
 
 
 def test_a_teacher_of_another_task_is_refused(trained, shared_dataset, tmp_path):

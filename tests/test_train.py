@@ -36,10 +36,10 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
     for words in (
         "Device  cpu",
         "Model   resnet34_unet, 29,070,513 parameters, encoder from scratch",
-        "(Oxford-IIIT Pet layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, ",
-        "augment bulk x2 (72 samples), medium",
-        "Plan    recipe report: bce, Adam 0.001, plateau, batch 8, 9 steps an epoch, seed 42",
-        "1 epochs",
+        "(Oxford-IIIT Pet layout), split official: 24 train, 2 valid, 14 test; cached",
+        "Plan    batch_size 8, learning_rate 0.001, augment bulk, image_size 64, num_augmentations 2, augment",
+        "optimizer adam, scheduler plateau, seed 42",
+        "1 epochs of 9 steps",
     ):
         assert words in said
     assert re.search(r"epoch +1/1 +train loss \d\.\d+ dice \d\.\d+ +valid loss .* images/s +best", said)
@@ -94,13 +94,6 @@ def test_unknown_model_warns_and_trains_the_default(tmp_path, shared_dataset):
     assert "'unte'" in done.stderr
     assert "'unet'" in done.stderr
     assert (tmp_path / "saved_models/tiny_best.pth").is_file()
-
-
-def test_non_finite_loss_stops_the_run(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--image_size", 64, "--encoder_weights", "none", "--learning_rate", "1e30")
-    done = run_script("train.py", *flags, cwd=tmp_path)
-    assert_one_error(done, "the loss is", ".jpg", "smaller --learning_rate", status=1)
-    assert not list((tmp_path / "saved_models").glob("*.pth"))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +186,3 @@ def test_patience_ends_a_run_and_survives_a_resume(tmp_path, shared_dataset):
     assert len(log_rows(tmp_path)) == len(done) + 1
     run_ok("train.py", *data, "--resume", "--epochs", 9, "--patience", 2, cwd=tmp_path)
     assert len(log_rows(tmp_path)) == len(done) + 3  # counted anew
-    seldom = ("--validate_every", 4, "--patience", 2, "--epochs", 20, "--save_dir", "seldom", "--log_dir", "seldom")
-    run_ok("train.py", *data, *TINY, "--learning_rate", 1e-30, "--scheduler", "none", *seldom, cwd=tmp_path)
-    assert len(rows(tmp_path / "seldom/tiny_training_log.csv")) % 4 == 0

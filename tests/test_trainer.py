@@ -11,9 +11,10 @@ from models.build import build_model
 from models.checkpoint import load_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import RunError
-from stubs import Plain, make_batch, make_masks, make_net, make_run
+from stubs import Plain, make_batch, make_masks, make_net, make_run, train_batch
 from training.losses import bce_loss
-from training.terms import At, Part, averages
+from training.metrics import MetricLogger
+from training.terms import Batch, Term
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 7, 20])
@@ -21,11 +22,10 @@ def test_accumulated_step_equals_the_whole_step(micro_batches):
     whole = Plain()
     parts = copy.deepcopy(whole)
     before = whole.layers[0].weight.clone()
-    figures, *others = make_run(whole).train_batch([make_batch()])
-    in_parts, *_ = make_run(parts, accumulate=micro_batches).train_batch([make_batch()])
-    assert torch.allclose(figures, in_parts, rtol=1e-5)
-    assert figures[1] == in_parts[1] == 7
-    assert others == [7, [f"{i}.jpg" for i in range(7)]]
+    sums = train_batch(make_run(whole), make_batch())
+    in_parts = train_batch(make_run(parts, accumulate=micro_batches), make_batch())
+    assert torch.allclose(sums, in_parts, rtol=1e-5)
+    assert sums[1] == sums[2] == in_parts[2] == 7  # images
     assert not torch.allclose(whole.layers[0].weight, before, atol=1e-3)
     for a, b in zip(whole.parameters(), parts.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
@@ -42,26 +42,26 @@ def test_gradient_norm_is_clipped_to_one(steepness, scaled):
     assert (length < 0.1) if steepness < 1 else (length > 10)
     before = [p.detach().clone() for p in model.parameters()]
     run = make_run(model, make_net(model, scaled=scaled))
-    run.terms[0].loss_fn = lambda *inputs: steepness * bce_loss(*inputs)
-    run.train_batch([make_batch()])
+    run.state.terms[0].loss_fn = lambda *inputs: steepness * bce_loss(*inputs)
+    train_batch(run, make_batch())
     moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before)]).norm().item()
     assert moved == pytest.approx(0.5 * min(1.0, length), rel=1e-3)  # 0.5 is the learning rate
 
 
-class OutlineTerm:
+class OutlineTerm(Term):
     """Cross-entropy of the pixels beside the outline of the masks alone: a term as one would add it."""
 
-    name, batches, columns, seen = "outline", None, ("outline_loss",), frozenset()
+    name, columns = "outline", ("outline_loss",)
 
-    def prepare(self, batch, first, at):
+    def prepare(self, read, first, epoch, step):
         masks = first.target.float()
         outline = F.max_pool2d(masks, 3, 1, 1) != -F.max_pool2d(-masks, 3, 1, 1)
-        return Part(None, masks, outline, scale=first.scale)
+        return Batch(None, masks, outline, scale=first.scale)
 
-    def loss(self, logits, part):
-        pixels = F.binary_cross_entropy_with_logits(logits, part.target, reduction="none") * part.counted
-        loss = pixels.flatten(1).sum(1) / part.counted.flatten(1).sum(1).clamp(min=1)
-        return loss.sum(), torch.stack([loss.new_tensor(len(loss)), loss.detach().sum()])
+    def loss(self, logits, batch):
+        pixels = F.binary_cross_entropy_with_logits(logits, batch.target, reduction="none") * batch.counted
+        loss = pixels.flatten(1).sum(1) / batch.counted.flatten(1).sum(1).clamp(min=1)
+        return loss.sum(), [loss.detach().sum()]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
@@ -72,52 +72,48 @@ def test_a_new_term_trains_with_the_loop_as_it_is(micro_batches):
     run = make_run(model, terms=[make_masks(model), OutlineTerm()], accumulate=micro_batches)
     rows, alone = [], []
     for _ in range(60):
-        before = copy.deepcopy(model)
-        run.pending.append(run.train_batch([batch, None]))
-        run.fetch_metrics()
-        rows.append(averages(run.totals, run.terms))
-        run.totals.zero_()
+        before, metrics = copy.deepcopy(model), MetricLogger(run.state.terms)
+        run.train_batch([batch, None], metrics)
+        rows.append(metrics.averages())
         with torch.no_grad():
-            alone.append([term_loss(before, batch, term) for term in run.terms])
+            alone.append([term_loss(before, batch, term) for term in run.state.terms])
     assert list(rows[0]) == ["train_loss", "train_dice", "outline_loss"]
     assert [row["train_loss"] for row in rows] == pytest.approx([sum(both) for both in alone], rel=1e-4)
     assert [row["outline_loss"] for row in rows] == pytest.approx([outline for _, outline in alone], rel=1e-4)
     assert alone[-1][1] < 0.9 * alone[0][1]
 
 
-def term_loss(model, batch, term) -> float:
+def term_loss(model, read, term) -> float:
     """The mean of a term's loss, in one piece."""
-    first = make_masks(model).prepare(batch, None, At(0, 0))
-    part = term.prepare(batch, first, At(0, 0))
-    return term.loss(model(batch["image"]), part)[0].item() / len(batch["image"])
+    first = make_masks(model).prepare(read, None, 0, 0)
+    batch = term.prepare(read, first, 0, 0)
+    return term.loss(model(read["image"]), batch)[0].item() / len(read["image"])
 
 
-def test_totals_do_not_depend_on_when_metrics_are_fetched():
-    rows = torch.rand(50, 3) * 1000
-    totals = []
+def test_sums_do_not_depend_on_when_metrics_are_fetched():
+    rows, sums = torch.rand(50, 3) * 1000, []
     for every in (1, 7, 50):
-        run = make_run(Plain())
+        metrics = MetricLogger([make_masks(Plain())])
         for i, row in enumerate(rows, start=1):
-            run.pending.append((row, 8, ["a.jpg"]))
+            metrics.waiting.append((row, 8, "step"))
             if i % every == 0:
-                run.fetch_metrics()
-        run.fetch_metrics()
-        assert not run.pending
-        totals.append(run.totals)
-    assert torch.equal(totals[0], totals[1])
-    assert torch.equal(totals[0], totals[2])
+                metrics.fetch()
+        metrics.fetch()
+        assert not metrics.waiting
+        sums.append(metrics.sums)
+    assert torch.equal(sums[0], sums[1])
+    assert torch.equal(sums[0], sums[2])
     loss, *others = rows.double().sum(0)
-    assert torch.allclose(totals[0], torch.stack([8 * loss, torch.tensor(8 * 50).double(), *others]))
+    assert torch.allclose(sums[0], torch.stack([8 * loss, torch.tensor(8 * 50).double(), *others]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_loss_names_its_step(bad):
-    run = make_run(Plain())
+    metrics = MetricLogger([make_masks(Plain())])
     for step in range(5):  # the third step goes wrong, and from there all do
-        run.pending.append((torch.tensor([bad if step >= 2 else 1.0, 8.0, 0.5]), 8, [f"/data/step{step}.jpg"]))
-    run.state.progress.step = 15
-    with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch 1, step 13, on step2\.jpg; start again"):
-        run.fetch_metrics()
+        metrics.waiting.append((torch.tensor([bad if step >= 2 else 1.0, 8.0, 0.5]), 8, f"step {step}"))
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) in step 2; use a smaller --learning_rate"):
+        metrics.fetch()
 
 
 def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
@@ -133,15 +129,12 @@ def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
     assert load_checkpoint(last).training.scaler["_growth_tracker"] == 2  # steps without an overflow
 
 
-def test_memory_flags_are_kept_on_resume_and_can_be_changed(tmp_path):
+def test_accumulate_is_kept_on_resume_and_can_be_changed(tmp_path):
     few = make_dataset(tmp_path / "few", count=12)
-    flags = ("--accumulate", 3, "--checkpoint_activations", "--epochs", 1, *TINY)
-    run_ok("train.py", "--data_path", few, *flags, cwd=tmp_path)
-    last = tmp_path / "saved_models/tiny_last.pth"
-    for more, expected in (((), (3, True)), (("--accumulate", 1, "--no-checkpoint_activations"), (1, False))):
+    run_ok("train.py", "--data_path", few, "--accumulate", 3, "--epochs", 1, *TINY, cwd=tmp_path)
+    for more, expected in (((), 3), (("--accumulate", 1), 1)):
         run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, *more, cwd=tmp_path)
-        settings = load_checkpoint(last).training.settings
-        assert (settings["accumulate"], settings["checkpoint_activations"]) == expected
+        assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth").training.settings["accumulate"] == expected
 
 
 @pytest.mark.gpu
@@ -153,11 +146,12 @@ def test_gpu_step_never_synchronizes(shared_dataset, tmp_path):
     run = make_run(model, net, [make_masks(model, precision=precision, images=8)])
     batch = make_batch(8)
     large = {key: batch[key].repeat_interleave(8, 2).repeat_interleave(8, 3) for key in ("image", "labels")}
-    run.train_batch([{**batch, **large}])
+    metrics = MetricLogger(run.state.terms)
+    run.train_batch([{**batch, **large}], metrics)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        figures, *_ = run.train_batch([{**batch, **{key: value.pin_memory() for key, value in large.items()}}])
+        run.train_batch([{**batch, **{key: value.pin_memory() for key, value in large.items()}}], metrics)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(figures).all()
+    metrics.fetch()  # raises where the loss is not finite

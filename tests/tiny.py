@@ -22,7 +22,7 @@ def register(default: bool = False) -> None:
     from models.unet import UpBlock, double_conv
 
     class TinyNet(SegmentationModel):
-        """One level down and up again, with all that networks have: batch norm, a skip, attention, blocks."""
+        """One level down and up again, with all that networks have: batch norm, a skip, attention."""
 
         stride = 32  # as of ResNet34-UNet, although it needs only 2
 
@@ -34,9 +34,6 @@ def register(default: bool = False) -> None:
             init_weights(self)
             for norm in (m for m in self.modules() if isinstance(m, base.nn.BatchNorm2d)):
                 norm.momentum = 0.5  # tests train for few steps
-
-        def blocks(self):
-            return [self.stem, self.down, *self.ups]
 
         def body(self, x):
             skip = self.stem(x)

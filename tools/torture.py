@@ -5,7 +5,7 @@
 For each kind of run and number of workers one run is trained without a break. Then runs with the same flags are
 killed, by SIGKILL, SIGTERM or SIGINT, many of them while a file is being written (`slow_writes.py` makes writing slow,
 in the test alone), and resumed each time in a new process until they are done. After every kill all checkpoints must be
-whole; at the end weights, optimizer, scheduler, history, best checkpoint and log must equal those of the unbroken run,
+whole; at the end weights, optimizer, history, best checkpoint and log must equal those of the unbroken run,
 bit for bit (but for the columns of time).
 """
 

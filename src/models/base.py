@@ -1,14 +1,10 @@
-"""What all networks share: normalisation inside, any input size, logits out, activation checkpointing."""
+"""What all networks share: normalisation inside, any input size, logits out."""
 
-import contextlib
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from models.names import ATTENTION
 from models.task import task_of
@@ -21,8 +17,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class SegmentationModel(nn.Module):
     """Base class: pixels (N, in_channels, H, W) in 0..255 go in, logits (N, out_channels, H, W) come out.
 
-    Mean and standard deviation are buffers, so they travel in the checkpoint. Subclasses implement `build`, `body` and
-    `blocks`.
+    Mean and standard deviation are buffers, so they travel in the checkpoint. Subclasses implement `build` and `body`.
 
     Args:
         out_channels: 1 for pet against background, 3 for the classes of a trimap, 0 for the noise in each channel.
@@ -66,23 +61,9 @@ class SegmentationModel(nn.Module):
         """Normalised images, H and W multiples of `stride`, to logits (N, out_channels, H, W)."""
         raise NotImplementedError
 
-    def blocks(self) -> list[nn.Module]:
-        """The parts whose inputs `checkpoint_activations` keeps."""
-        raise NotImplementedError
-
     def freeze_encoder(self, frozen: bool) -> None:
         """Whether the encoder stays as it is in training: no gradients, batch norms in evaluation mode."""
         self.encoder.requires_grad_(not frozen).train(self.training and not frozen)
-
-    def checkpoint_activations(self) -> None:
-        """From now on keeps only the input of each block and computes the rest again in the backward pass.
-
-        The gradients are the same; training takes about a third longer (Chen et al., 2016:
-        https://arxiv.org/abs/1604.06174).
-        """
-        for block in self.blocks():
-            contexts = partial(_contexts_of_passes, block)
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, in_channels, H, W), uint8 or floating point, to logits; `self.task` says what they mean."""
@@ -94,24 +75,6 @@ class SegmentationModel(nn.Module):
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         return self.body(x)[..., :height, :width]
-
-
-def _contexts_of_passes(block: nn.Module):
-    return contextlib.nullcontext(), _frozen_statistics(block)
-
-
-@contextlib.contextmanager
-def _frozen_statistics(block: nn.Module):
-    # The second pass sees the same images again and must not change the running averages twice.
-    norms = [(m, m.momentum) for m in block.modules() if isinstance(m, _BatchNorm)]
-    for norm, _ in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in norms:
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1
 
 
 def init_weights(module: nn.Module) -> None:

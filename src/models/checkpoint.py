@@ -50,7 +50,7 @@ class Progress:
     planned_epochs: int  # in all
     epoch: int = 0  # finished ones
     step: int = 0  # finished ones of the current epoch
-    sums: torch.Tensor | None = None  # over these steps, float64 (K,); see `no_totals` in training/terms
+    sums: torch.Tensor | None = None  # over these steps, float64 (K,); see training/metrics.py
     seconds: float = 0.0  # spent on them
     best_score: float | None = None  # valid Dice, or the loss times -1 where there is no Dice
     best_epoch: int = 0
@@ -59,12 +59,11 @@ class Progress:
     patient_from: int = 0  # the epoch after which --patience counts at the earliest
 
     def is_over(self, patience: int) -> bool:
-        """Whether no epoch is left, or the last one was validated and none of the last `patience` was the best.
+        """Whether no epoch is left, or none of the last `patience` was the best.
 
         Patience of 0 is endless. It is counted from the epoch in which more epochs were asked for.
         """
-        validated = bool(self.history) and self.history[-1]["val_loss"] is not None
-        tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from) and validated
+        tired = 0 < patience <= self.epoch - max(self.best_epoch, self.patient_from)
         return self.epoch >= self.planned_epochs or tired
 
 
@@ -74,7 +73,6 @@ class TrainingState:
 
     settings: dict[str, Plain]
     optimizer: dict
-    scheduler: dict | None
     scaler: dict
     random_state: torch.Tensor  # of torch's global generator
     trained_weights: Weights | None = None  # with --ema, whose averages are the checkpoint's weights

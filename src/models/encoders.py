@@ -97,11 +97,6 @@ class EncoderUNet(SegmentationModel):
         for part in (self.stem, self.bottleneck, self.ups, self.head):
             init_weights(part)
 
-    def blocks(self) -> list[nn.Module]:
-        stages = [part for name, part in self.encoder.named_children() if name.startswith("layer")]  # of a ResNet
-        stages = getattr(self.encoder, "features", stages)
-        return [self.stem, *stages, self.bottleneck, self.self_attention, *self.ups]
-
     def body(self, x: torch.Tensor) -> torch.Tensor:
         features = {1: self.stem(x), **encode(self.encoder, x)}
         if 2 not in features:

@@ -73,9 +73,6 @@ class UNet(SegmentationModel):
         self.head = nn.Conv2d(widths[0], self.task.out_channels, 1)
         init_weights(self)
 
-    def blocks(self) -> list[nn.Module]:
-        return [self.stem, *self.downs, self.self_attention, *self.ups]
-
     def body(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         skips = []

@@ -180,8 +180,6 @@ def explain(error: Exception, less_memory: str) -> tuple[int | None, str]:
         return 1, f"{error.strerror or error}{place}"
     if at_run_time and "DataLoader worker" in text:
         return 1, "a process that reads images died; use --num_workers 0, or check memory and files"
-    if at_run_time and kind.__module__.startswith(("torch._inductor", "torch._dynamo")):
-        return 1, f"--compile failed ({first_line(error)}); leave the flag out"
     if isinstance(error, MemoryError) or (at_run_time and any(words in text for words in OUT_OF_MEMORY)):
         return 1, f"out of memory; use {less_memory}, or a smaller --image_size"
     return None, ""

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from runtime.errors import PeerLostError, RunError, UsageError, first_line
+from runtime.errors import UsageError
 
 STATISTICS = ("running_mean", "running_var")  # of batch norms, in which processes differ by the last step's shard
-LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "timeout", "nccl")
+PATIENCE = timedelta(hours=1)  # for another process, which may be downloading or decoding the dataset for all
 
 
 class DistributedContext:
@@ -42,42 +42,33 @@ class DistributedContext:
     def all_gather(self, results: list) -> list:
         """The results for the shards of all processes, in the order of the list before `shard`."""
         shards: list = [results] * self.size
-        self._together(dist.all_gather_object, shards, results)
+        if self.size > 1:
+            dist.all_gather_object(shards, results)
         return [shards[i % self.size][i // self.size] for i in range(sum(map(len, shards)))]
 
     def broadcast(self, value):
         """The first process's value, in all processes."""
         values = [value]
-        self._together(dist.broadcast_object_list, values)
+        if self.size > 1:
+            dist.broadcast_object_list(values)
         return values[0]
 
-    def barrier(self) -> None:
-        """Returns when all processes have called it."""
-        self.broadcast(None)
+    def all_reduce(self, values: torch.Tensor, operation=dist.ReduceOp.SUM) -> torch.Tensor:
+        """The sum, or another operation, of a tensor over all processes, as a new tensor on the CPU."""
+        values = values.detach().cpu().clone()
+        if self.size > 1:
+            dist.all_reduce(values, operation)
+        return values
 
     def all_reduce_max(self, *values: int) -> list[int]:
         """The maximum of each value over all processes."""
-        maxima = torch.tensor(values)
-        self._together(dist.all_reduce, maxima, dist.ReduceOp.MAX)
-        return maxima.tolist()
-
-    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes, as a new tensor on the CPU."""
-        sums = values.detach().cpu().clone()
-        self._together(dist.all_reduce, sums)
-        return sums
-
-    def _together(self, collective, *args) -> None:
-        """Calls one of torch's functions that change their arguments, where there are several processes."""
-        if self.size > 1:
-            with self.peers_needed():
-                collective(*args)
+        return self.all_reduce(torch.tensor(values), dist.ReduceOp.MAX).tolist()
 
     def average_batch_norm(self, model: nn.Module) -> None:
         """Averages the running statistics of batch norms."""
         for name, buffer in model.named_buffers() if self.size > 1 else ():
             if name.endswith(STATISTICS):
-                buffer.copy_(self.all_reduce_sum(buffer) / self.size)
+                buffer.copy_(self.all_reduce(buffer) / self.size)
 
     def broadcast_batch_norm(self, model: nn.Module) -> None:
         """Gives all processes the first one's running statistics, which are those it saves."""
@@ -88,55 +79,32 @@ class DistributedContext:
     def wrap_model(self, model: nn.Module) -> nn.Module:
         """Wraps a model for training, so that its gradients are averaged over all processes.
 
-        On GPUs its batch norms see the whole batch. torch has no such batch norm for the CPU, where each process
-        normalises by its own shard.
+        On GPUs its batch norms see the whole batch. torch has no such batch norm for the CPU.
         """
         if self.size == 1:
             return model
         device = next(model.parameters()).device
-        on_gpu = device.type == "cuda"
-        if on_gpu:
+        if on_gpu := device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        with self.peers_needed():
-            devices = [device] if on_gpu else None
-            return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
-    @contextlib.contextmanager
-    def peers_needed(self):
-        """Turns torch's errors about a lost process into PeerLostError."""
-        try:
-            yield
-        except RuntimeError as error:
-            is_lost = isinstance(error, dist.DistError) or any(words in str(error).lower() for words in LOST_PEER)
-            if self.size > 1 and is_lost:
-                raise PeerLostError(
-                    "another process of this run has ended or does not answer; see its output, and start again"
-                ) from None
-            raise
+        devices = [device] if on_gpu else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 SINGLE_PROCESS = DistributedContext()
 
 
 @contextlib.contextmanager
-def init_distributed(device: torch.device, peer_minutes: float = 60):
+def init_distributed(device: torch.device):
     """Joins the run that torchrun started and yields its DistributedContext, or else SINGLE_PROCESS.
 
     Inside, all processes but the first print nothing but errors. On CUDA, `cuda` means the GPU of this process.
 
-    Args:
-        device: where to compute.
-        peer_minutes: how long to wait for another process, which may be downloading or decoding the dataset for all.
-
-    Raises:
-        UsageError: there are more processes than GPUs here, or the device can't be shared.
-        RunError: the processes could not find each other.
+    Raises UsageError: there are more processes than GPUs here, or the device can't be shared.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1)) if {"RANK", "LOCAL_RANK"} <= os.environ.keys() else 1
-    if size == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "LOCAL_RANK" not in os.environ:
         yield SINGLE_PROCESS
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if device.type == "mps":
         raise UsageError("several processes can't share MPS; add --device cpu, or start one process without torchrun")
     if device.type == "cuda":
@@ -144,12 +112,7 @@ def init_distributed(device: torch.device, peer_minutes: float = 60):
         if local_rank >= gpus:
             raise UsageError(f"there are {gpus} GPUs here; use --nproc_per_node={gpus}, or add --device cpu")
         torch.cuda.set_device(local_rank)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=peer_minutes))
-    except (RuntimeError, ValueError) as error:
-        reason = first_line(error)
-        raise RunError(f"the processes could not find each other ({reason}); check torchrun's flags") from None
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         out, err = (nowhere, nowhere) if rank else (sys.stdout, sys.stderr)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

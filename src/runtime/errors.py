@@ -21,10 +21,6 @@ class RunError(Exception):
     status = 1
 
 
-class PeerLostError(RunError):
-    """Another process of a distributed run has ended."""
-
-
 class Interrupted(Exception):  # noqa: N818  the run was not in error
     """A signal asked the run to stop, and its state is saved."""
 

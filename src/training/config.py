@@ -6,6 +6,7 @@ are saved in the checkpoint.
 
 import argparse
 import dataclasses
+import re
 
 from data.names import CHANGES, SPLITS, STRENGTHS, change_names, size_plan
 from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, are_classes, class_names, known_model
@@ -21,7 +22,7 @@ from runtime.options import (
     whole_number,
 )
 
-LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2 or --checkpoint_activations"
+LESS_MEMORY = "a smaller --batch_size, or the same with --accumulate 2"
 LOSSES = ("bce", "dice", "bce_dice", "focal", "tversky", "focal_tversky")  # of training/losses.py
 WEIGHT_DECAY = 0.01  # of AdamW
 CHECKPOINT_MINUTES = 10.0  # a run is also saved this often within an epoch
@@ -30,21 +31,17 @@ KEEP_EVERY = 5  # the checkpoint of every fifth epoch is kept
 
 def class_weights(text: str) -> str:
     """Accepts `auto`, or weights above 0 with commas."""
-    if text != "auto":
-        for word in text.split(","):
-            positive_number(word)
+    for word in text.split(",") if text != "auto" else ():
+        positive_number(word)
     return text
 
 
 def fold(text: str) -> str:
     """Accepts `I/K`: a fold and their number."""
-    try:
-        number, count = map(int, text.split("/"))
-    except ValueError:
-        number = count = 0
-    if not 1 <= number <= count <= 100 or count < 2:
+    match = re.fullmatch(r"([1-9]\d?\d?)/([1-9]\d?\d?)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 100 or match[2] == "1":
         raise argparse.ArgumentTypeError(f"{text!r} is no fold such as 1/5, the first of five")
-    return f"{number}/{count}"
+    return text
 
 
 # What differs from the defaults, which are the values of both reports. Rows are for all runs, for those that start from
@@ -68,11 +65,7 @@ class TrainConfig(CommonConfig):
     """The settings of a training run."""
 
     model_name: str = fixed(
-        DEFAULT_MODEL,
-        "unet, unet_small, resnet34_unet, or <encoder>_unet with an encoder of docs/training.md",
-        known_model,
-        metavar="NAME",
-        group="most used",
+        DEFAULT_MODEL, "unet, unet_small, resnet34_unet, <encoder>_unet", known_model, metavar="NAME", group="most used"
     )
     epochs: int = option(
         10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",), metavar="N"
@@ -80,47 +73,27 @@ class TrainConfig(CommonConfig):
     learning_rate: float = changeable(
         1e-4, "initial learning rate, of cosine the peak", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
-    recipe: str = fixed(
-        "report",
-        "preset for the flags that are not given; report: the defaults; strong: AdamW, cosine, EMA, augmentation",
-        choices=("report", "strong"),
-    )
+    recipe: str = fixed("report", "preset for the flags that are not given", choices=("report", "strong"))
     augment: str = fixed(
-        "off",
-        "bulk (also without a value): add fixed variants of each image; online: augment anew in every epoch",
-        choices=("bulk", "online", "off"),
-        bare="bulk",
+        "off", "bulk: add variants of each image; online: vary all", choices=("bulk", "online", "off"), bare="bulk"
     )
     resume: str | None = option(None, "resume a run, from <model>_last.pth or FILE", bare="", metavar="FILE")
 
     split: str = fixed(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS, group="data")
     fold: str | None = fixed(
-        None,
-        "divide all but the test images into K folds, the I-th validates; files go into <save_dir>/fold_I",
-        fold,
-        metavar="I/K",
+        None, "of K folds of all but the test images the I-th validates; files go into fold_I", fold, metavar="I/K"
     )
     groups: str | None = fixed(
-        None,
-        "keep images of one group in one part: a file with lines of `name group`, or a pattern that finds the group in "
-        "the name",
-        metavar="FILE|regex:R",
+        None, "groups that stay in one part: a file of lines `name group`, or a pattern", metavar="FILE|regex:R"
     )
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100), metavar="N")
     classes: str = fixed(
-        "binary",
-        f"what is learned: {', '.join(TASKS)}, or the names of classes, a file with one in a line or with commas",
-        class_names,
-        metavar="|".join([*TASKS, "FILE"]),
-        saved=are_classes,
+        "binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]), saved=are_classes
     )
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
     unlabeled: str | None = fixed(
-        None,
-        "learn from images without masks too (FixMatch; needs --ema): of a folder, or rest: those that "
-        "--train_fraction leaves out",
-        metavar="DIR|rest",
+        None, "images without masks, with --ema; rest: those that --train_fraction leaves out", metavar="DIR|rest"
     )
 
     num_augmentations: int = fixed(
@@ -130,10 +103,7 @@ class TrainConfig(CommonConfig):
         "medium", "how far augmentation rotates, scales and distorts", choices=tuple(STRENGTHS)
     )
     distort: str | None = fixed(
-        None,
-        f"with --augment: change images further, by {', '.join(CHANGES)} or all, with commas",
-        change_names,
-        metavar="NAMES",
+        None, f"with --augment: {', '.join(CHANGES)} or all, with commas", change_names, metavar="NAMES"
     )
     sizes: str = fixed(
         "fixed",
@@ -145,86 +115,44 @@ class TrainConfig(CommonConfig):
     augment_uncertain: bool = fixed(False, "make border pixels pet or background at random")
 
     encoder_weights: str = fixed(
-        "auto",
-        "initial weights of the encoder; auto: ImageNet, or random with a warning; imagenet: or an error; none: random",
-        metavar="auto|imagenet|none|FILE",
-        group="network",
+        "auto", "start of the encoder; auto: ImageNet, else random", metavar="auto|imagenet|none|FILE", group="network"
     )
     encoder_lr_scale: float = fixed(
         1.0, "learning rate of the encoder, as a share of --learning_rate", fraction_or_one, metavar="SHARE"
     )
-    freeze_encoder: int = fixed(
-        0, "keep the encoder as it is for the first N epochs of the run", whole_number(0), metavar="N"
-    )
-    init: str | None = fixed(
-        None,
-        "start from the weights of this checkpoint, with its network; with other --classes the last layer is "
-        "initialized anew",
-        metavar="FILE",
-    )
-    teacher: str | None = changeable(
-        None, "knowledge distillation: learn from this checkpoint's probabilities too", metavar="FILE"
-    )
-    attention: str = fixed(
-        "none", "attention of the decoder: se, cbam in each step; transformer behind the bottleneck", choices=ATTENTION
-    )
-    decoder: str = fixed("plain", "decoder of <encoder>_unet; stem: with features at full resolution", choices=DECODERS)
+    freeze_encoder: int = fixed(0, "keep the encoder as it is for the first N epochs", whole_number(0), metavar="N")
+    init: str | None = fixed(None, "start from the network and the weights of this checkpoint", metavar="FILE")
+    teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
+    attention: str = fixed("none", "attention in the decoder; transformer: behind the bottleneck", choices=ATTENTION)
+    decoder: str = fixed("plain", "decoder; stem: with features at full resolution", choices=DECODERS)
 
-    loss: str = fixed(
-        "bce",
-        "loss; bce: cross-entropy, of several classes that of a softmax; bce_dice: the sum of both",
-        choices=LOSSES,
-        group="optimization",
-    )
+    loss: str = fixed("bce", "loss; bce: cross-entropy, bce_dice: plus Dice", choices=LOSSES, group="optimization")
     class_weights: str | None = fixed(
-        None,
-        "weight of each class in the loss, with commas; binary: that of the pet; auto: inverse to its frequency",
-        class_weights,
-        metavar="auto|W,W",
+        None, "in the loss; binary: of the pet; auto: rare ones count more", class_weights, metavar="auto|W,W"
     )
     optimizer: str = fixed("adam", f"adamw decays weights by {WEIGHT_DECAY:g}", choices=("adam", "adamw"))
-    ema: float = fixed(
-        0.0,
-        "use a moving average of the weights; the flag alone means 0.99",
-        fraction_or_zero,
-        bare=0.99,
-        metavar="DECAY",
-    )
+    ema: float = fixed(0.0, "moving average of the weights; alone: 0.99", fraction_or_zero, bare=0.99, metavar="DECAY")
     scheduler: str = fixed(
-        "plateau",
-        "plateau: factor 0.5, patience 3, by the valid Dice; cosine: warm-up, then down to 0",
-        choices=("plateau", "cosine", "none"),
+        "plateau", "plateau: by the valid Dice; cosine: warm-up, then down to 0", choices=("plateau", "cosine", "none")
     )
     seed: int = fixed(42, "seed of all random numbers", whole_number(0, 2**32 - 1), metavar="N")
 
     cache: bool = option(True, "keep decoded images in <dataset>/.pixel_cache", group="run")
-    validate_every: int = changeable(
-        1, "validate, and save, after every N-th epoch and the last", whole_number(1), metavar="N"
-    )
-    patience: int = changeable(
-        0, "stop after N epochs without a better valid Dice; 0 never does", whole_number(0), metavar="N"
-    )
+    patience: int = changeable(0, "stop after N epochs without a better valid Dice", whole_number(0), metavar="N")
     tensorboard: bool = option(False, "write curves and panels for TensorBoard to <log_dir>/tensorboard")
 
     accumulate: int = changeable(
-        1,
-        "gradient accumulation: compute each batch in N micro-batches; the same batch size in less memory",
-        whole_number(1),
-        metavar="N",
-        group="device",
+        1, "compute each batch in N micro-batches, in less memory", whole_number(1), metavar="N", group="device"
     )
-    checkpoint_activations: bool = changeable(False, "activation checkpointing: less memory, a third slower")
-    compile: bool = changeable(False, "let torch.compile fuse the network first (minutes; needs a C++ compiler)")
 
     @property
     def augments(self) -> bool:
-        """Whether samples are augmented."""
         return self.augment != "off"
 
     @property
-    def fold_of_folds(self) -> list[int] | None:
-        """[I, K], for fold I of K; None without folds."""
-        return [int(number) for number in self.fold.split("/")] if self.fold else None
+    def variants(self) -> int:
+        """Variants an image, with --augment bulk; else 0."""
+        return self.num_augmentations if self.augment == "bulk" else 0
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -232,9 +160,9 @@ class TrainConfig(CommonConfig):
         return tuple(self.distort.split(",")) if self.distort else ()
 
     @property
-    def variants(self) -> int:
-        """Variants an image, with --augment bulk; else 0."""
-        return self.num_augmentations if self.augment == "bulk" else 0
+    def fold_of_folds(self) -> list[int] | None:
+        """[I, K], for fold I of K; None without folds."""
+        return [int(number) for number in self.fold.split("/")] if self.fold else None
 
     @property
     def denoises(self) -> bool:
@@ -265,7 +193,7 @@ class TrainConfig(CommonConfig):
         return View(self.image_size, "square", self.channels, self.task.classes)
 
 
-# Settings that a checkpoint keeps elsewhere.
+# Saved settings that a checkpoint keeps outside of its `training.settings`.
 IN_CHECKPOINT = {"model_name", "attention", "decoder", "classes", "channels", "image_size"}
 IN_CHECKPOINT |= {"split", "seed", "fold"}
 

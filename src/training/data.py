@@ -1,7 +1,8 @@
-"""The labelled data of a training run: its parts, and what the checkpoint says of them."""
+"""The data of a training run: its parts, and what the checkpoint says of them."""
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from data.cache import open_cache
 from data.check import print_resized_masks, require_readable, warn_if_inverted
 from data.dataset import Dataset, ImageDataset
 from data.inputs import list_images
-from data.layout import Sample, fingerprint, has_lists
+from data.layout import fingerprint, has_lists
 from data.names import DISTORTIONS, MODES
 from data.split import stratified_subset
 from models.checkpoint import DataRecord
@@ -19,20 +20,28 @@ from runtime.errors import DatasetError, UsageError
 from training.config import TrainConfig
 
 LOOKED_AT = 256  # training images, at most, whose classes are counted
-Parts = tuple[ImageDataset, ...]  # train, valid and, of labelled images, test
+
+
+class Data(NamedTuple):
+    """The images of a run."""
+
+    parts: tuple[ImageDataset, ...]  # train, valid and, of labelled images, test
+    record: DataRecord  # what the checkpoint says of them
+    dataset: Dataset | None = None  # that they are from; None in a pre-training
+
+    @property
+    def train(self) -> ImageDataset:
+        return self.parts[0]
+
+    @property
+    def valid(self) -> ImageDataset:
+        return self.parts[1]
 
 
 def open_parts(
     config: TrainConfig, saved: DataRecord | None, path: Path | None, dataset: Dataset | None = None
-) -> tuple[Parts, DataRecord, Dataset]:
-    """The parts of the dataset, the checkpoint's record of them, and the dataset.
-
-    Args:
-        config: the settings of the run.
-        saved: the record of the checkpoint that is resumed, or None.
-        path: of that checkpoint.
-        dataset: if it is open already.
-    """
+) -> Data:
+    """The parts of a labelled dataset. With `saved`, the record of the checkpoint `path`, they must be the same."""
     dataset = dataset or Dataset(config.data_path, saved.groups if saved else config.groups)
     root = dataset.root
     split = dataset.split(config.split, config.seed, config.fold_of_folds)
@@ -58,14 +67,12 @@ def open_parts(
         require_classes(parts[0], config.task, root)
     else:
         warn_if_inverted([labels[0].numpy() != BACKGROUND for labels in spread_batch(parts[0], 64)["labels"]], root)
-    return parts, record, dataset
+    return Data(parts, record, dataset)
 
 
-def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None) -> tuple[Parts, DataRecord, None]:
-    """The images of a pre-training, and the checkpoint's record of them; arguments as of `open_parts`.
-
-    They are a dataset's training and validation images; or all of a folder, or own images that lack some of their
-    masks, of which a tenth are for validation.
+def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None) -> Data:
+    """The images of a pre-training: a dataset's training and validation images; or all images of a folder, or own
+    images that lack some of their masks, of which a tenth are for validation. Arguments: see `open_parts`.
     """
     root = Path(config.data_path)
     try:
@@ -77,27 +84,22 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
             print(f"The masks are not used: {error}", flush=True)
     else:
         parts, record, _ = open_parts(config, saved, path, dataset)
-        return parts[:2], record, None
+        return Data(parts[:2], record)
     samples = list_images(root)
     require_readable(samples, config.view, root)
-    order = np.random.default_rng(config.seed).permutation(len(samples)).tolist()
-    tenth = len(order) // 10
-    if not tenth:
+    if len(samples) < 10:
         raise UsageError(f"{root} has {len(samples)} images; at least ten are needed")
+    order, tenth = np.random.default_rng(config.seed).permutation(len(samples)), len(samples) // 10
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
-    record = make_record(config, chosen, None, saved, path)
-    return tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items()), record, None
+    parts = tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
+    return Data(parts, make_record(config, chosen, None, saved, path))
 
 
 def make_record(
-    config: TrainConfig,
-    parts: dict[str, list[Sample]],
-    groups: dict[str, str] | None,
-    saved: DataRecord | None,
-    path: Path | None,
+    config: TrainConfig, parts: dict[str, list], groups: dict | None, saved: DataRecord | None, path: Path | None
 ) -> DataRecord:
-    """What the checkpoint says of the data. Raises UsageError where the run that is resumed had other images."""
+    """What the checkpoint says of the data. Raises UsageError: the run that is resumed had other images."""
     record = DataRecord(
         split=config.split,
         seed=config.seed,
@@ -120,11 +122,7 @@ def spread_batch(dataset: ImageDataset, most: int = LOOKED_AT) -> dict:
 
 
 def require_classes(train_set: ImageDataset, task: Task, root: Path) -> None:
-    """Warns on stderr of classes without a pixel in up to LOOKED_AT training images.
-
-    Raises:
-        UsageError: none has any but background.
-    """
+    """Warns of classes without a pixel in LOOKED_AT images. Raises UsageError: none has any but background."""
     labels = spread_batch(train_set)["labels"]
     present = set(labels.unique().tolist())
     absent = [name for number, name in enumerate(task.classes) if number and number not in present]

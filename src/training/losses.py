@@ -22,27 +22,7 @@ def _mean(values: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tenso
     return ((values * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
 
 
-def bce_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """Cross-entropy, averaged over pixels and images: binary for one channel, of a softmax for several."""
-    if weights is None and task.counted(target) is None:
-        return task.cross_entropy(logits.float(), task.one_hot(target))
-    return _mean(task.cross_entropy(logits.float(), task.one_hot(target), weights, "none"), target, task)
-
-
-def focal_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """Cross-entropy times (1 - p)^2, p the probability of the truth.
-
-    Lin et al., 2017: https://arxiv.org/abs/1708.02002.
-    """
-    truth = task.one_hot(target)
-    plain = task.cross_entropy(logits.float(), truth, None, "none")
-    weighed = plain if weights is None else task.cross_entropy(logits.float(), truth, weights, "none")
-    return _mean((1 - torch.exp(-plain)) ** FOCUS * weighed, target, task)
-
-
-def _overlaps(
-    logits: torch.Tensor, target: torch.Tensor, task: Task
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _overlaps(logits: torch.Tensor, target: torch.Tensor, task: Task) -> tuple[torch.Tensor, ...]:
     """Sums of p * t, p and t over each image and class, (N, C), of probabilities p and truth t."""
     probabilities, truth, counted = task.probabilities(logits.float()), task.one_hot(target), task.counted(target)
     if counted is not None:
@@ -55,6 +35,21 @@ def _over_classes(losses: torch.Tensor, weights: Weights) -> torch.Tensor:
     if weights is None or losses.shape[1] == 1:
         return losses.mean()
     return ((losses * weights).sum(1) / weights.sum()).mean()
+
+
+def bce_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
+    """Cross-entropy, averaged over pixels and images: binary for one channel, of a softmax for several."""
+    if weights is None and task.counted(target) is None:
+        return task.cross_entropy(logits.float(), task.one_hot(target))
+    return _mean(task.cross_entropy(logits.float(), task.one_hot(target), weights, "none"), target, task)
+
+
+def focal_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
+    """Cross-entropy times (1 - p)^2, p the probability of the truth (https://arxiv.org/abs/1708.02002)."""
+    truth = task.one_hot(target)
+    plain = task.cross_entropy(logits.float(), truth, None, "none")
+    weighed = plain if weights is None else task.cross_entropy(logits.float(), truth, weights, "none")
+    return _mean((1 - torch.exp(-plain)) ** FOCUS * weighed, target, task)
 
 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
@@ -75,26 +70,17 @@ def _tversky(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Te
 
 
 def tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """Dice in which a missed pixel costs more than a false one.
-
-    Salehi et al., 2017: https://arxiv.org/abs/1706.05721.
-    """
+    """Dice in which a missed pixel costs more than a false one (https://arxiv.org/abs/1706.05721)."""
     return _over_classes(_tversky(logits, target, task), weights)
 
 
 def focal_tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """`tversky_loss` of each image and class to the power of 3/4: large losses count more.
-
-    Abraham, Khan, 2019: https://arxiv.org/abs/1810.07842.
-    """
+    """`tversky_loss` to the power of 3/4: large losses count more (https://arxiv.org/abs/1810.07842)."""
     return _over_classes(_tversky(logits, target, task).clamp(min=1e-6) ** STEEPNESS, weights)
 
 
 def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """The sum of both: the steady gradient of cross-entropy, and Dice, to which small pets count as much.
-
-    Weights are of the cross-entropy alone.
-    """
+    """The sum of cross-entropy, whose gradient is steady and which alone is weighted, and Dice."""
     return bce_loss(logits, target, task, weights) + dice_loss(logits, target, task)
 
 
@@ -114,8 +100,7 @@ def balanced_weights(targets: torch.Tensor, task: Task) -> list[float]:
     With them all classes count alike, and pixels count 1 on average; of a single logit it is background over
     foreground. A class of less than a thousandth of the pixels counts as one of that; one without any weighs 1.
     """
-    shares = task.one_hot(targets).sum(dim=(0, 2, 3), dtype=torch.float64)
-    counted = task.counted(targets)
+    shares, counted = task.one_hot(targets).sum(dim=(0, 2, 3), dtype=torch.float64), task.counted(targets)
     shares = shares / (targets.numel() if counted is None else max(1, int(counted.sum())))
     present = shares > 0
     shares = shares.clamp(min=1e-3, max=1 - 1e-3)

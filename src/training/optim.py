@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and the moving average of weights; and their states from a checkpoint."""
+"""Optimizers, learning-rate schedules, the moving average of weights, and their states from a checkpoint."""
 
 import copy
 import math
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from models.checkpoint import Progress
 from training.config import WEIGHT_DECAY, TrainConfig
+from training.metrics import score_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,7 +35,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: int):
-    """The learning-rate schedule: plateau steps once an epoch, cosine once a step; None for `none`."""
+    """The learning-rate schedule, or None: plateau steps once an epoch, cosine once a step."""
     if name == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, "max", factor=0.5, patience=3, threshold_mode="abs", min_lr=1e-6
@@ -60,14 +62,10 @@ def change_learning_rate(optimizer: torch.optim.Optimizer, scheduler, learning_r
 
 
 class ModelEMA:
-    """An exponential moving average of a network's weights (Polyak, Juditsky, 1992; Tarvainen, Valpola, 2017).
+    """An exponential moving average of a network's weights and running statistics (Tarvainen, Valpola, 2017).
 
-    Running statistics of batch norms are averaged like weights. At first the average follows more closely than `decay`
-    says, so that it soon forgets the initial weights.
-
-    Args:
-        model: the network, on its device.
-        decay: share of the average that is kept at each update; 0.99 averages over about the last hundred steps.
+    Each update keeps a share `decay` of the average: 0.99 averages over about the last hundred steps. At first the
+    average follows more closely, so that it soon forgets the initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -88,50 +86,30 @@ class ModelEMA:
                 average.copy_(value)
 
 
-# ------------------------------------------------------------------------------------------- states from a checkpoint
-
-
-def adopt_plain(saved: dict, fresh: dict, name: str) -> dict:
-    """The values of `saved` for the keys of `fresh`, the state of a new object.
-
-    Keys that are missing keep their fresh value, unknown ones are dropped: both come of other versions of torch.
-
-    Raises:
-        ValueError: a value is of another kind than the fresh one.
-    """
-
-    def kind(value):
-        return ["list", *map(kind, value)] if isinstance(value, (list, tuple)) else type(value)
-
-    for key in fresh.keys() & saved.keys():
-        value, before = saved[key], fresh[key]
-        sound = kind(value) == kind(before)
-        if sound and type(value) is int:
-            sound = -1 <= value < 1 << 31
-        elif sound and type(value) is float:
-            sound = math.isfinite(value) or not math.isfinite(before)
-        if not sound:
-            raise ValueError(f"{name}.{key} has an impossible value")
-    return {key: saved.get(key, value) for key, value in fresh.items()}
+def restore_scheduler(scheduler, progress: Progress, steps: int) -> None:
+    """Takes a new schedule to where a run stands, in epochs of so many steps."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        for row in progress.history:
+            scheduler.step(score_of(row))
+    elif scheduler:
+        scheduler.last_epoch = progress.epoch * steps + progress.step
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Loads a saved state into an optimizer of the same parameters.
-
-    Raises:
-        ValueError: the state is of other parameters or of another kind of optimizer.
-    """
-    fresh, groups = optimizer.state_dict()["param_groups"], []
-    if [group["param_names"] for group in fresh] != [group.get("param_names") for group in saved["param_groups"]]:
+    """Loads a saved state. Raises ValueError: it is of other parameters, or of another kind of optimizer."""
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["param_names"] for group in groups] != [group.get("param_names") for group in saved["param_groups"]]:
         raise ValueError("its optimizer has other parameters")
-    for group, before in zip(fresh, saved["param_groups"]):
-        # All else follows from the settings and, as `fused` does, from the device. `initial_lr` is of a schedule.
-        rates = {name: group["lr"] for name in ("lr", "initial_lr") if name == "lr" or name in before}
-        groups.append({**group, **adopt_plain(before, rates, "optimizer")})
+    for group, before in zip(groups, saved["param_groups"]):
+        # All else follows from the settings and, as `fused` does, from the device.
+        rates = {name: before[name] for name in ("lr", "initial_lr") if name in group}
+        if not all(map(math.isfinite, rates.values())):
+            raise ValueError("its learning rate is not finite")
+        group |= rates
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, state in saved["state"].items():
-        fits = number < len(parameters) and state.keys() == {"step", *MOMENTS} and state["step"].numel() == 1
-        if not (fits and all(state[name].shape == parameters[number].shape for name in MOMENTS)):
+        shapes = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameters[number].shape)}
+        if {name: value.shape for name, value in state.items()} != shapes:
             raise ValueError(f"its optimizer's state of parameter {number} does not fit")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, state in optimizer.state.items():

@@ -14,13 +14,7 @@ from training.config import IN_CHECKPOINT, RECIPES, TrainConfig, saved_settings
 def new_config(flags: dict, pretrained: bool, initial: Checkpoint | None) -> TrainConfig:
     """The settings of a new run: flags, then the network of --init, then the recipe for its start, then the defaults.
 
-    Args:
-        flags: those on the command line, by name.
-        pretrained: the run starts from weights.
-        initial: the checkpoint of --init.
-
-    Raises:
-        UsageError: a flag contradicts that checkpoint.
+    `pretrained` is whether it starts from weights. Raises UsageError: a flag contradicts the checkpoint of --init.
     """
     network = settings_of_network(initial) if initial else {}
     differing = [
@@ -30,16 +24,14 @@ def new_config(flags: dict, pretrained: bool, initial: Checkpoint | None) -> Tra
     ]
     if differing:
         raise UsageError(f"{flags['init']} has {', '.join(differing)}; leave these flags out, or use another file")
-    if network.get("classes") == DENOISING:
-        del network["classes"]
-    flags = {**network, **flags}
+    flags = {name: value for name, value in network.items() if value != DENOISING} | flags
     recipe = RECIPES[DENOISING if flags.get("classes") == DENOISING else flags.get("recipe", "report")]
     rows = ("all", "from weights" if pretrained else "from scratch", flags.get("model_name", DEFAULT_MODEL))
     values = {name: value for row in rows for name, value in recipe.get(row, {}).items()} | flags
     if values.get("sizes") == "grow":  # written out: epochs that --resume adds don't change it
         plain = TrainConfig(**values)
-        plan = automatic_plan(plain.image_size, NETWORKS[plain.model_name].stride, plain.epochs)
-        values["sizes"] = plan or "fixed"
+        stride = NETWORKS[plain.model_name].stride
+        values["sizes"] = automatic_plan(plain.image_size, stride, plain.epochs) or "fixed"
     return TrainConfig(**values)
 
 
@@ -59,9 +51,7 @@ def settings_of_network(checkpoint: Checkpoint) -> dict:
 def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConfig:
     """The settings of a resumed run: what the checkpoint says, and what the command line may change.
 
-    Raises:
-        UsageError: the checkpoint can't be resumed, or a flag contradicts its settings.
-        CheckpointError: its settings are none that train.py could have saved.
+    Raises UsageError: it can't be resumed, its settings are none of this version, or a flag contradicts them.
     """
     if checkpoint.training is None:
         raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
@@ -74,8 +64,6 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
     for name, value in saved.items():
         if not is_valid(TrainConfig, name, value):
             raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
-    if bool(saved["ema"]) != (checkpoint.training.trained_weights is not None):
-        raise CheckpointError(f"{path} is malformed: its setting ema contradicts its weights; use another one")
     if flags.get("sizes") == "grow" and ":" in saved["sizes"]:
         flags = {**flags, "sizes": saved["sizes"]}
     differing = [
@@ -98,29 +86,26 @@ def settings_to_save(config: TrainConfig) -> dict:
 
 def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
     """Raises UsageError where flags contradict each other, or one would do nothing. Terms check their own."""
-
-    def refuse(broken, message: str) -> None:
+    c, name, network = config, config.model_name, NETWORKS[config.model_name]
+    sizes, least, decoders = planned_sizes(c.sizes), 2 * network.stride, ", ".join(network.decoders)
+    has_weights = flags.get("encoder_weights", "none") != "none"
+    of_encoder = network.encoder_name is None and (c.freeze_encoder or c.encoder_lr_scale != 1)
+    never_full = len(sizes) >= c.epochs and "resume" not in flags
+    pairs = {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes
+    uncertain = c.augment_uncertain and c.classes != "binary"
+    rules = [
+        (not c.augments and flags.get("augment_strength"), "--augment_strength needs --augment bulk or online"),
+        (not c.augments and flags.get("distort"), "--distort needs --augment bulk or online"),
+        (not c.variants and "num_augmentations" in flags, "--num_augmentations needs --augment bulk"),
+        (c.init and has_weights, "--init brings the weights of the encoder, too; leave --encoder_weights out"),
+        (of_encoder, f"{name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out"),
+        (c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; use plateau"),
+        (c.decoder not in network.decoders, f"{name} has no decoder {c.decoder}; it has {decoders}"),
+        (min(sizes, default=least) < least, f"--sizes {c.sizes}: {name} needs sides of {least} pixels at least"),
+        (never_full, f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs"),
+        (pairs, "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size"),
+        (uncertain, f"--augment_uncertain and --classes {c.classes} can't be combined; leave one of them out"),
+    ]
+    for broken, message in rules:
         if broken:
             raise UsageError(message)
-
-    c, name, network = config, config.model_name, NETWORKS[config.model_name]
-    sizes, least = planned_sizes(c.sizes), 2 * network.stride
-    both = "can't be combined; leave one of them out"
-    refuse(c.compile and c.checkpoint_activations, f"--compile and --checkpoint_activations {both}")
-    for flag in ("augment_strength", "distort"):
-        refuse(flags.get(flag) and not c.augments, f"--{flag} needs --augment bulk or online")
-    refuse("num_augmentations" in flags and not c.variants, "--num_augmentations needs --augment bulk")
-    encoder_asked = flags.get("encoder_weights", "none") != "none"
-    refuse(c.init and encoder_asked, "--init brings the weights of the encoder, too; leave --encoder_weights out")
-    has_encoder, asked = network.encoder_name is not None, c.freeze_encoder or c.encoder_lr_scale != 1
-    refuse(asked and not has_encoder, f"{name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out")
-    refuse(c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; use plateau")
-    decoders = ", ".join(network.decoders)
-    refuse(c.decoder not in network.decoders, f"{name} has no decoder {c.decoder}; it has {decoders}")
-    refuse(min(sizes, default=least) < least, f"--sizes {c.sizes}: {name} needs sides of {least} pixels at least")
-    full = "resume" in flags or len(sizes) < c.epochs
-    refuse(not full, f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs")
-    pairs = {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes
-    refuse(pairs, "--distort paste and cutmix need two images in a process at a time; use a larger --batch_size")
-    uncertain = c.classes != "binary" and c.augment_uncertain
-    refuse(uncertain, f"--augment_uncertain and --classes {c.classes} {both}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.checkpoint import RUN_ID, checkpoint_path, read_progress
 from runtime.errors import UsageError
-from runtime.files import lock_file, read_rows, sync_folder
+from runtime.files import lock_file, read_rows, sync_folder, writable_folder
 from training.config import TrainConfig
 
 
@@ -21,20 +21,16 @@ def log_path(config: TrainConfig) -> Path:
 def is_file_of_run(path: Path, config: TrainConfig) -> bool:
     """Whether a checkpoint is the one that a run with these settings writes last."""
     last = checkpoint_path(config.save_dir, config.model_name, "last")
-    return path.is_file() and last.is_file() and path.resolve() == last.resolve()
+    return path.is_file() and path.resolve() == last.resolve()
 
 
 def lock_run(config: TrainConfig) -> contextlib.ExitStack:
     """Makes this process the only one that writes the files of a model, and removes what a killed one left unfinished.
 
-    Returns:
-        The lock. It lasts until it is closed or the process ends.
-
-    Raises:
-        UsageError: another run holds the lock.
+    The lock lasts until it is closed or the process ends. Raises UsageError: another run has it.
     """
     name, lock = config.model_name, contextlib.ExitStack()
-    for folder in {Path(config.save_dir).resolve(), Path(config.log_dir).resolve()}:
+    for folder in {writable_folder(folder).resolve() for folder in (config.save_dir, config.log_dir)}:
         path = folder / f".{name}.lock"
         try:
             file = lock.enter_context(lock_file(path, wait=False))
@@ -60,13 +56,11 @@ def lock_run(config: TrainConfig) -> contextlib.ExitStack:
 def archive_previous_run(config: TrainConfig) -> list[Path]:
     """Renames the files under a model's names so that each carries the id of the run that wrote it.
 
-    Returns:
-        The new names. None of them existed before.
+    Returns the new names, none of which existed before.
     """
-    saved, name, moved = Path(config.save_dir), config.model_name, []
-    epochs = [path for path in saved.glob(f"{name}_epoch_*.pth") if re.search(r"_epoch_\d+$", path.stem)]
-    files = [*(checkpoint_path(saved, name, kind) for kind in ("best", "last")), *sorted(epochs), log_path(config)]
-    for path in filter(Path.is_file, files):
+    ours, moved = re.compile(rf"{config.model_name}_(best|last|epoch_\d+)"), []
+    files = [path for path in sorted(Path(config.save_dir).glob("*.pth")) if ours.fullmatch(path.stem)]
+    for path in filter(Path.is_file, [*files, log_path(config)]):
         owner = writer_of(path) or time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
         target, number = path.with_name(f"{path.stem}_{owner}{path.suffix}"), 1
         while target.exists():
@@ -80,12 +74,11 @@ def archive_previous_run(config: TrainConfig) -> list[Path]:
 
 def writer_of(path: Path) -> str | None:
     """The id of the run that wrote a checkpoint or a log; None where it can't be read."""
-    if path.suffix == ".csv":
+    if path.suffix == ".pth":
+        run_id = getattr(read_progress(path), "run_id", None)
+    else:
         rows = []
         with contextlib.suppress(UsageError):  # whoever changed it by hand, it is only to be renamed
             rows = read_rows(path)
         run_id = rows[0].get("run_id") if rows else None
-    else:
-        progress = read_progress(path)
-        run_id = progress and progress.run_id
     return run_id if run_id and RUN_ID.fullmatch(run_id) else None

@@ -1,46 +1,37 @@
 """A training run from flags to the end: prepared, described, trained."""
 
-import contextlib
-import functools
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
-from data.dataset import Dataset, ImageDataset
-from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
+from data.loader import Batches, StepReader, StepSampler, make_loader
 from models.build import build_model
-from models.checkpoint import Checkpoint, DataRecord, find_checkpoint, load_checkpoint
+from models.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from runtime.errors import CheckpointError, UsageError
-from runtime.files import writable_folder
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
-from training.data import Parts, augmented, open_images, open_parts
-from training.header import best_in_words, print_header, resume_command
-from training.listeners import TensorBoard, print_epoch
+from training.console import best_in_words, print_epoch, print_header, resume_command
+from training.data import Data, augmented, open_images, open_parts
 from training.loop import Trainer
+from training.metrics import MetricLogger
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.resolve import check_flags, new_config, resumed_config
 from training.run_files import lock_run
 from training.state import RunState, start_progress
 from training.step import Net
-from training.terms import no_totals
+from training.tensorboard import TensorBoard
+from training.terms import Term
 from training.terms.denoise import open_denoising
 from training.terms.distill import open_distillation
 from training.terms.fixmatch import open_fixmatch
 from training.terms.masks import open_masks
-
-# What a run may learn from. Each function gives a term, or None where the config does not ask for it. Exactly one of
-# the first two does.
-TERMS = (open_masks, open_denoising, open_distillation, open_fixmatch)
 
 
 class Source(NamedTuple):
@@ -54,24 +45,6 @@ class Source(NamedTuple):
     encoder_start: str = ""
 
 
-@dataclass
-class Setup:
-    """What terms are made of; `batches` are of the first term, `dataset` is None in a pre-training."""
-
-    config: TrainConfig
-    source: Source
-    dataset: Dataset | None
-    parts: Parts
-    batches: Batches
-    state: RunState
-
-    def loader(self, dataset: ImageDataset) -> DataLoader:
-        """Batches of a dataset in order, to validate on."""
-        net, config = self.state.net, self.config
-        batches = shard_batches(dataset, config.batch_size, net.context)
-        return make_loader(dataset, net.precision.device, batches, config.num_workers)
-
-
 def start(flags: dict) -> None:
     """Trains with these flags, on one process or several."""
     device = get_device(flags.get("device", "auto"))
@@ -81,10 +54,10 @@ def start(flags: dict) -> None:
 
 def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
     """Prepares a run, prints what it is about to do, and trains."""
-    trainer, parts, resumed_from = prepare(flags, device, context)
+    trainer, data, resumed_from = prepare(flags, device, context)
     state, progress, patience = trainer.state, trainer.state.progress, trainer.state.config.patience
-    print_header(trainer, parts, resumed_from)
-    if resumed_from is not None and state.owns_files:
+    print_header(state, data, resumed_from)
+    if state.owns_files:
         state.write_log()  # it may have been killed before it did
     if progress.is_over(patience):
         source = "" if state.owns_files else f" {shlex.quote(str(resumed_from))}"
@@ -92,47 +65,45 @@ def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
         return
     if resumed_from is not None and not state.owns_files:
         state.save()  # from now on this is where the run stands
-        state.write_log()
     trainer.train()
     if progress.epoch < progress.planned_epochs:
-        print(f"No better {trainer.terms[0].score} in {patience} epochs: stopped after {progress.epoch}.")
-    print(f"Best {best_in_words(trainer)}: {state.path('best')}")
+        print(f"No better {state.terms[0].score} in {patience} epochs: stopped after {progress.epoch}.")
+    print(f"Best {best_in_words(state)}: {state.path('best')}")
 
 
 def prepare(
     flags: dict, device: torch.device, context: DistributedContext = SINGLE_PROCESS
-) -> tuple[Trainer, Parts, Path | None]:
-    """Prepares a run: gives the trainer, the parts of the dataset, and the path of the resumed checkpoint or None."""
+) -> tuple[Trainer, Data, Path | None]:
+    """Prepares a run: gives the trainer, the data, and the path of the resumed checkpoint or None."""
     source = context.broadcast(load_source(flags) if context.first else None)
     if source.resumed:
         config = resumed_config(flags, source.resumed, source.path)
     else:
         config = new_config(flags, bool(source.initial or source.encoder), source.initial)
     check_flags(config, flags, context.size)
-    saved = source.resumed and source.resumed.data
-    parts, record, dataset = (open_images if config.denoises else open_parts)(config, saved, source.path)
-    lock = None
-    if context.first:
-        for folder in (config.save_dir, config.log_dir):
-            writable_folder(folder)
-        lock = lock_run(config)
-        if source.resumed and source.path.stat().st_mtime_ns != source.written:
-            raise UsageError(f"another run has just written {source.path}; try again")
-    batches = Batches(augmented(config, parts[0]), config.batch_size, config.seed, context)
+    open_data = open_images if config.denoises else open_parts
+    data = open_data(config, source.resumed and source.resumed.data, source.path)
+    lock = lock_run(config) if context.first else None
+    if lock and source.resumed and source.path.stat().st_mtime_ns != source.written:
+        raise UsageError(f"another run has just written {source.path}; try again")
+    batches = Batches(augmented(config, data.train), config.batch_size, config.seed, context)
+    progress = start_progress(config, "epochs" in flags, batches.steps, source.resumed, source.path)
     precision = choose_precision(config.amp, device, config.image_size)
-    state = build_state(config, "epochs" in flags, precision, batches, source, record, lock)
-    setup = Setup(config, source, dataset, parts, batches, state)
-    terms = [term for open_term in TERMS if (term := open_term(setup)) is not None]
-    record_terms(setup, terms)
+    net, encoder_start = build_net(config, source, precision, context, progress.epoch)
+    net.scheduler = build_scheduler(config.scheduler, net.optimizer, progress.planned_epochs * batches.steps)
+    terms = open_terms(config, net, data, batches)
+    state = RunState(config, net, data.record, encoder_start, progress, terms, lock)
     if source.resumed:  # not before: a teacher's network draws random numbers when it is made
+        require_same_terms(state, source)
         state.restore(source.resumed, source.path)
-    listeners = [functools.partial(print_epoch, state.progress)]
+    note_seen_images(state, source, data)
+    reader, sampler = StepReader([term.batches for term in terms]), StepSampler(batches.steps)
+    loader = make_loader(reader, device, sampler, config.num_workers)
+    listeners = [print_epoch]
     if config.tensorboard and context.first:
-        listeners.append(TensorBoard(Path(config.log_dir) / "tensorboard", state, parts[1], precision))
-    sampler, reader = StepSampler(batches.steps), StepReader([term.batches for term in terms])
-    loader, stop = make_loader(reader, device, sampler, config.num_workers), StopRequest(patient=context.size > 1)
-    trainer = Trainer(state, terms, sampler, loader, stop, listeners, resume_command(config, context))
-    return trainer, parts, source.path
+        listeners.append(TensorBoard(state, data.valid))
+    command, stop = resume_command(config, context), StopRequest(patient=context.size > 1)
+    return Trainer(state, loader, stop, listeners, command), data, source.path
 
 
 def load_source(flags: dict) -> Source:
@@ -149,68 +120,59 @@ def load_source(flags: dict) -> Source:
     return Source(encoder=encoder, encoder_start=encoder_start)
 
 
-def build_state(
-    config: TrainConfig,
-    more_epochs: bool,
-    precision: Precision,
-    batches: Batches,
-    source: Source,
-    record: DataRecord,
-    lock: contextlib.ExitStack | None,
-) -> RunState:
-    """Network, average, optimizer and scheduler, freshly seeded, and where the run stands; see RunState."""
-    context, encoder_start = batches.context, source.encoder_start
+def build_net(
+    config: TrainConfig, source: Source, precision: Precision, context: DistributedContext, epoch: int
+) -> tuple[Net, str]:
+    """The network, freshly seeded, and what trains it after so many epochs; and what its encoder started from."""
     seed_everything(config.seed)
-    model = build_model(config.model_name, **config.network)
+    model, encoder_start = build_model(config.model_name, **config.network), source.encoder_start
     if source.initial is not None:
         encoder_start = source.initial.give_weights(model, config.init)
     elif source.encoder is not None and context.first:  # the others get the first one's weights
         load_encoder_weights(model, source.encoder)
-    progress = start_progress(config, more_epochs, batches.steps, source.resumed, source.path)
     precision.to_device(model)
-    ema = ModelEMA(model, config.ema) if config.ema else None
-    if config.checkpoint_activations:
-        model.checkpoint_activations()
     optimizer = build_optimizer(config, model)
-    scheduler = build_scheduler(config.scheduler, optimizer, progress.planned_epochs * batches.steps)
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
-    net = Net(model, optimizer, scaler, precision, context, config.compile)
     if config.freeze_encoder:
-        model.freeze_encoder(progress.epoch < config.freeze_encoder)
-    net.wrap()
-    if ema and source.resumed is None:
-        ema.model.load_state_dict(model.state_dict())  # the others have just got the first one's
-    return RunState(config, net, ema, scheduler, record, encoder_start, progress, lock)
+        model.freeze_encoder(epoch < config.freeze_encoder)
+    net = Net(model, optimizer, scaler, precision, context)
+    if config.ema:  # after the processes have got the first one's weights
+        net.ema = ModelEMA(model, config.ema)
+    return net, encoder_start
 
 
-def record_terms(setup: Setup, terms: list) -> None:
-    """Notes in the state what is learned from, and which images were seen.
+def open_terms(config: TrainConfig, net: Net, data: Data, batches: Batches) -> list[Term]:
+    """What the run learns from; the first of them validates."""
+    terms: list[Term] = [(open_denoising if config.denoises else open_masks)(config, net, data, batches)]
+    if config.teacher:
+        terms.append(open_distillation(config, net))
+    if config.unlabeled:
+        terms.append(open_fixmatch(config, net, data, batches.steps))
+    return terms
 
-    Raises:
-        UsageError: the run that is resumed learned from something else.
-        CheckpointError: its sums are not of these terms.
-    """
-    state, resumed, path, valid_set = setup.state, setup.source.resumed, setup.source.path, setup.parts[1]
-    state.terms = {term.name: term.record() for term in terms}
-    seen = {name for term in terms for name in term.seen}
-    seen |= setup.source.initial.seen_names() if setup.source.initial else set()
-    if resumed:
-        for name in sorted(resumed.terms.keys() ^ state.terms.keys()):
-            without = "" if name in resumed.terms else "out"
-            raise UsageError(f"{path} was trained with{without} --{name}; resume it likewise")
-        for name in (name for name, record in state.terms.items() if record != resumed.terms[name]):
-            raise UsageError(
-                f"{path} was trained with another --{name} (its content counts, not its path); resume it with that one"
-            )
-        sums = state.progress.sums
-        if sums is not None and len(sums) != len(no_totals(terms)):
-            raise CheckpointError(f"{path} is malformed: progress.sums has {len(sums)} numbers")
-        seen |= {*resumed.data.seen_names}
+
+def require_same_terms(state: RunState, source: Source) -> None:
+    """Raises UsageError: the run that is resumed learned from something else."""
+    before, now = source.resumed.terms, {term.name: term.record() for term in state.terms}
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            how = "without" if name not in before else "with another" if name in now else "with"
+            raise UsageError(f"{source.path} was trained {how} --{name} (its content counts); resume it likewise")
+    sums = state.progress.sums
+    if sums is not None and len(sums) != len(MetricLogger(state.terms).sums):
+        raise CheckpointError(f"{source.path} is malformed: progress.sums has {len(sums)} numbers")
+
+
+def note_seen_images(state: RunState, source: Source, data: Data) -> None:
+    """Notes images that were learned from without being training images, and warns of those in validation."""
+    seen = {name for term in state.terms for name in term.seen}
+    seen |= source.initial.seen_names() if source.initial else set()
+    seen |= {*source.resumed.data.seen_names} if source.resumed else set()
     state.data.seen_names = sorted(seen - {*state.data.train_names})
-    known = len(seen & {sample.name for sample in valid_set.samples})
+    known = len(seen & {sample.name for sample in data.valid.samples})
     if known:
         print(
-            f"WARNING: {known} of the {len(valid_set)} validation images were seen by the initial weights or the "
+            f"WARNING: {known} of the {len(data.valid)} validation images were seen by the initial weights or the "
             "teacher: the validation Dice is INFLATED. Use the split, seed and fold that these were trained with.",
             file=sys.stderr,
         )

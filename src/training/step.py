@@ -1,65 +1,66 @@
 """One step of the optimizer, for any list of terms."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
-from training.terms import Part, Term
+from training.optim import ModelEMA
+from training.terms import Batch, Term
 
 MAX_NORM = 1.0  # of the gradients of all parameters together
 
 
 @dataclass
 class Net:
-    """A network on its device and what trains it: `model` is bare, `forward` the same wrapped; see `wrap`."""
+    """A network on its device and what trains it: `model` is bare, `forward` the same wrapped for several processes."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss, for fp16
     precision: Precision
     context: DistributedContext = SINGLE_PROCESS
-    compiled: bool = False
-    forward: nn.Module | None = None
+    ema: ModelEMA | None = None  # moving average of the weights
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    forward: nn.Module = field(init=False)
+
+    def __post_init__(self):
+        self.wrap()
 
     def wrap(self) -> None:
-        """Makes `forward` of the model: wrapped for several processes, compiled. Needed again when parameters thaw."""
-        wrapped = self.context.wrap_model(self.model)
-        self.forward = torch.compile(wrapped) if self.compiled else wrapped
+        """Makes `forward` of the model. Needed again when parameters thaw."""
+        self.forward = self.context.wrap_model(self.model)
 
 
-def training_step(net: Net, terms: list[Term], parts: list[Part], micro_batches: int = 1) -> torch.Tensor:
-    """One step of the optimizer. Nothing in here waits for the device.
+def training_step(net: Net, terms: list[Term], batches: list[Batch], micro_batches: int = 1) -> torch.Tensor:
+    """One step of the optimizer, in which nothing waits for the device.
 
-    Args:
-        net: what is trained.
-        terms: what it learns from. The first one has images.
-        parts: of the step, one of each term; with several processes this process's shares.
-        micro_batches: the batch is computed in so many, and gradients are accumulated: less memory.
+    `batches` are this process's shares, one of each term. Computed in `micro_batches` they take less memory.
 
     Returns:
-        float (K,) on the device: the loss, and the sums of the terms' columns, in order.
+        float (K,) on the device: the loss, and of each term the number of images and the sums of its columns.
     """
-    net.optimizer.zero_grad(set_to_none=True)
+    net.optimizer.zero_grad()
     rows = []
-    for number, shares in enumerate(zip(*(part.split(micro_batches) for part in parts)), start=1):
-        # Gradients are exchanged between processes once, with the last piece.
+    for number, shares in enumerate(zip(*(batch.split(micro_batches) for batch in batches)), start=1):
+        # Gradients are exchanged between processes once, with the last micro-batch.
         exchanges = number == micro_batches or net.context.size == 1
         with contextlib.nullcontext() if exchanges else net.forward.no_sync():
-            images = [net.precision.prepare_images(part.images) for part in shares if part.images is not None]
+            images = [net.precision.prepare_images(share.images) for share in shares if share.images is not None]
             with net.precision.autocast():
                 logits = net.forward(images[0] if len(images) == 1 else torch.cat(images)).float()
-            outputs = logits.split([len(batch) for batch in images])
+            outputs = logits.split([len(part) for part in images])
             own, loss, metrics = iter(outputs), logits.new_zeros(()), []
-            for term, part in zip(terms, shares):
-                value, sums = term.loss(outputs[0] if part.images is None else next(own), part)
-                loss = loss + part.scale * value
-                metrics.append(sums)
+            for term, share in zip(terms, shares):
+                of_share = outputs[0] if share.images is None else next(own)
+                value, sums = term.loss(of_share, share)
+                loss = loss + share.scale * value
+                metrics += [logits.new_full((), len(of_share)), *sums]
             net.scaler.scale(loss).backward()
-        rows.append(torch.cat([loss.detach()[None], *metrics]))
+        rows.append(torch.stack([loss.detach(), *metrics]))
     net.scaler.unscale_(net.optimizer)
     nn.utils.clip_grad_norm_(net.model.parameters(), MAX_NORM)
     net.scaler.step(net.optimizer)

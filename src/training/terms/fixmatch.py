@@ -26,7 +26,10 @@ from runtime.device import copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError
 from runtime.seeding import UNLABELED, sample_rng, step_rng
-from training.terms import At, Part
+from training.config import TrainConfig
+from training.data import Data
+from training.step import Net
+from training.terms import Batch, Term
 
 REST = "rest"  # not a folder, but the training images whose masks are not used
 CONFIDENCE = 0.95  # probability of the likeliest class from which on a pixel counts
@@ -36,18 +39,11 @@ STRONG_COLORS, STRONG = 0.5, "gamma,blur"  # of the strongly augmented images
 class UnlabeledBatches(Batches):
     """As many images a step, in passes over all of them, each in an order of its own.
 
-    A batch has `image`; `affine`, of the weak augmentation; `strong_affine`, `colors`, `distortions` and `seeds`, of
-    the strong one; and `labels` where these are known. `steps` are those of an epoch of the labelled images.
+    Read is `image`; `affine`, of the weak augmentation; `strong_affine`, `colors`, `distortions` and `seeds`, of the
+    strong one; and `labels` where these are known. `steps` are those of an epoch of the labelled images.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        context: DistributedContext = SINGLE_PROCESS,
-    ):
+    def __init__(self, dataset, batch_size: int, seed: int, steps: int, context: DistributedContext = SINGLE_PROCESS):
         self.dataset, self.batch_size, self.seed, self.steps, self.context = dataset, batch_size, seed, steps, context
         require_shares(batch_size, context)
 
@@ -57,13 +53,12 @@ class UnlabeledBatches(Batches):
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
         """(pass, index) of this process's images in a batch."""
         first, size = (epoch * self.steps + step) * self.batch_size, len(self.dataset)
-        keys, orders = [], {}
-        for place in range(first, first + self.batch_size):
-            cycle, position = divmod(place, size)
-            if cycle not in orders:
-                orders[cycle] = np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(size)
-            keys.append((cycle, int(orders[cycle][position])))
-        return self.context.shard(keys)
+        places = [divmod(place, size) for place in range(first, first + self.batch_size)]
+        orders = {
+            cycle: np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(size)
+            for cycle in {cycle for cycle, _ in places}
+        }
+        return self.context.shard([(cycle, int(orders[cycle][position])) for cycle, position in places])
 
     def read(self, epoch: int, step: int) -> dict:
         keys = self.keys(epoch, step)
@@ -74,118 +69,98 @@ class UnlabeledBatches(Batches):
             colors, distortions = draw_colors(rng, STRONG_COLORS), draw_distortions(rng, STRONG, 1.0)
             draws.append((*affines, colors, distortions, rng.integers(2**62)))
         names = ("affine", "strong_affine", "colors", "distortions", "seeds")
-        return {**batch, **{name: torch.from_numpy(np.stack(values)) for name, values in zip(names, zip(*draws))}}
+        return batch | {name: torch.from_numpy(np.stack(values)) for name, values in zip(names, zip(*draws))}
 
 
-class FixMatchTerm:
-    """Cross-entropy between logits of strongly augmented images and labels of the averaged network.
+class FixMatchTerm(Term):
+    """Cross-entropy between logits of strongly augmented images and what the averaged network, `predictor`, labels.
 
-    Args:
-        batches: of the images.
-        predictor: of the averaged network.
-        confidence: probability of the likeliest class from which on a pixel counts.
-        labelled: labels are known; they score those of the network.
-        fingerprint: of the images' names and sizes.
-        seen: names of images of the dataset.
+    Pixels count from a probability `confidence` of the likeliest class on. Of `labelled` images its labels are scored.
     """
 
     name = "unlabeled"
 
     def __init__(
-        self,
-        batches: UnlabeledBatches,
-        predictor: Predictor,
-        confidence: float = CONFIDENCE,
-        labelled: bool = False,
-        fingerprint: str = "",
-        seen: set[str] = frozenset(),
+        self, batches: UnlabeledBatches, predictor: Predictor, confidence: float = CONFIDENCE, labelled: bool = False
     ):
         self.batches, self.predictor, self.confidence, self.labelled = batches, predictor, confidence, labelled
-        self.fingerprint, self.seen = fingerprint, seen
         self.columns = ("confident_share", "pseudo_dice") if labelled else ("confident_share",)
 
     @torch.no_grad()
-    def prepare(self, batch: dict, first: Part, at: At) -> Part:
-        """Images at the size of the first term's; the target is the labels, one-hot (N, C, H, W)."""
+    def prepare(self, read: dict, first: Batch, epoch: int, step: int) -> Batch:
+        """See Term. Images have the size of the first term's; the target is the labels, one-hot (N, C, H, W)."""
         predictor, batches = self.predictor, self.batches
         task, device = predictor.task, predictor.precision.device
-        images = copy_to_device(batch["image"], device)
-        truth = batch["labels"] if self.labelled else torch.zeros_like(batch["image"][:, :1], dtype=torch.uint8)
-        affine = copy_to_device(batch["affine"], device)
-        images, truth = apply_augmentations(images, copy_to_device(truth, device), affine)
+        images, affine, strong_affine, colors = (
+            copy_to_device(read[name], device) for name in ("image", "affine", "strong_affine", "colors")
+        )
+        truth = copy_to_device(read["labels"], device) if self.labelled else torch.zeros_like(images[:, :1])
+        images, truth = apply_augmentations(images, truth, affine)
         images, truth = resize_batch(images, truth, first.images.shape[-1])
         batches.context.broadcast_batch_norm(predictor.model)
         predictor.model.eval()
         logits = predictor.logits(images)
         labels, likeliest = task.most_likely(task.probabilities(logits))
         confident = (likeliest >= self.confidence).float()
-        metrics = [torch.ones_like(confident[:, 0, 0, 0]), confident.mean(dim=(1, 2, 3))]
+        metrics = [confident.mean(dim=(1, 2, 3))]
         if self.labelled:
             metrics.append(image_dice(score_counts(task, task.decision_logits(logits), truth)))
         targets = torch.cat([labels, confident], dim=1).to(torch.uint8)
-        images, targets = apply_augmentations(images, targets, copy_to_device(batch["strong_affine"], device))
-        images = apply_colors(images, copy_to_device(batch["colors"], device))
-        images, _ = apply_distortions(images, truth, batch["distortions"], batch["seeds"])
-        images, targets = mix(images, targets, "cutmix", step_rng(batches.seed, *at, UNLABELED))
+        images, targets = apply_augmentations(images, targets, strong_affine)
+        images = apply_colors(images, colors)
+        images, _ = apply_distortions(images, truth, read["distortions"], read["seeds"])
+        images, targets = mix(images, targets, "cutmix", step_rng(batches.seed, epoch, step, UNLABELED))
         scale = batches.context.size / batches.batch_size
-        return Part(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(metrics, dim=1), scale)
+        return Batch(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(metrics, dim=1), scale)
 
-    def loss(self, logits: torch.Tensor, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = self.predictor.task.cross_entropy(logits, part.target, None, "none") * part.counted
-        return pixels.flatten(1).mean(1).sum(), part.metrics.sum(0)
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = self.predictor.task.cross_entropy(logits, batch.target, None, "none") * batch.counted
+        return pixels.flatten(1).mean(1).sum(), batch.metrics.sum(0)
 
     def record(self) -> dict:
-        return {"fingerprint": self.fingerprint}
+        return {"fingerprint": fingerprint(self.batches.dataset.samples)}
 
 
-def open_fixmatch(setup) -> FixMatchTerm | None:
-    """The term of --unlabeled; None without it. Raises UsageError: there are no images, or no --ema."""
-    config, net = setup.config, setup.state.net
-    if config.unlabeled is None:
-        return None
+def open_fixmatch(config: TrainConfig, net: Net, data: Data, steps: int) -> FixMatchTerm:
+    """The term of --unlabeled, for epochs of so many steps. Raises UsageError: there are no images, or no --ema."""
     if not config.ema:
         raise UsageError("--unlabeled needs an average of the weights, which labels the images; add --ema")
     labelled = config.unlabeled == REST
-    dataset, copies = open_rest(setup) if labelled else open_folder(setup)
+    dataset, copies = open_rest(config, data) if labelled else open_folder(config, data)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""
     print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
-    batches = UnlabeledBatches(dataset, config.batch_size, config.seed, setup.batches.steps, net.context)
-    predictor, digest = Predictor(setup.state.ema.model, net.precision), fingerprint(dataset.samples)
-    seen = {sample.name for sample in dataset.samples} if labelled else set()
-    return FixMatchTerm(batches, predictor, CONFIDENCE, labelled, digest, seen)
+    batches = UnlabeledBatches(dataset, config.batch_size, config.seed, steps, net.context)
+    term = FixMatchTerm(batches, Predictor(net.ema.model, net.precision), labelled=labelled)
+    term.seen = {sample.name for sample in dataset.samples} if labelled else set()
+    return term
 
 
-def open_folder(setup) -> tuple[ImageDataset, int]:
+def open_folder(config: TrainConfig, data: Data) -> tuple[ImageDataset, int]:
     """The images of a folder without copies of validation and test images; and how many were left out."""
-    folder, view = setup.config.unlabeled, setup.config.view
-    scored = [sample for part in setup.parts[1:] for sample in part.samples]
-    samples = list_images(Path(folder))
-    require_readable(samples, view, folder)
+    scored = [sample for part in data.parts[1:] for sample in part.samples]
+    samples = list_images(Path(config.unlabeled))
+    require_readable(samples, config.view, config.unlabeled)
     ours = set(samples)
     groups = [*find_copies([*samples, *scored]), *find_near_copies(samples, scored)]
     copies = {sample for group in groups if not ours.issuperset(group) for sample in group} & ours
     kept = [sample for sample in samples if sample not in copies]
     if not kept:
-        raise UsageError(
-            f"--unlabeled {folder} has no images but copies of validation and test images; name another one"
-        )
-    return ImageDataset(kept, view), len(copies)
+        raise UsageError(f"--unlabeled {config.unlabeled} has only copies of validation and test images; name another")
+    return ImageDataset(kept, config.view), len(copies)
 
 
-def open_rest(setup) -> tuple[ImageDataset, int]:
+def open_rest(config: TrainConfig, data: Data) -> tuple[ImageDataset, int]:
     """The images that --train_fraction leaves out; else as `open_folder`. Their masks are scored, not learned."""
-    config, labelled = setup.config, setup.parts[0]
     if config.train_fraction == 1:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
-    split = setup.dataset.split(config.split, config.seed, config.fold_of_folds)
-    scored = {sample.name for part in setup.parts[1:] for sample in part.samples}
-    near = {sample.name for pair in setup.dataset.near_copies for sample in pair if scored & {s.name for s in pair}}
-    learned = {sample.name for sample in labelled.samples}
+    learned, *scored = ({sample.name for sample in part.samples} for part in data.parts)
+    split = data.dataset.split(config.split, config.seed, config.fold_of_folds)
     rest = [sample for sample in split.train if sample.name not in learned]
+    pairs = [{sample.name for sample in pair} for pair in data.dataset.near_copies]
+    near = set().union(*(pair for pair in pairs if pair & set().union(*scored)))
     kept = [sample for sample in rest if sample.name not in near]
     if not kept:
         raise UsageError("--unlabeled rest: --train_fraction leaves out no image; use less")
-    dataset = ImageDataset(
-        kept, config.view, labelled.cache, labelled.root, "rest", config.augment_uncertain, config.seed
-    )
+    train = data.train
+    dataset = ImageDataset(kept, config.view, train.cache, train.root, "rest", config.augment_uncertain, config.seed)
     return dataset, len(rest) - len(kept)

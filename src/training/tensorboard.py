@@ -1,4 +1,4 @@
-"""What is told of each epoch of a run: the console and TensorBoard. The CSV log is written with each checkpoint."""
+"""Curves and panels for TensorBoard."""
 
 import importlib.util
 from pathlib import Path
@@ -8,8 +8,6 @@ import torch
 
 from data.dataset import ImageDataset
 from evaluation.predict import Predictor
-from models.checkpoint import Progress
-from runtime.device import Precision
 from runtime.errors import UsageError
 from training.state import LOG_COLUMNS, RunState
 from visual.panels import draw_panel
@@ -17,46 +15,21 @@ from visual.panels import draw_panel
 PANELS = 4  # an epoch, always of the same validation images
 
 
-def print_epoch(progress: Progress, row: dict) -> None:
-    """Prints a row of the log."""
-
-    def figures(part: str) -> str:
-        loss, dice = row[f"{part}_loss"], row[f"{part}_dice"]
-        return f"loss {loss:.4f}" + ("" if dice is None else f" dice {dice:.4f}")
-
-    valid = "not validated" if row["val_loss"] is None else f"valid {figures('val')}"
-    best = "  best" if progress.best_epoch == row["epoch"] else ""
-    print(
-        f"epoch {row['epoch']:>3}/{progress.planned_epochs}  train {figures('train')}  {valid}  "
-        f"lr {row['learning_rate']:.1e}  {row['seconds']:.1f} s, {row['images_per_second']:.1f} images/s{best}",
-        flush=True,
-    )
-
-
 class TensorBoard:
-    """Writes the rows of a run's log, and panels, into a folder of its own.
+    """Writes the rows of a run's log, and panels of validation images, into a folder of its own.
 
     Epochs that a resumed run trains again replace what was written of them.
-
-    Args:
-        folder: the run's id names a folder in it.
-        state: of the run.
-        valid_set: the validation images.
-        precision: where and how to compute.
-
-    Raises:
-        UsageError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, state: RunState, valid_set: ImageDataset, precision: Precision):
+    def __init__(self, state: RunState, valid_set: ImageDataset):
         if not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter
 
-        self.state, self.dataset, self.precision = state, valid_set, precision
+        self.dataset = valid_set
         self.numbers = np.linspace(0, len(valid_set) - 1, min(PANELS, len(valid_set))).astype(int).tolist()
-        folder = folder / state.progress.run_id
+        folder = Path(state.config.log_dir) / "tensorboard" / state.progress.run_id
         folder.mkdir(parents=True, exist_ok=True)
         events = EventAccumulator(str(folder)).Reload()
         written = events.Scalars("train_loss") if "train_loss" in events.Tags()["scalars"] else []
@@ -71,12 +44,12 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, row["epoch"])
 
     @torch.inference_mode()
-    def __call__(self, row: dict) -> None:
+    def __call__(self, state: RunState, row: dict) -> None:
         """Adds an epoch: a row of the log, and panels of what the network predicts after it."""
         self._write_curves(row)
-        model = (self.state.ema or self.state.net).model.eval()
+        model = (state.net.ema or state.net).model.eval()
         batch, task = self.dataset.read_batch(self.numbers), model.task
-        labels = task.label_map(Predictor(model, self.precision).predict(batch["image"]).final).cpu()
+        labels = task.label_map(Predictor(model, state.net.precision).predict(batch["image"]).final).cpu()
         for number, image, truth, predicted in zip(self.numbers, batch["image"], batch["labels"], labels):
             name, image = self.dataset.samples[number].name, image.permute(1, 2, 0).numpy()
             panel = draw_panel(image, predicted[0].numpy(), truth[0].numpy(), name, task)
