@@ -16,7 +16,7 @@ from models.base import SegmentationModel
 from models.build import build_model
 from models.names import MODELS
 from runtime.device import choose_precision, get_device
-from training.config import TrainConfig
+from training.resolve import new_config
 from training.step import training_step
 from training.terms import Batch
 
@@ -42,7 +42,7 @@ def multiply_adds(model: SegmentationModel, size: int) -> int:
 
 def training(variant: str, images: torch.Tensor, device: torch.device) -> Callable[[], None]:
     """A step of the strong recipe on these images, without augmentation."""
-    config = TrainConfig.from_flags({"recipe": "strong"})
+    config = new_config({"recipe": "strong"}, False, None)
     precision = choose_precision(config.amp, device, images.shape[-1])
     net, masks = measure.make_net(config, precision.to_device(build(variant)), precision, len(images))
     batch = Batch(images, (images[:, :1] > 128).to(torch.uint8).to(device), scale=1 / len(images))

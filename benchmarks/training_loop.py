@@ -15,7 +15,6 @@ import torch
 import measure
 from runtime.device import get_device
 from train import build_parser
-from training.config import TrainConfig
 from training.loop import Trainer
 from training.losses import LOSSES
 from training.setup import prepare
@@ -29,7 +28,7 @@ def bare_epoch(trainer: Trainer, file: Path) -> None:
     for (batch,) in trainer.loader:
         with precision.autocast():
             logits = net.model(precision.prepare_images(batch["image"]))
-        loss = loss_fn(logits, batch["mask"].to(precision.device), net.model.task)
+        loss = loss_fn(logits, batch["labels"].to(precision.device), net.model.task)
         net.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.model.parameters(), max_norm=1.0)
@@ -49,13 +48,12 @@ def main() -> None:
     """Prints both medians and their ratio, and writes them into benchmarks/results/training_loop.csv."""
     parser = build_parser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.set_defaults(image_size=128, encoder_weights="none", split="official")
-    overrides = parser.parse_overrides()
+    overrides = {"image_size": 128, "encoder_weights": "none", "split": "official", **parser.parse_overrides()}
     rounds = overrides.pop("rounds")
     with tempfile.TemporaryDirectory() as scratch:
-        config = TrainConfig.from_flags({**overrides, "save_dir": scratch, "log_dir": scratch})
-        device = get_device(config.device)
-        trainer, _, _ = prepare(config, overrides, device)
+        device = get_device(overrides.get("device", "auto"))
+        trainer, _, _ = prepare({**overrides, "save_dir": scratch, "log_dir": scratch}, device)
+        config = trainer.state.config
         bare = Path(scratch) / "bare.pth"
         variants = {"bare": lambda: bare_epoch(trainer, bare), "train.py": lambda: our_epoch(trainer)}
         seconds = measure.take_turns(variants, rounds, device)
