@@ -14,7 +14,6 @@ from stubs import Plain, make_batch, make_masks
 from train import build_parser
 from training.data import augmented, open_parts
 from training.resolve import new_config
-from training.terms import At
 
 
 @pytest.mark.parametrize("mirror", [1.0, -1.0])
@@ -213,7 +212,7 @@ def test_plans_of_sizes():
 def test_epochs_train_at_their_planned_sizes(side):
     term, batch = make_masks(Plain(), sizes="4:1,12:1"), make_batch()
     batch["labels"] *= 2  # background and border: nothing between may come of them
-    images, labels, *_ = term.prepare(batch, None, At({4: 0, 12: 1, 8: 2}[side], 0))
+    images, labels, *_ = term.prepare(batch, None, {4: 0, 12: 1, 8: 2}[side], 0)
     assert images.shape[-2:] == labels.shape[-2:] == (side, side)
     assert labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) == {0, 2}
