@@ -8,6 +8,7 @@ import torch
 from data.layout import describe_layout, find_parts
 from models.names import DENOISING
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.errors import plural
 from runtime.options import options_of
 from training.config import WEIGHT_DECAY, TrainConfig
 from training.loop import Trainer
@@ -46,11 +47,11 @@ def print_header(trainer: Trainer, parts: tuple, resumed_from: Path | None) -> N
     words = [] if config.denoises else [config.loss]
     words += [f"{optimizer} {config.learning_rate:g}", config.scheduler]
     words += [f"average {config.ema:g}"] if config.ema else []
-    words += [f"batch {config.batch_size}", f"{trainer.sampler.steps} steps an epoch", f"seed {config.seed}"]
+    words += [f"batch {config.batch_size}", f"{plural(trainer.sampler.steps, 'step')} an epoch", f"seed {config.seed}"]
     words += [f"teacher {config.teacher}"] if config.teacher else []
     words += [f"patience {config.patience}"] if config.patience else []
     print(f"Plan    recipe {DENOISING if config.denoises else config.recipe}:", ", ".join(words))
-    plan = f"{progress.planned_epochs} epochs"
+    plan = plural(progress.planned_epochs, "epoch")
     if resumed_from is not None:
         plan = (
             f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "

@@ -87,7 +87,8 @@ def focal_tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, w
 
     Abraham, Khan, 2019: https://arxiv.org/abs/1810.07842.
     """
-    return _over_classes(_tversky(logits, target, task).clamp(min=1e-6) ** STEEPNESS, weights)
+    values = _tversky(logits, target, task)
+    return _over_classes(values.clamp(min=1e-6) ** STEEPNESS * (values > 1e-6), weights)  # at 0 the slope is infinite
 
 
 def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:

@@ -64,7 +64,7 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
         CheckpointError: its settings are none that train.py could have saved.
     """
     if checkpoint.training is None:
-        raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
+        raise UsageError(f"{path} holds a model but no training state; start a new run from it with --init")
     data, kinds = checkpoint.data, saved_settings()
     saved = checkpoint.training.settings | settings_of_network(checkpoint)
     saved |= {"split": data.split, "seed": data.seed, "fold": data.fold and "/".join(map(str, data.fold))}
@@ -114,7 +114,7 @@ def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
     refuse(c.init and encoder_asked, "--init brings the weights of the encoder, too; leave --encoder_weights out")
     has_encoder, asked = network.encoder_name is not None, c.freeze_encoder or c.encoder_lr_scale != 1
     refuse(asked and not has_encoder, f"{name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out")
-    refuse(c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; use plateau")
+    refuse(c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; leave it out")
     decoders = ", ".join(network.decoders)
     refuse(c.decoder not in network.decoders, f"{name} has no decoder {c.decoder}; it has {decoders}")
     refuse(min(sizes, default=least) < least, f"--sizes {c.sizes}: {name} needs sides of {least} pixels at least")
