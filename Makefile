@@ -47,7 +47,7 @@ lint: .venv/.installed-dev
 DATA ?= demo/dataset
 bench: .venv/.installed-dev
 	test -d $(DATA)/images || $(RUN) tools/sample_pets.py --data_path $(DATA) --count 1000 --side 128
-	$(RUN) benchmarks/training_step.py --model_name resnet34_unet --compile
+	$(RUN) benchmarks/training_step.py --model_name resnet34_unet
 	$(RUN) benchmarks/training_step.py --model_name unet
 	$(RUN) benchmarks/memory.py
 	$(RUN) benchmarks/inference.py

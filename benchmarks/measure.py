@@ -45,7 +45,7 @@ def make_net(
 ) -> tuple[Net, MasksTerm]:
     """A network as train.py trains it, and learning from the masks of batches of this size."""
     scaler = torch.amp.GradScaler(precision.device.type, enabled=False)
-    net = Net(model.train(), build_optimizer(config, model), scaler, precision, compiled=config.compile)
+    net = Net(model.train(), build_optimizer(config, model), scaler, precision)
     net.wrap()
     return net, MasksTerm(Batches(range(batch_size), batch_size, 0), config, Predictor(model, precision), None)
 

@@ -20,7 +20,6 @@ from training_step import our_step
 MODES = {
     "fp32": {"amp": "off"},
     "auto": {},
-    "auto --checkpoint_activations": {"checkpoint_activations": True},
     "auto --accumulate 4": {"accumulate": 4},
 }
 

@@ -1,6 +1,6 @@
 """Trainer steps a second: ours, and what each part of it brings, beside the loops of others, in one run.
 
-    python benchmarks/training_step.py --model_name resnet34_unet --compile
+    python benchmarks/training_step.py --model_name resnet34_unet
 
 All get the same bytes in memory, (N, 3, S, S) and (N, 1, S, S). The share of the peak is the network's operations a
 second, relative to a large matrix product in the same precision and run. (A 3x3 convolution can be faster.)
@@ -8,7 +8,6 @@ second, relative to a large matrix product in the same precision and run. (A 3x3
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,8 +25,6 @@ def our_step(config: TrainConfig, device: torch.device) -> Callable:
     """A step of train.py. Like there, its metrics stay on the device."""
     precision = choose_precision(config.amp, device, config.image_size)
     model = precision.to_device(build_model(config.model_name))
-    if config.checkpoint_activations:
-        model.checkpoint_activations()
     net, term = measure.make_net(config, model, precision, config.batch_size)
 
     def step(images: torch.Tensor, masks: torch.Tensor) -> None:
@@ -56,16 +53,13 @@ def variants_of(config: TrainConfig, device: torch.device) -> dict[str, tuple[Ca
             "our network, milesial's loop": (peers.milesial_step(peers.build(name), device), fp32),
             "our network, plain loop": (plain(), fp32),
         }
-    steps = {
+    return {
         **others,
         "+ channels last": (plain(layout=last), fp32),
         "+ bf16": (plain(layout=last, bf16=True), bf16),
         "+ fused Adam": (plain(layout=last, bf16=True, fused=True), bf16),
-        "train.py": (our_step(replace(config, compile=False), device), auto),
+        "train.py": (our_step(config, device), auto),
     }
-    if config.compile:
-        steps["train.py --compile"] = (our_step(config, device), auto)
-    return steps
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
@@ -86,12 +80,11 @@ def main() -> None:
     """Prints a table and writes it into benchmarks/results/training_step_<model>.csv."""
     parser = measure.parser(__doc__, rounds=5, image_size=256, batch_size=8)
     parser.add_argument("--model_name", choices=["resnet34_unet", "unet"], default="resnet34_unet")
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device, size = get_device(args.device), args.image_size
     images = measure.random_images(args.batch_size, size)
     masks = torch.randint(0, 2, (args.batch_size, 1, size, size), dtype=torch.uint8)
-    config = TrainConfig(model_name=args.model_name, image_size=size, compile=args.compile)
+    config = TrainConfig(model_name=args.model_name, image_size=size)
     steps = variants_of(config, device)
     calls = {name: lambda step=step: step(images, masks) for name, (step, _) in steps.items()}
     seconds = measure.take_turns(calls, args.rounds, device)
@@ -99,11 +92,9 @@ def main() -> None:
     rows = measure.rates(seconds, args.batch_size, "images", model=args.model_name)
     for row in rows:
         step, dtype = steps[row["variant"]]
-        flops = 0.0
-        if "compile" not in row["variant"]:  # the counter can't see into fused kernels
-            with FlopCounterMode(display=False) as counter:
-                step(images, masks)
-            flops = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            step(images, masks)
+        flops = counter.get_total_flops()
         row["share_of_peak"] = round(flops / args.batch_size * row["images_per_second"] / peaks[dtype], 3) or ""
     peaks = ", ".join(f"{str(dtype)[6:]} {rate / 1e12:.3f}" for dtype, rate in peaks.items())
     setting = {"image_size": size, "batch_size": args.batch_size, "peak_teraflops": peaks}

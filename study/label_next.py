@@ -46,7 +46,7 @@ def write_masks(samples: list[Sample], folder: Path) -> None:
 def rank(run: runner.Run, root: Path) -> None:
     """Ranks the images without masks by the network of a run."""
     (model,) = run.folder.glob("*_best.pth")
-    flags = ["--model_path", model, "--log_dir", run.folder, "--rank_uncertain", run.folder / "uncertain.csv"]
+    flags = ["--model_path", model, "--log_dir", run.folder, "--output_path", run.folder, "--save", "uncertain"]
     runner.call(run, ROOT / "src/inference.py", root / "rest/images", *flags)
 
 
