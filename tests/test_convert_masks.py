@@ -393,7 +393,7 @@ ERRORS = {  # content, words of the error, flags
     "compressed": (coco({**BROKEN, "counts": "oo"}), ["annotation 0", "7x5"]),
     "size": (coco([SQUARE], size=(8, 5)), ["image 5", "8x5", "7x5", "annotate that file"]),
     "imageData": (labelme(path="no.png", data="?"), ["notes.json", "export it again"], "--keep_empty"),
-    "no shape": (labelme(), ["none of its 1 images"]),
+    "no shape": (labelme(), ["of its 1 image none has a shape"]),
     "one name": (
         {"1.json": labelme(path="b.png", data="A"), "2.json": labelme(path="B.jpg", data="A")},
         ["B.jpg", "2.json", "b.png", "one name", "rename one"],

@@ -39,7 +39,7 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
         "(Oxford-IIIT Pet layout), split official: 24 train, 2 valid, 14 test; 64x64, cached, ",
         "augment bulk x2 (72 samples), medium",
         "Plan    recipe report: bce, Adam 0.001, plateau, batch 8, 9 steps an epoch, seed 42",
-        "1 epochs",
+        ": 1 epoch\n",
     ):
         assert words in said
     assert re.search(r"epoch +1/1 +train loss \d\.\d+ dice \d\.\d+ +valid loss .* images/s +best", said)
