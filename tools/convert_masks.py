@@ -109,7 +109,7 @@ def choose(config: ConvertConfig) -> tuple[list[notes.Annotated], dict[str, int]
     if not images:
         raise UsageError(f"{config.annotations}: of its {plural(len(found), 'image')} none has a shape; draw one")
     if missing := [image.file for image in images if not (image.embedded or image.file.is_file())]:
-        some = f"{len(missing)} of {len(images)} images are missing, such as {missing[0]}"
+        some = f"{len(missing)} of {plural(len(images), 'image')} missing, such as {missing[0]}"
         raise UsageError(f"{some}; name their folder with --images")
     stems: dict[str, notes.Annotated] = {}
     for image in images:
