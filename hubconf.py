@@ -5,10 +5,12 @@
     model = torch.hub.load(DIR, "from_checkpoint", path="best.pth", source="local")    # trained weights
 
 DIR is the folder of this file. Models take pixels (N, 3, H, W) in 0..255 and return logits (N, out_channels, H, W);
-normalization is inside. To store one, save its `state_dict()`: the classes can't be imported by name afterwards.
+normalization is inside. They can be pickled, such as for worker processes; what reads the pickle needs this folder at
+the same place. To store one for longer, save its `state_dict()`.
 """
 
 import contextlib
+import copy
 import functools
 import pathlib
 import sys
@@ -46,7 +48,43 @@ def _build(name: str, **config) -> torch.nn.Module:
     with _own_modules():
         from models.build import build_model
 
-        return build_model(name, **config)
+        return _with_pickle(build_model(name, **config), name)
+
+
+def _with_pickle(model: torch.nn.Module, name: str, facts: dict | None = None) -> torch.nn.Module:
+    """A model that pickle rebuilds through this file: its class, which only this model has, can't be imported by name.
+
+    The facts are the plain checkpoint that `model.segment` looks at, without weights.
+    """
+
+    def reduce(self):
+        rebuild = functools.partial(torch.hub.load, str(_SRC.parent), "_rebuild", source="local")
+        learns = [parameter.requires_grad for parameter in self.parameters()]
+        return rebuild, (name, self.config, self.state_dict(), learns, self.training, facts)
+
+    def deepcopy(self, memo):  # as Python does it, not by the pickle
+        memo[id(self)] = twin = self.__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    type(model).__reduce__, type(model).__deepcopy__ = reduce, deepcopy
+    return model
+
+
+def _rebuild(name: str, config: dict, weights: dict, learns: list, training: bool, facts: dict | None):
+    """The model of a pickle, its weights where they were."""
+    with _own_modules():
+        from evaluation.segment import segment
+        from models.build import build_model
+        from models.checkpoint import Checkpoint, parse
+
+        model = _with_pickle(build_model(name, **config), name, facts).train(training)
+        if facts is not None:
+            model.segment = functools.partial(segment, model, parse(Checkpoint, facts))
+    model.load_state_dict(weights, assign=True)
+    for parameter, learned in zip(model.parameters(), learns):
+        parameter.requires_grad_(learned)
+    return model
 
 
 def unet(out_channels: int = 1, attention: str = "none") -> torch.nn.Module:
@@ -82,9 +120,10 @@ def from_checkpoint(path) -> torch.nn.Module:
     """
     with _own_modules():
         from evaluation.segment import segment
-        from models.checkpoint import load_checkpoint
+        from models.checkpoint import load_checkpoint, plain
 
         checkpoint = load_checkpoint(path)
-        model = checkpoint.build(path)
+        facts = plain(checkpoint.without_training()) | {"weights": {}}
+        model = _with_pickle(checkpoint.build(path), checkpoint.model_name, facts)
         model.segment = functools.partial(segment, model, checkpoint)
         return model

@@ -8,7 +8,6 @@ from pathlib import Path
 from data.names import IMAGE_SUFFIXES
 from evaluation.config import InferConfig
 from runtime import cli
-from runtime.errors import UsageError
 
 
 def build_parser() -> cli.Parser:
@@ -25,8 +24,8 @@ def main(argv=None) -> None:
     if photographs and photographs != words:
         overrides["model_path"] = [word for word in words if word not in photographs]
         overrides["photographs"] = photographs + overrides.get("photographs", [])
-    if "photographs" in overrides and "data_path" in overrides:
-        raise UsageError("name the images either with --data_path or without a flag")
+    if "photographs" in overrides and "data_path" in overrides:  # the shell has replaced the pattern behind the flag
+        overrides["photographs"] = [overrides.pop("data_path"), *overrides["photographs"]]
     config = InferConfig(**overrides)
     cli.import_torch()
     from evaluation.infer import start

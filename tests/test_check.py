@@ -18,7 +18,7 @@ def test_inverted_masks_are_reported(own, tmp_path):
     assert done.returncode == 0
     assert "INVERTED" in done.stderr
     said = run_ok("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
-    assert "inverted    40 masks look so" in said
+    assert "inverted    40 masks by the look of it" in said
 
 
 def test_check_counts_sound_data(shared_own, shared_dataset, tmp_path):

@@ -118,7 +118,7 @@ def test_species_come_from_the_lists(shared_dataset, tmp_path):
     root = shutil.copytree(shared_dataset, tmp_path / "without")
     for file in (root / "annotations").glob("*.txt"):
         file.unlink()
-    with pytest.raises(DatasetError, match="the species of .* is not known"):
+    with pytest.raises(DatasetError, match="no list says the species of"):
         ImageDataset(Dataset(root).part("test"), View(classes=SPECIES.classes))
 
 
@@ -215,7 +215,7 @@ def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
         for number, name in enumerate(NAMED.classes[1:], start=1):
             p, t = (mask == number) & counted, (truth == number) & counted
             expected = 2 * (p & t).sum() / (p.sum() + t.sum()) if p.any() or t.any() else np.nan
-            assert float(row[f"dice_{name}"]) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+            assert float(row[f"dice_{name}"] or "nan") == pytest.approx(expected, abs=1e-6, nan_ok=True)
     assert found["confusion"] == matrix.tolist()
     assert (tmp_path / "out/index.html").is_file()
     said = run_ok("export.py", *flags, "--formats", "onnx", "--output_path", ".", cwd=tmp_path)

@@ -214,7 +214,7 @@ def test_categories_and_images_without_any(convert, tmp_path, capsys):
     content["images"].append({"id": 6, "file_name": "b.png"})
     out = convert(content, "--category", "garden gnome")
     np.testing.assert_array_equal(read_back(out)["a"], pixels(TRIANGLE_MASK))
-    assert "1 images, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
+    assert "1 image, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
     (tmp_path / "out").rename(tmp_path / "first")
     assert {k: v.sum() for k, v in read_back(convert(content, "--keep_empty")).items()} == {"a": 14, "b": 0}
 
@@ -247,7 +247,7 @@ def test_an_image_whose_only_shape_is_left_out_gets_no_empty_mask(convert, tmp_p
     content["annotations"].append({"id": 9, "image_id": 6, "category_id": 1, "segmentation": []})
     out = convert(content, "--keep_empty")
     assert list(read_back(out)) == ["a"] and not (out / "images/b.png").exists()
-    assert "1 images, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
+    assert "1 image, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
 
 
 def test_a_long_list_of_shapes_without_area_is_cut(convert, capsys):
@@ -371,12 +371,12 @@ ERRORS = {  # content, words of the error, flags
     "no categories": ({"images": []}, ["'categories' is missing", "export it again"]),
     "unknown id": (coco([SQUARE], category_id=3), ["annotation 0", "not listed"]),
     "no such category": (coco([SQUARE]), ["no category 'dog'", "cat, garden gnome"], "--category", "dog"),
-    "missing image": (coco([SQUARE], file_name="no.png"), ["1 of 1 images", "no.png", "--images"]),
+    "missing image": (coco([SQUARE], file_name="no.png"), ["1 of 1 image missing", "no.png", "--images"]),
     "odd": (coco([SQUARE[:-1]]), ["annotation 0", "7 coordinates", "draw it again"]),
     "not finite": (coco([[float("nan"), *SQUARE[1:]]]), ["annotation 0", "coordinates"]),
     "no PNG": (labelme() | {"shapes": [NO_PNG]}, ["notes.json, shape 1", "its mask is no PNG"]),
     "no mask": (labelme(("mask", [1, 1, 2, 2])), ["shape 1", "'mask' is missing"]),
-    "YOLO without image": ({"b.txt": f"0 {YOLO_SQUARE}"}, ["1 of 1 images are missing", "photos/b", "--images"]),
+    "YOLO without image": ({"b.txt": f"0 {YOLO_SQUARE}"}, ["1 of 1 image missing", "photos/b", "--images"]),
     "YOLO words": ({"a.txt": "cat 1 2 3"}, ["a.txt", "invalid literal", "export it again"]),
     "unnamed": ({"labels/a.txt": f"3 {YOLO_SQUARE}", "data.yaml": "names: [cat]"}, ["data.yaml names no class 3"]),
     "no names": ({"labels/a.txt": "", "data.yaml": "nc: 3"}, ["data.yaml has no names"]),
@@ -393,7 +393,7 @@ ERRORS = {  # content, words of the error, flags
     "compressed": (coco({**BROKEN, "counts": "oo"}), ["annotation 0", "7x5"]),
     "size": (coco([SQUARE], size=(8, 5)), ["image 5", "8x5", "7x5", "annotate that file"]),
     "imageData": (labelme(path="no.png", data="?"), ["notes.json", "export it again"], "--keep_empty"),
-    "no shape": (labelme(), ["none of its 1 images"]),
+    "no shape": (labelme(), ["of its 1 image none has a shape"]),
     "one name": (
         {"1.json": labelme(path="b.png", data="A"), "2.json": labelme(path="B.jpg", data="A")},
         ["B.jpg", "2.json", "b.png", "one name", "rename one"],

@@ -163,7 +163,7 @@ def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert errors == [
-        "error: steps of 1 images can't be shared by 2 processes; use a larger --batch_size, or fewer processes"
+        "error: steps of 1 image can't be shared by 2 processes; use a larger --batch_size, or fewer processes"
     ]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from data.pets import load_dataset
 from data.view import View
 from evaluation.export import check, export, load_exported, quantize
-from helpers import SRC, assert_one_error, run_ok, run_script
+from helpers import SRC, assert_one_error, run_ok, run_script, scene, write_own
 from models.checkpoint import load_checkpoint
 from runtime.errors import RunError
 
@@ -68,6 +68,54 @@ def test_a_file_works_without_our_code(exported, trained, shared_dataset, tmp_pa
     assert np.abs(found - ours).max() < 1e-4
     assert f"tiny_best.{ending}" in said
     assert "of the pixels equal ours" in said
+
+
+@pytest.mark.parametrize("kind", ["pet alone", pytest.param("three classes", marks=pytest.mark.long)])
+def test_the_documented_lines_give_the_masks_of_inference(kind, exported, trained, tmp_path, monkeypatch):
+    text = (SRC.parent / "docs/inference.md").read_text().partition("## Use without this code")[2]
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    checkpoint, photo = PUBLISHED, Image.open(SRC.parent / "docs/chelsea.png")
+    (tmp_path / "saved_models").mkdir()
+    file = tmp_path / "saved_models/unet_best.onnx"
+    if kind == "pet alone":
+        checkpoint, photo = trained / "saved_models/tiny_best.pth", scene(360, 240)
+        os.link(exported[0] / "tiny_best.onnx", file)
+    else:
+        export(load_checkpoint(checkpoint).build(checkpoint), View.of(load_checkpoint(checkpoint)), file)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    monkeypatch.chdir(tmp_path)
+    for options in ({"format": "PNG"}, {"format": "JPEG", "exif": turned}):
+        photo.save("pet.jpg", **options)
+        photo = photo.resize((3 * photo.width, 3 * photo.height))  # the JPEG: its decoder leaves detail out
+        exec(lines, {})  # noqa: S102  documented lines
+        flags = ("--model_path", checkpoint, "--amp", "off", "--save", "masks")
+        run_ok("inference.py", "pet.jpg", *flags, cwd=tmp_path)
+        ours, theirs = (np.asarray(Image.open(name)) > 0 for name in ("inference_results/pet_mask.png", "mask.png"))
+        assert ours.shape == theirs.shape
+        assert 0.05 < ours.mean() < 0.95
+        assert (ours == theirs).mean() > 0.999
+
+
+def test_an_onnx_file_says_what_it_takes_and_gives(exported, shared_dataset, trained, tmp_path):
+    flags = ("--save_dir", trained / "saved_models", "--output_path", tmp_path, "--formats", "onnx-int8")
+    run_ok("export.py", *flags, "--data_path", shared_dataset, cwd=tmp_path)
+    for file in (exported[0] / "tiny_best.onnx", tmp_path / "tiny_best_int8.onnx"):
+        facts = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        assert (facts["image_size"], facts["classes"], facts["threshold"]) == ("64", "pet", "0.5")
+        assert "RGB, bytes of 0 to 255" in facts["images"]
+        assert "bilinear with antialiasing" in facts["resize"]
+
+
+def test_the_images_of_int8_are_looked_for_before_other_formats_are_written(trained, tmp_path):
+    divided = tmp_path / "divided"
+    write_own(divided / "train", 4)
+    write_own(divided / "test", 4)
+    write_own(divided / "valid", 1)
+    (divided / "valid/images").rename(divided / "valid/elsewhere")
+    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--formats", "pt2,onnx-int8")
+    done = run_script("export.py", *flags, "--data_path", divided, cwd=tmp_path)
+    assert done.returncode == 2 and not list(tmp_path.glob("*.pt2"))
 
 
 def test_published_weights_are_a_small_checkpoint(trained, shared_dataset, tmp_path):

@@ -46,6 +46,16 @@ def test_page_shows_panels_worst_first_without_network(tmp_path):
     assert Image.open(tmp_path / "index.png").size == (4 * 368 + 8, 128 + 8)
 
 
+@pytest.mark.parametrize(("labelled", "order"), [(True, "the worst first"), (False, "by name")])
+def test_the_order_of_the_page_is_said(tmp_path, model_flags, labelled, order):
+    for folder in ("images", "masks")[: 1 + labelled]:
+        (tmp_path / folder).mkdir()
+        for name in ("b.png", "a.png"):
+            scene().convert("L" if folder == "images" else "1").save(tmp_path / folder / name)
+    said = run_ok("inference.py", "images", *model_flags, "--output_path", "out", cwd=tmp_path)
+    assert f"All panels, {order}: out/index.html" in said
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
 @pytest.mark.parametrize(("button", "expected"), [(0, "acb"), (1, "bca"), (2, "abc")])

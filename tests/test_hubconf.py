@@ -1,6 +1,8 @@
 """torch.hub entry points, in a process whose own modules have the same names as ours."""
 
+import copy
 import json
+import pickle
 import runpy
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from PIL import Image
 
 from models.build import build_model
@@ -92,6 +95,31 @@ def test_published_network_finds_a_cat():
         pet = model.task.decision_logits(model(image))[:, :1] > 0
     assert 0.5 < pet.float().mean() < 0.95
     assert not model.training
+
+
+def segment_in_worker(model, image, queue):
+    queue.put((model.segment(image), model.training))
+
+
+def test_networks_can_be_sent_to_spawned_workers():
+    model, image = torch.hub.load(str(ROOT), "pets", source="local"), Image.open(ROOT / "docs/chelsea.png")
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    worker = context.Process(target=segment_in_worker, args=(model, image, queue))
+    worker.start()
+    mask, training = queue.get(timeout=120)
+    worker.join()
+    assert not training
+    assert (mask == model.segment(image)).all()
+
+
+def test_a_pickle_keeps_weights_precision_and_what_is_frozen():
+    model = torch.hub.load(str(ROOT), "resnet34_unet", source="local", out_channels=3).half()
+    model.encoder.requires_grad_(False)
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert twin is not model and twin.training and twin.config == model.config
+        assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(twin.parameters(), model.parameters()))
 
 
 def test_unet_takes_the_arguments_of_build_model():

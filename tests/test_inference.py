@@ -41,7 +41,7 @@ def test_inference_on_a_dataset_its_images_folder_and_one_image(trained, shared_
     assert np.mean([float(row["dice"]) for row in table[:4]]) == pytest.approx(mean, abs=1e-4)
 
     said = run_ok("inference.py", "--data_path", test_set[0].image_path, cwd=folder)
-    assert "over 1 images with ground truth" in said
+    assert "over 1 image with ground truth" in said
 
 
 def test_images_of_one_stem_get_results_of_their_own(tmp_path, model_flags):
@@ -55,7 +55,7 @@ def test_images_of_one_stem_get_results_of_their_own(tmp_path, model_flags):
 
 def test_training_images_are_warned_of_and_nothing_is_written_unless_asked(tmp_path, model_flags, shared_dataset):
     flags = ("inference.py", *model_flags, "--data_path", shared_dataset)
-    assert "WARNING: 32 of them were trained on" in run_script(*flags, "--subset", "train", cwd=tmp_path).stderr
+    assert "WARNING: it was trained on 32 of them" in run_script(*flags, "--subset", "train", cwd=tmp_path).stderr
     assert run_script(*flags, cwd=tmp_path).stderr == ""
     assert [p.name for p in tmp_path.iterdir()] == ["logs"]
 
@@ -98,7 +98,9 @@ def test_results_are_never_written_among_inputs(tmp_path, model_flags, dataset):
     scene().save(tmp_path / "few/one.png")
     for _ in range(2):
         flags = ("--data_path", "**/*.png", "--save_results", "--save", "masks")
-        assert "Segmenting 1 images that match" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path / "few")
+        assert "Segmenting 1 image (images that match" in run_ok(
+            "inference.py", *model_flags, *flags, cwd=tmp_path / "few"
+        )
 
 
 def test_a_bad_mask_does_not_cost_the_image(dataset, tmp_path, model_flags):
@@ -108,7 +110,7 @@ def test_a_bad_mask_does_not_cost_the_image(dataset, tmp_path, model_flags):
     Image.new("L", (9, 70), 1).save(trimaps / f"{names[1]}.png")  # of another shape
     flags = ("--data_path", dataset, "--output_path", "out", "--save", "masks,panels")
     done = run_script("inference.py", *model_flags, *flags, cwd=tmp_path)
-    assert_one_error(done, "2 of 4 masks could not be used", *names[:2], status=1)
+    assert_one_error(done, "2 of 4 masks can't be used", *names[:2], status=1)
     assert "over 2 images with ground truth" in done.stdout
     for row in log_rows(tmp_path, "inference"):
         bad = Path(row["picture"]).stem in names[:2]

@@ -86,7 +86,7 @@ def test_copies_in_own_parts_are_named(tmp_path):
     for part in ("train", "valid"):
         write_own(tmp_path / part, count=4)
     done = run_script("oxford_pet.py", "--data_path", tmp_path, cwd=tmp_path)
-    assert "WARNING: 4 images of" in done.stderr and "stand in several parts" in done.stderr
+    assert "WARNING: 4 of the images of" in done.stderr and "stand in several parts" in done.stderr
     assert "4 train, 4 valid, 0 test" in done.stdout
 
 

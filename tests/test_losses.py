@@ -22,7 +22,7 @@ def test_perfect_predictions_have_no_loss(name, fill):
     logits = torch.full((1, 1, 16, 16), 30.0 if fill else -30.0, requires_grad=True)
     loss = LOSSES[name](logits, masks, BINARY)
     loss.backward()
-    assert loss.item() == pytest.approx(0, abs=1e-4)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
     assert logits.grad.isfinite().all()
 
 

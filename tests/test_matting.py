@@ -7,6 +7,7 @@ from PIL import Image, ImageCms
 from evaluation.matting import INNER, OUTER, cut_out, matting_trimap
 from helpers import assert_one_error, run_ok, run_script, scene
 from models.task import BACKGROUND, BORDER, PET, TASKS
+from runtime.errors import UsageError
 
 PET_COLOR, OTHER_COLOR = np.array([200.0, 120, 40]), np.array([20.0, 60, 160])
 
@@ -108,13 +109,14 @@ def test_a_photograph_needs_no_flag(tmp_path, model_flags):
     assert "icc_profile" not in Image.open(tmp_path / "out/print_cutout.png").info  # it is not of these colors
 
 
-def test_photographs_that_are_not_there_or_named_twice_are_one_error(tmp_path, model_flags):
+def test_photographs_are_there_and_may_follow_the_flag_of_datasets(tmp_path, model_flags):
     scene().save(tmp_path / "a.png")
     done = run_script("inference.py", "a.png", "b.png", *model_flags, cwd=tmp_path)
     assert_one_error(done, "b.png does not exist")
-    done = run_script("inference.py", "a.png", "--data_path", "a.png", *model_flags, cwd=tmp_path)
-    assert_one_error(done, "either with --data_path or without a flag")
     assert not (tmp_path / "inference_results").exists()
+    scene().save(tmp_path / "b.png")  # as a shell gives a pattern that nobody quoted
+    said = run_ok("inference.py", "--data_path", "a.png", "b.png", *model_flags, "--save", "masks", cwd=tmp_path)
+    assert "Segmenting 2 images (a.png, b.png) with TINY" in said
 
 
 def test_a_labelled_dataset_is_scored_and_nothing_is_written(tmp_path, model_flags, shared_dataset):
@@ -132,5 +134,5 @@ def test_without_pymatting_the_command_is_named(tmp_path, model_flags, monkeypat
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "pymatting" else find(name))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(inference.UsageError, match="pip install -r requirements-matting.txt"):
+    with pytest.raises(UsageError, match="pip install -r requirements-matting.txt"):
         inference.main(["a.png", "--matting", "pymatting", *map(str, model_flags)])

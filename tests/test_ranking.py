@@ -1,13 +1,16 @@
 """Images ranked by how wrong their masks look."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.special import softmax
 
+from data.image_io import read_labels
 from evaluation.ranking import self_confidence, softmin, uncertainty
-from helpers import TINY, assert_one_error, disc, rows, run_ok, run_script, save
+from helpers import SRC, TINY, Script, assert_one_error, disc, expect_success, rows, run_ok, run_script, save
 
 
 def test_softmin_is_between_minimum_and_mean():
@@ -50,6 +53,23 @@ def test_spoiled_masks_come_first(dataset, trained, tmp_path):
     assert (shown == (255, 0, 255)).all(-1).sum() > 20  # the doubtful region is outlined
     done = run_script(*flags, "--label_errors", cwd=tmp_path)
     assert_one_error(done, "--label_errors needs a folder", "--report DIR")
+
+
+def test_suspect_masks_can_be_corrected_and_brought_back(own, trained, tmp_path):
+    """The steps of docs/evaluation.md."""
+    flags = ("--data_path", own, "--model_path", trained / "saved_models/tiny_best.pth", "--subset", "all")
+    run_ok("evaluate.py", *flags, "--label_errors", "--report", "report", cwd=tmp_path)
+    (tmp_path / "corrected").mkdir()
+    names = [row["name"] for row in rows(tmp_path / "report/label_errors/label_errors.csv")]
+    masks = {name: read_labels(own / f"masks/{name}.png", binary_mask=True) for name in names}
+    for name in names[:3]:  # by hand: nothing is changed
+        shutil.move(tmp_path / f"report/label_errors/{name}.json", tmp_path / "corrected")
+    flags = ("--annotations", "corrected", "--images", own / "images", "--output", "mended", "--keep_empty")
+    expect_success(Script(SRC.parent / "tools/convert_masks.py", flags, tmp_path).finish())
+    for name in names[:3]:
+        mask = np.asarray(Image.open(tmp_path / f"mended/masks/{name}.png")) > 0
+        assert (mask == (masks[name] > 0)).mean() > 0.99  # outlines are simplified
+    assert len(list((tmp_path / "mended/masks").iterdir())) == 3
 
 
 def test_each_fold_looks_at_its_own_validation_images(shared_dataset, tmp_path):

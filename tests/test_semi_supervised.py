@@ -129,7 +129,7 @@ def test_of_a_dataset_its_images_are_taken_and_a_broken_one_is_told_at_once(data
 
 
 def test_every_process_has_an_image_without_a_mask():
-    with pytest.raises(UsageError, match="steps of 1 images can.t be shared by 2 .* larger --batch_size"):
+    with pytest.raises(UsageError, match="steps of 1 image can.t be shared by 2 .* larger --batch_size"):
         UnlabeledBatches(range(9), 1, 0, 5, DistributedContext(0, 2))
 
 

@@ -39,7 +39,7 @@ def test_header_and_epoch_lines(tmp_path, shared_dataset):
         "(Oxford-IIIT Pet layout), split official: 24 train, 2 valid, 14 test; cached",
         "Plan    batch_size 8, learning_rate 0.001, augment bulk, image_size 64, num_augmentations 2, augment",
         "optimizer adam, scheduler plateau, seed 42",
-        "1 epochs of 9 steps",
+        "1 epoch of 9 steps",
     ):
         assert words in said
     assert re.search(r"epoch +1/1 +train loss \d\.\d+ dice \d\.\d+ +valid loss .* images/s +best", said)
@@ -110,7 +110,7 @@ def test_unknown_model_warns_and_trains_the_default(tmp_path, shared_dataset):
         (["--epoch", "3"], ["--epoch"]),
         (["--device", "cuda"], ["cuda is not available here"]),
         (["--resume", "nowhere.pth"], ["no checkpoint nowhere.pth"]),
-        (["--resume"], ["no checkpoint", "train one with"]),
+        (["--resume"], ["no checkpoint", "leave --resume out"]),
         (["--model_name", "resnet", "--encoder_weights", "nowhere.pth"], ["nowhere.pth does not exist"]),
         (["--model_name", "unet", "--encoder_weights", "imagenet"], ["unet has no encoder"]),
         (["--save_dir", "file"], ["file", "name another"]),
@@ -138,7 +138,7 @@ def test_bad_flags_of_training_are_one_error_line(tmp_path, shared_dataset, flag
         (["--augment", "--distort", "cutmix", "--batch_size", "1"], ["--distort paste and cutmix need two images"]),
         (["--decoder", "stem"], ["tiny has no decoder stem; it has plain"]),
         (["--class_weights", "1,2"], ["binary needs 1 numbers, not 2"]),
-        (["--class_weights", "auto", "--loss", "dice"], ["--class_weights auto is of no use with --loss dice"]),
+        (["--class_weights", "auto", "--loss", "dice"], ["--class_weights auto does nothing with --loss dice"]),
         (["--fold", "6/5"], ["'6/5' is no fold"]),
         (["--scheduler", "cosine", "--patience", "2"], ["--patience would cut the plan of --scheduler cosine"]),
         (["--train_fraction", "0.001"], ["leaves no image to train on"]),

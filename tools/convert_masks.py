@@ -24,7 +24,7 @@ from data.names import IMAGE_SUFFIXES  # noqa: E402
 from models.names import are_class_names  # noqa: E402
 from models.task import IGNORED  # noqa: E402
 from runtime import cli  # noqa: E402
-from runtime.errors import UsageError  # noqa: E402
+from runtime.errors import UsageError, plural  # noqa: E402
 from runtime.files import writable_folder  # noqa: E402
 from runtime.options import option  # noqa: E402
 
@@ -107,9 +107,9 @@ def choose(config: ConvertConfig) -> tuple[list[notes.Annotated], dict[str, int]
     images = [image._replace(shapes=[shape for shape in image.shapes if shape.name in drawn]) for image in found]
     images = [image for image in images if config.keep_empty or any(shape.name in values for shape in image.shapes)]
     if not images:
-        raise UsageError(f"{config.annotations}: none of its {len(found)} images has a shape; draw one")
+        raise UsageError(f"{config.annotations}: of its {plural(len(found), 'image')} none has a shape; draw one")
     if missing := [image.file for image in images if not (image.embedded or image.file.is_file())]:
-        some = f"{len(missing)} of {len(images)} images are missing, such as {missing[0]}"
+        some = f"{len(missing)} of {plural(len(images), 'image')} missing, such as {missing[0]}"
         raise UsageError(f"{some}; name their folder with --images")
     stems: dict[str, notes.Annotated] = {}
     for image in images:
@@ -162,7 +162,7 @@ def main(argv=None) -> None:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     skipped += len(images) - count
-    print(f"{home}: {count} images, {empty} with an empty mask; {skipped} without a shape skipped")
+    print(f"{home}: {plural(count, 'image')}, {empty} with an empty mask; {skipped} without a shape skipped")
     if config.classes:
         print(f"classes: {', '.join(classes)}; train with --classes {home / 'classes.txt'}")
 

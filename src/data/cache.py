@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.layout import Sample
 from data.view import View
-from runtime.errors import DatasetError, raise_faults
+from runtime.errors import DatasetError, plural, raise_faults
 from runtime.files import atomic_write, lock_file
 
 CACHE_FOLDER = ".pixel_cache"  # in the dataset's
@@ -126,7 +126,7 @@ def _decode(file: Path, samples: list[Sample], view: View) -> None:
     needed = math.prod(shape) * dtype.itemsize
     if shutil.disk_usage(file.parent).free < needed + SPARE_BYTES:
         raise OSError(f"it takes {needed / 1e9:.2f} GB and leaves less than 1 GB free")
-    print(f"Decoding {len(samples):,} images once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
+    print(f"Decoding {plural(len(samples), 'image')} once, into {file} ({needed / 1e6:,.0f} MB).", flush=True)
 
     def record(sample: Sample) -> np.ndarray:
         image, labels = view.read_at(sample, view.size_of(sample))

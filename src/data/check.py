@@ -13,7 +13,7 @@ from data.layout import Sample
 from data.names import MODES
 from data.view import View
 from models.task import BACKGROUND
-from runtime.errors import DatasetError, raise_faults
+from runtime.errors import DatasetError, plural, raise_faults
 
 
 def looks_inverted(mask: np.ndarray) -> bool:
@@ -63,7 +63,7 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     root, samples = dataset.root, dataset.samples
     view.require_labels(samples)
     results = list(read_all(inspect, samples, "checking"))
-    print(f"{root}: {dataset.layout}, {len(samples):,} images")
+    print(f"{root}: {dataset.layout}, {plural(len(samples), 'image')}")
     if whole := [result for result in results if not isinstance(result, DatasetError)]:
         print_contents(*zip(*whole), named_classes=bool(view.classes))
     print_resized_masks(samples)
@@ -79,7 +79,7 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
     for pair in apart:
         print(f"  near copies {' = '.join(f'{sample.name} ({home[sample]})' for sample in pair)}")
-    print(f"  near copies {len(near)} pairs by content, {len(apart)} of them in different parts")
+    print(f"  near copies {plural(len(near), 'pair')} by content, {len(apart)} of them in different parts")
     print("No faults.")
 
 
@@ -92,8 +92,8 @@ def print_contents(kinds, sizes, shares, inverted, names, named_classes: bool) -
     print(f"  kinds       {', '.join(f'{count:,} {kind}' for kind, count in counts)}")
     print(f"  sizes       {smallest} to {largest}, {len(sides):,} different ones")
     print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
-    print(f"{len(empty)} masks are empty, {(shares == 1).sum()} full")
+    print(f"{plural(len(empty), 'mask')} empty, {(shares == 1).sum()} full")
     if empty:
         print(f"  empty       {', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}")
     if not named_classes:
-        print(f"  inverted    {sum(inverted)} masks look so")
+        print(f"  inverted    {plural(sum(inverted), 'mask')} by the look of it")

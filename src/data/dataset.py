@@ -20,7 +20,7 @@ from data.split import Group, Split, split_at_random, split_by_lists, take_fold,
 from data.view import View
 from models.checkpoint import Checkpoint
 from models.task import BACKGROUND, BORDER
-from runtime.errors import DatasetError, UsageError, raise_faults
+from runtime.errors import DatasetError, UsageError, plural, raise_faults
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 
 
@@ -86,8 +86,8 @@ class Dataset:
         for mode, part in parts.items():
             if not part and mode in needed:
                 raise DatasetError(
-                    f"{self.root}: the {mode} part of the split {name} is empty: there are {len(everything)} images in "
-                    f"all, of which {moved} were moved into training, with copies or groups; at least ten different "
+                    f"{self.root}: the {mode} part of the split {name} is empty: of {plural(len(everything), 'image')} "
+                    f"{moved} were moved into training, with copies or groups; at least ten different "
                     "ones are needed, or fewer folds (evaluate.py --subset all needs no parts)"
                 )
         return Split(**parts, moved=moved)
@@ -126,12 +126,13 @@ class Dataset:
         """The parts of a dataset that is divided already, as they are. Only a test part may be missing in training."""
         for mode in needed:
             if not self.parts.get(mode) and (mode != "test" or len(needed) == 1):
-                raise DatasetError(f"{self.root} has no {mode} part with images; name another --subset")
+                advice = "name another --subset" if len(needed) == 1 else "put some there"
+                raise DatasetError(f"{self.root} has no {mode} part with images; {advice}")
         if fold:
             raise UsageError(f"{self.root} is divided already, so it has no folds; leave --fold out")
         apart = [group for group in self.copies if len({sample.name.partition("/")[0] for sample in group}) > 1]
         if apart:
-            print(f"WARNING: {len(apart)} images of {self.root} stand in several parts.", file=sys.stderr)
+            print(f"WARNING: {len(apart)} of the images of {self.root} stand in several parts.", file=sys.stderr)
         return Split(*(self.parts.get(mode, []) for mode in MODES))
 
     def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
@@ -183,13 +184,13 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
     return groups
 
 
-def refuse_seen(seen: set[str], samples: list[Sample], path: Path) -> None:
+def refuse_seen(seen: set[str], samples: list[Sample], path: Path, advice: str) -> None:
     """Raises UsageError where the network of a checkpoint was trained on some of these samples."""
     hits = [sample.name for sample in samples if sample.name in seen]
     if hits:
         raise UsageError(
-            f"{path} was trained on {len(hits)} of these {len(samples)} images ({hits[0]}, ...), so a score on them "
-            "would be inflated by leakage; use --subset test, or say --allow_seen"
+            f"{path} was trained on {len(hits)} of these {plural(len(samples), 'image')} ({hits[0]}, ...), so a score "
+            f"on them would be inflated by leakage; {advice}"
         )
 
 

@@ -38,7 +38,7 @@ def _find(paths: list[str], checkpoint: Checkpoint, subset: str, output: Path | 
     if len(paths) > 1:
         # Without `..`, which would lead out of the folder of results.
         files = [Path(file) for file in dict.fromkeys(map(os.path.abspath, _files(paths)))]
-        return _name_all(files, "images", None, output), "images"
+        return _name_all(files, "images", None, output), ", ".join(paths[:3]) + ", ..." * (len(paths) > 3)
     if path.exists() and not path.is_dir():
         return [_with_mask(path, path.stem)], str(path)
     with contextlib.suppress(DatasetError):
@@ -48,7 +48,7 @@ def _find(paths: list[str], checkpoint: Checkpoint, subset: str, output: Path | 
             dataset = Dataset(path)
             return dataset.part_of(checkpoint, subset), f"{subset} images of {root} ({dataset.layout})"
         except DatasetError:
-            if has_lists(root):
+            if has_lists(root) or find_parts(root):
                 raise
             path = root / "images"  # own images that can't be divided, being few or without masks
     words = f"images in {path}" if path.is_dir() else f"images that match {path}"

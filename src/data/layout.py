@@ -12,6 +12,7 @@ import collections
 import hashlib
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
 PART_NAMES = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
-DOWNLOAD_HINT = "download the dataset with `python src/oxford_pet.py --download --data_path {}`"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Sample:
         return shown_size(self.image_path, self.mask_path, image_size_of(self.mask_path), self.binary_mask)[:2]
 
 
+def download_hint(folder: Path) -> str:
+    """What to do where the dataset is missing."""
+    return f"download the dataset with `python src/oxford_pet.py --download --data_path {shlex.quote(str(folder))}`"
+
+
 def find_root(data_path) -> Path:
     """The folder that holds images/ beside annotations/ or masks/, or parts that do.
 
@@ -60,7 +65,7 @@ def find_root(data_path) -> Path:
         advice = "put images into images/ and their masks into masks/, or name another folder"
         raise DatasetError(f"no dataset: the folder {path} has no images/ beside annotations/ or masks/; {advice}")
     state = "is empty" if path.is_dir() else "does not exist"
-    raise DatasetError(f"no dataset: the folder {path} {state}; name another one, or {DOWNLOAD_HINT.format(path)}")
+    raise DatasetError(f"no dataset: the folder {path} {state}; name another one, or {download_hint(path)}")
 
 
 def find_parts(root: Path) -> dict[str, Path]:
@@ -98,7 +103,7 @@ def read_list(root: Path, name: str) -> list[Sample]:
     """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments."""
     file, samples = _list_file(root, name), []
     if not file.is_file():
-        raise DatasetError(f"the list {file} is missing; {DOWNLOAD_HINT.format(root)}")
+        raise DatasetError(f"the list {file} is missing; {download_hint(root)}")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -195,7 +200,7 @@ def require_files(root: Path, samples: Sequence[Sample]) -> None:
     if missing:
         raise DatasetError(
             f"{len(missing)} of the {len(files)} listed files are missing in {root}: "
-            f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''}; {DOWNLOAD_HINT.format(root)}"
+            f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''}; {download_hint(root)}"
         )
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from runtime.cli import STOPPING, quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
-from runtime.errors import UsageError
+from runtime.errors import UsageError, plural
 
 
 class Batches:
@@ -45,9 +45,9 @@ class Batches:
 def require_shares(images: int, context: DistributedContext) -> None:
     """Raises UsageError where a batch has fewer images than there are processes."""
     if images < context.size:
-        processes = f"{context.size} processes"
         raise UsageError(
-            f"steps of {images} images can't be shared by {processes}; use a larger --batch_size, or fewer processes"
+            f"steps of {plural(images, 'image')} can't be shared by {context.size} processes; use a larger "
+            "--batch_size, or fewer processes"
         )
 
 

@@ -69,4 +69,4 @@ class View(NamedTuple):
                     "images of your own"
                 )
             if sample.species not in (1, 2):
-                raise DatasetError(f"the species of {sample.name} is not known: only the lists of the dataset say it")
+                raise DatasetError(f"no list says the species of {sample.name}; use --classes binary")

@@ -92,7 +92,7 @@ class EvalConfig(PredictConfig):
 
     def __post_init__(self):
         if self.resize == "tile" and self.tta:
-            raise UsageError("--resize tile and --tta can't be combined: there would be no plain score to compare with")
+            raise UsageError("--resize tile and --tta can't be combined; leave one out")
         if self.threshold == "auto" and self.subset != "test":
             raise UsageError("--threshold auto uses the validation images, so score others: --subset test")
         if self.threshold == "auto" and len(self.model_path or ()) > 1:

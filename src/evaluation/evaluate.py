@@ -17,7 +17,7 @@ from evaluation.report import Evaluation, write_report
 from evaluation.score import find_threshold, score_images
 from runtime.device import get_device
 from runtime.distributed import DistributedContext, init_distributed
-from runtime.errors import UsageError
+from runtime.errors import UsageError, plural
 from runtime.files import writable_folder
 
 
@@ -47,13 +47,13 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     print(f"on {device}, {predictor.precision}")
     words = "labelled" if config.subset == "all" else config.subset
     split = "" if dataset.parts else f", split {checkpoint.data.split}"
-    print(f"{len(part)} {words} images of {dataset.root}{split}", flush=True)
+    print(f"{plural(len(part), f'{words} image')} of {dataset.root}{split}", flush=True)
     print_resized_masks(part.samples)
     threshold = config.threshold
     if threshold == "auto":
-        valid = open_part(config, network, dataset, "valid")
+        valid = open_part(config, network, dataset, "valid", "name a number as --threshold")
         threshold, dice = find_threshold(predictor, valid, config)
-        print(f"Threshold {threshold:.2f}: Dice {dice:.4f} on the {len(valid)} validation images")
+        print(f"Threshold {threshold:.2f}: Dice {dice:.4f} on {plural(len(valid), 'validation image')}")
     began = time.perf_counter()
     rows, confusion = score_images(predictor, part, config, logit(threshold), context)
     seconds = time.perf_counter() - began
@@ -62,15 +62,20 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
         return
     if ranked:
         count, file = write_label_errors(ranked, config, Path(config.report) / "label_errors")
-        print(f"Ranked {count} images by likely label error, worst first: {file}")
+        print(f"Ranked {plural(count, 'image')} by likely label error, worst first: {file}")
     write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds), other_rows)
 
 
-def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str) -> ImageDataset:
-    """A part of a dataset as a network wants it. Raises UsageError: see `refuse_seen`."""
+def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str, advice: str = "") -> ImageDataset:
+    """A part of a dataset as a network wants it, with advice where it must not have been trained on.
+
+    Raises UsageError: see `refuse_seen`; --allow_seen is for the part that is scored alone.
+    """
     samples, view = dataset.part_of(network.checkpoint, mode), network.view
-    if mode != config.subset or not config.allow_seen:
-        refuse_seen(network.seen, samples, network.path)
+    if advice or not config.allow_seen:
+        has_test = not dataset.parts or dataset.parts.get("test")
+        other = "use --subset test, or " if mode != "test" and has_test else ""
+        refuse_seen(network.seen, samples, network.path, advice or f"{other}say --allow_seen")
     cached = config.resize == "square"  # tiles are cut from the images themselves
     cache = open_cache(dataset.root, dataset.samples, view) if cached else None
     return ImageDataset(samples, view, cache, dataset.root, mode)
@@ -83,9 +88,9 @@ def open_compared(
     other = open_network(config, device, [config.compare])
     images = open_part(config, other, dataset, config.subset)
     if [s.name for s in images.samples] != [s.name for s in part.samples]:
-        raise UsageError(f"{other.path} has another {config.subset} part than {network.path}: nothing to compare")
+        raise UsageError(f"{other.path} has other {config.subset} images than {network.path}; compare another file")
     if other.predictor.task.classes != network.predictor.task.classes:
-        raise UsageError(f"{other.path} and {network.path} have learned other classes: nothing to compare")
+        raise UsageError(f"{other.path} and {network.path} have learned other classes; compare another file")
     sizes = part.view.size, images.view.size
     if sizes[0] != sizes[1] and not config.original_size:
         raise UsageError(f"one sees images at {sizes[0]} pixels, one at {sizes[1]}; compare them with --original_size")
@@ -102,7 +107,7 @@ def parts_to_rank(
     ranked, paths = [], config.model_path or []
     for path in paths if len(paths) > 1 else ():
         member = open_network(config, device, [path])
-        ranked.append((member.predictor, open_part(config, member, dataset, "valid")))
+        ranked.append((member.predictor, open_part(config, member, dataset, "valid", "leave it out of --model_path")))
     if not ranked or config.subset == "test":
         ranked.append((network.predictor, part))
     names = [sample.name for _, images in ranked for sample in images.samples]

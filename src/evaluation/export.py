@@ -17,7 +17,7 @@ from data.view import View
 from evaluation.config import EXPORT_FORMATS, ExportConfig
 from models.base import SegmentationModel
 from models.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
-from runtime.errors import RunError, UsageError
+from runtime.errors import RunError, UsageError, plural
 from runtime.files import put_in_place, writable_folder
 
 CHECKED = 16  # images, at most
@@ -52,11 +52,29 @@ def export(model: SegmentationModel, view: View, path: Path) -> None:
         warnings.simplefilter("ignore")  # torch's own, about its own code
         program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
         if path.suffix == ".onnx":
+            import onnx
+
             names = {"input_names": ["images"], "output_names": ["probabilities"]}
-            onnx = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-            file.write(onnx.model_proto.SerializeToString())
+            network = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            content = network.model_proto  # made anew at each access
+            onnx.helper.set_model_props(content, describe(model, view))
+            file.write(content.SerializeToString())
         else:
             torch.export.save(program, file)
+
+
+def describe(model: SegmentationModel, view: View) -> dict[str, str]:
+    """What a user of an ONNX file must know, as its metadata."""
+    kind = "RGB, bytes of 0 to 255" if view.rgb else f"{plural(view.channels, 'channel')}, float32 of 0 to 255"
+    classes = model.task.classes or (("pet",) if model.task.out_channels == 1 else ("background", "pet", "border"))
+    return {
+        "image_size": str(view.size),
+        "images": f"(N, channels, height, width), {kind}; the normalization is inside",
+        "resize": "to a square; bilinear with antialiasing, as Pillow's BILINEAR",
+        "classes": ",".join(classes),
+        "probabilities": "(N, classes, height, width); resize their logits, bilinear, before the threshold",
+        "threshold": "0.5",
+    }
 
 
 def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
@@ -83,6 +101,7 @@ def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
     finally:
         logging.disable(level)
     network = onnx.load(path)
+    network.metadata_props.extend(onnx.load(source).metadata_props)
     shorten_names(network.graph)
     onnx.save(network, path)
 
@@ -134,10 +153,12 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
     equal = float((model.task.decided(theirs) == model.task.decided(ours)).mean())
     apart, alone = (float(np.abs(a - b).max()) for a, b in ((theirs, ours), (alone, theirs[:1])))
     if equal < least:
-        raise RunError(f"{path.name} does not do what the checkpoint does: {equal:.2%} of the pixels are equal")
+        raise RunError(
+            f"{path.name} does not do what the checkpoint does: {equal:.2%} of pixels are equal; use other --formats"
+        )
     return (
-        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {len(batch)} images {equal:.5%} of the pixels equal "
-        f"ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single image"
+        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {plural(len(batch), 'image')} {equal:.5%} of the pixels "
+        f"equal ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single image"
     )
 
 
@@ -163,6 +184,8 @@ def export_checkpoint(config: ExportConfig) -> None:
     model, checkpoint, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
     folder, view = writable_folder(config.output_path or path.parent), View.of(checkpoint)
     images = sample_images(config.data_path, checkpoint, "test", CHECKED)
+    int8 = "onnx-int8" in config.formats  # its images are looked for before the work on other formats is done
+    calibration = sample_images(config.data_path, checkpoint, "valid", CALIBRATED) if int8 else []
     kind = "bytes" if view.rgb else "floats of 0 to 255"
     print(f"Exporting {checkpoint.model_name.upper()} ({path}): ", end="")
     print(f"{kind} (N, {model.in_channels}, {view.size}, {view.size}) to probabilities")
@@ -176,7 +199,6 @@ def export_checkpoint(config: ExportConfig) -> None:
                 save_checkpoint(publishable(checkpoint), [fresh])
             elif ending == "onnx-int8":
                 export(model, view, fresh.with_name("whole.onnx"))
-                calibration = sample_images(config.data_path, checkpoint, "valid", CALIBRATED)
                 quantize(fresh.with_name("whole.onnx"), calibration, fresh)
             else:
                 export(model, view, fresh)

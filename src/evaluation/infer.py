@@ -28,7 +28,7 @@ from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
 from runtime.device import get_device
 from runtime.distributed import DistributedContext, init_distributed
-from runtime.errors import DatasetError, RunError, UsageError, raise_faults
+from runtime.errors import DatasetError, RunError, UsageError, plural, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
 from visual.gallery import write_gallery
 from visual.panels import draw_outline, draw_panel, mask_image, sixteen_bits, trimap_image, with_profile, write_png
@@ -142,11 +142,12 @@ class Segmenter:
         if "panels" in kinds and len(written) > 1:
             panels = [(f"{outcome.sample.name}_panel.png", outcome.row["dice"]) for outcome in written]
             write_gallery(folder, panels, title)
-            print(f"All panels, the worst first: {folder / 'index.html'}")
+            order = "the worst first" if any(dice != "" for _, dice in panels) else "by name"
+            print(f"All panels, {order}: {folder / 'index.html'}")
         if "uncertain" in kinds:
             file = folder / "uncertain.csv"
             count = write_uncertain(file, [(outcome.sample, outcome.uncertainty) for outcome in written])
-            print(f"{count} images without masks, the most uncertain first: {file}")
+            print(f"{plural(count, 'image')} without a mask, the most uncertain first: {file}")
 
 
 def start(config: InferConfig) -> None:
@@ -161,7 +162,7 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     network = open_network(config, device, config.model_path, config.model_name)
     predictor, checkpoint = network.predictor, network.checkpoint
     if "trimaps" in config.save and not predictor.task.class_scores:
-        raise UsageError(f"{network.path} was not trained with --classes trimap, so it has no trimaps to save")
+        raise UsageError(f"{network.path} was not trained with --classes trimap; leave trimaps out of --save")
     if config.matting == "pymatting" and not importlib.util.find_spec("pymatting"):
         raise UsageError("--matting pymatting needs PyMatting: pip install -r requirements-matting.txt")
     paths, output = config.photographs or [config.data_path], Path(config.output_path or "inference_results")
@@ -174,8 +175,8 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     name = checkpoint.model_name
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
     read_rows(log)  # raises before the work is done where rows can't be added
-    print(f"Segmenting {len(samples)} {words} with {name.upper()} ({network.files}) on {device}, ", end="")
-    print(predictor.precision, flush=True)
+    print(f"Segmenting {plural(len(samples), 'image')} ({words}) with {name.upper()} ({network.files}) ", end="")
+    print(f"on {device}, {predictor.precision}", flush=True)
     segmenter = Segmenter(predictor, network.view, config, kinds, folder)
     began = time.perf_counter()
     outcomes = context.all_gather(segmenter.run(context.shard(samples)))
@@ -184,7 +185,8 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     seconds, stamp = time.perf_counter() - began, time.strftime("%Y-%m-%d %H:%M:%S")
     head = {"time": stamp, "checkpoint": network.files, "run_id": network.run_id}
     append_rows(log, [{**head, **outcome.row} for outcome in outcomes])
-    print(f"{len(outcomes)} images in {seconds:.1f} s ({len(outcomes) / seconds:.1f} a second), listed in {log}")
+    rate = len(outcomes) / seconds
+    print(f"{plural(len(outcomes), 'image')} in {seconds:.1f} s ({rate:.1f} a second), listed in {log}")
     written = [outcome for outcome in outcomes if outcome.written]
     if folder is None:
         print("No results are written; --save_results or --output_path DIR does that")
@@ -205,14 +207,14 @@ def report(outcomes: list[Outcome], network: Network) -> None:
     if scores:
         dice = np.mean(list(scores.values()))
         print(f"{network.checkpoint.model_name.upper()} mean Dice: {dice:.4f} ", end="")
-        print(f"over {len(scores)} images with ground truth", flush=True)
+        print(f"over {plural(len(scores), 'image')} with ground truth", flush=True)
     if seen := scores.keys() & network.seen:
-        print(f"WARNING: {len(seen)} of them were trained on, so this Dice is inflated by leakage.", file=sys.stderr)
+        print(f"WARNING: it was trained on {len(seen)} of them, so this Dice is inflated by leakage.", file=sys.stderr)
     failed = [outcome.row["error"] for outcome in outcomes if not outcome.written]
     if len(failed) == len(outcomes):
         raise_faults(failed, "images")
     if failed:
-        raise RunError(f"{len(failed)} of {len(outcomes)} images could not be segmented: {' | '.join(failed)}")
+        raise RunError(f"{len(failed)} of {plural(len(outcomes), 'image')} can't be segmented: {' | '.join(failed)}")
     unscored = [outcome.row["error"] for outcome in outcomes if outcome.row["error"]]
     if unscored:
-        raise RunError(f"{len(unscored)} of {len(outcomes)} masks could not be used: {' | '.join(unscored)}")
+        raise RunError(f"{len(unscored)} of {plural(len(outcomes), 'mask')} can't be used: {' | '.join(unscored)}")

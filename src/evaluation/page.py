@@ -1,6 +1,7 @@
 """A page in the browser: drop a photograph, see the pet's outline and cutout, move the threshold, download."""
 
 import functools
+import math
 import os
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def segment(predictor: Predictor, view: View, path: Path, threshold: float) -> l
     sample, task = Sample("upload", path), predictor.task
     width, height = sample.displayed_size()
     if width * height > MAX_PIXELS:
-        raise UsageError(f"This image has {width * height / 1e6:.0f} megapixels; at most 50 are accepted here.")
+        raise UsageError(f"This image has {math.ceil(width * height / 1e5) / 10} megapixels; at most 50 are accepted.")
     image, _ = view.read_at(sample)
     seen, _ = view.read_at(sample, view.size_of(sample))
     labels = predictor.segment(seen, width, height, 0.0 if task.classes else logit(threshold))

@@ -14,6 +14,7 @@ from data.copies import find_near_copies
 from data.dataset import ImageDataset
 from data.layout import Sample
 from evaluation.config import EvalConfig
+from evaluation.polygons import regions, write_labelme
 from evaluation.predict import Predictor, label_map_at_size, resize_logits
 from evaluation.score import predictions_to_score
 from models.task import BACKGROUND, BORDER
@@ -74,8 +75,8 @@ def write_label_errors(
 ) -> tuple[int, Path]:
     """Ranks the masks of parts by how wrong they look to what predicts them. The border of trimaps is left out.
 
-    Writes label_errors.csv, of all images and the most suspect first, and panels of the first DRAWN: in them the
-    doubtful region is outlined on the image. Returns the number of images and the file.
+    Writes label_errors.csv, of all images and the most suspect first, and of the first DRAWN panels, in which the
+    doubtful region is outlined on the image, and their masks for LabelMe. Returns the number of images and the file.
     """
     rows, sources = [], {}
     for predictor, part in parts:
@@ -103,7 +104,8 @@ def draw_ranked(
 ) -> None:
     """Draws panels `<rank>_<name>.png` of images with what predicts them, their part and the panel's title.
 
-    With `doubtful` the pixels where the network finds the other class likelier are outlined.
+    With `doubtful` the pixels where the network finds the other class likelier are outlined, and the outlines of the
+    masks are written as `<name>.json` for LabelMe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("[0-9][0-9][0-9]_*.png"):
@@ -111,10 +113,12 @@ def draw_ranked(
     for rank, (predictor, part, sample, title) in enumerate(ranked, start=1):
         (predicted,) = predictions_to_score(predictor, ImageDataset([sample], part.view), config, "drawing")
         image, labels = part.view.read_at(sample)
-        decision = predicted.final[0].cpu()
+        decision, stem = predicted.final[0].cpu(), sample.name.replace("/", "_")
         if doubtful:
             confidence = self_confidence(resize_logits(decision[:1], *labels.shape)[0], torch.tensor(labels))
             image = draw_outline(image, (confidence.numpy() < 0.5) & (labels != BORDER))
+            outlines = regions(labels != BACKGROUND, {True: "pet"})
+            write_labelme(folder / f"{stem}.json", sample.image_path, labels.shape[::-1], outlines)
         label_map = label_map_at_size(predictor.task, decision, threshold, *labels.shape)
-        file = folder / f"{rank:03d}_{sample.name.replace('/', '_')}.png"
-        write_png(draw_panel(image, label_map, labels, title, predictor.task), file)
+        panel = draw_panel(image, label_map, labels, title, predictor.task)
+        write_png(panel, folder / f"{rank:03d}_{stem}.png")

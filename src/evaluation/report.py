@@ -12,7 +12,7 @@ from evaluation.config import EvalConfig, logit
 from evaluation.ensemble import Network
 from evaluation.metrics import Interval, intervals, mean_scores
 from evaluation.ranking import draw_ranked
-from runtime.errors import UsageError
+from runtime.errors import UsageError, plural
 from runtime.files import append_rows, atomic_write, write_rows
 
 SHOWN = 12  # classes, at most, of a confusion matrix on the screen
@@ -103,7 +103,7 @@ def write_report(evaluation: Evaluation, other_rows: list[dict] | None) -> None:
         without = {name: round(means[name], 6) for name in ("dice", "dataset_dice")}
         details["without_near_copies"] = {"near_copies": len(copies), **without}
         both = f"Dice {means['dice']:.4f}, dataset Dice {means['dataset_dice']:.4f}"
-        lines.append(f"Without {len(copies)} near copies of training images: {both}")
+        lines.append(f"Without {plural(len(copies), 'near copy', 'near copies')} of training images: {both}")
     if classes:
         details["confusion"] = evaluation.confusion.tolist()
         lines += confusion_table(evaluation.confusion, classes)
@@ -126,7 +126,8 @@ def write_files(evaluation: Evaluation, facts: dict, details: dict) -> None:
         with atomic_write(file) as stream:
             stream.write(json.dumps(facts | details, indent=2, allow_nan=False) + "\n")
     if config.report:
-        write_rows(folder / "images.csv", evaluation.rows)
+        cells = [{name: "" if value != value else value for name, value in row.items()} for row in evaluation.rows]
+        write_rows(folder / "images.csv", cells)  # no value, NaN, is an empty cell, as in the logs
         samples = {sample.name: sample for sample in part.samples}
         worst = sorted(evaluation.rows, key=lambda row: row["dice"])[:WORST]
         titles = {row["name"]: f"{row['name']}   Dice {row['dice']:.4f}" for row in worst}

@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import re
+import shlex
 import types
 import typing
 import zipfile
@@ -18,7 +19,7 @@ from models.base import SegmentationModel
 from models.build import build_model
 from models.names import DEFAULT_MODEL, DENOISING, MODELS
 from models.task import Task, task_of
-from runtime.errors import CheckpointError, RunError, UsageError, first_line
+from runtime.errors import CheckpointError, RunError, UsageError, first_line, plural
 from runtime.files import atomic_write
 
 # The network that comes with this program, and its folder; see docs/model_card.md.
@@ -204,38 +205,38 @@ def save_checkpoint(checkpoint: Checkpoint, paths: list[Path]) -> None:
     broken = [name for name, value in checkpoint.weights.items() if not value.isfinite().all()]
     if broken:
         raise RunError(
-            f"{len(broken)} weights are not finite ({broken[0]}, ...), so nothing was saved; the last good checkpoint "
-            f"is still in {paths[-1].parent}: go on from it with --resume and a smaller --learning_rate"
+            f"{plural(len(broken), 'weight')} not finite ({broken[0]}, ...), so nothing was saved; the last good "
+            f"checkpoint is still in {paths[-1].parent}: go on from it with --resume and a smaller --learning_rate"
         )
     content = io.BytesIO()  # torch's own writer of files hides the errors of the file system
-    torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **_plain(checkpoint)}, content)
+    torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **plain(checkpoint)}, content)
     for path in paths:
         with atomic_write(path, "wb") as file:
             file.write(content.getbuffer())
 
 
-def _plain(value):
+def plain(value):
     """A dataclass, and those in it, as dicts; dataclasses.asdict would copy every tensor."""
     if dataclasses.is_dataclass(value):
-        return {name: _plain(entry) for name, entry in vars(value).items()}
+        return {name: plain(entry) for name, entry in vars(value).items()}
     return dict(value) if isinstance(value, dict) else value  # a module's state dict is no plain one
 
 
-def load_checkpoint(path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU, after verifying its checksums.
+def load_checkpoint(path, advice: str = "name another file") -> Checkpoint:
+    """Reads a checkpoint onto the CPU, after verifying its checksums; the advice is for a missing or damaged one.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another program or version, or malformed.
     """
     path = Path(path)
     others = sorted(p.name for p in path.parent.glob("*.pth") if p != path)
-    advice = f"in {path.parent} there is {', '.join(others[:6])}" if others else "train one with `python src/train.py`"
+    beside = f" (in {path.parent} there is {', '.join(others[:6])})" if others else ""
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; {advice}")
+        raise CheckpointError(f"there is no checkpoint {path}{beside}; {advice}")
     try:
         content = read_archive(path)
     except Exception as error:  # noqa: BLE001  zipfile and torch raise anything on damaged files
-        raise CheckpointError(f"{path} is damaged, or no checkpoint ({first_line(error)}); {advice}") from None
+        raise CheckpointError(f"{path} is damaged, or no checkpoint ({first_line(error)}){beside}; {advice}") from None
     if type(content) is not dict or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is a file of another program; use a checkpoint that train.py made")
     version = content.pop("format_version", None)
@@ -294,7 +295,13 @@ def open_checkpoint(
     path = Path(model_path or find_checkpoint(save_dir, model_name, "best"))
     if model_path is None and path.name == PUBLISHED:
         print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
-    checkpoint = load_checkpoint(path)
+    advice = "name another file"
+    if model_path is None:
+        command = "python src/train.py" + (f" --model_name {model_name}" if model_name else "")
+        command += f" --save_dir {shlex.quote(str(save_dir))}" if str(save_dir) != HOME.name else ""
+        other = HOME / PUBLISHED if model_name is None else "FILE"  # the published one need not be of that name
+        advice = f"train one with `{command}`, or name another with --model_path {other}"
+    checkpoint = load_checkpoint(path, advice)
     if model_name not in (None, checkpoint.model_name):
         raise UsageError(f"{path} holds a {checkpoint.model_name}, but --model_name says {model_name}; leave it out")
     return checkpoint.build(path), checkpoint, path

@@ -181,5 +181,6 @@ def explain(error: Exception, less_memory: str) -> tuple[int | None, str]:
     if at_run_time and "DataLoader worker" in text:
         return 1, "a process that reads images died; use --num_workers 0, or check memory and files"
     if isinstance(error, MemoryError) or (at_run_time and any(words in text for words in OUT_OF_MEMORY)):
-        return 1, f"out of memory; use {less_memory}, or a smaller --image_size"
+        advice = f"use {less_memory}, or a smaller --image_size" if less_memory else "end other programs, and try again"
+        return 1, f"out of memory; {advice}"
     return None, ""

@@ -110,7 +110,7 @@ def init_distributed(device: torch.device):
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:
-            raise UsageError(f"there are {gpus} GPUs here; use --nproc_per_node={gpus}, or add --device cpu")
+            raise UsageError(f"there is no GPU for each process; use --nproc_per_node={gpus}, or add --device cpu")
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123

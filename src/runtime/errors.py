@@ -33,7 +33,12 @@ def raise_faults(faults: list[str], root) -> None:
     """Raises one DatasetError that counts these faults and names the first ten, if there are any."""
     if faults:
         shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
-        raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
+        raise DatasetError(f"{root}: {plural(len(faults), 'fault')}: {shown}")
+
+
+def plural(number: int, noun: str, many: str | None = None) -> str:
+    """A number and its noun, as `1 image` or `2 images`."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
 
 
 def first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from data.layout import describe_layout, find_parts
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.errors import plural
 from runtime.options import options_of
 from training.config import TrainConfig
 from training.data import Data
@@ -33,7 +34,7 @@ def print_header(state: RunState, data: Data, resumed_from: Path | None) -> None
         if flag.resume and (name in SHOWN or getattr(config, name) != default) and name not in ("model_name", "split")
     ]
     print(f"Plan    {', '.join(settings)}")
-    plan = f"{progress.planned_epochs} epochs of {state.terms[0].batches.steps} steps"
+    plan = f"{plural(progress.planned_epochs, 'epoch')} of {plural(state.terms[0].batches.steps, 'step')}"
     if resumed_from is not None:
         plan = (
             f"resumes from {resumed_from} in epoch {progress.epoch + 1} of {progress.planned_epochs} after step "

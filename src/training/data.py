@@ -16,7 +16,7 @@ from data.names import DISTORTIONS, MODES
 from data.split import stratified_subset
 from models.checkpoint import DataRecord
 from models.task import BACKGROUND, IGNORED, Task
-from runtime.errors import DatasetError, UsageError
+from runtime.errors import DatasetError, UsageError, plural
 from training.config import TrainConfig
 
 LOOKED_AT = 256  # training images, at most, whose classes are counted
@@ -54,8 +54,8 @@ def open_parts(
     samples = {mode: getattr(split, mode) for mode in MODES}
     record = make_record(config, samples, dataset.groups, saved, path)
     if split.moved:
-        words = "copies, or others of the groups," if dataset.groups else "copies"
-        print(f"{split.moved} {words} of images in other parts were moved into training.")
+        words = "copies or groups" if dataset.groups else "copies"
+        print(f"Moved into training, to their {words}: {plural(split.moved, 'image')}.")
     print_resized_masks(sum(samples.values(), []))
     cache = open_cache(root, dataset.samples, config.view) if config.cache else None
     uncertain = {"train": config.augment_uncertain}
@@ -88,7 +88,7 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     samples = list_images(root)
     require_readable(samples, config.view, root)
     if len(samples) < 10:
-        raise UsageError(f"{root} has {len(samples)} images; at least ten are needed")
+        raise UsageError(f"{root} has {plural(len(samples), 'image')}; at least ten are needed")
     order, tenth = np.random.default_rng(config.seed).permutation(len(samples)), len(samples) // 10
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
@@ -132,7 +132,7 @@ def require_classes(train_set: ImageDataset, task: Task, root: Path) -> None:
             f"be the numbers of the classes, and {IGNORED} is left out"
         )
     if absent:
-        print(f"WARNING: no pixel is {', '.join(absent)} in {len(labels)} training images.", file=sys.stderr)
+        print(f"WARNING: no pixel is {', '.join(absent)} in {plural(len(labels), 'training image')}.", file=sys.stderr)
 
 
 def augmented(config: TrainConfig, dataset: ImageDataset) -> ImageDataset | AugmentedDataset:

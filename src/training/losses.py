@@ -76,7 +76,8 @@ def tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights
 
 def focal_tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
     """`tversky_loss` to the power of 3/4: large losses count more (https://arxiv.org/abs/1810.07842)."""
-    return _over_classes(_tversky(logits, target, task).clamp(min=1e-6) ** STEEPNESS, weights)
+    values = _tversky(logits, target, task)
+    return _over_classes(values.clamp(min=1e-6) ** STEEPNESS * (values > 1e-6), weights)  # at 0 the slope is infinite
 
 
 def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:

@@ -54,7 +54,7 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
     Raises UsageError: it can't be resumed, its settings are none of this version, or a flag contradicts them.
     """
     if checkpoint.training is None:
-        raise UsageError(f"{path} holds a model but no training state, so it can't be resumed; name another")
+        raise UsageError(f"{path} holds a model but no training state; start a new run from it with --init")
     data, kinds = checkpoint.data, saved_settings()
     saved = checkpoint.training.settings | settings_of_network(checkpoint)
     saved |= {"split": data.split, "seed": data.seed, "fold": data.fold and "/".join(map(str, data.fold))}
@@ -99,7 +99,7 @@ def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
         (not c.variants and "num_augmentations" in flags, "--num_augmentations needs --augment bulk"),
         (c.init and has_weights, "--init brings the weights of the encoder, too; leave --encoder_weights out"),
         (of_encoder, f"{name} has no encoder: leave --freeze_encoder and --encoder_lr_scale out"),
-        (c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; use plateau"),
+        (c.patience and c.scheduler == "cosine", "--patience would cut the plan of --scheduler cosine; leave it out"),
         (c.decoder not in network.decoders, f"{name} has no decoder {c.decoder}; it has {decoders}"),
         (min(sizes, default=least) < least, f"--sizes {c.sizes}: {name} needs sides of {least} pixels at least"),
         (never_full, f"--sizes {c.sizes} leaves no epoch at full size; plan fewer, or use a larger --epochs"),

@@ -14,7 +14,7 @@ from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import Precision, choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
-from runtime.errors import CheckpointError, UsageError
+from runtime.errors import CheckpointError, UsageError, plural
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
 from training.console import best_in_words, print_epoch, print_header, resume_command
@@ -67,7 +67,7 @@ def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
         state.save()  # from now on this is where the run stands
     trainer.train()
     if progress.epoch < progress.planned_epochs:
-        print(f"No better {state.terms[0].score} in {patience} epochs: stopped after {progress.epoch}.")
+        print(f"No better {state.terms[0].score} in {plural(patience, 'epoch')}: stopped after {progress.epoch}.")
     print(f"Best {best_in_words(state)}: {state.path('best')}")
 
 
@@ -112,7 +112,7 @@ def load_source(flags: dict) -> Source:
     if config.resume is not None:
         path = Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
         written = path.stat().st_mtime_ns if path.is_file() else 0  # before it is read
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, "leave --resume out to start a new run")
         return Source(path, checkpoint, written, encoder_start=checkpoint.encoder_start)
     if config.init is not None:
         return Source(initial=load_checkpoint(config.init))

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageOps
 
+from runtime.errors import plural
 from runtime.files import atomic_write
 from visual.panels import contact_sheet, write_png
 
@@ -24,7 +25,7 @@ figure {{ display: inline-block; margin: 0 1em 1em 0; vertical-align: top }}
 img {{ display: block; max-width: 100% }}
 </style>
 <h1>{title}</h1>
-<p>{count} images. Sort by
+<p>{count}. Sort by
 <button onclick="sort((a, b) => a.dice - b.dice)">worst first</button>
 <button onclick="sort((a, b) => b.dice - a.dice)">best first</button>
 <button onclick="sort((a, b) => a.name.localeCompare(b.name))">name</button></p>
@@ -59,7 +60,7 @@ def write_gallery(folder: Path, panels: list[tuple[str, object]], title: str) ->
         name, link = html.escape(path.removesuffix("_panel.png")), html.escape(quote(path, errors="surrogateescape"))
         score = f": Dice {dice:.4f}" if dice <= 1 else ""
         figures.append(FIGURE.format(name=name, score=score, dice=dice, link=link))
-    page = PAGE.format(title=html.escape(title), count=len(panels), figures="\n".join(figures))
+    page = PAGE.format(title=html.escape(title), count=plural(len(panels), "image"), figures="\n".join(figures))
     with atomic_write(folder / "index.html", sync=False) as file:
         file.write(page)
     if panels:

@@ -6,6 +6,7 @@ import numpy as np
 
 from data.augment import apply_augmentations, apply_colors, augment_dataset
 from data.dataset import ImageDataset
+from runtime.errors import plural
 from visual.panels import contact_sheet, draw_outline, write_png
 
 ROWS, VARIANTS = 6, 5
@@ -24,4 +25,4 @@ def preview(train_set: ImageDataset, seed: int, file: Path) -> None:
         images = apply_colors(images, batch["colors"]).permute(0, 2, 3, 1).numpy()
         cells += [draw_outline(image, mask) for image, mask in zip(images, labels[:, 0].numpy())]
     write_png(contact_sheet(cells, 1 + VARIANTS, gap=4), file)
-    print(f"Drew {rows} images (left) and {VARIANTS} variants of each: {file}")
+    print(f"Drew {plural(rows, 'image')} (left) and {VARIANTS} variants of each: {file}")

@@ -24,7 +24,7 @@ from evaluation.metrics import image_dice, score_counts
 from evaluation.predict import Predictor
 from runtime.device import copy_to_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
-from runtime.errors import UsageError
+from runtime.errors import UsageError, plural
 from runtime.seeding import UNLABELED, sample_rng, step_rng
 from training.config import TrainConfig
 from training.data import Data
@@ -128,7 +128,7 @@ def open_fixmatch(config: TrainConfig, net: Net, data: Data, steps: int) -> FixM
     labelled = config.unlabeled == REST
     dataset, copies = open_rest(config, data) if labelled else open_folder(config, data)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""
-    print(f"{len(dataset):,} images without masks{left_out}, {config.unlabeled}.", flush=True)
+    print(f"{plural(len(dataset), 'image')} without masks{left_out}, {config.unlabeled}.", flush=True)
     batches = UnlabeledBatches(dataset, config.batch_size, config.seed, steps, net.context)
     term = FixMatchTerm(batches, Predictor(net.ema.model, net.precision), labelled=labelled)
     term.seen = {sample.name for sample in dataset.samples} if labelled else set()

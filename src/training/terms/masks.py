@@ -67,7 +67,9 @@ def open_masks(config: TrainConfig, net: Net, data: Data, batches: Batches) -> M
         words, channels = config.class_weights.split(","), config.task.out_channels
         by_class = config.loss in ("dice", "tversky", "focal_tversky")  # these count all classes alike already
         if by_class and (channels == 1 or words == ["auto"]):
-            raise UsageError(f"--class_weights {config.class_weights} is of no use with --loss {config.loss}")
+            raise UsageError(
+                f"--class_weights {config.class_weights} does nothing with --loss {config.loss}; leave it out"
+            )
         if words != ["auto"] and len(words) != channels:
             raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(words)}")
         if words == ["auto"]:
