@@ -1,12 +1,16 @@
 """Names and small values of the data's flags. Imports nothing heavy."""
 
 import argparse
+import importlib.util
 import itertools
 import re
 
 ARRAY = ".npy"  # of numpy.save
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
-OTHER_PHOTOGRAPHS = {".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"}  # are not read
+HEIF, HEIF_READER = {".heic", ".heif"}, importlib.util.find_spec("pillow_heif") is not None
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ARRAY}
+IMAGE_SUFFIXES |= HEIF if HEIF_READER else set()
+HIDDEN = re.compile(r"\.(?!\.)")  # how the names of hidden files and folders begin: with one dot, not with two
+OTHER_PHOTOGRAPHS = {*HEIF, ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"} - IMAGE_SUFFIXES  # are not read
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")

@@ -17,6 +17,7 @@ import warnings
 
 from runtime.errors import Interrupted, RunError, UsageError, first_line
 from runtime.files import DISK_FULL
+from runtime.notes import say_notes
 from runtime.options import options_of
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
@@ -143,6 +144,7 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
     try:
         try:
             main()
+            say_notes()
         finally:
             sys.stdout.flush()  # here, so that a reader who went away is noticed here
     except Exception as error:  # noqa: BLE001  what has no explanation is raised again

@@ -34,9 +34,16 @@ class Interrupted(Exception):  # noqa: N818  the run was not in error
 
 
 def raise_faults(faults: list[str], root) -> None:
-    """Raises one DatasetError that counts these faults and names the first ten, if there are any."""
+    """Raises one DatasetError that counts these faults and names the first ten, if there are any.
+
+    Of those that one command mends the first stands for all.
+    """
     if faults:
-        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
+        kinds: dict[str, list[str]] = {}
+        for fault in sorted(faults):
+            kinds.setdefault(fault.rpartition("; ")[2] if "`" in fault else fault, []).append(fault)
+        texts = [same[0] + f" ({len(same)} files)" * (len(same) > 1) for same in kinds.values()]
+        shown = " | ".join(texts[:10]) + (" | ..." if len(texts) > 10 else "")
         raise DatasetError(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
 
 
