@@ -137,7 +137,7 @@ def test_several_masks_of_an_image_are_united(tmp_path, names, capsys):
         for name, half in zip(names, halves):
             save(path.with_name(f"{name.format(path.stem)}.png"), half)
     dataset = Dataset(root)
-    assert "those of one image are united: 24 of 12" in capsys.readouterr().out
+    assert "24 masks of 12 images are united" in capsys.readouterr().out
     for sample in dataset.samples:
         image, labels = View().read_at(sample)
         assert ((image.mean(2) > 110) == labels).mean() > 0.93

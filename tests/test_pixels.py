@@ -94,7 +94,7 @@ def test_nodata_leaves_the_range_to_the_rest(values, notes):
     for row, value in enumerate(values):
         image[row] = value
     assert np.abs(seen(image)[2:].astype(int) - seen(rest)[2:]).max() <= 1
-    assert "taken for nodata, are left out of the range in 1 file" in notes()
+    assert "taken for nodata, are left out of the range in 1 file: x." in notes()
 
 
 @pytest.mark.parametrize("kind", ["object on black", "two values", "a bright pixel", "bytes"])

@@ -316,7 +316,7 @@ def read_thresholded(masks: Path, images: Path, threshold: float) -> tuple[list[
         return nearest(read_mask(file, threshold), size) == PET
 
     found = []
-    for sample in pair_up(images.parent, images, masks):
+    for sample in pair_up(images.parent, (images, masks)):
         shapes = [Shape(file.name, "pet", functools.partial(draw, file)) for file in sample.files[1:]]
         found.append(Annotated(shapes[0].where, sample.image_path, shapes, sample.displayed_size()))
     return found, ["pet"]

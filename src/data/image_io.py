@@ -1,30 +1,26 @@
 """Reading images, trimaps and masks from files."""
 
-import collections
 import contextlib
 import importlib
 import shlex
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from data.names import ARRAY, HEIF, HEIF_READER, HIDDEN, IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
+from data.names import ARRAY, HEIF, HIDDEN, IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from data.pixels import array_pixels, image_pixels
 from models.task import IGNORED
 from runtime.errors import DatasetError, first_line
 from runtime.notes import note
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF")  # by content; other decoders of Pillow never run
-if HEIF_READER:
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF") + ("HEIF",) * bool(HEIF)  # by content; no others
+if HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()
-    FORMATS += ("HEIF",)
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # profiles and notes of 64 MB, not of 1 MB
 ORIENTATION = 0x0112  # EXIF tag
 FROM_TRIMAP = np.array([0, 1, 0, 2], np.uint8)  # pet, background, border: the values of files to those of label maps
-LOSSY = ("JPEG", "MPO", "WEBP")  # formats whose masks have noise around black and white
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
@@ -48,8 +44,7 @@ def _readable(path, what: str) -> Iterator[None]:
     except (DatasetError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  Pillow and NumPy raise nearly anything on broken files
-        heif = Path(path).suffix.lower() in OTHER_PHOTOGRAPHS & HEIF
-        advice = "run `pip install pillow-heif`" if heif else "replace the file"
+        advice = OTHER_PHOTOGRAPHS.get(Path(path).suffix.lower(), "replace the file")
         raise DatasetError(f"{path} can't be read as {what} ({first_line(error)}); {advice}") from None
 
 
@@ -66,8 +61,8 @@ def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
 
 
 def only_images(files: Iterable[Path]) -> list[Path]:
-    """The images among files, by ending or, where that says nothing, by content. Warns of photographs left out."""
-    images, others = [], collections.Counter()
+    """The images among files, by ending or, where that says nothing, by content; hidden ones are left out."""
+    images = []
     for file in files:
         suffix = file.suffix.lower()
         known = suffix in IMAGE_SUFFIXES
@@ -77,11 +72,7 @@ def only_images(files: Iterable[Path]) -> list[Path]:
         if known and not HIDDEN.match(file.name):
             images.append(file)
         elif not known and suffix in OTHER_PHOTOGRAPHS:
-            others[suffix] += 1
-    if others:
-        unread = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-        heif = "run `pip install pillow-heif`, or " * bool(others.keys() & HEIF)
-        print(f"WARNING: {unread} can't be read and are left out; {heif}save them as PNG.", file=sys.stderr)
+            note(f"WARNING: {suffix} can't be read and is left out; {OTHER_PHOTOGRAPHS[suffix]}: {{}}.", file)
     return images
 
 
@@ -181,10 +172,9 @@ def read_trimap(path) -> np.ndarray:
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {values.shape}")
     if values.min() < 1 or values.max() > 3:
-        levels = np.unique(values)
-        named = ", ".join(map(str, levels[:6])) + (", ..." if len(levels) > 6 else "")
+        shown = ", ".join(map(str, np.unique(values)[:6]))
         raise DatasetError(
-            f"{path} is no trimap: it holds the values {named}; only 1 (pet), 2 (background) and 3 (border) may occur"
+            f"{path} is no trimap: it holds {shown}; only 1 (pet), 2 (background) and 3 (border) may occur"
         )
     return FROM_TRIMAP[values]
 
@@ -193,14 +183,14 @@ def read_mask(path, threshold: float | None = None) -> np.ndarray:
     """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1; see `read_labels`.
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
-    where the colors are all one, or no mask. Gray levels that gather at black and white, as JPEG, soft brushes and
-    resizing leave them, are divided in the middle. With a threshold, pet is what is brighter.
+    where the colors are all one, or no mask. Gray levels that gather at black and white, as of JPEG and soft brushes,
+    are divided in the middle. With a threshold, pet is what is brighter.
     """
     values = np.nan_to_num(_read_values(path, "mask"))
     planes, alpha = [values], None
     if values.ndim == 3 and values.shape[2] in (2, 4):
         colors, alpha = values[..., :3] if values.shape[2] == 4 else values[..., 0], values[..., -1]
-        planes = [colors, alpha][: 1 + bool(np.ptp(alpha))]
+        planes = [colors, alpha] if np.ptp(alpha) else [colors]
         planes = planes[-1:] if (colors == colors[0, 0]).all() else planes
     if threshold is not None:
         return (np.atleast_3d(planes[0]).max(axis=2) > threshold).astype(np.uint8)
@@ -213,8 +203,7 @@ def read_mask(path, threshold: float | None = None) -> np.ndarray:
 
 
 def _codes_and_levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each pixel, its value or 0xrrggbb, and all that occur, sorted."""
-    # From one channel after the other: masks can be large.
+    """A number for each pixel, its value or 0xrrggbb, and all that occur, sorted. Masks can be large."""
     codes = values if values.ndim == 2 else sum(values[..., c].astype(np.int32) << 16 - 8 * c for c in range(3))
     return codes, np.unique(codes, return_counts=True)[0]  # without counts it hashes, 20 times as slow on photographs
 
@@ -230,7 +219,7 @@ def _two_sides(values: np.ndarray, path) -> np.ndarray | None:
         return None
     white, dark = (gray > top - top / 4).mean(), ((gray > 0) & (gray < top / 4)).mean()
     # Where more is dark, that may be pet, as in a mask of 0, 1 and 2; noise is only around what is white.
-    seen = white > dark or (white > 0 and describe_image(path).startswith(LOSSY))
+    seen = white > dark or (white > 0 and describe_image(path).startswith(("JPEG", "MPO", "WEBP")))
     if not seen or 1 - white - dark - (gray == 0).mean() > 0.1:
         return None
     note("Gray levels are divided in the middle, those above are pet, in {}.", path)
@@ -261,10 +250,8 @@ def _no_mask(path, values: np.ndarray) -> DatasetError:
 def _convert(path) -> str:
     """The command that converts the masks in the folder of this one."""
     root = Path(path).parent.parent
-    masks, images, output = (
-        shlex.quote(str(place)) for place in (Path(path).parent, root / "images", root / "converted")
-    )
-    return f"python tools/convert_masks.py --annotations {masks} --images {images} --output {output}"
+    places = [shlex.quote(str(place)) for place in (Path(path).parent, root / "images", root / "converted")]
+    return "python tools/convert_masks.py --annotations {} --images {} --output {}".format(*places)
 
 
 def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:

@@ -124,14 +124,13 @@ def read_list(root: Path, name: str) -> list[Sample]:
     return samples
 
 
-def pair_up(root: Path, images_folder: Path | None = None, masks_folder: Path | None = None) -> list[Sample]:
+def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample]:
     """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
+    An image may have several masks, with numbers at their ends, but not several trimaps.
     """
-    own = masks_folder is not None or not (root / "annotations").is_dir()
-    images_folder = images_folder or root / "images"
-    masks_folder = masks_folder or root / ("masks" if own else "annotations/trimaps")
+    own = folders is not None or not (root / "annotations").is_dir()
     faults: list[str] = []
 
     def files_by_stem(folder: Path) -> dict[str, Path]:
@@ -142,7 +141,7 @@ def pair_up(root: Path, images_folder: Path | None = None, masks_folder: Path | 
             files[path.stem] = path
         return files
 
-    images, files = files_by_stem(images_folder), files_by_stem(masks_folder)
+    images, files = map(files_by_stem, folders or (root / "images", root / ("masks" if own else "annotations/trimaps")))
     masks = {stem: [file] for stem, file in files.items()}
     if images.keys() != masks.keys():
         masks = pair_loosely(images, files, own)
@@ -161,10 +160,7 @@ def pair_up(root: Path, images_folder: Path | None = None, masks_folder: Path | 
 
 
 def pair_loosely(images: dict[str, Path], masks: dict[str, Path], several: bool) -> dict[str, list[Path]]:
-    """Masks by the stems of their images, as far as they pair; those that don't keep their own. Says what it took.
-
-    Where `several` are allowed, an image may have them with numbers, as in `x_0.png` and `x_1.png`.
-    """
+    """Masks by the stems of their images, as far as they pair; those that don't keep their own. Says what it took."""
 
     def plain(stem: str) -> str:
         return unicodedata.normalize("NFC", stem).casefold()
@@ -190,7 +186,7 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path], several: bool)
     if len(paired) < len(masks) and not (several and "0" in ending):  # by case alone, or by an ending and without
         return {stem: [file] for stem, file in masks.items()}
     if ending:
-        united = f"; those of one image are united: {len(masks)} of {len(paired)}" * (len(paired) < len(masks))
+        united = f"; {len(masks)} masks of {len(paired)} images are united" * (len(paired) < len(masks))
         print(f"Masks are called like their images with {ending!r} at the end{united}.", flush=True)
     return paired
 

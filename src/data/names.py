@@ -6,11 +6,12 @@ import itertools
 import re
 
 ARRAY = ".npy"  # of numpy.save
-HEIF, HEIF_READER = {".heic", ".heif"}, importlib.util.find_spec("pillow_heif") is not None
+HEIF = {".heic", ".heif"} if importlib.util.find_spec("pillow_heif") else set()
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ARRAY}
-IMAGE_SUFFIXES |= HEIF if HEIF_READER else set()
+IMAGE_SUFFIXES |= HEIF
+OTHER_PHOTOGRAPHS = dict.fromkeys((".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"), "save it as PNG")  # and what to do
+OTHER_PHOTOGRAPHS |= {} if HEIF else dict.fromkeys((".heic", ".heif"), "run `pip install pillow-heif`")
 HIDDEN = re.compile(r"\.(?!\.)")  # how the names of hidden files and folders begin: with one dot, not with two
-OTHER_PHOTOGRAPHS = {*HEIF, ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"} - IMAGE_SUFFIXES  # are not read
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")

@@ -77,21 +77,17 @@ def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
 
 
 def _range(values: np.ndarray, own: bool, path) -> tuple[float, float]:
-    """The values that become black and white. Nodata is left out: an extreme value that more than one pixel in a
-    thousand has and that is further from the others than these are from each other; 0 is none.
-    """
+    """The values that become black and white."""
     if values.dtype in (np.uint8, np.uint16) and not own:
         return 0.0, float(np.iinfo(values.dtype).max)
     known = values[np.isfinite(values)].clip(-LARGEST, LARGEST) if values.dtype.kind == "f" else values
-    if not known.size:
-        return 0.0, 1.0
-    for end in (known.max(), known.min()) if values.dtype.kind in "if" else ():
-        rest = known[known != end]
-        low, high = (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
-        if end and rest.size < 0.999 * values.size and 0 < high - low < min(abs(end - low), abs(end - high)):
+    # Nodata: an extreme value, not 0, of more than 0.1 % of the pixels, further from the rest than its whole range.
+    for end in (known.max(), known.min()) if values.dtype.kind in "if" and known.size else ():
+        rest = known[known != end].astype(np.float64)
+        if end and 0 < rest.size < 0.999 * values.size and 0 < np.ptp(rest) < np.abs(rest - end).min():
             note("Extreme values apart from all others, taken for nodata, are left out of the range in {}.", path)
             known = rest
-    return float(known.min()), float(known.max())
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
 
 
 def to_floats(values: np.ndarray) -> np.ndarray:

@@ -144,8 +144,8 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
     try:
         try:
             main()
-            say_notes()
         finally:
+            say_notes()
             sys.stdout.flush()  # here, so that a reader who went away is noticed here
     except Exception as error:  # noqa: BLE001  what has no explanation is raised again
         status, message = explain(error, less_memory)

@@ -34,10 +34,7 @@ class Interrupted(Exception):  # noqa: N818  the run was not in error
 
 
 def raise_faults(faults: list[str], root) -> None:
-    """Raises one DatasetError that counts these faults and names the first ten, if there are any.
-
-    Of those that one command mends the first stands for all.
-    """
+    """Raises one DatasetError that counts faults, if there are any, and names ten, of those of one remedy the first."""
     if faults:
         kinds: dict[str, list[str]] = {}
         for fault in sorted(faults):

@@ -14,4 +14,5 @@ def say_notes() -> None:
     for sentence, files in NOTED.items():
         if sentence not in SAID:
             SAID.add(sentence)
-            print(sentence.format(f"{len(files)} file{'s' * (len(files) > 1)}, such as {min(files)}"), flush=True)
+            count = f"{len(files)} files, such as" if len(files) > 1 else "1 file:"
+            print(sentence.format(f"{count} {min(files)}"), flush=True)
