@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import runtime.notes
+import runtime.errors
 import tiny
 from helpers import TINY, make_dataset, run_ok, write_own
 
@@ -58,11 +58,11 @@ def model_flags(trained) -> tuple:
 @pytest.fixture
 def notes(capsys, monkeypatch):
     """What was noted of the files that were read."""
-    monkeypatch.setattr(runtime.notes, "NOTED", {})
-    monkeypatch.setattr(runtime.notes, "SAID", set())
+    monkeypatch.setattr(runtime.errors, "NOTED", {})
+    monkeypatch.setattr(runtime.errors, "SAID", set())
 
     def read() -> str:
-        runtime.notes.say_notes()
+        runtime.errors.say_notes()
         return capsys.readouterr().out
 
     return read

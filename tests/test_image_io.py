@@ -127,6 +127,7 @@ SOFT = {  # what is written of a mask and a photograph, and the file's ending
         "png",
     ),
     "cut out": (lambda mask, pixels: with_alpha(pixels, mask), "png"),
+    "JPEG in CMYK": (lambda mask, _: as_gray(mask).convert("RGB").convert("CMYK"), "jpg"),
     "black and alpha": (lambda mask, pixels: with_alpha(pixels * 0, mask), "png"),
 }
 

@@ -350,3 +350,4 @@ def label_map_of(file: Path) -> dict[int, str]:
 
 
 READERS = {".json": read_json, ".csv": read_csv, ".txt": read_yolo, ".png": read_colors}
+READERS |= dict.fromkeys((".bmp", ".gif", ".tif", ".tiff", ".webp"), read_colors)

@@ -77,7 +77,7 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
 class ConvertConfig:
     """The flags of this script."""
 
-    annotations: str | None = option(None, "file, or folder of .json, .csv, .txt or .png", metavar="FILE_OR_DIR")
+    annotations: str | None = option(None, "file, or folder of .json, .csv, .txt or masks", metavar="FILE_OR_DIR")
     images: str | None = option(None, "folder of the images", metavar="DIR")
     output: str | None = option(None, "folder to make", aliases=("--output_path", "--output_dir"), metavar="DIR")
     names: list[str] | None = option(None, "take these categories alone", aliases=("--category",), nargs="+")

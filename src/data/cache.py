@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from data.layout import Sample
 from data.view import View
-from runtime.errors import DatasetError, raise_faults
+from runtime.errors import DatasetError, raise_faults, say_notes
 from runtime.files import atomic_write, lock_file
-from runtime.notes import say_notes
 
 CACHE_FOLDER = ".pixel_cache"  # in the dataset's
 FORMAT_VERSION = 3  # changes when the same files give other records

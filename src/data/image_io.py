@@ -12,8 +12,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from data.names import ARRAY, HEIF, HIDDEN, IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from data.pixels import array_pixels, image_pixels
 from models.task import IGNORED
-from runtime.errors import DatasetError, first_line
-from runtime.notes import note
+from runtime.errors import DatasetError, first_line, note
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF") + ("HEIF",) * bool(HEIF)  # by content; no others
 if HEIF:
@@ -34,6 +33,8 @@ def _load_array(path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
+    if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "buif":
+        raise DatasetError(f"{path} holds an array of shape {array.shape} and type {array.dtype}, not an image")
     return array
 
 
@@ -116,10 +117,7 @@ def describe_image(path) -> str:
 def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
     """Width and height of an image as stored, and whether its EXIF orientation turns it by a quarter."""
     if _is_array(path):
-        shape = _load_array(path).shape
-        if len(shape) not in (2, 3) or 0 in shape:
-            raise DatasetError(f"{path} holds an array of shape {shape}, not an image")
-        return shape[1::-1], False
+        return _load_array(path).shape[1::-1], False
     with _opened(path) as image:
         return image.size, _turned(image, upright)
 
@@ -183,8 +181,7 @@ def read_mask(path, threshold: float | None = None) -> np.ndarray:
     """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1; see `read_labels`.
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
-    where the colors are all one, or no mask. Gray levels that gather at black and white, as of JPEG and soft brushes,
-    are divided in the middle. With a threshold, pet is what is brighter.
+    where the colors are all one, or no mask. Soft edges are divided in the middle. With a threshold, pet is brighter.
     """
     values = np.nan_to_num(_read_values(path, "mask"))
     planes, alpha = [values], None
@@ -274,13 +271,14 @@ def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
 def _read_values(path, what: str) -> np.ndarray:
     if _is_array(path):
         array = _load_array(path)
-        array = array[..., 0] if array.shape[2:] == (1,) else array
-        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "buif":
-            raise DatasetError(f"{path} holds an array of shape {array.shape} and type {array.dtype}, not a {what}")
-        return np.asarray(array)
+        if array.shape[2:] not in ((), (1,)):
+            raise DatasetError(
+                f"{path} holds an array of shape {array.shape}, not a {what}; save one of height x width"
+            )
+        return np.asarray(array).reshape(array.shape[:2])
     with _opened(path, f"a {what}") as image:
         if image.mode != "P" or what != "mask":
-            return np.asarray(image)
+            return np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
         # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
         colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
         return indices if colors.any(axis=2).all() else colors

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from runtime.errors import DatasetError
-from runtime.notes import note
+from runtime.errors import DatasetError, note
 
 FULL = 65535  # of 16 bits
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601

@@ -15,9 +15,8 @@ import threading
 import time
 import warnings
 
-from runtime.errors import Interrupted, RunError, UsageError, first_line
+from runtime.errors import Interrupted, RunError, UsageError, first_line, say_notes
 from runtime.files import DISK_FULL
-from runtime.notes import say_notes
 from runtime.options import options_of
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal

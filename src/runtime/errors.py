@@ -1,4 +1,7 @@
-"""Errors that end a script with one line on stderr and their exit status; see `runtime.cli.run`."""
+"""Errors that end a script with one line on stderr and their exit status, see `runtime.cli.run`; and notes on files."""
+
+NOTED: dict[str, set[str]] = {}  # the files by the sentence
+SAID: set[str] = set()  # sentences
 
 
 class UsageError(Exception):
@@ -47,3 +50,17 @@ def raise_faults(faults: list[str], root) -> None:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def note(sentence: str, path) -> None:
+    """Keeps a sentence, with {} for the files that it is about, and one of them, until `say_notes`."""
+    NOTED.setdefault(sentence, set()).add(str(path))
+
+
+def say_notes() -> None:
+    """Prints the sentences that were not said before in this process."""
+    for sentence, files in NOTED.items():
+        if sentence not in SAID:
+            SAID.add(sentence)
+            count = f"{len(files)} files, such as" if len(files) > 1 else "1 file:"
+            print(sentence.format(f"{count} {min(files)}"), flush=True)
