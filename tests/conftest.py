@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import runtime.errors
 import tiny
 from helpers import TINY, make_dataset, run_ok, write_own
 
@@ -52,3 +53,16 @@ def shared_own(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model_flags(trained) -> tuple:
     return "--model_path", trained / "saved_models/tiny_best.pth"
+
+
+@pytest.fixture
+def notes(capsys, monkeypatch):
+    """What was noted of the files that were read."""
+    monkeypatch.setattr(runtime.errors, "NOTED", {})
+    monkeypatch.setattr(runtime.errors, "SAID", set())
+
+    def read() -> str:
+        runtime.errors.say_notes()
+        return capsys.readouterr().out
+
+    return read

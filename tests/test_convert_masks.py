@@ -315,7 +315,7 @@ def palette_mask() -> Image.Image:
         ("my.csv", "name,r,g,b\ncat,128,0,0\ngarden gnome,0,128,0\n"),
     ],
 )
-def test_colors(convert, tmp_path, mode, name, label_map):
+def test_colors(convert, tmp_path, mode, name, label_map):  # the second time in a TIFF
     (tmp_path / name).write_text(label_map if isinstance(label_map, str) else json.dumps(label_map))
     mask = palette_mask()
     assert mask.convert("RGB").getpixel((6, 4)) == (224, 224, 192)
@@ -325,7 +325,7 @@ def test_colors(convert, tmp_path, mode, name, label_map):
     np.testing.assert_array_equal(numbers, np.asarray(mask))
     assert (out / "classes.txt").read_text() == "background\ncat\ngarden gnome\n"
     (tmp_path / "out").rename(tmp_path / "first")
-    binary = read_back(convert({"a_mask.png": mask.convert(mode)}, *flags, "--names", "cat"))["a"]
+    binary = read_back(convert({"a_mask.tif": mask.convert(mode)}, *flags, "--names", "cat"))["a"]
     np.testing.assert_array_equal(binary, np.asarray(mask) == 1)
 
 
@@ -425,5 +425,5 @@ def test_command_line_says_it_in_one_line(tmp_path):
     command = [sys.executable, convert_masks.__file__, "--annotations", "no.json", "--images", ".", "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: no.json: there is no .json, .csv, .txt, .png file of annotations; name")
+    assert done.stderr.startswith("error: no.json: there is no .json, .csv, .txt, .png, .bmp, ")
     assert not list(tmp_path.iterdir())

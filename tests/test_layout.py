@@ -4,12 +4,16 @@ import re
 import shutil
 import unicodedata
 
+import numpy as np
 import pytest
 
+from data.cache import files_digest
 from data.dataset import Dataset
+from data.image_io import read_mask
 from data.layout import describe_layout, find_root, fingerprint, read_list
 from data.pets import SimpleOxfordPetDataset
-from helpers import TINY, assert_one_error, make_dataset, run_ok, run_script, write_own
+from data.view import View
+from helpers import TINY, assert_one_error, make_dataset, run_ok, run_script, save, write_own
 from runtime.errors import DatasetError
 
 
@@ -122,9 +126,38 @@ def test_masks_may_be_called_nearly_like_their_images(tmp_path, rename, capsys):
     assert ("at the end" in capsys.readouterr().out) == (rename("x") not in ("x", "X"))
 
 
+@pytest.mark.parametrize("names", [("{}_0", "{}_1"), ("{}_1_mask", "{}_2_mask"), ("{}-mask-007", "{}-mask-12")])
+def test_several_masks_of_an_image_are_united(tmp_path, names, capsys):
+    root = write_own(tmp_path, count=12)
+    for path in sorted((root / "masks").iterdir()):
+        mask = read_mask(path)
+        path.unlink()
+        halves = mask.copy(), mask.copy()
+        halves[0][: len(mask) // 2], halves[1][len(mask) // 2 :] = 0, 0
+        for name, half in zip(names, halves):
+            save(path.with_name(f"{name.format(path.stem)}.png"), half)
+    dataset = Dataset(root)
+    assert "24 masks of 12 images are united" in capsys.readouterr().out
+    for sample in dataset.samples:
+        image, labels = View().read_at(sample)
+        assert ((image.mean(2) > 110) == labels).mean() > 0.93
+    before = fingerprint(dataset.samples), files_digest(dataset.samples)
+    save(dataset.samples[0].more_masks[0], np.zeros((9, 9), np.uint8))
+    assert before[0] != fingerprint(dataset.samples)
+    assert before[1] != files_digest(dataset.samples)
+
+
+def test_masks_of_images_that_are_missing_are_not_united_with_others(tmp_path):
+    root = write_own(tmp_path, count=12)
+    shutil.copy(root / "masks/photo 0.png", root / "masks/photo 0_1.png")
+    with pytest.raises(DatasetError, match="1 fault: .*photo 0_1.png has no image"):
+        Dataset(root)
+
+
 def test_the_error_shows_how_both_sides_are_called(tmp_path):
     root = write_own(tmp_path, count=12)
     for path in sorted((root / "masks").iterdir()):
         path.rename(path.with_name(f"label of {path.name}"))
-    with pytest.raises(DatasetError, match="photo 0.jpg has no mask, .*label of photo 0.png no image"):
+    words = r"1 fault: .*photo 0.jpg has no mask; masks are called like .*label of photo 0.png \(12 images have no mask"
+    with pytest.raises(DatasetError, match=words):
         Dataset(root)

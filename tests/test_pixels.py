@@ -86,6 +86,34 @@ def test_floats_have_the_range_of_their_image_and_odd_values_do_no_harm():
     assert not seen(np.full((4, 4), 7.0)).any()
 
 
+@pytest.mark.parametrize("values", [[-9999], [3.4e38], [-32768, 3.4e38], [np.nan, -9999]])
+def test_nodata_leaves_the_range_to_the_rest(values, notes):
+    rest = np.random.default_rng(0).uniform(100, 900, (100, 100)).astype(np.float32)
+    rest[50, 50:52] = 100, 900
+    image = rest.copy()
+    for row, value in enumerate(values):
+        image[row] = value
+    assert np.abs(seen(image)[2:].astype(int) - seen(rest)[2:]).max() <= 1
+    assert "taken for nodata, are left out of the range in 1 file: x." in notes()
+
+
+@pytest.mark.parametrize("kind", ["object on black", "two values", "a bright pixel", "bytes"])
+def test_what_may_be_data_stays_in_the_range(kind):
+    image = np.random.default_rng(0).uniform(0.9, 1, (100, 100)).astype(np.float32)
+    if kind == "object on black":
+        image[:50] = 0
+    elif kind == "two values":
+        image = (image > 0.95) * np.float32(1) + 1
+    elif kind == "a bright pixel":
+        image[0, :3] = 100
+    else:
+        image = np.uint8([[0, 255, 40, 41, 42]])
+    low, high = image == image.min(), image == image.max()
+    assert (seen(image)[low] == 0).all()
+    assert (seen(image)[high] == 65535).all()
+    assert seen(image)[~low & ~high].max(initial=1) < 65535
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
 def test_values_at_the_limits_of_their_type(kind):

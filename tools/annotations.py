@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.image_io import read_image
+from data.image_io import nearest, read_image, read_mask
+from data.layout import pair_up
 from data.names import IMAGE_SUFFIXES
+from models.task import PET
 from runtime.errors import UsageError
 
 # What reading raises: our own words, or what a file of another structure leads to.
@@ -307,6 +309,19 @@ def read_colors(file: Path, source: Source) -> tuple[list[Annotated], list[str]]
     return [Annotated(file.name, _image_of_stem(file, source), shapes, _codes(file).shape[::-1])], list(names.values())
 
 
+def read_thresholded(masks: Path, images: Path, threshold: float) -> tuple[list[Annotated], list[str]]:
+    """Masks that are images, paired as those of a dataset: their pixels above a threshold are one category."""
+
+    def draw(file: Path, size: tuple[int, int]) -> np.ndarray:
+        return nearest(read_mask(file, threshold), size) == PET
+
+    found = []
+    for sample in pair_up(images.parent, (images, masks)):
+        shapes = [Shape(file.name, "pet", functools.partial(draw, file)) for file in sample.files[1:]]
+        found.append(Annotated(shapes[0].where, sample.image_path, shapes, sample.displayed_size()))
+    return found, ["pet"]
+
+
 @functools.lru_cache(maxsize=1)  # of one file after the other, each color is asked for
 def _codes(file: Path) -> np.ndarray:
     """Colors as 0xrrggbb, int32 (H, W)."""
@@ -335,3 +350,4 @@ def label_map_of(file: Path) -> dict[int, str]:
 
 
 READERS = {".json": read_json, ".csv": read_csv, ".txt": read_yolo, ".png": read_colors}
+READERS |= dict.fromkeys((".bmp", ".gif", ".tif", ".tiff", ".webp"), read_colors)

@@ -2,7 +2,8 @@
 
     python tools/convert_masks.py --annotations instances.json --images photos --output my_images --names cat,dog
 
-It reads COCO, LabelMe, YOLO segments, CSV files of run lengths, and masks of palettes or colors: see annotations.py.
+It reads COCO, LabelMe, YOLO segments, CSV files of run lengths, and masks of palettes or colors: see annotations.py;
+with --threshold masks of any values.
 A mask holds the shapes of the wanted categories in order, crowds included; where they overlap, the later one counts.
 """
 
@@ -10,6 +11,7 @@ import base64
 import shutil
 import sys
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from models.task import IGNORED  # noqa: E402
 from runtime import cli  # noqa: E402
 from runtime.errors import UsageError, plural  # noqa: E402
 from runtime.files import writable_folder  # noqa: E402
-from runtime.options import option  # noqa: E402
+from runtime.options import number, option  # noqa: E402
 
 SHOWN = 20  # shapes that a message names
 
@@ -75,12 +77,15 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
 class ConvertConfig:
     """The flags of this script."""
 
-    annotations: str | None = option(None, "file, or folder of .json, .csv, .txt or .png", metavar="FILE_OR_DIR")
+    annotations: str | None = option(None, "file, or folder of .json, .csv, .txt or masks", metavar="FILE_OR_DIR")
     images: str | None = option(None, "folder of the images", metavar="DIR")
     output: str | None = option(None, "folder to make", aliases=("--output_path", "--output_dir"), metavar="DIR")
     names: list[str] | None = option(None, "take these categories alone", aliases=("--category",), nargs="+")
     classes: bool = option(False, "write numbers of classes, 0 background, 1 and on in the order of --names")
     label_map: str | None = option(None, "names of colors or of YOLO's classes, if none is found", metavar="FILE")
+    threshold: float | None = option(
+        None, "of masks that are images, take what is above this value", number(float, "finite", isfinite), metavar="V"
+    )
     keep_empty: bool = option(False, "give images without a shape of these categories an empty mask")
     strict: bool = option(False, "end where a shape covers nothing, instead of leaving it out")
 
@@ -91,7 +96,10 @@ def choose(config: ConvertConfig) -> tuple[list[notes.Annotated], dict[str, int]
     Raises UsageError: a category or an image is missing, two images have one stem, or no image is left.
     """
     label_map = Path(config.label_map) if config.label_map else None
-    found, known = notes.read_annotations(Path(config.annotations), Path(config.images), label_map)
+    if config.threshold is None:
+        found, known = notes.read_annotations(Path(config.annotations), Path(config.images), label_map)
+    else:
+        found, known = notes.read_thresholded(Path(config.annotations), Path(config.images), config.threshold)
     names = [name.strip() for text in config.names or known for name in ([text] if text in known else text.split(","))]
     for name in names:
         if name not in known:

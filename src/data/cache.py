@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from data.layout import Sample
 from data.view import View
-from runtime.errors import DatasetError, plural, raise_faults
+from runtime.errors import DatasetError, plural, raise_faults, say_notes
 from runtime.files import atomic_write, lock_file
 
 CACHE_FOLDER = ".pixel_cache"  # in the dataset's
-FORMAT_VERSION = 2  # changes when the same files give other records
+FORMAT_VERSION = 3  # changes when the same files give other records
 SPARE_BYTES = 1 << 30  # what is left free on the disk, at least
 
 
@@ -96,7 +96,7 @@ def make_once(file: Path, outdated: str, make: Callable[[], None]) -> None:
 
 def files_digest(samples: list[Sample], *about) -> str:
     """Changes whenever a file, the list of files, or what is said `about` them does."""
-    files = [file for sample in samples for file in (sample.image_path, sample.mask_path)]
+    files = [file for sample in samples for file in sample.files]
     with ThreadPoolExecutor() as pool:
         stamps = [(f.name, s.st_size, s.st_mtime_ns) for f, s in zip(files, pool.map(Path.stat, files))]
     return hashlib.sha256(json.dumps([*about, stamps]).encode()).hexdigest()[:16]
@@ -118,6 +118,7 @@ def read_all(read: Callable, samples: list[Sample], title: str) -> Iterator:
             for result in pool.map(attempt, samples[begin : begin + 16 * workers]):
                 yield result
                 bar.update()
+    say_notes()
 
 
 def _decode(file: Path, samples: list[Sample], view: View) -> None:

@@ -22,7 +22,7 @@ from data.layout import Sample
 from runtime.errors import DatasetError
 from runtime.files import atomic_write
 
-VERSION = 3  # changes when the same images give other pairs
+VERSION = 4  # changes when the same images give other pairs
 SIDE = 64  # of the thumbnails that are compared, in pixels
 FREQUENCIES = 8  # in each direction, that are hashed
 HASH_DISTANCE = 14  # of the 63 bits, in which candidates differ at most

@@ -1,23 +1,25 @@
 """Reading images, trimaps and masks from files."""
 
 import contextlib
-import sys
-from collections.abc import Iterator
+import importlib
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from data.names import ARRAY
+from data.names import ARRAY, HEIF, HIDDEN, IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
 from data.pixels import array_pixels, image_pixels
 from models.task import IGNORED
-from runtime.errors import DatasetError, first_line
+from runtime.errors import DatasetError, first_line, note
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # by content; other decoders of Pillow never run
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF") + ("HEIF",) * bool(HEIF)  # by content; no others
+if HEIF:
+    importlib.import_module("pillow_heif").register_heif_opener()
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # profiles and notes of 64 MB, not of 1 MB
 ORIENTATION = 0x0112  # EXIF tag
 FROM_TRIMAP = np.array([0, 1, 0, 2], np.uint8)  # pet, background, border: the values of files to those of label maps
-SAID: set[str] = set()  # what was said once in this process
-NEAR_END = 64  # gray levels from black or white on that still count as either
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
@@ -31,6 +33,8 @@ def _load_array(path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path} holds several arrays; save one with numpy.save")
+    if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "buif":
+        raise DatasetError(f"{path} holds an array of shape {array.shape} and type {array.dtype}, not an image")
     return array
 
 
@@ -41,14 +45,36 @@ def _readable(path, what: str) -> Iterator[None]:
     except (DatasetError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  Pillow and NumPy raise nearly anything on broken files
-        raise DatasetError(f"{path} can't be read as {what} ({first_line(error)}); replace the file") from None
+        advice = OTHER_PHOTOGRAPHS.get(Path(path).suffix.lower(), "replace the file")
+        raise DatasetError(f"{path} can't be read as {what} ({first_line(error)}); {advice}") from None
 
 
 @contextlib.contextmanager
 def _opened(path, what: str = "an image") -> Iterator[Image.Image]:
     """An image file of one of FORMATS, whatever it is called. What fails within is a DatasetError that names it."""
     with _readable(path, what), Image.open(path, formats=FORMATS) as image:
+        if image.format == "TIFF":
+            with contextlib.suppress(Exception):  # there is no second page, or it is broken
+                image.seek(1)
+                note("Of several pages the first is taken in {}.", path)
+            image.seek(0)
         yield image
+
+
+def only_images(files: Iterable[Path]) -> list[Path]:
+    """The images among files, by ending or, where that says nothing, by content; hidden ones are left out."""
+    images = []
+    for file in files:
+        suffix = file.suffix.lower()
+        known = suffix in IMAGE_SUFFIXES
+        if not known and suffix in ("", *OTHER_PHOTOGRAPHS):
+            with contextlib.suppress(Exception), Image.open(file, formats=FORMATS):
+                known = True
+        if known and not HIDDEN.match(file.name):
+            images.append(file)
+        elif not known and suffix in OTHER_PHOTOGRAPHS:
+            note(f"WARNING: {suffix} can't be read and is left out; {OTHER_PHOTOGRAPHS[suffix]}: {{}}.", file)
+    return images
 
 
 def read_image(
@@ -91,10 +117,7 @@ def describe_image(path) -> str:
 def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
     """Width and height of an image as stored, and whether its EXIF orientation turns it by a quarter."""
     if _is_array(path):
-        shape = _load_array(path).shape
-        if len(shape) not in (2, 3) or 0 in shape:
-            raise DatasetError(f"{path} holds an array of shape {shape}, not an image")
-        return shape[1::-1], False
+        return _load_array(path).shape[1::-1], False
     with _opened(path) as image:
         return image.size, _turned(image, upright)
 
@@ -147,60 +170,95 @@ def read_trimap(path) -> np.ndarray:
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {values.shape}")
     if values.min() < 1 or values.max() > 3:
-        levels = np.unique(values)
-        named = ", ".join(map(str, levels[:6])) + (", ..." if len(levels) > 6 else "")
+        shown = ", ".join(map(str, np.unique(values)[:6]))
         raise DatasetError(
-            f"{path} is no trimap: it holds the values {named}; only 1 (pet), 2 (background) and 3 (border) may occur"
+            f"{path} is no trimap: it holds {shown}; only 1 (pet), 2 (background) and 3 (border) may occur"
         )
     return FROM_TRIMAP[values]
 
 
-def read_mask(path) -> np.ndarray:
+def read_mask(path, threshold: float | None = None) -> np.ndarray:
     """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1; see `read_labels`.
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
-    where the colors are all one. Gray levels that gather at black and white, as JPEG, soft brushes and resizing leave
-    them, are divided in the middle, which is said once.
+    where the colors are all one, or no mask. Soft edges are divided in the middle. With a threshold, pet is brighter.
     """
-    values = codes = _read_values(path, "mask")
-    if values.ndim == 3:
-        alpha = values.shape[2] in (2, 4)
-        # A number for each color, from one channel after the other: masks can be large.
-        codes = sum(values[..., c].astype(np.int32) << 8 * c for c in range(values.shape[2] - alpha))
-        if alpha and (codes == codes.flat[0]).all() and np.ptp(values[..., -1]):
-            codes = values[..., -1]
-    levels = np.unique(codes, return_counts=True)[0]  # sorts; without counts it hashes, 20 times as slow on photographs
-    if len(levels) > 2:
-        gray = _gray_levels(values)
-        if gray is None:
-            raise DatasetError(
-                f"{path} is no mask: it holds {len(levels)} values, and a mask has two, background 0 and pet; if they "
-                "are numbers of classes, name these with --classes, else convert it with tools/convert_masks.py"
-            )
-        if "gray" not in SAID:
-            SAID.add("gray")
-            print(f"Masks such as {Path(path).name} have gray levels: those above 127 are pet.", file=sys.stderr)
-        return (gray > 127).astype(np.uint8)
-    if len(levels) == 2 and levels[0] != 0:
-        raise DatasetError(f"{path} is no mask: of its two values none is 0, so which one is background? make that 0")
-    return (codes != 0).astype(np.uint8)
+    values = np.nan_to_num(_read_values(path, "mask"))
+    planes, alpha = [values], None
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        colors, alpha = values[..., :3] if values.shape[2] == 4 else values[..., 0], values[..., -1]
+        planes = [colors, alpha] if np.ptp(alpha) else [colors]
+        planes = planes[-1:] if (colors == colors[0, 0]).all() else planes
+    if threshold is not None:
+        return (np.atleast_3d(planes[0]).max(axis=2) > threshold).astype(np.uint8)
+    for plane in planes:
+        if (labels := _two_sides(plane, path)) is not None:
+            if plane is alpha:
+                note("The alpha channel is the mask in {}.", path)
+            return labels.astype(np.uint8)
+    raise _no_mask(path, planes[0])
 
 
-def _gray_levels(values: np.ndarray) -> np.ndarray | None:
-    """The gray levels (H, W) of a mask of 8 bits whose pixels are nearly all near black or white; None of others."""
-    gray = values[..., 0] if values.ndim == 3 else values
-    if values.dtype != np.uint8 or (values.ndim == 3 and (np.ptp(values[..., :3], axis=2) > 8).any()):
+def _codes_and_levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A number for each pixel, its value or 0xrrggbb, and all that occur, sorted. Masks can be large."""
+    codes = values if values.ndim == 2 else sum(values[..., c].astype(np.int32) << 16 - 8 * c for c in range(3))
+    return codes, np.unique(codes, return_counts=True)[0]  # without counts it hashes, 20 times as slow on photographs
+
+
+def _two_sides(values: np.ndarray, path) -> np.ndarray | None:
+    """Where a mask, gray (H, W) or colors (H, W, C), is pet; None where it has other values than two or soft edges."""
+    codes, levels = _codes_and_levels(values)
+    if len(levels) <= 2:
+        return codes != 0 if len(levels) < 2 or levels[0] == 0 else None
+    gray = np.atleast_3d(values).max(axis=2)
+    top = next((top for top in (1, 255, 65535) if gray.max() <= top), 0)
+    if not top or gray.min() < 0 or (values.ndim == 3 and (np.ptp(values, axis=2) > 8).any()):
         return None
-    white, dark = (gray > 255 - NEAR_END).mean(), ((gray > 0) & (gray < NEAR_END)).mean()
-    between = ((gray >= NEAR_END) & (gray <= 255 - NEAR_END)).mean()
-    return gray if between <= 0.1 and white > dark else None  # else its pet may be dark, as in a mask of 0, 1 and 2
+    white, dark = (gray > top - top / 4).mean(), ((gray > 0) & (gray < top / 4)).mean()
+    # Where more is dark, that may be pet, as in a mask of 0, 1 and 2; noise is only around what is white.
+    seen = white > dark or (white > 0 and describe_image(path).startswith(("JPEG", "MPO", "WEBP")))
+    if not seen or 1 - white - dark - (gray == 0).mean() > 0.1:
+        return None
+    note("Gray levels are divided in the middle, those above are pet, in {}.", path)
+    return gray > top / 2
+
+
+def _no_mask(path, values: np.ndarray) -> DatasetError:
+    """What a mask holds instead of two values, and the command that mends it."""
+    levels, colored = _codes_and_levels(values)[1], values.ndim == 3
+    count, low, high = len(levels), float(levels[0]), float(levels[-1])
+    numbered = values.dtype.kind in "bui" and levels[levels < IGNORED].max(initial=0) < 2 * count
+    limit = 127 if colored or 127 < high < 256 else high / 2
+    option, advice = f"--threshold {limit:g}", f"what is above {limit:g} becomes pet"
+    if count == 2 or (colored and low and count <= IGNORED):
+        option = "--label_map FILE" if colored else f"--threshold {low:g}"
+        advice = f"none is {'black' if colored else 0}, so which one is background? make it that"
+    elif count <= IGNORED if colored else numbered:
+        option, advice = "--threshold 0", f"all but {'black' if colored else 0} become pet"
+        if not colored or describe_image(path).endswith(" P"):
+            advice = f"classes get names with --classes FILE, or {advice}"
+    if not colored and levels.tolist() == [1, 2, 3]:
+        return DatasetError(f"{path} is a trimap, no mask of two values; put trimaps into `annotations/trimaps`")
+    shown = ", ".join(f"#{v:06x}" if colored else f"{v:g}" for v in levels[:6]) + ", ..." * (count > 6)
+    what = f"it holds {count} {'colors' if colored else 'values'}, {shown}"
+    return DatasetError(f"{path} is no mask of two values: {what}; {advice} with `{_convert(path)} {option}`")
+
+
+def _convert(path) -> str:
+    """The command that converts the masks in the folder of this one."""
+    root = Path(path).parent.parent
+    places = [shlex.quote(str(place)) for place in (Path(path).parent, root / "images", root / "converted")]
+    return "python tools/convert_masks.py --annotations {} --images {} --output {}".format(*places)
 
 
 def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
     """Reads a mask whose values, or indices of its palette, are the numbers of classes or 255; see `read_labels`."""
     values = _read_values(path, "class mask")
-    if values.ndim != 2 or values.dtype not in (bool, np.uint8, np.uint16, np.int32):
-        raise DatasetError(f"{path} is no mask of classes: expected one channel of whole numbers; save it as index PNG")
+    if values.ndim == 3 and values.shape[2] > 2 and not np.ptp(values[..., :3], axis=2).any():
+        values = values[..., 0]  # gray, saved as RGB
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        text = f"{path} is no mask of classes: expected one channel of whole numbers; colors become numbers with"
+        raise DatasetError(f"{text} `{_convert(path)} --classes --label_map FILE`")
     unnamed = values[((values < 0) | (values >= len(classes))) & (values != IGNORED)]
     if len(unnamed):
         raise DatasetError(
@@ -211,9 +269,16 @@ def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
 
 
 def _read_values(path, what: str) -> np.ndarray:
+    if _is_array(path):
+        array = _load_array(path)
+        if array.shape[2:] not in ((), (1,)):
+            raise DatasetError(
+                f"{path} holds an array of shape {array.shape}, not a {what}; save one of height x width"
+            )
+        return np.asarray(array).reshape(array.shape[:2])
     with _opened(path, f"a {what}") as image:
         if image.mode != "P" or what != "mask":
-            return np.asarray(image)
+            return np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
         # A palette: its colors, unless none of them is black; then its indices, of which 0 is background.
         colors, indices = np.asarray(image.convert("RGB")), np.asarray(image)
         return indices if colors.any(axis=2).all() else colors

@@ -5,12 +5,12 @@ import contextlib
 import dataclasses
 import glob
 import os
-import sys
 from pathlib import Path
 
 from data.dataset import Dataset
+from data.image_io import only_images
 from data.layout import Sample, find_parts, find_root, has_lists
-from data.names import IMAGE_SUFFIXES, OTHER_PHOTOGRAPHS
+from data.names import HIDDEN, IMAGE_SUFFIXES
 from data.view import View
 from models.checkpoint import Checkpoint
 from runtime.errors import DatasetError, UsageError
@@ -80,7 +80,7 @@ def list_images(folder: Path) -> list[Sample]:
         folder = root if (parts := find_parts(root)) else root / "images"
         places = [part / "images" for part in parts.values()] or [folder]
     files = [path for place in places for path in sorted(place.rglob("*"))]
-    files = [p for p in files if not any(name.startswith(".") for name in p.relative_to(folder).parts)]
+    files = [p for p in files if not any(map(HIDDEN.match, p.relative_to(folder).parts))]
     samples = _name_all(files, f"images in {folder}", folder, None)
     return [Sample(sample.name, sample.image_path) for sample in samples]
 
@@ -90,13 +90,9 @@ def _name_all(files: list[Path], words: str, base: Path | None, output: Path | N
     if output is not None:
         files = [p for p in files if output.resolve() not in Path(os.path.realpath(p)).parents] or files
     # Links that lead nowhere stay: they are reported with the images.
-    files = [p for p in files if not p.name.startswith(".") and not p.is_dir()]
-    others = collections.Counter(p.suffix.lower() for p in files if p.suffix.lower() not in IMAGE_SUFFIXES)
-    files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    files = only_images([p for p in files if not p.is_dir()])
     if not files:
         raise UsageError(f"there are no {words} ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
-    if unread := [f"{count} {suffix}" for suffix, count in sorted(others.items()) if suffix in OTHER_PHOTOGRAPHS]:
-        print(f"WARNING: {', '.join(unread)} can't be read and are left out; save them as PNG.", file=sys.stderr)
     base = base or Path(os.path.commonpath([p.parent for p in files]))
     stems = collections.Counter(p.relative_to(base).with_suffix("") for p in files)
     samples: dict[str, Sample] = {}
@@ -124,7 +120,7 @@ def _with_mask(path: Path, name: str) -> Sample:
 
 def refuse_overwriting(folder: Path, samples: list[Sample]) -> None:
     """Raises UsageError where results would lie among the images or masks that they are made from."""
-    sources = {file.parent.resolve() for s in samples for file in (s.image_path, s.mask_path) if file is not None}
+    sources = {file.parent.resolve() for s in samples for file in s.files}
     results = {(folder / s.name).parent.resolve() for s in samples} | {folder.resolve()}
     if sources & results:
         raise UsageError(f"--output_path {folder} is where the images or masks are; name another folder")

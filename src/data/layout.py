@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.image_io import image_size_of, shown_size
-from data.names import IMAGE_SUFFIXES
+from data.image_io import image_size_of, only_images, shown_size
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
@@ -36,6 +35,12 @@ class Sample:
     binary_mask: bool = True  # not a trimap; then the image is turned as its EXIF orientation says
     breed: int = 0  # 0 for own images
     species: int = 0  # 1 for a cat, 2 for a dog, 0 where that is unknown
+    more_masks: tuple[Path, ...] = ()  # of the same image: all are united
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image, and the masks where there are any."""
+        return (self.image_path, *((self.mask_path, *self.more_masks) if self.mask_path else ()))
 
     def displayed_size(self) -> tuple[int, int]:
         """Width and height of the image as it is shown. Raises DatasetError: see `shown_size`."""
@@ -124,39 +129,42 @@ def read_list(root: Path, name: str) -> list[Sample]:
     return samples
 
 
-def pair_up(root: Path) -> list[Sample]:
+def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample]:
     """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
+    An image may have several masks, with numbers at their ends, but not several trimaps.
     """
-    own = not (root / "annotations").is_dir()
+    own = folders is not None or not (root / "annotations").is_dir()
     faults: list[str] = []
 
     def files_by_stem(folder: Path) -> dict[str, Path]:
         files: dict[str, Path] = {}
-        for path in sorted(_files(folder)):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-                continue
+        for path in only_images(sorted(_files(folder))):
             if path.stem in files:
                 faults.append(f"{path} and {files[path.stem].name} have the same stem")
             files[path.stem] = path
         return files
 
-    images, masks = files_by_stem(root / "images"), files_by_stem(root / ("masks" if own else "annotations/trimaps"))
+    images, files = map(files_by_stem, folders or (root / "images", root / ("masks" if own else "annotations/trimaps")))
+    masks = {stem: [file] for stem, file in files.items()}
     if images.keys() != masks.keys():
-        masks = pair_loosely(images, masks)
+        masks = pair_loosely(images, files, own)
     lacking, left = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
-    faults += [f"{images[stem]} has no mask" for stem in lacking]
-    faults += [f"{masks[stem]} has no image" for stem in left]
-    if lacking and left:  # one of each first: ten of one side would not show how the other is called
-        faults.insert(0, f"{images[lacking[0]]} has no mask, {masks[left[0]]} no image: names must have the same stem")
+    if lacking and left:  # one of each: ten of one side would not show how the other is called
+        counts = f"{len(lacking)} images have no mask, {len(left)} masks no image"
+        faults.append(f"{images[lacking[0]]} has no mask; masks are called like {masks[left[0]][0]} ({counts})")
+    else:
+        faults += [f"{images[stem]} has no mask" for stem in lacking]
+        faults += [f"{masks[stem][0]} has no image" for stem in left]
     raise_faults(faults, root)
     kinds = {stem: re.sub(r"_?\d+$", "", stem) for stem in images}
     breeds = {kind: 0 if own else number for number, kind in enumerate(sorted({*kinds.values()}), start=1)}
-    return [Sample(stem, images[stem], masks[stem], own, breeds[kinds[stem]]) for stem in sorted(images)]
+    rows = [(stem, *masks[stem]) for stem in sorted(images)]
+    return [Sample(s, images[s], mask, own, breeds[kinds[s]], 0, tuple(more)) for s, mask, *more in rows]
 
 
-def pair_loosely(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, Path]:
+def pair_loosely(images: dict[str, Path], masks: dict[str, Path], several: bool) -> dict[str, list[Path]]:
     """Masks by the stems of their images, as far as they pair; those that don't keep their own. Says what it took."""
 
     def plain(stem: str) -> str:
@@ -167,7 +175,7 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, P
         stems = {stem: stem for stem in images}
     unpaired = [plain(stem) for stem in masks if plain(stem) not in stems]
     endings = collections.Counter(
-        name[cut:]
+        re.sub(r"\d+", "0", name[cut:])  # all numbers are one ending
         for name in unpaired
         for cut in range(1, len(name))
         if name[:cut] in stems and not name[cut].isalnum()  # `1_mask`, not the image 1 for the mask 12
@@ -175,12 +183,16 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, P
     ending, count = max(endings.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
     if 2 * count < len(masks):
         ending = ""  # of a few masks alone: these are faults
-    names = {stem: plain(stem) if plain(stem) in stems else plain(stem).removesuffix(ending) for stem in masks}
-    paired = {stems.get(names[stem], stem): file for stem, file in masks.items()}
-    if len(paired) < len(masks):  # several masks of one image
-        return masks
+    tail = re.compile(rf"{re.escape(ending)}\Z".replace("0", r"\d+"))
+    names = {stem: plain(stem) if plain(stem) in stems else tail.sub("", plain(stem)) for stem in masks}
+    paired: dict[str, list[Path]] = {}
+    for stem, file in masks.items():
+        paired.setdefault(stems.get(names[stem], stem), []).append(file)
+    if len(paired) < len(masks) and not (several and "0" in ending):  # by case alone, or by an ending and without
+        return {stem: [file] for stem, file in masks.items()}
     if ending:
-        print(f"Masks are called like their images with {ending!r} at the end.", flush=True)
+        united = f"; {len(masks)} masks of {len(paired)} images are united" * (len(paired) < len(masks))
+        print(f"Masks are called like their images with {ending!r} at the end{united}.", flush=True)
     return paired
 
 
@@ -194,7 +206,7 @@ def _files(folder: Path) -> set[Path]:
 
 def require_files(root: Path, samples: Sequence[Sample]) -> None:
     """Raises DatasetError where listed files are missing."""
-    files = [path for sample in samples for path in (sample.image_path, sample.mask_path)]
+    files = [path for sample in samples for path in sample.files]
     present = set().union(*(_files(folder) for folder in {file.parent for file in files}))
     missing = [path for path in files if path not in present]
     if missing:
@@ -206,6 +218,5 @@ def require_files(root: Path, samples: Sequence[Sample]) -> None:
 
 def fingerprint(samples: Sequence[Sample]) -> str:
     """SHA-256 over names and file sizes, in order: tells whether two runs have the same images in a part."""
-    files = [[file for file in (s.image_path, s.mask_path) if file] for s in samples]
-    rows = [" ".join([s.name, *(str(file.stat().st_size) for file in pair)]) for s, pair in zip(samples, files)]
+    rows = [" ".join([s.name, *(str(file.stat().st_size) for file in s.files)]) for s in samples]
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,12 +1,17 @@
 """Names and small values of the data's flags. Imports nothing heavy."""
 
 import argparse
+import importlib.util
 import itertools
 import re
 
 ARRAY = ".npy"  # of numpy.save
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ARRAY}
-OTHER_PHOTOGRAPHS = {".heic", ".heif", ".avif", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"}  # are not read
+HEIF = {".heic", ".heif"} if importlib.util.find_spec("pillow_heif") else set()
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ARRAY}
+IMAGE_SUFFIXES |= HEIF
+OTHER_PHOTOGRAPHS = dict.fromkeys((".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"), "save it as PNG")  # and what to do
+OTHER_PHOTOGRAPHS |= {} if HEIF else dict.fromkeys((".heic", ".heif"), "run `pip install pillow-heif`")
+HIDDEN = re.compile(r"\.(?!\.)")  # how the names of hidden files and folders begin: with one dot, not with two
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from runtime.errors import DatasetError
+from runtime.errors import DatasetError, note
 
 FULL = 65535  # of 16 bits
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -50,9 +50,9 @@ def array_pixels(
     if own_range and stored.shape[2:] not in ((), (1,), (3,)):
         stored = stored.mean(axis=2)
     values = _with_channels(np.atleast_3d(stored.astype(stored.dtype.newbyteorder("="), copy=False)), channels, path)
-    shared, seen = _range(values, own_range) if channels == 3 else None, []
+    shared, seen = _range(values, own_range, path) if channels == 3 else None, []
     for channel in np.moveaxis(values, 2, 0):
-        low, high = shared or _range(channel, own_range)
+        low, high = shared or _range(channel, own_range, path)
         channel = np.nan_to_num(channel.astype(np.float32), nan=low)
         if size is not None and size != channel.shape[::-1]:
             channel = np.asarray(Image.fromarray(channel.clip(low, high)).resize(size, Image.Resampling.BILINEAR))
@@ -75,11 +75,17 @@ def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
     )
 
 
-def _range(values: np.ndarray, own: bool) -> tuple[float, float]:
+def _range(values: np.ndarray, own: bool, path) -> tuple[float, float]:
     """The values that become black and white."""
     if values.dtype in (np.uint8, np.uint16) and not own:
         return 0.0, float(np.iinfo(values.dtype).max)
     known = values[np.isfinite(values)].clip(-LARGEST, LARGEST) if values.dtype.kind == "f" else values
+    # Nodata: an extreme value, not 0, of more than 0.1 % of the pixels, further from the rest than its whole range.
+    for end in (known.max(), known.min()) if values.dtype.kind in "if" and known.size else ():
+        rest = known[known != end].astype(np.float64)
+        if end and 0 < rest.size < 0.999 * values.size and 0 < np.ptp(rest) < np.abs(rest - end).min():
+            note("Extreme values apart from all others, taken for nodata, are left out of the range in {}.", path)
+            known = rest
     return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
 
 

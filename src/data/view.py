@@ -51,7 +51,11 @@ class View(NamedTuple):
 
     def read_labels(self, sample: Sample) -> np.ndarray:
         """The label map at the mask's own size, uint8 (H, W)."""
-        return self.relabel(sample, read_labels(sample.mask_path, sample.binary_mask, self.classes))
+        labels = read_labels(sample.mask_path, sample.binary_mask, self.classes)
+        for path in sample.more_masks:
+            other = nearest(read_labels(path, sample.binary_mask, self.classes), labels.shape[::-1])
+            labels = np.where(other == BACKGROUND, labels, other)
+        return self.relabel(sample, labels)
 
     def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
         """A label map (H, W) where, with species as classes, pet and border of a trimap have got their number."""

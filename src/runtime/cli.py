@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 
-from runtime.errors import Interrupted, RunError, UsageError, first_line
+from runtime.errors import Interrupted, RunError, UsageError, first_line, say_notes
 from runtime.files import DISK_FULL
 from runtime.options import options_of
 
@@ -144,6 +144,7 @@ def run(main, less_memory: str = "a smaller --batch_size") -> None:
         try:
             main()
         finally:
+            say_notes()
             sys.stdout.flush()  # here, so that a reader who went away is noticed here
     except Exception as error:  # noqa: BLE001  what has no explanation is raised again
         status, message = explain(error, less_memory)

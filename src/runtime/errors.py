@@ -1,4 +1,7 @@
-"""Errors that end a script with one line on stderr and their exit status; see `runtime.cli.run`."""
+"""Errors that end a script with one line on stderr and their exit status, see `runtime.cli.run`; and notes on files."""
+
+NOTED: dict[str, set[str]] = {}  # the files by the sentence
+SAID: set[str] = set()  # sentences
 
 
 class UsageError(Exception):
@@ -30,9 +33,13 @@ class Interrupted(Exception):  # noqa: N818  the run was not in error
 
 
 def raise_faults(faults: list[str], root) -> None:
-    """Raises one DatasetError that counts these faults and names the first ten, if there are any."""
+    """Raises one DatasetError that counts faults, if there are any, and names ten, of those of one remedy the first."""
     if faults:
-        shown = " | ".join(sorted(faults)[:10]) + (" | ..." if len(faults) > 10 else "")
+        kinds: dict[str, list[str]] = {}
+        for fault in sorted(faults):
+            kinds.setdefault(fault.rpartition("; ")[2] if "`" in fault else fault, []).append(fault)
+        texts = [same[0] + f" ({len(same)} files)" * (len(same) > 1) for same in kinds.values()]
+        shown = " | ".join(texts[:10]) + (" | ..." if len(texts) > 10 else "")
         raise DatasetError(f"{root}: {plural(len(faults), 'fault')}: {shown}")
 
 
@@ -44,3 +51,17 @@ def plural(number: int, noun: str, many: str | None = None) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def note(sentence: str, path) -> None:
+    """Keeps a sentence, with {} for the files that it is about, and one of them, until `say_notes`."""
+    NOTED.setdefault(sentence, set()).add(str(path))
+
+
+def say_notes() -> None:
+    """Prints the sentences that were not said before in this process."""
+    for sentence, files in NOTED.items():
+        if sentence not in SAID:
+            SAID.add(sentence)
+            count = f"{len(files)} files, such as" if len(files) > 1 else "1 file:"
+            print(sentence.format(f"{count} {min(files)}"), flush=True)
