@@ -94,7 +94,7 @@ PETS = {
         lambda r: delete(r / "images", keep=5),
         ["35 of the 80 listed files are missing", "--download"],
     ),
-    "empty list": (empty_lists, ["is empty", "0 images in all"]),
+    "empty list": (empty_lists, ["is empty", "of 0 images"]),
     "truncated image": (lambda r: truncate(r / IMAGE, 900), [UNREADABLE[0], "truncated"]),
     "trimap of 255": (
         lambda r: save(r / TRIMAP, np.full((64, 80), 255, np.uint8)),
@@ -136,9 +136,9 @@ OWN = {
     "folder as image": (lambda r: replace(r / PHOTO, Path.mkdir), ["photo 0.png has no image"]),
     "link to nothing": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to("gone.jpg")), ["photo 0.png has no image"]),
     "bomb": (bomb, ["photo 0.png can't be read", "decompression bomb"]),
-    "too few": (few_images, ["5 images in all", "at least ten different ones are needed"]),
+    "too few": (few_images, ["of 5 images", "at least ten different ones are needed"]),
     "only copies": (only_copies, ["is empty", "were moved into training, with copies"]),
-    "empty folders": (lambda r: [delete(r / name) for name in ("images", "masks")], ["is empty", "0 images in all"]),
+    "empty folders": (lambda r: [delete(r / name) for name in ("images", "masks")], ["is empty", "of 0 images"]),
     "no masks folder": (lambda r: (r / "masks").rename(r / "labels"), ["no images/ beside annotations/ or masks/"]),
     "flipped byte": (lambda r: flip_byte(r / MASK), ["photo 0.png"]),
 }
