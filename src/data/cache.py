@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 from tqdm import tqdm
 
 from data.layout import Sample
@@ -66,7 +67,8 @@ def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | No
     if any(not sample.binary_mask for sample in samples):
         view = view._replace(classes=())  # of trimaps all tasks share one record
     kind = f"{view.size}_{hashlib.sha256(repr(view).encode()).hexdigest()[:8]}_"
-    file = root / CACHE_FOLDER / f"{kind}{files_digest(samples, FORMAT_VERSION)}.npy"
+    # Another version of Pillow may resize an image differently, by one level.
+    file = root / CACHE_FOLDER / f"{kind}{files_digest(samples, FORMAT_VERSION, PIL.__version__)}.npy"
     try:
         make_once(file, f"{kind}*.npy", lambda: _decode(file, samples, view))
         return PixelCache(file, [sample.name for sample in samples])
