@@ -49,5 +49,5 @@ def test_check_names_near_copies_in_different_parts_and_empty_masks(dataset, tmp
     said = run_ok("oxford_pet.py", "--check", "--split", "official", "--data_path", dataset, cwd=tmp_path)
     assert "Cat0_0 (test)" in said
     assert "Cat1_1 (train)" in said
-    assert "near copies 1 pairs by content, 1 of them in different parts" in said
+    assert "near copies 1 pair by content, 1 of them in different parts" in said
     assert "empty       Cat0_4" in said
