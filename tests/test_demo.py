@@ -119,7 +119,7 @@ class TestPage:
             Image.new("1", (18_000, 10_000) if kind == "bomb" else (10_000, 6_000)).save(path)
         drop(browser, path)
         said = wait_for(browser, ".toast-body")
-        assert ("60 megapixels; at most 50" if kind == "large" else "odd.png can't be read as an image") in said
+        assert ("has 60.0 megapixels; at most 50" if kind == "large" else "odd.png can't be read as an image") in said
         assert "/tmp" not in said
         assert "demo.py" not in page[1].stderr.read_text()
 
