@@ -57,9 +57,9 @@ GAP = OfCurve(
 FALL = OfCurve("fall of validation Dice from the best epoch to the last", lambda valid, _: max(valid) - valid[-1], True)
 
 
-def dice(first: Trained, second: Trained, paired: bool = False) -> Judged:
+def dice(first: Trained, second: Trained) -> Judged:
     """Whether the first experiment has the higher dataset Dice."""
-    difference = compare(first, second, paired)
+    difference = compare(first, second)
     return Judged(f"dataset Dice {difference.text()}", difference)
 
 
@@ -84,7 +84,6 @@ def diminishing(three: Trained, none: Trained, six: Trained) -> Judged:
 
 MEASURES = {
     "dice": dice,
-    "paired dice": lambda first, second: dice(first, second, paired=True),  # runs of a seed begin as the same run
     "start": START,
     "speed": SPEED,
     "unrest": UNREST,

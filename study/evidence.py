@@ -99,23 +99,14 @@ def estimate(terms: list[tuple[float, list[float]]], of_images: float = 0.0) -> 
     return Estimate(value, value - reach, value + reach, min(len(figures) for _, figures in terms))
 
 
-def contrast(terms: list[tuple[float, Trained | None]], paired: bool = False) -> Estimate | None:
-    """A weighted sum of experiments' dataset Dice; None if one has no runs. `paired` compares within seeds."""
+def contrast(terms: list[tuple[float, Trained | None]]) -> Estimate | None:
+    """A weighted sum of experiments' dataset Dice; None if one has no runs."""
     if not all(trained for _, trained in terms):
         return None
-    if paired:
-        common = set.intersection(*({row["seed"] for row in trained.rows} for _, trained in terms))
-        terms = [(w, Trained(one.name, [row for row in one.rows if row["seed"] in common])) for w, one in terms]
-        if not common:
-            return None
     of_images = np.var(sum(weight * dice_of_resamples(trained) for weight, trained in terms), ddof=1)
-    figures = [(weight, trained.figures("test_dataset_dice")) for weight, trained in terms]
-    if paired:
-        by_seed = zip(*(values for _, values in figures))
-        figures = [(1, [sum(w * x for (w, _), x in zip(figures, values)) for values in by_seed])]
-    return estimate(figures, of_images)
+    return estimate([(weight, trained.figures("test_dataset_dice")) for weight, trained in terms], of_images)
 
 
-def compare(first: Trained | None, second: Trained | None, paired: bool = False) -> Estimate | None:
+def compare(first: Trained | None, second: Trained | None) -> Estimate | None:
     """First minus second experiment's dataset Dice."""
-    return contrast([(1, first), (-1, second)], paired)
+    return contrast([(1, first), (-1, second)])

@@ -23,57 +23,41 @@ GROUP, MORE, STEPS, BATCH, VALIDATED = "which masks next", 33, 400, 8, 60
 FLAGS = f"--image_size 64 --model_name unet_small --encoder_weights none --recipe strong --batch_size {BATCH}"
 
 
-def lay_out(parts: dict[str, list[Sample]], root: Path, masks: Path) -> None:
-    """Makes a dataset in train/, valid/ and test/, of links; images of the part `rest` are without masks."""
+def lay_out(parts: dict[str, list[Sample]], root: Path) -> None:
+    """Makes a dataset in train/, valid/ and test/, with links to the images; the part `rest` has no masks."""
     for part, samples in parts.items():
-        for kind in ("images", "masks")[: 1 if part == "rest" else 2]:
-            folder = root / part / kind
-            folder.mkdir(parents=True)
-            for sample in samples:
-                file = sample.image_path if kind == "images" else masks / sample.mask_path.name
-                (folder / file.name).symlink_to(file.resolve())
-
-
-def write_masks(samples: list[Sample], folder: Path) -> None:
-    """Writes trimaps as masks of two values."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (folder / sample.mask_path.name for sample in samples):
-        if not path.is_file():
-            trimap = np.asarray(Image.open(samples[0].mask_path.with_name(path.name)))
-            Image.fromarray((trimap != 2) * np.uint8(255)).save(path)
-
-
-def rank(run: runner.Run, root: Path) -> None:
-    """Ranks the images without masks by the network of a run."""
-    (model,) = run.folder.glob("*_best.pth")
-    flags = ["--model_path", model, "--log_dir", run.folder, "--save", "uncertain", "--output_path", run.folder]
-    runner.call(run, ROOT / "src/inference.py", root / "rest/images", *flags)
+        images, masks = (root / part / kind for kind in ("images", "masks"))
+        images.mkdir(parents=True)
+        masks.mkdir()
+        for sample in samples:
+            (images / sample.image_path.name).symlink_to(sample.image_path.resolve())
+            if part != "rest":
+                pet = np.asarray(Image.open(sample.mask_path)) != 2
+                Image.fromarray(pet * np.uint8(255)).save(masks / sample.mask_path.name)
 
 
 def follow(way: str, seed: int, parts: dict[str, list[Sample]], args, images: str) -> None:
     """One way of choosing: three trainings, the first of which both ways share."""
     by_name = {sample.name: sample for sample in parts["train"]}
-    drawn, chosen, ranking = np.random.default_rng(seed).permutation(sorted(by_name)).tolist(), [], None
+    ranked = np.random.default_rng(seed).permutation(sorted(by_name)).tolist()
+    chosen: list[str] = []
     for masks in (MORE, 2 * MORE, 3 * MORE):
-        ranked = [row["name"] for row in read_rows(ranking)] if ranking and way == "by rank" else drawn
         chosen += [name for name in ranked if name not in chosen][:MORE]
         arm = f"{masks} masks" + f", {way}" * (masks > MORE)
-        folder = args.out / f"{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
-        flags = f"{FLAGS} --epochs {round(STEPS * BATCH / masks)}"
-        run, root, ranking = (
-            runner.Run(f"{GROUP}/{arm}", flags, 3, seed, folder),
-            folder / "data",
-            folder / "uncertain.csv",
-        )
-        if any((row["experiment"], row["seed"]) == (run.experiment, str(seed)) for row in read_rows(args.table)):
-            continue
+        folder = args.out / f"{seed} {arm}".replace(",", "").replace(" ", "-")
+        run = runner.Run(f"{GROUP}/{arm}", f"{FLAGS} --epochs {round(STEPS * BATCH / masks)}", 3, seed, folder)
+        root, ranking = folder / "data", folder / "uncertain.csv"
         if not root.exists():
-            rest = [sample for sample in parts["train"] if sample.name not in chosen]
-            lay_out({**parts, "train": [by_name[name] for name in chosen], "rest": rest}, root, args.out / "masks")
-        runner.train(run, ["--data_path", root, "--device", "cpu"])
-        if masks == MORE or (way == "by rank" and masks < 3 * MORE):
-            rank(run, root)
-        runner.do(run, argparse.Namespace(data_path=root, table=args.table), images)
+            rest = [sample for name, sample in by_name.items() if name not in chosen]
+            lay_out({**parts, "train": [by_name[name] for name in chosen], "rest": rest}, root)
+        if (run.experiment, str(seed)) not in {(row["experiment"], row["seed"]) for row in read_rows(args.table)}:
+            runner.train(run, ["--data_path", root, "--device", "cpu"])
+            flags = ["--log_dir", folder, "--save", "uncertain", "--output_path", folder]
+            command = [ROOT / "src/inference.py", root / "rest/images", *flags]
+            runner.call(run, *command, "--model_path", *folder.glob("*_best.pth"))
+            runner.do(run, argparse.Namespace(data_path=root, table=args.table), images)
+        if way == "by rank":
+            ranked = [row["name"] for row in read_rows(ranking)]
 
 
 def main() -> None:
@@ -87,7 +71,6 @@ def main() -> None:
     parts = {"train": split.train, "valid": split.valid[:: len(split.valid) // VALIDATED], "test": split.test}
     images = f"{len(split.train)} {len(split.valid)} {len(split.test)}"
     os.nice(10)
-    write_masks(sum(parts.values(), []), args.out / "masks")
     for seed in (1, 2, 3):
         for way in ("at random", "by rank"):
             follow(way, seed, parts, args, images)

@@ -1,4 +1,4 @@
-"""Writes REPORT.md, docs/study.md and the plot from study/results and benchmarks/results: `make report`.
+"""Writes REPORT.md and its plot from study/results and benchmarks/results: `make report`.
 
 The sentences stand in report.md: figures, intervals and verdicts are computed. A section without runs is left out.
 """
@@ -123,26 +123,8 @@ def findings(groups: dict[str, Groups], judged: list[list]) -> str:
     return "\n".join(textwrap.fill(line, 120, initial_indent=f"{i}. ") for i, line in enumerate(kept, start=1))
 
 
-def details(groups: dict[str, Groups]) -> str:
-    """docs/study.md: every run."""
-    parts = ["# Every run of the study", "Written by `make report`; REPORT.md says what was run and how."]
-    header = ["experiment", "seed", "epochs", "best epoch", "Dice", "dataset Dice", "dataset Dice, `--tta`"]
-    for data, of_data in groups.items():
-        rows = []
-        for group, members in of_data.items():
-            for name, trained in members.items():
-                for row in trained.rows:
-                    dataset = contrast([(1, Trained(name, [row]))]).text(sign="")
-                    columns = [row[key] for key in ("seed", "epochs", "best_epoch", "test_dice")]
-                    rows.append([f"{group}/{name}", *columns, dataset, row["test_dataset_dice_tta"]])
-        train, valid, test = (f"{int(n):,}" for n in row["images"].split())
-        images = f"{train} images for training, {valid} for validation, {test} for the test. Intervals are over images."
-        parts += [f"## {data.capitalize()}", images, table(header, rows)]
-    return "\n\n".join(parts) + "\n"
-
-
 def write() -> None:
-    """Writes the report, the details, and the plot."""
+    """Writes the report and the plot."""
     groups = {data: load(data) for data in (WHOLE, PART)}
     whole, judged = groups[WHOLE], judge_claims(groups)
     rows = [row for group in whole.values() for trained in group.values() for row in trained.rows]
@@ -168,9 +150,8 @@ def write() -> None:
     draw_time(whole)
     template = (ROOT / "study/report.md").read_text()
     report = "".join(map(filled, re.split(r"(?m)^(?=## )", template)))
-    for file, text in (("REPORT.md", report), ("docs/study.md", details(groups))):
-        with atomic_write(OUT / file) as stream:
-            stream.write(text)
+    with atomic_write(OUT / "REPORT.md") as stream:
+        stream.write(report)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python study/runner.py --data_path dataset
 
 One run at a time, on one thread, at a low priority, so that it can go on beside other work. SIGTERM or Ctrl-C pauses
-it; the same command continues where it was. A run is done when study.csv has a row of its experiment and seed. Every
-run has a folder below --out, with its output, its log and, until it is scored, its checkpoints. The epoch that is best
-for the validation images is scored on the test images.
+it; the same command continues where it was, but for smp_recipe.py, which starts again. A run is done when study.csv
+has a row of its experiment and seed. Every run has a folder below --out, with its output, its log and, until it is
+scored, its checkpoints. The epoch that is best for the validation images is scored on the test images.
 """
 
 import os
@@ -107,7 +107,7 @@ def training_command(run: Run, common: list) -> list | None:
     if done >= totals[-1]:
         return None
     flags = shlex.split(run.flags.replace(epochs, str(totals[0]))) + ["--seed", run.seed]
-    if flags[0] == SMP:  # it resumes by itself
+    if flags[0] == SMP:  # it starts again
         return [ROOT / "study" / SMP, *common, *flags[1:], "--out", run.folder]
     start = [*shlex.split(COMMON), *flags]
     if last:  # --epochs after --resume are so many more

@@ -4,8 +4,7 @@
 
 The recipe is theirs (examples/binary_segmentation_intro.ipynb): Unet with a ResNet34 encoder from scratch, or with
 `--encoder timm-tf_efficientnet_lite0` from ImageNet weights, their DiceLoss, Adam at 2e-4, cosine down to 1e-5 over all
-steps, 16 images a step, no augmentation. Reading and scoring are ours. The same command resumes a run after its last
-whole epoch.
+steps, 16 images a step, no augmentation. Reading and scoring are ours. It can't be resumed.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "off"], default="auto", help="as of train.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the log, the state and the scores")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the log and the scores")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device, dataset = get_device(args.device), Dataset(args.data_path)
@@ -68,14 +67,8 @@ def main() -> None:
     def task_loss(logits, labels, task):
         return loss_fn(logits, (labels != 0).float())
 
-    stateful, state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, args.out / "smp_state.pth"
     best, history = {}, []
-    if state.is_file():
-        saved = torch.load(state, weights_only=True)
-        best, history = saved["best"], saved["history"]
-        for name, one in stateful.items():
-            one.load_state_dict(saved[name])
-    for sampler.epoch in range(len(history), args.epochs):
+    for sampler.epoch in range(args.epochs):
         start = time.process_time()
         model.train()
         for (batch,) in train_loader:
@@ -90,9 +83,6 @@ def main() -> None:
             best = copy.deepcopy(model.state_dict())
         history.append({"epoch": sampler.epoch + 1, "val_dice": dice, "seconds": time.process_time() - start})
         print(history[-1], flush=True)
-        with atomic_write(state, "wb") as file:
-            saved = {name: one.state_dict() for name, one in stateful.items()}
-            torch.save({**saved, "best": best, "history": history}, file)
     model.load_state_dict(best)
     counts = validate(predictor, test_loader, task_loss)[0][:, 0]
     pairs = zip(counts.tolist(), dice_from_counts(counts).tolist())
