@@ -19,7 +19,7 @@ from data.layout import Sample
 from experiments import ROOT
 from runtime.files import read_rows
 
-GROUP, MORE, STEPS, BATCH, VALIDATED = "which masks next", 33, 400, 8, 60
+MORE, STEPS, BATCH, VALIDATED = 33, 400, 8, 60
 FLAGS = f"--image_size 64 --model_name unet_small --encoder_weights none --recipe strong --batch_size {BATCH}"
 
 
@@ -43,9 +43,9 @@ def follow(way: str, seed: int, parts: dict[str, list[Sample]], args, images: st
     chosen: list[str] = []
     for masks in (MORE, 2 * MORE, 3 * MORE):
         chosen += [name for name in ranked if name not in chosen][:MORE]
-        arm = f"{masks} masks" + f", {way}" * (masks > MORE)
-        folder = args.out / f"{seed} {arm}".replace(",", "").replace(" ", "-")
-        run = runner.Run(f"{GROUP}/{arm}", f"{FLAGS} --epochs {round(STEPS * BATCH / masks)}", 3, seed, folder)
+        name = f"{masks} masks/{way if masks > MORE else 'at random'}"
+        folder = args.out / f"{seed} {name}".replace(" ", "-").replace("/", "-")
+        run = runner.Run(name, f"{FLAGS} --epochs {round(STEPS * BATCH / masks)}", 3, seed, folder)
         root, ranking = folder / "data", folder / "uncertain.csv"
         if not root.exists():
             rest = [sample for name, sample in by_name.items() if name not in chosen]

@@ -101,9 +101,9 @@ def test_the_most_uncertain_images_are_labeled_next(monkeypatch, tmp_path, share
     parts = {"train": split.train, "valid": split.valid, "test": split.test}
     args = argparse.Namespace(out=tmp_path, table=tmp_path / "study.csv")
     label_next.follow("by rank", 1, parts, args, "1 1 1")
-    arms = [row["experiment"].partition("/")[2] for row in read_rows(args.table)]
-    assert arms == ["4 masks", "8 masks, by rank", "12 masks, by rank"]
-    first, second = tmp_path / "1-4-masks", tmp_path / "1-8-masks-by-rank"
+    runs = [row["experiment"] for row in read_rows(args.table)]
+    assert runs == ["4 masks/at random", "8 masks/by rank", "12 masks/by rank"]
+    first, second = tmp_path / "1-4-masks-at-random", tmp_path / "1-8-masks-by-rank"
     ranked = [Path(row["name"]).stem for row in read_rows(first / "uncertain.csv")]
     labeled = [{path.stem for path in (run / "data/train/masks").iterdir()} for run in (first, second)]
     assert labeled[1] == labeled[0] | set(ranked[:4])
