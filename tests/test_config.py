@@ -115,7 +115,7 @@ def test_recipe_yields_to_flags_and_the_average_is_scored(tmp_path, shared_datas
     last = load_checkpoint(tmp_path / "saved_models/tiny_last.pth")
     settings = last.training.settings
     assert (settings["scheduler"], settings["learning_rate"], settings["augment"]) == ("none", 3e-2, "online")
-    assert last.config == {"out_channels": 1, "attention": "se"}
+    assert last.config == {"out_channels": 1, "attention": "se", "decoder": "plain", "in_channels": 3}
     assert last.training.updates == 4
     assert not same(last.weights, last.training.trained_weights)
     # What is validated, saved as best and evaluated is the average: the figures are the same.

@@ -27,7 +27,7 @@ def test_ema_by_hand():
             model.weight.fill_(weight)
             model.running_mean.fill_(mean)
             model.num_batches_tracked.fill_(step)
-        average.update(model)
+        average.update()
         decay = min(0.5, step / (step + 9))
         expected, statistics = decay * expected + (1 - decay) * weight, decay * statistics + (1 - decay) * mean
         assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)

@@ -89,7 +89,7 @@ def test_it_starts_a_training_and_segments_nothing_before(pretrained, shared_dat
     file = pretrained[1] / "tiny_best.pth"
     for script in ("evaluate.py", "inference.py"):
         done = run_script(script, "--data_path", shared_dataset, "--model_path", file, cwd=tmp_path)
-        assert_one_error(done, "was pre-trained by denoising and can't segment yet")
+        assert_one_error(done, "was pre-trained and can't segment yet")
     flags = ("train.py", "--data_path", shared_dataset, "--init", file, "--epochs", 1, "--learning_rate", 1e-30)
     assert "encoder from tiny_best.pth, like all but the head" in run_ok(*flags, cwd=tmp_path)
     before, after = (load_checkpoint(f).weights for f in (file, tmp_path / "saved_models/tiny_best.pth"))

@@ -91,7 +91,7 @@ class Checkpoint:
     data: DataRecord
     encoder_start: str  # what the encoder's weights were before training, in words
     progress: Progress
-    terms: dict[str, dict[str, Plain]] = field(default_factory=dict)  # by name, what a resumed run must find again
+    terms: dict[str, dict[str, Plain]] = field(default_factory=dict)  # by name, what a resumed run must give again
     training: TrainingState | None = None  # None where the run can't be resumed
 
     def __post_init__(self):
@@ -102,7 +102,7 @@ class Checkpoint:
         require(len(fold) == 2 and 1 <= fold[0] <= fold[1] <= 100, "data.fold")
         require(RUN_ID.fullmatch(self.progress.run_id) is not None, "progress.run_id")
         require(sums is None or (sums.ndim == 1 and len(sums) > 1 and sums.dtype == torch.float64), "progress.sums")
-        _ = self.task
+        _ = self.task  # which raises where there is none
 
     @property
     def channels(self) -> int:
@@ -127,10 +127,8 @@ class Checkpoint:
     def build(self, path) -> SegmentationModel:
         """The network with its weights, in evaluation mode on the CPU; the path is that of the file."""
         if self.task.name == DENOISING:
-            raise UsageError(
-                f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init"
-            )
-        with _fitting(path):
+            raise UsageError(f"{path} was pre-trained and can't segment yet; give it to train.py as --init")
+        with fitting(path):
             model = build_model(self.model_name, **self.config)
             model.load_state_dict(self.weights)
         return model.eval()
@@ -139,7 +137,7 @@ class Checkpoint:
         """Gives a network the weights, but for the head of another task; returns in words what it starts from."""
         same = self.task.name == model.task.name
         head = {} if same else {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
-        with _fitting(path):
+        with fitting(path):
             model.load_state_dict({**self.weights, **head})
         return f"from {Path(path).name}, like {'the whole network' if same else 'all but the head'}"
 
@@ -154,7 +152,8 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def _fitting(path):
+def fitting(path):
+    """Turns what building a network and loading weights raise into CheckpointError."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
@@ -189,7 +188,7 @@ def parse(hint, value, place: str = ""):
         whole = value.layout == torch.strided and value.nbytes <= value.untyped_storage().nbytes()
         require(whole and bool(value.isfinite().all()), place)
     elif type(value) is list:
-        return [parse(arguments[0] if arguments else Plain, item, place) for item in value]
+        return [parse(*arguments or [Plain], item, place) for item in value]
     elif type(value) is dict and arguments:
         require(all(type(key) is str for key in value), place)
         return {key: parse(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
@@ -197,11 +196,7 @@ def parse(hint, value, place: str = ""):
 
 
 def save_checkpoint(checkpoint: Checkpoint, paths: list[Path]) -> None:
-    """Writes one checkpoint under several names, in the order given, each of them atomically.
-
-    Raises:
-        RunError: a weight is not finite; nothing is written.
-    """
+    """Writes one checkpoint under several names, in this order. Raises RunError: a weight is not finite."""
     broken = [name for name, value in checkpoint.weights.items() if not value.isfinite().all()]
     if broken:
         raise RunError(
@@ -256,8 +251,8 @@ def read_archive(path: Path):
             raise zipfile.BadZipFile("its entries are larger than the file")
         # torch looks at no checksums, and reads a folder as a tensor of whatever is in memory.
         damaged = next((entry.filename for entry in entries if entry.external_attr), None) or archive.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message says how to load the file all the same
@@ -274,14 +269,13 @@ def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
 
     Where none has a best one, it is the published one, which the default folder stands for in any working directory.
     """
-    if model_name is None:
-        files = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
-        if files:
-            return max(files, key=lambda p: p.stat().st_mtime)
-        for folder in (Path(save_dir), *[HOME] * (str(save_dir) == HOME.name)):
-            if kind == "best" and (folder / PUBLISHED).is_file():
-                return folder / PUBLISHED
-    return checkpoint_path(save_dir, model_name or DEFAULT_MODEL, kind)
+    if model_name is not None:
+        return checkpoint_path(save_dir, model_name, kind)
+    default, folders = checkpoint_path(save_dir, DEFAULT_MODEL, kind), [Path(save_dir)]
+    folders += [HOME] if str(save_dir) == HOME.name else []
+    own = [path for name in MODELS if (path := checkpoint_path(save_dir, name, kind)).is_file()]
+    published = [path for folder in folders if kind == "best" and (path := folder / PUBLISHED).is_file()]
+    return max(own, key=lambda path: path.stat().st_mtime) if own else (*published, default)[0]
 
 
 def open_checkpoint(
@@ -289,19 +283,19 @@ def open_checkpoint(
 ) -> tuple[SegmentationModel, Checkpoint, Path]:
     """A network in evaluation mode, its checkpoint and the path: that given, or the best one in `save_dir`.
 
-    Raises:
-        UsageError: the name contradicts the file; see also `load_checkpoint`.
+    Raises UsageError: the name contradicts the file; see also `load_checkpoint`.
     """
-    path = Path(model_path or find_checkpoint(save_dir, model_name, "best"))
-    if model_path is None and path.name == PUBLISHED:
-        print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
-    advice = "name another file"
-    if model_path is None:
+    if model_path is not None:
+        path = Path(model_path)
+        checkpoint = load_checkpoint(path)
+    else:
+        path = find_checkpoint(save_dir, model_name, "best")
+        if path.name == PUBLISHED:
+            print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
         command = "python src/train.py" + (f" --model_name {model_name}" if model_name else "")
         command += f" --save_dir {shlex.quote(str(save_dir))}" if str(save_dir) != HOME.name else ""
         other = HOME / PUBLISHED if model_name is None else "FILE"  # the published one need not be of that name
-        advice = f"train one with `{command}`, or name another with --model_path {other}"
-    checkpoint = load_checkpoint(path, advice)
+        checkpoint = load_checkpoint(path, f"train one with `{command}`, or name another with --model_path {other}")
     if model_name not in (None, checkpoint.model_name):
         raise UsageError(f"{path} holds a {checkpoint.model_name}, but --model_name says {model_name}; leave it out")
     return checkpoint.build(path), checkpoint, path

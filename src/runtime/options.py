@@ -27,6 +27,8 @@ class Option(NamedTuple):
 
 def option(default, help: str, parse: Callable[[str], Any] = str, **more):
     """A field of a config; see Option. A boolean default makes a switch, `--name` and `--no-name`."""
+    if type(default) is int:
+        more = {"metavar": "N", **more}
     return dataclasses.field(default=default, metadata={"option": Option(help, parse, **more)})
 
 
@@ -93,7 +95,7 @@ def words_of(known, what: str) -> Callable[[str], list[str]]:
 
 
 def batch_size_option(default: int):
-    return fixed(default, "images per step", whole_number(1, 10**5), aliases=("-b",), metavar="N")
+    return fixed(default, "images per step", whole_number(1, 10**5), aliases=("-b",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,6 @@ from models.task import BACKGROUND, IGNORED, Task
 from runtime.errors import DatasetError, UsageError, plural
 from training.config import TrainConfig
 
-LOOKED_AT = 256  # training images, at most, whose classes are counted
-
 
 class Data(NamedTuple):
     """The images of a run."""
@@ -39,11 +37,11 @@ class Data(NamedTuple):
 
 
 def open_parts(
-    config: TrainConfig, saved: DataRecord | None, path: Path | None, dataset: Dataset | None = None
+    config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None, dataset: Dataset | None = None
 ) -> Data:
     """The parts of a labelled dataset. With `saved`, the record of the checkpoint `path`, they must be the same."""
     dataset = dataset or Dataset(config.data_path, saved.groups if saved else config.groups)
-    root = dataset.root
+    root, view = dataset.root, config.view
     split = dataset.split(config.split, config.seed, config.fold_of_folds)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
@@ -51,16 +49,15 @@ def open_parts(
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
         raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; use --classes binary")
-    samples = {mode: getattr(split, mode) for mode in MODES}
-    record = make_record(config, samples, dataset.groups, saved, path)
     if split.moved:
         words = "copies or groups" if dataset.groups else "copies"
         print(f"Moved into training, to their {words}: {plural(split.moved, 'image')}.")
+    samples = {mode: getattr(split, mode) for mode in MODES}
+    record = make_record(config, samples, dataset.groups, saved, path)
     print_resized_masks(sum(samples.values(), []))
-    cache = open_cache(root, dataset.samples, config.view) if config.cache else None
-    uncertain = {"train": config.augment_uncertain}
+    cache = open_cache(root, dataset.samples, view) if config.cache else None
     parts = tuple(
-        ImageDataset(part, config.view, cache, root, mode, uncertain.get(mode, False), config.seed)
+        ImageDataset(part, view, cache, root, mode, config.augment_uncertain and mode == "train", config.seed)
         for mode, part in samples.items()
     )
     if config.task.classes:
@@ -70,7 +67,7 @@ def open_parts(
     return Data(parts, record, dataset)
 
 
-def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None) -> Data:
+def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None) -> Data:
     """The images of a pre-training: a dataset's training and validation images; or all images of a folder, or own
     images that lack some of their masks, of which a tenth are for validation. Arguments: see `open_parts`.
     """
@@ -100,29 +97,24 @@ def make_record(
     config: TrainConfig, parts: dict[str, list], groups: dict | None, saved: DataRecord | None, path: Path | None
 ) -> DataRecord:
     """What the checkpoint says of the data. Raises UsageError: the run that is resumed had other images."""
-    record = DataRecord(
-        split=config.split,
-        seed=config.seed,
-        fold=config.fold_of_folds,
-        groups=groups,
-        fingerprints={mode: fingerprint(samples) for mode, samples in parts.items()},
-        train_names=[sample.name for sample in parts["train"]],
-    )
-    if saved is not None and saved.fingerprints != record.fingerprints:
+    prints = {mode: fingerprint(samples) for mode, samples in parts.items()}
+    names = [sample.name for sample in parts["train"]]
+    if saved is not None and saved.fingerprints != prints:
         raise UsageError(
-            f"{path} was trained on other images ({len(saved.train_names)} for training, now "
-            f"{len(record.train_names)}): {config.data_path} has changed; use the same dataset, or start a new run"
+            f"{path} was trained on other images ({len(saved.train_names)} for training, now {len(names)}): "
+            f"{config.data_path} has changed; use the same dataset, or start a new run"
         )
-    return record
+    split = {"split": config.split, "seed": config.seed, "fold": config.fold_of_folds, "groups": groups}
+    return DataRecord(**split, fingerprints=prints, train_names=names)
 
 
-def spread_batch(dataset: ImageDataset, most: int = LOOKED_AT) -> dict:
+def spread_batch(dataset: ImageDataset, most: int = 256) -> dict:
     """A batch of up to so many samples, evenly spread."""
     return dataset.read_batch(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int).tolist())
 
 
 def require_classes(train_set: ImageDataset, task: Task, root: Path) -> None:
-    """Warns of classes without a pixel in LOOKED_AT images. Raises UsageError: none has any but background."""
+    """Warns of classes that are in no mask of `spread_batch`. Raises UsageError: none is but background."""
     labels = spread_batch(train_set)["labels"]
     present = set(labels.unique().tolist())
     absent = [name for number, name in enumerate(task.classes) if number and number not in present]
@@ -137,8 +129,10 @@ def require_classes(train_set: ImageDataset, task: Task, root: Path) -> None:
 
 def augmented(config: TrainConfig, dataset: ImageDataset) -> ImageDataset | AugmentedDataset:
     """The training set under --augment."""
-    if not config.augments:
+    if config.augment == "off":
         return dataset
+    variants = config.num_augmentations if config.augment == "bulk" else 0
     distortions = ",".join(name for name in config.changes if name in DISTORTIONS)
-    color = "color" in config.changes
-    return AugmentedDataset(dataset, config.seed, config.variants, color, config.augment_strength, distortions)
+    return AugmentedDataset(
+        dataset, config.seed, variants, "color" in config.changes, config.augment_strength, distortions
+    )

@@ -60,12 +60,10 @@ class Trainer:
         if state.config.scheduler == "plateau":
             net.scheduler.step(score)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
-        kinds: list[str | int] = []
+        kinds: list[str | int] = [progress.epoch] if progress.epoch % settings.KEEP_EVERY == 0 else []
         if progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
-            kinds.append("best")
-        if progress.epoch % settings.KEEP_EVERY == 0:
-            kinds.append(progress.epoch)
+            kinds = ["best", *kinds]
         state.save(*kinds)
         for listener in self.listeners:
             listener(state, row)
@@ -86,9 +84,9 @@ class Trainer:
         # After a resume only the first process has the sums from before.
         metrics = MetricLogger(state.terms, progress.sums if context.first else None)
         title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
-        bar = tqdm(desc=title, total=sampler.steps, initial=progress.step, unit="step", leave=False, disable=None)
         began = time.perf_counter() - progress.seconds
-        with bar:
+        steps = {"total": sampler.steps, "initial": progress.step, "unit": "step"}
+        with tqdm(desc=title, **steps, leave=False, disable=None) as bar:
             for read in self.loader:
                 self.train_batch(read, metrics)
                 progress.step += 1
@@ -118,7 +116,7 @@ class Trainer:
         # The same number in all processes: SyncBatchNorm waits for all of them in each micro-batch.
         figures = training_step(net, state.terms, batches, min(state.config.accumulate, images // size))
         if net.ema:
-            net.ema.update(net.model)
+            net.ema.update()
         if state.config.scheduler == "cosine":
             net.scheduler.step()
         names = ", ".join(Path(path).name for path in read[0]["path"])

@@ -22,8 +22,9 @@ class MetricLogger:
 
     def __init__(self, terms: list[Term], sums: torch.Tensor | None = None):
         self.columns, self.waiting = [term.columns for term in terms], []
-        count = 2 + sum(len(columns) + 1 for columns in self.columns)
-        self.sums = torch.zeros(count, dtype=torch.float64) if sums is None else sums.clone()
+        self.sums = torch.zeros(2 + sum(len(columns) + 1 for columns in self.columns), dtype=torch.float64)
+        if sums is not None:
+            self.sums.add_(sums)
 
     def add(self, metrics: torch.Tensor, images: float, place: str) -> None:
         """Takes what `training_step` returns of a step of so many images; `place` says which step it is."""
@@ -33,8 +34,8 @@ class MetricLogger:
 
     def fetch(self) -> None:
         """Adds what waits to the sums, step by step. Raises RunError: a loss is not finite."""
-        rows = torch.stack([metrics for metrics, *_ in self.waiting]).tolist() if self.waiting else []
-        for (loss, *sums), (_, images, place) in zip(rows, self.waiting):
+        for metrics, images, place in self.waiting:
+            loss, *sums = metrics.tolist()
             if not math.isfinite(loss):
                 raise RunError(f"the loss is {loss} in {place}; use a smaller --learning_rate")
             self.sums += torch.tensor([loss * images, images, *sums], dtype=torch.float64)

@@ -22,6 +22,7 @@ from runtime.errors import CheckpointError, first_line
 from runtime.files import write_rows
 from training import config as settings
 from training.config import TrainConfig
+from training.metrics import MetricLogger
 from training.optim import change_learning_rate, restore_optimizer, restore_scheduler
 from training.resolve import settings_to_save
 from training.run_files import archive_previous_run, is_file_of_run, log_path
@@ -59,6 +60,14 @@ class RunState:
         if self.lock is None:
             return
         config, net = self.config, self.net
+        training = TrainingState(
+            settings=settings_to_save(config),
+            optimizer=net.optimizer.state_dict(),
+            scaler=net.scaler.state_dict(),
+            random_state=torch.get_rng_state(),
+            trained_weights=dict(net.model.state_dict()) if net.ema else None,
+            updates=net.ema.updates if net.ema else 0,
+        )
         checkpoint = Checkpoint(
             model_name=config.model_name,
             config=net.model.config,
@@ -68,14 +77,7 @@ class RunState:
             encoder_start=self.encoder_start,
             progress=self.progress,
             terms={term.name: term.record() for term in self.terms},
-            training=TrainingState(
-                settings=settings_to_save(config),
-                optimizer=net.optimizer.state_dict(),
-                scaler=net.scaler.state_dict(),
-                random_state=torch.get_rng_state(),
-                trained_weights=dict(net.model.state_dict()) if net.ema else None,
-                updates=net.ema.updates if net.ema else 0,
-            ),
+            training=training,
         )
         # Once, before the first write: files of other runs, or of a later state of this one, are moved away.
         for moved in [] if self.owns_files else archive_previous_run(config):
@@ -87,10 +89,10 @@ class RunState:
 
     def write_log(self) -> None:
         """Writes the log anew from the history in the checkpoint, so that the two can't disagree."""
-        if self.lock is not None and self.progress.history:
-            columns = dict.fromkeys([*LOG_COLUMNS, *(name for row in self.progress.history for name in row)])
-            rows = [{name: row.get(name) for name in columns} for row in self.progress.history]
-            write_rows(log_path(self.config), rows, list(columns))
+        history = self.progress.history
+        if self.lock is not None and history:
+            columns = dict.fromkeys([*LOG_COLUMNS, *(name for row in history for name in row)])
+            write_rows(log_path(self.config), history, list(columns))
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Takes over a checkpoint's state. Raises CheckpointError: it is of another network or other settings."""
@@ -106,6 +108,7 @@ class RunState:
             if saved.scaler:
                 net.scaler.load_state_dict(saved.scaler)
             torch.set_rng_state(saved.random_state)
+            MetricLogger(self.terms, self.progress.sums)  # raises where they are of other terms
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = first_line(error)
             raise CheckpointError(f"{path} can't be resumed: {reason}; use another, or start a new run") from None
