@@ -15,7 +15,7 @@ from helpers import copy_run
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from runtime.files import append_rows, read_rows, write_rows
 from training.config import TrainConfig
-from training.run_files import archive_previous_run
+from training.state import archive_previous_run
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

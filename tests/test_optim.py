@@ -12,8 +12,7 @@ from models.checkpoint import Progress, TrainingState
 from runtime.device import Precision
 from stubs import CPU, Plain, make_batch, make_checkpoint, make_masks, make_net, make_run, train_batch
 from training.config import WEIGHT_DECAY, TrainConfig
-from training.metrics import score_of
-from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate, restore_scheduler
+from training.optim import ModelEMA, build_optimizer, build_scheduler, change_learning_rate, restore_scheduler, score_of
 from training.state import RunState
 from training.step import Net
 

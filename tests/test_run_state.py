@@ -11,7 +11,7 @@ from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError
 from training.config import TrainConfig
-from training.run_files import archive_previous_run, lock_run
+from training.state import archive_previous_run, lock_run
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path, shared_dataset):

@@ -13,7 +13,7 @@ from runtime.device import choose_precision
 from runtime.errors import RunError
 from stubs import Plain, make_batch, make_masks, make_net, make_run, train_batch
 from training.losses import bce_loss
-from training.metrics import MetricLogger
+from training.step import MetricLogger
 from training.terms import Batch, Term
 
 

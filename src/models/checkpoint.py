@@ -51,7 +51,7 @@ class Progress:
     planned_epochs: int  # in all
     epoch: int = 0  # finished ones
     step: int = 0  # finished ones of the current epoch
-    sums: torch.Tensor | None = None  # over these steps, float64 (K,); see training/metrics.py
+    sums: torch.Tensor | None = None  # over these steps, float64 (K,); see training/step.py
     seconds: float = 0.0  # spent on them
     best_score: float | None = None  # valid Dice, or the loss times -1 where there is no Dice
     best_epoch: int = 0

@@ -145,11 +145,6 @@ class TrainConfig(CommonConfig):
         """[I, K], for fold I of K; None without folds."""
         return [int(number) for number in self.fold.split("/")] if self.fold else None
 
-    @property
-    def denoises(self) -> bool:
-        """Whether it is a run of pretrain.py."""
-        return self.classes == DENOISING
-
     # torch is imported below and not above: flags are parsed before it, since it takes seconds.
 
     @property

@@ -1,5 +1,6 @@
 """The data of a training run: its parts, and what the checkpoint says of them."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -21,19 +22,13 @@ from training.config import TrainConfig
 
 
 class Data(NamedTuple):
-    """The images of a run."""
+    """The images of a run, and what the checkpoint says of them; a pre-training has neither test part nor dataset."""
 
-    parts: tuple[ImageDataset, ...]  # train, valid and, of labelled images, test
-    record: DataRecord  # what the checkpoint says of them
-    dataset: Dataset | None = None  # that they are from; None in a pre-training
-
-    @property
-    def train(self) -> ImageDataset:
-        return self.parts[0]
-
-    @property
-    def valid(self) -> ImageDataset:
-        return self.parts[1]
+    record: DataRecord
+    train: ImageDataset
+    valid: ImageDataset
+    test: ImageDataset | None = None
+    dataset: Dataset | None = None
 
 
 def open_parts(
@@ -56,15 +51,13 @@ def open_parts(
     record = make_record(config, samples, dataset.groups, saved, path)
     print_resized_masks(sum(samples.values(), []))
     cache = open_cache(root, dataset.samples, view) if config.cache else None
-    parts = tuple(
-        ImageDataset(part, view, cache, root, mode, config.augment_uncertain and mode == "train", config.seed)
-        for mode, part in samples.items()
-    )
+    train, valid, test = (ImageDataset(part, view, cache, root, mode) for mode, part in samples.items())
+    train = dataclasses.replace(train, augment_uncertain=config.augment_uncertain, seed=config.seed)
     if config.task.classes:
-        require_classes(parts[0], config.task, root)
+        require_classes(train, config.task, root)
     else:
-        warn_if_inverted([labels[0].numpy() != BACKGROUND for labels in spread_batch(parts[0], 64)["labels"]], root)
-    return Data(parts, record, dataset)
+        warn_if_inverted([labels[0].numpy() != BACKGROUND for labels in spread_batch(train, 64)["labels"]], root)
+    return Data(record, train, valid, test, dataset)
 
 
 def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None) -> Data:
@@ -80,8 +73,7 @@ def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path
         if (root / "images").is_dir():
             print(f"The masks are not used: {error}", flush=True)
     else:
-        parts, record, _ = open_parts(config, saved, path, dataset)
-        return Data(parts[:2], record)
+        return open_parts(config, saved, path, dataset)._replace(test=None, dataset=None)
     samples = list_images(root)
     require_readable(samples, config.view, root)
     if len(samples) < 10:
@@ -89,8 +81,8 @@ def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path
     order, tenth = np.random.default_rng(config.seed).permutation(len(samples)), len(samples) // 10
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
-    parts = tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
-    return Data(parts, make_record(config, chosen, None, saved, path))
+    parts = (ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
+    return Data(make_record(config, chosen, None, saved, path), *parts)
 
 
 def make_record(

@@ -12,9 +12,9 @@ from evaluation.predict import Predictor
 from runtime.cli import StopRequest
 from runtime.errors import Interrupted
 from training import config as settings
-from training.metrics import MetricLogger, score_of
+from training.optim import score_of
 from training.state import LOG_COLUMNS, RunState
-from training.step import training_step
+from training.step import MetricLogger, training_step
 from training.terms import Batch
 
 
@@ -93,7 +93,8 @@ class Trainer:
                 progress.seconds = time.perf_counter() - began
                 if bar.update() and metrics.sums[1]:  # true where the bar has just been drawn
                     bar.set_postfix(metrics.averages(), refresh=False)
-                signum, due = context.all_reduce_max(self.stop.signum, int(state.save_is_due() and context.first))
+                due = context.first and time.monotonic() - state.last_save > 60 * settings.CHECKPOINT_MINUTES
+                signum, due = context.all_reduce_max(self.stop.signum, due)
                 if signum or due:
                     metrics.fetch()
                     progress.sums = context.all_reduce(metrics.sums)

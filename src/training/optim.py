@@ -9,7 +9,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.checkpoint import Progress
 from training.config import WEIGHT_DECAY, TrainConfig
-from training.metrics import score_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -59,8 +58,7 @@ def change_learning_rate(optimizer: torch.optim.Optimizer, scheduler, learning_r
 class ModelEMA:
     """An exponential moving average of a network's weights and running statistics (Tarvainen, Valpola, 2017).
 
-    Each update keeps a share `decay` of the average: 0.99 averages over about the last hundred steps. At first the
-    average follows more closely, so that it soon forgets the initial weights.
+    Each update keeps a share `decay` of the average, at first a smaller one, to forget the initial weights soon.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -78,6 +76,11 @@ class ModelEMA:
         get_ema_multi_avg_fn(decay)(*self.averaged, None)
         for average, value in self.counts:
             average.copy_(value)
+
+
+def score_of(row: dict) -> float:
+    """By which the best epoch is chosen, from its row of the log: validation Dice, or where there is none -loss."""
+    return -row["val_loss"] if row["val_dice"] is None else row["val_dice"]
 
 
 def restore_scheduler(scheduler, progress: Progress, steps: int) -> None:
@@ -100,12 +103,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         if not all(map(math.isfinite, rates.values())):
             raise ValueError("its learning rate is not finite")
         group |= rates
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, state in saved["state"].items():
-        shapes = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameters[number].shape)}
-        if {name: value.shape for name, value in state.items()} != shapes:
-            raise ValueError(f"its optimizer's state of parameter {number} does not fit")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, state in optimizer.state.items():
+        shapes = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameter.shape)}
+        if {name: value.shape for name, value in state.items()} != shapes:
+            raise ValueError("its optimizer's state does not fit")
         for name in MOMENTS:  # the fused kernel takes it for granted that memory layouts agree
             state[name] = torch.empty_like(parameter).copy_(state[name])

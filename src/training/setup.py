@@ -10,6 +10,7 @@ import torch
 from data.loader import Batches, StepReader, StepSampler, make_loader
 from models.build import build_model
 from models.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from models.names import DENOISING
 from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
 from runtime.device import choose_precision, get_device
@@ -17,15 +18,13 @@ from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distrib
 from runtime.errors import UsageError, plural
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
-from training.console import best_in_words, print_epoch, print_header, resume_command
 from training.data import Data, augmented, open_images, open_parts
+from training.listeners import TensorBoard, best_in_words, print_epoch, print_header, resume_command
 from training.loop import Trainer
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.resolve import check_flags, new_config, resumed_config
-from training.run_files import lock_run
-from training.state import RunState, start_progress
+from training.state import RunState, lock_run, start_progress
 from training.step import Net
-from training.tensorboard import TensorBoard
 from training.terms import Term
 from training.terms.denoise import open_denoising
 from training.terms.distill import open_distillation
@@ -80,7 +79,7 @@ def prepare(
     else:
         config = new_config(flags, bool(source.initial or source.encoder), source.initial)
     check_flags(config, flags, context.size)
-    open_data = open_images if config.denoises else open_parts
+    open_data = open_images if config.classes == DENOISING else open_parts
     data = open_data(config, resumed and resumed.data, source.path)
     lock = lock_run(config) if context.first else None
     batches = Batches(augmented(config, data.train), config.batch_size, config.seed, context)
@@ -138,7 +137,8 @@ def build_net(
 
 def open_terms(config: TrainConfig, net: Net, data: Data, batches: Batches) -> list[Term]:
     """What the run learns from; the first of them validates."""
-    terms: list[Term] = [(open_denoising if config.denoises else open_masks)(config, net, data, batches)]
+    open_first = open_denoising if config.classes == DENOISING else open_masks
+    terms: list[Term] = [open_first(config, net, data, batches)]
     if config.teacher:
         terms.append(open_distillation(config, net))
     if config.unlabeled:

@@ -1,8 +1,12 @@
-"""The state of a training run: saved and restored."""
+"""The state of a training run: saved and restored; and its files: locked, and renamed before another run writes."""
 
 import contextlib
 import dataclasses
+import itertools
+import os
+import re
 import secrets
+import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +14,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import (
+    RUN_ID,
     Checkpoint,
     DataRecord,
     Progress,
@@ -18,15 +23,12 @@ from models.checkpoint import (
     read_progress,
     save_checkpoint,
 )
-from runtime.errors import CheckpointError, first_line
-from runtime.files import write_rows
-from training import config as settings
+from runtime.errors import CheckpointError, UsageError, first_line
+from runtime.files import lock_file, read_rows, sync_folder, writable_folder, write_rows
 from training.config import TrainConfig
-from training.metrics import MetricLogger
 from training.optim import change_learning_rate, restore_optimizer, restore_scheduler
 from training.resolve import settings_to_save
-from training.run_files import archive_previous_run, is_file_of_run, log_path
-from training.step import Net
+from training.step import MetricLogger, Net
 from training.terms import Term
 
 LOG_COLUMNS = ["run_id", "epoch", "train_loss", "train_dice", "val_loss", "val_dice"]
@@ -48,12 +50,8 @@ class RunState:
     last_save: float = field(default_factory=time.monotonic)
 
     def path(self, kind: str | int) -> Path:
-        """This run's checkpoint of a kind: best, last, or the number of an epoch."""
+        """This run's checkpoint: best, last, or that of an epoch."""
         return checkpoint_path(self.config.save_dir, self.config.model_name, kind)
-
-    def save_is_due(self) -> bool:
-        """Whether CHECKPOINT_MINUTES have passed since the last save."""
-        return time.monotonic() - self.last_save > 60 * settings.CHECKPOINT_MINUTES
 
     def save(self, *kinds: str | int) -> None:
         """Saves under the names of these kinds, and then as last; and writes the log."""
@@ -110,8 +108,8 @@ class RunState:
             torch.set_rng_state(saved.random_state)
             MetricLogger(self.terms, self.progress.sums)  # raises where they are of other terms
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            reason = first_line(error)
-            raise CheckpointError(f"{path} can't be resumed: {reason}; use another, or start a new run") from None
+            advice = "use another, or start a new run"
+            raise CheckpointError(f"{path} can't be resumed: {first_line(error)}; {advice}") from None
         if self.config.learning_rate != saved.settings["learning_rate"]:
             change_learning_rate(net.optimizer, net.scheduler, self.config.learning_rate)
 
@@ -140,3 +138,69 @@ def start_progress(
     else:
         progress.patient_from = progress.epoch
     return progress
+
+
+def log_path(config: TrainConfig) -> Path:
+    """The training log of a model."""
+    return Path(config.log_dir) / f"{config.model_name}_training_log.csv"
+
+
+def is_file_of_run(path: Path, config: TrainConfig) -> bool:
+    """Whether a checkpoint is the one that a run with these settings writes last."""
+    last = checkpoint_path(config.save_dir, config.model_name, "last")
+    return path.is_file() and path.resolve() == last.resolve()
+
+
+def lock_run(config: TrainConfig) -> contextlib.ExitStack:
+    """Lets this process alone write the files of a model until it ends, and removes what a killed one left unfinished.
+
+    Raises UsageError: another run has the lock.
+    """
+    name, lock = config.model_name, contextlib.ExitStack()
+    for folder in {writable_folder(folder).resolve() for folder in (config.save_dir, config.log_dir)}:
+        path = folder / f".{name}.lock"
+        try:
+            file = lock.enter_context(lock_file(path, wait=False))
+        except BlockingIOError:
+            raise UsageError(
+                f"another run ({path.read_text().strip() or 'just starting'}) is writing files of {name} in "
+                f"{folder}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
+            ) from None
+        except OSError as error:
+            reason = f"{path} can't be locked ({error.strerror}), so two runs could write the same files"
+            raise UsageError(f"{reason}; name folders on another disk with --save_dir and --log_dir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for kind in ("best", "last", "epoch", "training_log"):  # not all: `unet` and `unet_small` may share a folder
+            for leftover in folder.glob(f".{name}_{kind}*.tmp"):
+                leftover.unlink(missing_ok=True)
+    return lock
+
+
+def archive_previous_run(config: TrainConfig) -> list[Path]:
+    """Renames the files under a model's names so that each carries the id of the run that wrote it; gives these names.
+
+    Where a name is taken, a number is added.
+    """
+    ours, moved = re.compile(rf"{config.model_name}_(best|last|epoch_\d+)"), []
+    files = [path for path in sorted(Path(config.save_dir).glob("*.pth")) if ours.fullmatch(path.stem)]
+    for path in filter(Path.is_file, [*files, log_path(config)]):
+        owner = writer_of(path) or time.strftime("unknown-%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+        numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        names = (path.with_stem(f"{path.stem}_{owner}{number}") for number in numbers)
+        moved.append(path.rename(next(name for name in names if not name.exists())))
+    for folder in {path.parent for path in moved}:
+        sync_folder(folder)  # before a new file takes a name: a power failure could keep that and lose the renaming
+    return moved
+
+
+def writer_of(path: Path) -> str | None:
+    """The id of the run that wrote a checkpoint or a log; None where it can't be read."""
+    run_id = None
+    if path.suffix == ".pth":
+        run_id = getattr(read_progress(path), "run_id", None)
+    else:
+        with contextlib.suppress(UsageError, IndexError, KeyError):  # changed by hand, it is renamed all the same
+            run_id = read_rows(path)[0]["run_id"]
+    return run_id if run_id and RUN_ID.fullmatch(run_id) else None
