@@ -175,15 +175,6 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path, trained, shared_dataset):
     assert names == {"tiny_last.pth", ".tiny.lock"}
 
 
-def test_new_rate_on_resume_scales_the_rest_of_the_cosine(tmp_path, shared_dataset):
-    flags = ("train.py", "--data_path", shared_dataset)
-    run_ok(*flags, "--epochs", 1, "--scheduler", "cosine", *TINY, cwd=tmp_path)
-    run_ok(*flags, "--resume", "--epochs", 2, "--learning_rate", "1e-6", cwd=tmp_path)
-    rates = [float(row["learning_rate"]) for row in log_rows(tmp_path)]
-    assert rates[1] <= 1e-6
-    assert rates[2] < rates[1]
-
-
 def test_resume_command_is_quoted_and_keeps_the_device(tmp_path, shared_dataset):
     flags = ("--data_path", shared_dataset, "--epochs", 500, *TINY, "--save_dir", "my runs/$x", "--device", "cpu")
     process = start(tmp_path, *flags, "--num_workers", 1)

@@ -129,14 +129,6 @@ def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
     assert load_checkpoint(last).training.scaler["_growth_tracker"] == 2  # steps without an overflow
 
 
-def test_accumulate_is_kept_on_resume_and_can_be_changed(tmp_path):
-    few = make_dataset(tmp_path / "few", count=12)
-    run_ok("train.py", "--data_path", few, "--accumulate", 3, "--epochs", 1, *TINY, cwd=tmp_path)
-    for more, expected in (((), 3), (("--accumulate", 1), 1)):
-        run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, *more, cwd=tmp_path)
-        assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth").training.settings["accumulate"] == expected
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_step_never_synchronizes(shared_dataset, tmp_path):
