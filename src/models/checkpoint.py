@@ -269,13 +269,14 @@ def find_checkpoint(save_dir, model_name: str | None, kind: str) -> Path:
 
     Where none has a best one, it is the published one, which the default folder stands for in any working directory.
     """
-    if model_name is not None:
-        return checkpoint_path(save_dir, model_name, kind)
-    default, folders = checkpoint_path(save_dir, DEFAULT_MODEL, kind), [Path(save_dir)]
-    folders += [HOME] if str(save_dir) == HOME.name else []
-    own = [path for name in MODELS if (path := checkpoint_path(save_dir, name, kind)).is_file()]
-    published = [path for folder in folders if kind == "best" and (path := folder / PUBLISHED).is_file()]
-    return max(own, key=lambda path: path.stat().st_mtime) if own else (*published, default)[0]
+    if model_name is None:
+        files = [p for p in (checkpoint_path(save_dir, name, kind) for name in MODELS) if p.is_file()]
+        if files:
+            return max(files, key=lambda p: p.stat().st_mtime)
+        for folder in (Path(save_dir), *[HOME] * (str(save_dir) == HOME.name)):
+            if kind == "best" and (folder / PUBLISHED).is_file():
+                return folder / PUBLISHED
+    return checkpoint_path(save_dir, model_name or DEFAULT_MODEL, kind)
 
 
 def open_checkpoint(

@@ -50,17 +50,14 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
         return path, f"from {path.name}"
     try:
         path = imagenet_file(name)
-        return path, f"ImageNet ({path.name})"
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub's for a wrong checksum
         problem = f"the ImageNet weights are not available: {first_line(error)}"
-    if source == "imagenet":
-        raise CheckpointError(problem)
-    print(
-        f"WARNING: {problem}. The encoder starts FROM SCRATCH: expect a lower Dice. Say --encoder_weights none to mean "
-        "it, or give a file.",
-        file=sys.stderr,
-    )
-    return None, "from scratch (ImageNet weights not available)"
+        if source == "imagenet":
+            raise CheckpointError(problem) from None
+        advice = "expect a lower Dice. Say --encoder_weights none to mean it, or give a file."
+        print(f"WARNING: {problem}. The encoder starts FROM SCRATCH: {advice}", file=sys.stderr)
+        return None, "from scratch (ImageNet weights not available)"
+    return path, f"ImageNet ({path.name})"
 
 
 def imagenet_file(name: str) -> Path:

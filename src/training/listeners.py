@@ -11,7 +11,6 @@ from data.dataset import ImageDataset
 from data.layout import describe_layout, find_parts
 from evaluation.predict import Predictor
 from models.names import DENOISING
-from runtime.distributed import SINGLE_PROCESS, DistributedContext
 from runtime.errors import UsageError, plural
 from runtime.options import options_of
 from training.config import TrainConfig
@@ -67,10 +66,11 @@ def best_in_words(state: RunState) -> str:
     return f"{score} {abs(progress.best_score):.4f} in epoch {progress.best_epoch}"
 
 
-def resume_command(config: TrainConfig, context: DistributedContext = SINGLE_PROCESS) -> str:
-    """The command that resumes this run: with the flags that its checkpoint does not keep."""
+def resume_command(state: RunState) -> str:
+    """The command that resumes a run: with the flags that its checkpoint does not keep."""
+    config = state.config
     script = "src/pretrain.py" if config.classes == DENOISING else "src/train.py"
-    words = [context.launcher, script, "--model_name", config.model_name]
+    words = [state.net.context.launcher, script, "--model_name", config.model_name]
     for name, (flag, default) in options_of(TrainConfig).items():
         value = getattr(config, name)
         if flag.resume is None and name not in ("epochs", "resume") and value != default:
@@ -88,28 +88,18 @@ class TensorBoard:
     def __init__(self, state: RunState, valid_set: ImageDataset):
         if not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs another package: pip install -r requirements-tensorboard.txt")
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter
 
         self.batch = spread_batch(valid_set, PANELS)
         folder = Path(state.config.log_dir) / "tensorboard" / state.progress.run_id
         self.writer = SummaryWriter(str(folder), purge_step=state.progress.epoch + 1)
-        events = EventAccumulator(str(folder)).Reload()
-        written = events.Scalars("train_loss") if "train_loss" in events.Tags()["scalars"] else []
-        for row in state.progress.history:  # epochs that were trained without a board
-            if row["epoch"] not in {point.step for point in written}:
-                self.write_curves(row)
-
-    def write_curves(self, row: dict) -> None:
-        """Adds a row of the log."""
-        for name, value in row.items():
-            if name not in ("run_id", "epoch") and value is not None:
-                self.writer.add_scalar(name, value, row["epoch"])
 
     @torch.inference_mode()
     def __call__(self, state: RunState, row: dict) -> None:
         """Adds an epoch: a row of the log, and panels of what the network predicts after it."""
-        self.write_curves(row)
+        for name, value in row.items():
+            if name not in ("run_id", "epoch") and value is not None:
+                self.writer.add_scalar(name, value, row["epoch"])
         model = (state.net.ema or state.net).model.eval()
         labels = model.task.label_map(Predictor(model, state.net.precision).predict(self.batch["image"]).final).cpu()
         for path, image, truth, predicted in zip(self.batch["path"], self.batch["image"], self.batch["labels"], labels):

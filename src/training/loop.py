@@ -12,6 +12,7 @@ from evaluation.predict import Predictor
 from runtime.cli import StopRequest
 from runtime.errors import Interrupted
 from training import config as settings
+from training.listeners import resume_command
 from training.optim import score_of
 from training.state import LOG_COLUMNS, RunState
 from training.step import MetricLogger, training_step
@@ -26,7 +27,6 @@ class Trainer:
     loader: DataLoader  # gives a list for each step: what is read for each term
     stop: StopRequest  # asked between steps
     listeners: list[Callable[[RunState, dict], None]] = field(default_factory=list)  # told each row of the log
-    resume_command: str = ""  # printed when the run stops
 
     def train(self) -> None:
         """Runs the epochs that are left. Raises Interrupted, with the state saved: a signal came to any process."""
@@ -41,7 +41,7 @@ class Trainer:
         except Interrupted:
             state.save()
             print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
-            print(f"To go on: {self.resume_command}", flush=True)
+            print(f"To go on: {resume_command(state)}", flush=True)
             context.broadcast(None)  # waits until all is saved: torchrun ends a run when one process ends
             raise
 

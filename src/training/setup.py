@@ -58,7 +58,7 @@ def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
         state.write_log()  # it may have been killed before it did
     if progress.is_over(patience):
         source = "" if state.owns_files else f" {shlex.quote(str(resumed_from))}"
-        print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5")
+        print(f"This run is complete. To train 5 more epochs: {resume_command(state)}{source} --epochs 5")
         return
     if resumed_from is not None and not state.owns_files:
         state.save()  # from now on this is where the run stands
@@ -97,8 +97,7 @@ def prepare(
     listeners = [print_epoch]
     if config.tensorboard and context.first:
         listeners.append(TensorBoard(state, data.valid))
-    command, stop = resume_command(config, context), StopRequest(patient=context.size > 1)
-    return Trainer(state, loader, stop, listeners, command), data, source.path
+    return Trainer(state, loader, StopRequest(patient=context.size > 1), listeners), data, source.path
 
 
 def load_source(flags: dict) -> Source:
