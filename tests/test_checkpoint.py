@@ -169,6 +169,8 @@ def changed(content: dict, path: str, value) -> dict:
 
 WRONG = {
     "model_name": ["segnet", "../unet", 7, None],
+    "config.attention": ["1,99", 7],
+    "config.decoder": ["ladder"],
     "config.out_channels": [2, 10**9, "1"],
     "config.in_channels": [0, 10**9, True, 3.0],
     "config.classes": [["one"], "a,b", [1, 2], 5],

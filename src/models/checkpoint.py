@@ -17,7 +17,7 @@ import torch
 
 from models.base import SegmentationModel
 from models.build import build_model
-from models.names import DEFAULT_MODEL, DENOISING, MODELS
+from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, MODELS
 from models.task import Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line, plural
 from runtime.files import atomic_write
@@ -98,6 +98,8 @@ class Checkpoint:
         fold, sums = self.data.fold or [1, 2], self.progress.sums
         require(self.model_name in MODELS, "model_name")
         require(16 <= self.image_size <= 4096, "image_size")
+        require(self.config.get("attention", "none") in ATTENTION, "config.attention")
+        require(self.config.get("decoder", "plain") in DECODERS, "config.decoder")
         require(type(self.channels) is int and 1 <= self.channels <= 100, "config.in_channels")
         require(len(fold) == 2 and 1 <= fold[0] <= fold[1] <= 100, "data.fold")
         require(RUN_ID.fullmatch(self.progress.run_id) is not None, "progress.run_id")

@@ -62,8 +62,7 @@ class Parser(argparse.ArgumentParser):
         words = []
         for word in sys.argv[1:] if argv is None else argv:
             flag, equals, value = word.partition("=")
-            flag = spellings.get(flag.replace("-", "_"), flag) if flag.startswith("--") else flag
-            words.append(flag + equals + value)
+            words.append(spellings.get(flag.replace("-", "_"), flag) + equals + value)
         return vars(self.parse_args(words))
 
 
