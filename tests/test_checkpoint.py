@@ -3,7 +3,6 @@
 import pickle
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 
@@ -41,27 +40,6 @@ def test_non_finite_weights_are_never_written(saved):
     with pytest.raises(RunError, match=r"1 weight not finite \(a.weight"):
         save_checkpoint(broken, [saved])
     assert saved.read_bytes() == before
-
-
-def test_any_damaged_byte_is_found_or_harmless(tmp_path):
-    path, small = tmp_path / "x.pth", make_checkpoint(weights={"a": torch.arange(4.0)})
-    save_checkpoint(small, [path])
-    whole, refused = path.read_bytes(), 0
-    rng = np.random.default_rng(1)
-    for position in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        try:
-            loaded = load_checkpoint(path)
-        except CheckpointError as error:
-            refused += 1
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
-        else:  # padding between the records
-            assert same(loaded.weights, small.weights), position
-            assert loaded.progress == small.progress, position
-    assert refused > len(whole) / 3
 
 
 def test_directory_flag_on_a_record_is_damage(saved):

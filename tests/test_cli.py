@@ -62,10 +62,6 @@ def test_spellings_of_both_reports_are_flags():
     assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 1e-3)
 
 
-def test_unknown_flag_names_the_help(tmp_path):
-    assert_one_error(run_script("train.py", "--epoch", 3, cwd=tmp_path), "--epoch", "python src/train.py --help")
-
-
 def test_hyphens_and_aliases_are_accepted():
     words = "--lr 0.1 -j 2 --batch-size=3 --no-augment-uncertain --data-path a-b_c"
     assert build_parser().parse_overrides(words.split()) == {

@@ -53,14 +53,6 @@ def test_a_save(run):
     try_all(saved, moments, check, 30)
 
 
-def test_a_row_of_the_training_log(run):
-    log = run / "logs/tiny_training_log.csv"
-    rows = read_rows(log)
-    with recorded(log.parent) as moments:
-        write_rows(log, [*rows, rows[-1]])
-    try_all(log.parent, moments, lambda: read_rows(log) in (rows, [*rows, rows[-1]]) or pytest.fail(), 10)
-
-
 def test_a_row_of_the_evaluation_log(tmp_path):
     log, row = tmp_path / "logs/log.csv", {"model": "unet", "dice": "0.91234", "images": "3419"}
     log.parent.mkdir()

@@ -118,8 +118,6 @@ def test_values_that_a_flag_does_not_take_are_named(capsys, flags, words):
         ("--device cuda", "cuda is not available here"),
         ("--resume nowhere.pth", "no checkpoint nowhere.pth"),
         ("--resume", "leave --resume out"),
-        ("--model_name resnet --encoder_weights nowhere.pth", "nowhere.pth does not exist"),
-        ("--model_name unet --encoder_weights imagenet", "unet has no encoder"),
         ("--save_dir file", "can't write to the folder file"),
         ("--log_dir file/logs", "can't write to the folder file/logs"),
         ("--augment_strength strong", "--augment_strength needs --augment bulk or online"),

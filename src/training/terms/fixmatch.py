@@ -123,9 +123,9 @@ def open_fixmatch(config: TrainConfig, net: Net, data: Data, steps: int) -> FixM
     labelled = config.unlabeled == REST
     dataset, copies = (open_rest if labelled else open_folder)(config, data)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""
-    print(f"{plural(len(dataset), 'image')} without masks{left_out}, {config.unlabeled}.", flush=True)
     if not len(dataset):
-        raise UsageError(f"--unlabeled {config.unlabeled} leaves no image to learn from; name others, or more")
+        raise UsageError(f"--unlabeled {config.unlabeled} gives no image{left_out}; name others, or more")
+    print(f"{plural(len(dataset), 'image')} without masks{left_out}, {config.unlabeled}.", flush=True)
     batches = UnlabeledBatches(dataset, config.batch_size, config.seed, steps, net.context)
     term = FixMatchTerm(batches, Predictor(net.ema.model, net.precision), labelled=labelled)
     term.seen = {sample.name for sample in dataset.samples} if labelled else set()
