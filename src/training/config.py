@@ -30,8 +30,8 @@ KEEP_EVERY = 5  # the checkpoint of every fifth epoch is kept
 
 def class_weights(text: str) -> str:
     """Accepts `auto`, or weights above 0 with commas."""
-    if text != "auto":
-        [positive_number(word) for word in text.split(",")]
+    for word in text.split(",") if text != "auto" else ():
+        positive_number(word)
     return text
 
 
