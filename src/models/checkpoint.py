@@ -172,9 +172,7 @@ def require(condition: bool, place: str) -> None:
 def parse(hint, value, place: str = ""):
     """A value from a file as an object of an annotated type; dicts become the dataclasses that they were.
 
-    Raises:
-        ValueError: it is of another type, too large, or not finite.
-        TypeError: an entry of a dataclass is missing that has no default.
+    Raises ValueError: it is of another type, too large or not finite; TypeError: an entry without a default is missing.
     """
     hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
     by_type = {dict if dataclasses.is_dataclass(h) else typing.get_origin(h) or h: h for h in hints}
@@ -222,8 +220,7 @@ def plain(value):
 def load_checkpoint(path, advice: str = "name another file") -> Checkpoint:
     """Reads a checkpoint onto the CPU, after verifying its checksums; the advice is for a missing or damaged one.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, of another program or version, or malformed.
+    Raises CheckpointError: the file is missing, damaged, of another program or version, or malformed.
     """
     path = Path(path)
     others = sorted(p.name for p in path.parent.glob("*.pth") if p != path)

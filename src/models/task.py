@@ -22,14 +22,10 @@ class Task:
     """Pet, border included, against background, by one logit; and what the tasks below share."""
 
     name, out_channels = "binary", 1
+    outputs: dict = {"out_channels": 1}  # arguments of a network's constructor that give it this task
     classes: tuple[str, ...] = ()  # names of the classes, where they have any
     class_scores: dict[int, str] = {}  # names of the scores of single classes, by number
     colors: Sequence[tuple[int, int, int]] = TRIMAP_COLORS  # by number
-
-    @property
-    def outputs(self) -> dict:
-        """Arguments of a network's constructor that give it this task."""
-        return {"classes": list(self.classes)} if self.classes else {"out_channels": self.out_channels}
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) to the same shape."""
@@ -96,7 +92,7 @@ class SoftmaxTask(Task):
 class TrimapTask(SoftmaxTask):
     """Background, pet and border: three logits in this order."""
 
-    name, out_channels = "trimap", 3
+    name, out_channels, outputs = "trimap", 3, {"out_channels": 3}
     class_scores = {PET: "pet_dice", BACKGROUND: "background_dice", BORDER: "border_dice"}
 
     def decision_logits(self, logits: torch.Tensor) -> torch.Tensor:
@@ -114,6 +110,7 @@ class ClassesTask(SoftmaxTask):
 
     def __init__(self, classes: Sequence[str], name: str = ""):
         self.name, self.classes, self.out_channels = name or ",".join(classes), tuple(classes), len(classes)
+        self.outputs = {"classes": list(classes)}
         self.class_scores = {number: f"dice_{name}" for number, name in enumerate(classes) if number}
         self.colors = class_colors(len(classes))
 

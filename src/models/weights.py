@@ -31,10 +31,7 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
     """The file with an encoder's first weights, or None to start from scratch; and in words what it starts from.
 
     The source is `none`, a file, or `imagenet`: weights of an installed package, or torchvision's from torch's cache
-    or the download. `auto` is the same if available, and else a warning.
-
-    Raises:
-        CheckpointError: `imagenet` or a file is asked for and not available.
+    or the download. `auto` is the same if available, and else a warning. Raises CheckpointError: it is not available.
     """
     name = NETWORKS[model_name].encoder_name
     if source == "none" or (source == "auto" and name is None):
@@ -90,8 +87,7 @@ def imagenet_file(name: str) -> Path:
 def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
     """Gives the encoder the weights of a state dict: of a classifier, or of a network that has them as `encoder`.
 
-    Raises:
-        CheckpointError: the file is damaged, or its weights don't fit.
+    Raises CheckpointError: the file is damaged, or its weights don't fit.
     """
     try:
         weights = fitted(read_state_dict(path), model)

@@ -61,9 +61,7 @@ def open_parts(
 
 
 def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None) -> Data:
-    """The images of a pre-training: a dataset's training and validation images; or all images of a folder, or own
-    images that lack some of their masks, of which a tenth are for validation. Arguments: see `open_parts`.
-    """
+    """The images of a pre-training: a dataset's, as in `open_parts`; or of a folder, a tenth of them for validation."""
     root = Path(config.data_path)
     try:
         dataset = Dataset(root, saved.groups if saved else config.groups)

@@ -152,20 +152,18 @@ def is_file_of_run(path: Path, config: TrainConfig) -> bool:
 
 
 def lock_run(config: TrainConfig) -> contextlib.ExitStack:
-    """Lets this process alone write the files of a model until it ends, and removes what a killed one left unfinished.
-
-    Raises UsageError: another run has the lock.
-    """
+    """Lets this process alone write a model's files, and removes what a killed one left. Raises UsageError."""
     name, lock = config.model_name, contextlib.ExitStack()
     for folder in {writable_folder(folder).resolve() for folder in (config.save_dir, config.log_dir)}:
         path = folder / f".{name}.lock"
         try:
             file = lock.enter_context(lock_file(path, wait=False))
         except BlockingIOError:
-            raise UsageError(
-                f"another run ({path.read_text().strip() or 'just starting'}) is writing files of {name} in "
-                f"{folder}; wait until it ends, or give this one a --save_dir and a --log_dir of its own"
-            ) from None
+            reason = (
+                f"another run ({path.read_text().strip() or 'just starting'}) is writing files of {name} in {folder}"
+            )
+            advice = "wait until it ends, or give this one a --save_dir and a --log_dir of its own"
+            raise UsageError(f"{reason}; {advice}") from None
         except OSError as error:
             reason = f"{path} can't be locked ({error.strerror}), so two runs could write the same files"
             raise UsageError(f"{reason}; name folders on another disk with --save_dir and --log_dir") from None
@@ -179,10 +177,7 @@ def lock_run(config: TrainConfig) -> contextlib.ExitStack:
 
 
 def archive_previous_run(config: TrainConfig) -> list[Path]:
-    """Renames the files under a model's names so that each carries the id of the run that wrote it; gives these names.
-
-    Where a name is taken, a number is added.
-    """
+    """Renames the files under a model's names so that each carries the id of the run that wrote it; gives the names."""
     ours, moved = re.compile(rf"{config.model_name}_(best|last|epoch_\d+)"), []
     files = [path for path in sorted(Path(config.save_dir).glob("*.pth")) if ours.fullmatch(path.stem)]
     for path in filter(Path.is_file, [*files, log_path(config)]):
