@@ -34,7 +34,6 @@ def test_defaults_are_valid_and_configs_are_frozen():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("image_size", 10**7),
         ("batch_size", 10**9),
         ("learning_rate", float("nan")),
         ("learning_rate", 1),
@@ -56,7 +55,7 @@ def test_setting_of_another_version_is_refused(tmp_path):
         resumed_config({}, resumable(tomorrow=1), tmp_path / "x.pth")
 
 
-def resumable(image_size: int = 256, **settings) -> Checkpoint:
+def resumable(**settings) -> Checkpoint:
     """A checkpoint of a run with these settings."""
     training = TrainingState(
         settings=settings_to_save(TrainConfig()) | settings,
@@ -65,9 +64,7 @@ def resumable(image_size: int = 256, **settings) -> Checkpoint:
         random_state=torch.zeros(1),
         trained_weights={} if settings.get("ema") else None,
     )
-    checkpoint = make_checkpoint(model_name="resnet34_unet", training=training)
-    checkpoint.image_size = image_size
-    return checkpoint
+    return make_checkpoint(model_name="resnet34_unet", training=training)
 
 
 def test_resume_keeps_fixed_settings_and_takes_changeable_ones(tmp_path):

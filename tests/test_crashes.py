@@ -23,9 +23,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 @pytest.fixture
 def run(trained, tmp_path):
     """A copy of a trained network's files, in folders of their own."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return copy_run(trained, folder)
+    return copy_run(trained, tmp_path / "run")
 
 
 def changed(checkpoint: Checkpoint) -> Checkpoint:

@@ -71,7 +71,6 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
     contents = []
     for name, first in (("whole", 2), ("parts", 1)):
         folder = tmp_path / name
-        folder.mkdir()
         run_ok("train.py", *flags, "--teacher", teacher, "--epochs", first, cwd=folder)
         if first == 1:
             other = tmp_path / "other.pth"
@@ -91,7 +90,6 @@ def test_a_student_resumes_exactly_with_its_teacher_alone(trained, shared_datase
     seen = {*load_checkpoint(teacher).data.train_names} - {*whole.data.train_names}
     assert whole.data.seen_names == sorted(seen) != []
     plain = tmp_path / "plain"
-    plain.mkdir()
     run_ok("train.py", *flags, "--epochs", 1, cwd=plain)
     # Cross-entropy against the teacher comes on top of that against the masks.
     assert float(log_rows(folder)[0]["train_loss"]) > 1.2 * float(log_rows(plain)[0]["train_loss"])
@@ -127,10 +125,8 @@ def test_what_a_teacher_or_initial_weights_saw_is_remembered_and_told(trained, s
     data = ("--data_path", shared_dataset)
     file = trained / "saved_models/tiny_best.pth"
     first = tmp_path / "first"
-    first.mkdir()
     run_ok("train.py", *data, "--init", file, "--train_fraction", 0.3, "--epochs", 1, cwd=first)
     second, flags = tmp_path / "second", ("train.py", *data, *TINY, "--epochs", 1, "--train_fraction", 0.2)
-    second.mkdir()
     run_ok(*flags, "--teacher", first / "saved_models/tiny_best.pth", cwd=second)
     data_of_second = load_checkpoint(second / "saved_models/tiny_best.pth").data
     seen = {*data_of_second.train_names, *data_of_second.seen_names}

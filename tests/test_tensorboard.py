@@ -32,7 +32,6 @@ def test_curves_are_those_of_the_log_without_doubles_after_a_resume(tmp_path, sh
 def test_a_run_with_a_board_is_the_same_run(tmp_path, shared_dataset):
     losses = []
     for name, more in (("with", ["--tensorboard"]), ("without", [])):
-        (tmp_path / name).mkdir()
         run_ok("train.py", "--data_path", shared_dataset, *TINY, "--epochs", 2, *more, cwd=tmp_path / name)
         losses.append([row["val_loss"] for row in log_rows(tmp_path / name)])
     assert losses[0] == losses[1]

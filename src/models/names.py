@@ -62,10 +62,3 @@ def class_names(text: str) -> str:
         limits = f"2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes"
         raise argparse.ArgumentTypeError(f"{place} must give {limits}, the first of them that of the background")
     return ",".join(names)
-
-
-def are_classes(text: str) -> str:
-    """A value of `class_names`, from a file that must not make us read others. Raises ValueError: it is none."""
-    if text in (*TASKS, DENOISING) or ("," in text and are_class_names(text.split(","))):
-        return text
-    raise ValueError("no classes")

@@ -22,7 +22,6 @@ class Option(NamedTuple):
     bare: Any = None  # the value of the flag without a value
     resume: str | None = None  # FIXED or CHANGEABLE for settings that a checkpoint keeps
     nargs: str | None = None  # as in argparse; `*` is for words without a flag
-    saved: Callable[[str], Any] | None = None  # parses what a checkpoint keeps, where `parse` reads files
 
 
 def option(default, help: str, parse: Callable[[str], Any] = str, **more):
@@ -47,7 +46,7 @@ def is_valid(config_class, name: str, value) -> bool:
     if value is None or isinstance(default, bool):
         return type(value) is type(default)
     try:
-        parsed = (flag.saved or flag.parse)(str(value))
+        parsed = flag.parse(str(value))
     except (argparse.ArgumentTypeError, ValueError):  # ValueError: of str, for numbers of thousands of digits
         return False
     return type(parsed) is type(value) and parsed == value and (not flag.choices or value in flag.choices)

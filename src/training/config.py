@@ -9,7 +9,7 @@ import dataclasses
 import re
 
 from data.names import CHANGES, SPLITS, STRENGTHS, change_names, size_plan
-from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, are_classes, class_names, known_model
+from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, class_names, known_model
 from runtime.options import (
     CommonConfig,
     changeable,
@@ -85,9 +85,7 @@ class TrainConfig(CommonConfig):
     )
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100))
-    classes: str = fixed(
-        "binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]), saved=are_classes
-    )
+    classes: str = fixed("binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]))
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
     unlabeled: str | None = fixed(
         None, "images without masks, with --ema; rest: those that --train_fraction leaves out", metavar="DIR|rest"

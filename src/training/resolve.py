@@ -10,7 +10,7 @@ from runtime.errors import CheckpointError, UsageError
 from runtime.options import FIXED, is_valid, options_of
 from training.config import RECIPES, TrainConfig
 
-# Settings that a checkpoint has as entries of its own, for the network and for the data.
+# Settings that a checkpoint has as entries of its own, and checks itself: those of the network and of the data.
 IN_CHECKPOINT = ("model_name", "attention", "decoder", "classes", "channels", "image_size", "split", "seed", "fold")
 
 
@@ -46,7 +46,7 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
     if unequal:
         raise CheckpointError(f"{path} has other settings than this version ({min(unequal)!r}); start a new run")
     for name, value in saved.items():
-        if not is_valid(TrainConfig, name, value):
+        if name not in IN_CHECKPOINT and not is_valid(TrainConfig, name, value):
             raise CheckpointError(f"{path} is malformed: its setting {name} has an impossible value; use another one")
     if flags.get("sizes") == "grow" and ":" in saved["sizes"]:
         flags = {**flags, "sizes": saved["sizes"]}

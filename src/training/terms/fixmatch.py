@@ -78,9 +78,7 @@ class FixMatchTerm(Term):
 
     name = "unlabeled"
 
-    def __init__(
-        self, batches: UnlabeledBatches, predictor: Predictor, confidence: float = CONFIDENCE, labelled: bool = False
-    ):
+    def __init__(self, batches: UnlabeledBatches, predictor: Predictor, confidence=CONFIDENCE, labelled=False):
         self.batches, self.predictor, self.confidence, self.labelled = batches, predictor, confidence, labelled
         self.columns = ("confident_share", "pseudo_dice") if labelled else ("confident_share",)
 

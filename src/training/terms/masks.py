@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from torch.utils.data import DataLoader
 
 from data.augment import augment_batch, mix, resize_batch
 from data.loader import Batches, make_loader, shard_batches
@@ -26,14 +25,7 @@ class MasksTerm(Term):
     name, columns = "masks", ("train_dice",)
     score = "valid Dice"  # by which the best epoch is chosen
 
-    def __init__(
-        self,
-        batches: Batches,
-        config: TrainConfig,
-        predictor: Predictor,
-        valid_loader: DataLoader | None = None,
-        weights: list[float] | None = None,
-    ):
+    def __init__(self, batches: Batches, config: TrainConfig, predictor: Predictor, valid_loader=None, weights=None):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
         self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
