@@ -33,7 +33,7 @@ def our_step(batch: dict, model_name: str, side: int, amp: str, device: torch.de
 
     def step() -> None:
         training_step(net, [masks], [masks.prepare(batch, None, 0, 0)])
-        ema.update(model)
+        ema.update()
 
     return step
 

@@ -26,29 +26,17 @@ recorders: list["Recorder"] = []  # at most one is active; audit hooks can't be 
 
 
 class Moment(NamedTuple):
-    """A folder before a call: names and contents for the kernel; names and contents that a power failure leaves.
+    """A folder before a call: names and contents for the kernel; names and contents that a power failure leaves."""
 
-    Args:
-        call: what comes next.
-        tree: number of each file, by its path.
-        contents: bytes of each file, by number.
-        names: trees that may be found after a power failure.
-        synced: bytes of files that are on the disk.
-    """
-
-    call: str
+    call: str  # what comes next
     tree: Tree
-    contents: dict[int, bytes]
-    names: list[Tree]
-    synced: dict[int, bytes]
+    contents: dict[int, bytes]  # by the number of the file
+    names: list[Tree]  # that may be found after a power failure
+    synced: dict[int, bytes]  # that are on the disk
 
 
 class Recorder:
-    """Records the moments of a folder while it is active.
-
-    Args:
-        folder: everything in it is on the disk at the beginning.
-    """
+    """Records the moments of a folder while it is active; everything in it is on the disk at the beginning."""
 
     def __init__(self, folder: Path):
         self.folder, self.moments, self.busy = folder.resolve(), [], False
@@ -231,13 +219,9 @@ def lay_out(folder: Path, tree: Tree, contents: dict[int, bytes]) -> None:
 
 
 def try_all(folder: Path, moments: list[Moment], check: Callable[[], None], least: int) -> None:
-    """Lays out states of a folder and calls `check`, which must not raise.
+    """Lays out the states of a folder, of which there are so many at least, and calls `check`, which must not raise.
 
-    Args:
-        folder: the folder.
-        moments: from `recorded`.
-        check: looks at the folder.
-        least: there must be so many states; all are tried with CRASHES=all in the environment, else a few.
+    All are tried with CRASHES=all in the environment, else a few.
     """
     states = list(crash_states(moments))
     print(f"{len(states)} states")

@@ -1,7 +1,6 @@
 """Hostile checkpoints: changed entries, changed pickles with right checksums, damaged bytes."""
 
 import collections
-import contextlib
 import copy
 import io
 import random
@@ -15,10 +14,11 @@ DELETE = object()
 
 
 class Case(NamedTuple):
-    """A checkpoint with some entries changed: (path of keys, value) each, DELETE removes one."""
+    """A checkpoint with one entry changed, by the keys that lead to it; the value DELETE removes it."""
 
     name: str
-    edits: tuple
+    path: tuple
+    value: Any
 
 
 def odd_values() -> dict[str, Any]:
@@ -69,28 +69,19 @@ def variants(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def single_cases(content, path=()) -> Iterator[Case]:
-    """Checkpoints with one entry changed, removed or added, for every entry that is there.
-
-    Args:
-        content: of a checkpoint, or of a part of it.
-        path: of that part.
-    """
-
-    def case(what: str, *edits) -> Case:
-        return Case(f"{'.'.join(map(str, path))}: {what}", edits)
-
-    values = odd_values()
+    """A case for every value in the place of every entry of a checkpoint, or of its part at a path."""
+    values, where = odd_values(), ".".join(map(str, path))
     if path:
-        yield case("missing", (path, DELETE))
+        yield Case(f"{where}: missing", path, DELETE)
         if isinstance(content, torch.Tensor):
             values |= {f"own {name}": value for name, value in variants(content).items()}
-        yield from (case(name, (path, value)) for name, value in values.items())
+        yield from (Case(f"{where}: {name}", path, value) for name, value in values.items())
     if isinstance(content, list) and content:
-        yield case("twice as long", (path, content * 2))
+        yield Case(f"{where}: twice as long", path, content * 2)
         yield from single_cases(content[-1], (*path, len(content) - 1))
     elif isinstance(content, dict):
         keys = [key for key in ("extra", 7, *values.values()) if isinstance(key, Hashable) and type(key) is not object]
-        yield from (case(f"extra entry {key!r}"[:60], ((*path, key), 1)) for key in keys)
+        yield from (Case(f"{where}: extra entry {key!r}"[:60], (*path, key), 1) for key in keys)
         keys = list(content)
         few = keys if len(keys) < 20 or path == ("training", "settings") else keys[:1] + keys[-1:]
         for key in few:
@@ -98,20 +89,16 @@ def single_cases(content, path=()) -> Iterator[Case]:
 
 
 def edited(content: dict, case: Case) -> dict:
-    """The checkpoint of a case; what is not changed is shared. An edit of what an earlier one removed does nothing."""
-    made = copy.copy(content)
-    for (*path, last), value in case.edits:
-        place = made
-        for key in path:
-            there = key in place if isinstance(place, dict) else isinstance(place, list) and key in range(len(place))
-            if there:
-                place[key] = copy.copy(place[key])
-            place = place[key] if there else None
-        if value is DELETE and isinstance(place, dict):
-            place.pop(last, None)
-        elif value is not DELETE and isinstance(place, (dict, list)):
-            with contextlib.suppress(LookupError, TypeError):
-                place[last] = value
+    """The checkpoint of a case; what is not changed is shared."""
+    made = place = copy.copy(content)
+    *path, last = case.path
+    for key in path:
+        place[key] = copy.copy(place[key])
+        place = place[key]
+    if case.value is DELETE:
+        del place[last]
+    else:
+        place[last] = case.value
     return made
 
 

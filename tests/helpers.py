@@ -72,6 +72,7 @@ class Script:
                 stdout=subprocess.PIPE,
                 text=True,
             )
+        cwd.mkdir(parents=True, exist_ok=True)
         self.args, self.folder = [script, *map(str, args)], tempfile.TemporaryDirectory()
         self.stdout, self.stderr = (Path(self.folder.name) / name for name in ("stdout", "stderr"))
         self.stdout.touch()
@@ -124,13 +125,9 @@ def run_script(script: str, *args, cwd: Path) -> subprocess.CompletedProcess:
     """
     if hasattr(os, "fork"):
         return Script(SRC / script, args, cwd).finish()
-    return subprocess.run(
-        [*PYTHON, str(SRC / script), *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    cwd.mkdir(parents=True, exist_ok=True)
+    environment, command = {**os.environ, "OMP_NUM_THREADS": "1"}, [*PYTHON, str(SRC / script), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def run_ok(script: str, *args, cwd: Path) -> str:

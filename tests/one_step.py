@@ -11,8 +11,8 @@ import torch  # noqa: E402  the path must be set first
 from evaluation.predict import Predictor  # noqa: E402
 from runtime.distributed import init_distributed  # noqa: E402
 from stubs import Plain, make_batch, make_masks, make_net, make_run  # noqa: E402
-from training.metrics import MetricLogger  # noqa: E402
 from training.optim import ModelEMA  # noqa: E402
+from training.step import MetricLogger  # noqa: E402
 from training.terms import Batch  # noqa: E402
 from training.terms.fixmatch import FixMatchTerm, UnlabeledBatches  # noqa: E402
 

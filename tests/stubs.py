@@ -15,9 +15,8 @@ from runtime.device import Precision
 from runtime.distributed import SINGLE_PROCESS
 from training.config import TrainConfig
 from training.loop import Trainer
-from training.metrics import MetricLogger
 from training.state import RunState
-from training.step import Net
+from training.step import MetricLogger, Net
 from training.terms.masks import MasksTerm
 
 CPU = torch.device("cpu")

@@ -141,7 +141,7 @@ def test_augmentation_flags_reach_the_batches(shared_dataset):
     def first_batch(*flags) -> dict:
         words = ["--data_path", str(shared_dataset), "--image_size", "64", "--augment", "online", *flags]
         config = new_config(build_parser().parse_overrides(words), False, None)
-        return augmented(config, open_parts(config, None, None)[0][0]).read_batch([(epoch, 1) for epoch in range(100)])
+        return augmented(config, open_parts(config).train).read_batch([(epoch, 1) for epoch in range(100)])
 
     def widest(batch: dict) -> float:
         affine = batch["affine"]

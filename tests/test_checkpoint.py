@@ -1,19 +1,20 @@
 """Checkpoints: saving, loading, damage, other versions, and entries that can't be."""
 
-import errno
 import pickle
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 
-from helpers import Script, assert_one_error, copy_run, run_ok, run_script, same
+from helpers import assert_one_error, copy_run, run_script, same
 from models import checkpoint
 from models.build import build_model
-from models.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from models.checkpoint import Progress, load_checkpoint, save_checkpoint
 from runtime.errors import CheckpointError, RunError, UsageError
-from stubs import make_checkpoint
+from stubs import CPU, make_checkpoint
+from training.config import TrainConfig
+from training.setup import prepare
+from training.state import start_progress
 
 
 @pytest.fixture
@@ -23,21 +24,14 @@ def saved(tmp_path):
     return path
 
 
-def test_checkpoint_round_trip(saved):
-    loaded, written = load_checkpoint(saved), make_checkpoint()
+def test_checkpoint_round_trip_under_two_names(tmp_path):
+    written, paths = make_checkpoint(), [tmp_path / "best.pth", tmp_path / "last.pth"]
+    save_checkpoint(written, paths)
+    paths[0].rename(tmp_path / "moved.pth")
+    loaded = load_checkpoint(paths[1])
     assert same(loaded.weights, written.weights)
     assert {**vars(loaded), "weights": None} == {**vars(written), "weights": None}
-    content = torch.load(saved, weights_only=True)
-    assert content["format_version"] == checkpoint.FORMAT_VERSION
-    assert content["data"]["split"] == "official"
-
-
-def test_several_names_are_independent_files(tmp_path):
-    best, last = tmp_path / "best.pth", tmp_path / "last.pth"
-    save_checkpoint(make_checkpoint(), [best, last])
-    save_checkpoint(make_checkpoint(encoder_start="changed"), [last])
-    assert [load_checkpoint(path).encoder_start for path in (best, last)] == ["from scratch", "changed"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth"]
+    assert torch.load(tmp_path / "moved.pth", weights_only=True)["data"]["split"] == "official"
 
 
 def test_non_finite_weights_are_never_written(saved):
@@ -46,45 +40,6 @@ def test_non_finite_weights_are_never_written(saved):
     with pytest.raises(RunError, match=r"1 weight not finite \(a.weight"):
         save_checkpoint(broken, [saved])
     assert saved.read_bytes() == before
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    code = """
-import sys
-from models.checkpoint import load_checkpoint, save_checkpoint
-try:
-    save_checkpoint(load_checkpoint(sys.argv[1]), [sys.argv[1]])
-except OSError as error:
-    print(error.errno)
-"""
-    path = tmp_path / "unet_last.pth"
-    save_checkpoint(make_checkpoint(), [path])
-    before = path.read_bytes()
-    done = Script(code, (path,), tmp_path, limits={"RLIMIT_FSIZE": 4000}).finish()
-    assert done.stdout == f"{errno.EFBIG}\n", done.stderr
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_any_damaged_byte_is_found_or_harmless(tmp_path):
-    path, small = tmp_path / "x.pth", make_checkpoint(weights={"a": torch.arange(4.0)})
-    save_checkpoint(small, [path])
-    whole, refused = path.read_bytes(), 0
-    rng = np.random.default_rng(1)
-    for position in range(len(whole)):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        try:
-            loaded = load_checkpoint(path)
-        except CheckpointError as error:
-            refused += 1
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
-        else:  # padding between the records
-            assert same(loaded.weights, small.weights), position
-            assert loaded.progress == small.progress, position
-    assert refused > len(whole) / 3
 
 
 def test_directory_flag_on_a_record_is_damage(saved):
@@ -110,7 +65,7 @@ def test_missing_and_cut_files_are_named_with_alternatives(saved):
 
 
 class RunsCode:
-    """Unpickling this would create the file in FLAG."""
+    """Unpickling this would create the file `flag`."""
 
     flag = None
 
@@ -147,12 +102,10 @@ def test_other_versions_are_one_line(tmp_path, version):
 
 
 def test_model_is_rebuilt_and_misfits_named():
-    model = build_model("unet_small").eval()
+    model = build_model("unet_small")
     fitting = {"model_name": "unet_small", "weights": model.state_dict()}
     again = make_checkpoint(**fitting, config=model.config).build("file.pth")
-    images = torch.rand(1, 3, 32, 32) * 255
-    with torch.inference_mode():
-        assert torch.equal(model(images), again(images))
+    assert same(again.state_dict(), model.state_dict())
     assert not again.training
     for broken in ({"weights": {"a": torch.zeros(3)}}, {"config": {"attention": "se"}}, {"config": {"device": "cpu"}}):
         with pytest.raises(CheckpointError, match="file.pth: its weights do not fit"):
@@ -194,6 +147,8 @@ def changed(content: dict, path: str, value) -> dict:
 
 WRONG = {
     "model_name": ["segnet", "../unet", 7, None],
+    "config.attention": ["1,99", 7],
+    "config.decoder": ["ladder"],
     "config.out_channels": [2, 10**9, "1"],
     "config.in_channels": [0, 10**9, True, 3.0],
     "config.classes": [["one"], "a,b", [1, 2], 5],
@@ -245,32 +200,10 @@ def test_missing_entries_are_named_and_new_ones_may_have_defaults(content, tmp_p
 
 def test_bad_checkpoints_are_one_error_line(trained, shared_dataset, tmp_path):
     folder, best = copy_run(trained, tmp_path), "saved_models/tiny_best.pth"
-    flags = ("evaluate.py", "--data_path", shared_dataset)
-    assert_one_error(run_script(*flags, "--model_type", "unet", cwd=folder), "unet_best.pth", "tiny_best.pth")
-    contradiction = run_script(*flags, "--model_type", "unet", "--model", best, cwd=folder)
-    assert_one_error(contradiction, "holds a tiny, but --model_name says unet")
-    data = (folder / best).read_bytes()
-    (folder / best).unlink()
-    (folder / best).write_bytes(data[: len(data) // 2])
-    assert_one_error(run_script(*flags, cwd=folder), "tiny_best.pth is damaged", "tiny_last.pth")
-
-
-def test_settings_that_would_take_all_memory_are_refused(content, shared_dataset, tmp_path):
-    torch.save(changed(content, "training.settings.batch_size", 10**9), tmp_path / "x.pth")
-    done = run_script("train.py", "--data_path", shared_dataset, "--resume", "x.pth", cwd=tmp_path)
-    assert_one_error(done, "its setting batch_size has an impossible value")
-
-
-def test_a_run_id_with_a_slash_harms_nothing(content, shared_dataset, tmp_path):
-    (tmp_path / "saved_models").mkdir()
-    torch.save(changed(content, "progress.run_id", "../../elsewhere/x"), tmp_path / "saved_models/tiny_last.pth")
-    flags = ("--data_path", shared_dataset, "--image_size", 64, "--encoder_weights", "none", "--epochs", 1)
-    assert_one_error(run_script("train.py", *flags, "--resume", cwd=tmp_path), "progress.run_id")
-    run_ok("train.py", *flags, cwd=tmp_path)  # a new run moves the file away under a name of its own
-    names = {p.name for p in (tmp_path / "saved_models").glob("[!.]*")}
-    assert len(names) == 3
-    assert any(name.startswith("tiny_last_unknown-") for name in names)
-    assert not (tmp_path / "elsewhere").exists()
+    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_type", "unet")
+    assert_one_error(run_script(*flags, cwd=folder), "unet_best.pth", "tiny_best.pth")
+    done = run_script(*flags, "--model", best, cwd=folder)
+    assert_one_error(done, "holds a tiny, but --model_name says unet")
 
 
 STATES = {
@@ -295,9 +228,6 @@ STATES = {
 
 @pytest.mark.parametrize("path", STATES)
 def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, shared_dataset, tmp_path, path, monkeypatch):
-    from runtime.device import get_device
-    from training.setup import prepare
-
     monkeypatch.chdir(tmp_path)
     value = content["training"]
     for key in path.split("."):
@@ -305,17 +235,14 @@ def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, shared_
     for change in STATES[path]:
         torch.save(changed(content, f"training.{path}", change(value)), tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
-            prepare({"data_path": str(shared_dataset), "resume": "x.pth", "num_workers": 0}, get_device("cpu"))
+            prepare({"data_path": str(shared_dataset), "resume": "x.pth", "num_workers": 0}, CPU)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 8.0, 8.0, 1.0]), (2, None), (2, [0.0, 0.0, 0.0, 0.0])])
 def test_a_run_that_stands_where_it_can_not_is_refused(tmp_path, step, sums):
-    from training.config import TrainConfig
-    from training.state import start_progress
-
     sums = None if sums is None else torch.tensor(sums, dtype=torch.float64)
-    stands: Checkpoint = make_checkpoint(progress=Progress(run_id="r", planned_epochs=1, step=step, sums=sums))
+    stands = make_checkpoint(progress=Progress(run_id="r", planned_epochs=1, step=step, sums=sums))
     with pytest.raises(CheckpointError, match=f"step {step} of 4"):
         start_progress(TrainConfig(), False, 4, stands, tmp_path / "x.pth")
 

@@ -34,21 +34,12 @@ def test_defaults_are_valid_and_configs_are_frozen():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("image_size", 10**7),
-        ("image_size", 256.0),
-        ("image_size", True),
-        ("batch_size", 0),
-        ("batch_size", "8"),
+        ("batch_size", 10**9),
         ("learning_rate", float("nan")),
-        ("learning_rate", -1.0),
         ("learning_rate", 1),
-        ("ema", 1.0),
-        ("loss", "hinge"),
         ("loss", None),
-        ("augment", "twice"),
         ("augment", 3),
-        ("sizes", "shrink"),
-        ("distort", "fog"),
+        ("augment", "twice"),
         pytest.param("patience", 10**5000, id="huge"),
         ("init", ["unet"]),
         ("augment_uncertain", "yes"),
@@ -64,7 +55,7 @@ def test_setting_of_another_version_is_refused(tmp_path):
         resumed_config({}, resumable(tomorrow=1), tmp_path / "x.pth")
 
 
-def resumable(image_size: int = 256, **settings) -> Checkpoint:
+def resumable(**settings) -> Checkpoint:
     """A checkpoint of a run with these settings."""
     training = TrainingState(
         settings=settings_to_save(TrainConfig()) | settings,
@@ -73,15 +64,13 @@ def resumable(image_size: int = 256, **settings) -> Checkpoint:
         random_state=torch.zeros(1),
         trained_weights={} if settings.get("ema") else None,
     )
-    checkpoint = make_checkpoint(model_name="resnet34_unet", training=training)
-    checkpoint.image_size = image_size
-    return checkpoint
+    return make_checkpoint(model_name="resnet34_unet", training=training)
 
 
 def test_resume_keeps_fixed_settings_and_takes_changeable_ones(tmp_path):
-    checkpoint = resumable(batch_size=4, learning_rate=0.01, amp="bf16", ema=0.5)
+    checkpoint = resumable(batch_size=4, learning_rate=0.01, accumulate=3, ema=0.5)
     config = resumed_config({"learning_rate": 0.02, "epochs": 3, "data_path": "here"}, checkpoint, tmp_path)
-    assert (config.batch_size, config.learning_rate, config.amp) == (4, 0.02, "bf16")
+    assert (config.batch_size, config.learning_rate, config.accumulate) == (4, 0.02, 3)
     assert (config.epochs, config.data_path) == (3, "here")
     for flags, words in (({"batch_size": 8}, "batch_size 4 .now 8"), ({"seed": 7}, "seed 1 .now 7")):
         with pytest.raises(UsageError, match=words):
@@ -115,7 +104,7 @@ def test_recipe_yields_to_flags_and_the_average_is_scored(tmp_path, shared_datas
     last = load_checkpoint(tmp_path / "saved_models/tiny_last.pth")
     settings = last.training.settings
     assert (settings["scheduler"], settings["learning_rate"], settings["augment"]) == ("none", 3e-2, "online")
-    assert last.config == {"out_channels": 1, "attention": "se"}
+    assert last.config == {"out_channels": 1, "attention": "se", "decoder": "plain", "in_channels": 3}
     assert last.training.updates == 4
     assert not same(last.weights, last.training.trained_weights)
     # What is validated, saved as best and evaluated is the average: the figures are the same.

@@ -1,6 +1,5 @@
 """Two processes at one job on the CPU, started by torch's launcher or, which is quicker, just as it would."""
 
-import csv
 import json
 import os
 import re
@@ -14,17 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import PYTHON, SRC, TINY, Script, copy_run, expect_success, run_ok
+from helpers import PYTHON, SRC, TINY, Script, copy_run, expect_success, log_rows, rows, run_ok
 from models.checkpoint import load_checkpoint
 from runtime.distributed import init_distributed
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", PYTHON[1]]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def launch(script: Path, *args, cwd: Path) -> subprocess.CompletedProcess:
-    command = [*LAUNCH, str(script), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=240)
 
 
 def two_ok(script: str, *args, cwd: Path) -> str:
@@ -38,11 +32,6 @@ def pair(tmp_path_factory, shared_dataset) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("pair")
     flags = ("--data_path", shared_dataset, "--epochs", 2, "--augment", "online", "--ema", 0.9, *TINY)
     return folder, two_ok("train.py", *flags, cwd=folder)
-
-
-def rows(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_step_of_two_is_the_step_of_one(tmp_path):
@@ -65,7 +54,7 @@ def test_two_train_as_one_and_leave_no_trace(pair):
     assert "2 processes of 1 threads" in said
     assert said.count("Run  ") == 1
     assert "32 train" in said
-    table = rows(folder / "logs/tiny_training_log.csv")
+    table = log_rows(folder)
     assert [row["epoch"] for row in table] == ["1", "2"]
     assert float(table[1]["train_loss"]) < float(table[0]["train_loss"])
     checkpoint = load_checkpoint(folder / "saved_models/tiny_last.pth")
@@ -82,10 +71,10 @@ def test_scores_of_two_are_those_of_one_to_the_last_digit(pair, shared_dataset, 
     two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
     clocks = ("seconds", "images_per_second")
     assert {k: v for k, v in two.items() if k not in clocks} == {k: v for k, v in one.items() if k not in clocks}
-    assert len(rows(tmp_path / "logs/tiny_evaluation_log.csv")) == 2  # one each
+    assert len(log_rows(tmp_path, "evaluation")) == 2  # one each
     # And what the two measured while they trained is what one measures now.
     run_ok("evaluate.py", *flags, *log_dir, "--subset", "valid", "--json", "valid.json", cwd=tmp_path)
-    logged = float(rows(folder / "logs/tiny_training_log.csv")[-1]["val_dice"])
+    logged = float(log_rows(folder)[-1]["val_dice"])
     assert json.loads((tmp_path / "valid.json").read_text())["dice"] == pytest.approx(logged, abs=5e-7)
 
 
@@ -110,7 +99,7 @@ def test_one_goes_on_where_two_stopped_and_the_reverse(processes, request, share
     copy_run(before, tmp_path)
     said = run("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert "in epoch 3 of 3 after step 0" in said
-    table = rows(tmp_path / "logs/tiny_training_log.csv")
+    table = log_rows(tmp_path)
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
     assert float(table[2]["train_loss"]) < float(table[1]["train_loss"])
     checkpoint = load_checkpoint(tmp_path / "saved_models/tiny_last.pth")
@@ -159,12 +148,12 @@ def test_a_stray_variable_is_no_launcher(monkeypatch):
 
 
 def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):
-    done = launch(SRC / "train.py", "--data_path", shared_dataset, "--batch_size", 1, *TINY, cwd=tmp_path)
+    flags = ("--data_path", shared_dataset, "--batch_size", 1, *TINY)
+    command = [*LAUNCH, str(SRC / "train.py"), *map(str, flags)]
+    done = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert errors == [
-        "error: steps of 1 image can't be shared by 2 processes; use a larger --batch_size, or fewer processes"
-    ]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "steps of 1 image can't be shared by 2 processes" in error
 
 
 def test_encoder_that_was_frozen_learns_in_two_processes(tmp_path, shared_dataset):

@@ -44,48 +44,41 @@ def set_address(monkeypatch, address: str) -> None:
     monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
 
 
-def serve(monkeypatch, name: str, answer) -> ThreadingHTTPServer:
-    """A server on this machine; torchvision's address of ResNet34's weights leads to it."""
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a server on this machine, at the address of ResNet34's weights, that answers as a function does."""
 
-    class Handler(BaseHTTPRequestHandler):
-        do_GET = answer  # noqa: N815  its name for http.server
+    def start(name: str, answer) -> None:
+        silent = {"do_GET": answer, "log_message": lambda *_: None}
+        server.RequestHandlerClass = type("Handler", (BaseHTTPRequestHandler,), silent)
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        set_address(monkeypatch, f"http://127.0.0.1:{server.server_port}/{name}")
 
-        def log_message(self, *_args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    set_address(monkeypatch, f"http://127.0.0.1:{server.server_port}/{name}")
-    return server
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        yield start
+        server.shutdown()
 
 
 def holds(model, state: dict) -> bool:
     return all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("source", ["cache", "download", "file"])
-def test_weights_from_cache_download_or_file(published, cache, monkeypatch, source):
+@pytest.mark.parametrize("cached", [True, False])
+def test_weights_from_the_cache_or_the_download(published, cache, serve, cached):
+    def answer(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(b"damaged" if cached else file.read_bytes())
+
     file, state = published
-    model, server = build_model("resnet34_unet"), None
-    if source == "download":
-
-        def answer(request):
-            request.send_response(200)
-            request.end_headers()
-            request.wfile.write(file.read_bytes())
-
-        server = serve(monkeypatch, file.name, answer)
-    elif source == "cache":
-        set_address(monkeypatch, f"http://127.0.0.1:9/{file.name}")
+    if cached:
         (cache / file.name).write_bytes(file.read_bytes())
-    found, words = find_encoder_weights("resnet34_unet", str(file) if source == "file" else "imagenet")
-    assert words == (f"from {file.name}" if source == "file" else f"ImageNet ({file.name})")
+    serve(file.name, answer)
+    model = build_model("resnet34_unet")
+    found, words = find_encoder_weights("resnet34_unet", "imagenet")
     load_encoder_weights(model, found)
-    assert holds(model, state)
-    if server:
-        assert found == cache / file.name
-        server.shutdown()
-        server.server_close()
+    assert (found, words) == (cache / file.name, f"ImageNet ({file.name})")
+    assert same(model.encoder.state_dict(), {key: state[key] for key in model.encoder.state_dict()})
 
 
 def test_offline_auto_warns_and_imagenet_fails(cache, monkeypatch, capsys):
@@ -102,7 +95,7 @@ def test_offline_auto_warns_and_imagenet_fails(cache, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_silent_server_is_given_up(cache, monkeypatch, capsys):
+def test_silent_server_is_given_up(cache, serve, monkeypatch, capsys):
     gone = threading.Event()
 
     def answer(request):
@@ -113,14 +106,12 @@ def test_silent_server_is_given_up(cache, monkeypatch, capsys):
         request.wfile.flush()
         gone.wait(30)
 
-    server = serve(monkeypatch, "resnet34-b627a593.pth", answer)
+    serve("resnet34-b627a593.pth", answer)
     monkeypatch.setattr("models.weights.ANSWER_SECONDS", 0.5)
     assert find_encoder_weights("resnet34_unet", "auto")[0] is None
     assert "timed out" in capsys.readouterr().err
     assert not list(cache.iterdir())
     gone.set()
-    server.shutdown()
-    server.server_close()
 
 
 def test_damaged_cache_makes_auto_start_from_scratch(cache, monkeypatch, capsys):
@@ -178,22 +169,21 @@ def test_packages_of_the_requirements_know_a_cat(name):
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
     file, model = tmp_path / "w.pth", build_model("resnet18_unet")
     own = model.encoder.state_dict()
-    before = {key: value.clone() for key, value in own.items()}
     for broken, words in (
         ([1], "'list' object has no attribute"),
         ({**own, "bn1.weight": own["bn1.weight"] * torch.nan}, "a weight is not finite"),
-        ({**own, "conv1.weight": torch.zeros(1)}, "of another shape conv1.weight"),
-        ({**own, "fc.weight": 1, "a": own["bn1.bias"], "b.c": 1, "d": 1, "e": 1}, "unexpected a, b.c, d"),
-        ({k: v for k, v in own.items() if k[:2] != "bn"}, "missing bn1.weight, bn1.bias, bn1.running_mean"),
-        ({"stem": own["conv1.weight"]}, "missing conv1.weight, bn1.weight, bn1.bias; unexpected stem"),
+        ({**own, "conv1.weight": torch.zeros(1)}, "size mismatch for conv1.weight"),
+        ({**own, "fc.weight": 1, "a": own["bn1.bias"]}, 'Unexpected key(s) in state_dict: "a"'),
+        ({k: v for k, v in own.items() if k[:2] != "bn"}, 'Missing key(s) in state_dict: "bn1.weight", "bn1.bias"'),
     ):
         torch.save(broken, file)
         with pytest.raises(CheckpointError) as caught:
             load_encoder_weights(model, file)
-        start = f"{file} can't be loaded into the encoder ({words}"
-        assert str(caught.value).startswith(start)
-        assert str(caught.value).endswith("); it must be a state dict of resnet18")
-        assert holds(model, before)
+        said = str(caught.value)
+        assert said.startswith(f"{file} can't be loaded into the encoder (")
+        assert words in said
+        assert len(said) < len(str(file)) + 300
+        assert said.endswith("); it must be a state dict of resnet18")
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         find_encoder_weights("resnet34_unet", str(tmp_path / "missing.pth"))
 

@@ -121,14 +121,14 @@ def feed(case: Case, content: dict, light: dict, data) -> None:
     except TypeError:
         return  # it can't be saved
     loaded = attempt(case.name, "load", load_checkpoint, file)
-    if loaded and case.name.startswith("training.settings") and len(case.edits) == 1:
+    if loaded and case.name.startswith("training.settings"):
         loaded = attempt(case.name, "settings", resumed_config, {}, *loaded, file)
     field = case.name.partition(":")[0]
     counts[field] += loaded is not None
     if loaded is None or counts[field] > 3:  # values of one entry that are all right work alike
         return
     torch.save(edited(content, case), file)
-    for reader in ["--resume"] if all(path[0] in OF_RESUME for path, _ in case.edits) else READERS:
+    for reader in ["--resume"] if case.path[0] in OF_RESUME else READERS:
         shutil.rmtree("out", ignore_errors=True)
         Path("out").mkdir()
         attempt(case.name, reader, READERS[reader], data, file)

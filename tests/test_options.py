@@ -10,8 +10,8 @@ from runtime.cli import Parser
 from runtime.options import changeable, fixed, fraction, is_valid, positive_number, whole_number
 from training import config as training_config
 from training import resolve
-from training.config import TrainConfig, saved_settings
-from training.resolve import new_config, settings_to_save
+from training.config import TrainConfig
+from training.resolve import new_config, saved_settings, settings_to_save
 from write_cli_docs import document, flag_table
 
 

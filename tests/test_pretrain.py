@@ -89,7 +89,7 @@ def test_it_starts_a_training_and_segments_nothing_before(pretrained, shared_dat
     file = pretrained[1] / "tiny_best.pth"
     for script in ("evaluate.py", "inference.py"):
         done = run_script(script, "--data_path", shared_dataset, "--model_path", file, cwd=tmp_path)
-        assert_one_error(done, "was pre-trained by denoising and can't segment yet")
+        assert_one_error(done, "was pre-trained and can't segment yet")
     flags = ("train.py", "--data_path", shared_dataset, "--init", file, "--epochs", 1, "--learning_rate", 1e-30)
     assert "encoder from tiny_best.pth, like all but the head" in run_ok(*flags, cwd=tmp_path)
     before, after = (load_checkpoint(f).weights for f in (file, tmp_path / "saved_models/tiny_best.pth"))
@@ -114,13 +114,13 @@ def test_own_images_may_lack_masks(images, tmp_path):
     (own / "images").symlink_to(images)
     Image.new("L", (200, 150)).save(own / "masks/03.png")
     config = TrainConfig(classes="denoising", data_path=str(own), image_size=64)
-    (train_set, valid_set), record, _ = open_images(config, None, None)
-    assert (len(train_set), len(valid_set), len(record.train_names)) == (27, 3, 27)
+    data = open_images(config)
+    assert (len(data.train), len(data.valid), len(data.record.train_names)) == (27, 3, 27)
     for number in range(30):
         Image.new("L", (200, 150)).save(own / f"masks/{number:02}.png")
-    assert len(open_images(config, None, None)[0][0]) == 24
+    assert len(open_images(config).train) == 24
     with pytest.raises(DatasetError, match="no trainval.txt"):
-        open_images(dataclasses.replace(config, split="official"), None, None)
+        open_images(dataclasses.replace(config, split="official"))
 
 
 def test_other_images_and_flags_of_masks_are_refused(pretrained, images, tmp_path):

@@ -2,16 +2,22 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import TINY, assert_one_error, copy_run, log_rows, rows, run_ok, run_script
-from models.checkpoint import load_checkpoint
+from helpers import TINY, assert_one_error, copy_run, log_rows, run_ok, run_script
+from models.checkpoint import load_checkpoint, save_checkpoint
 from runtime import files
 from runtime.errors import UsageError
 from training.config import TrainConfig
-from training.run_files import archive_previous_run, lock_run
+from training.state import archive_previous_run, lock_run
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """What stands in the files of a run."""
+    return {path: path.read_bytes() for path in folder.glob("*/[!.]*")}
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path, shared_dataset):
@@ -51,28 +57,22 @@ def test_best_ahead_of_last_is_kept(tmp_path, trained, shared_dataset):
 
 
 def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_dataset):
-    (tmp_path / "saved_models").mkdir()
-    for file in (trained / "saved_models").glob("*.pth"):
-        data = bytearray(file.read_bytes())
-        if "last" in file.name:
-            data[len(data) // 2] ^= 4
-        (tmp_path / "saved_models" / file.name).write_bytes(data)
+    last = copy_run(trained, tmp_path, "best*") / "saved_models/tiny_last.pth"
+    data = bytearray((trained / "saved_models/tiny_last.pth").read_bytes())
+    data[len(data) // 2] ^= 4
+    last.write_bytes(data)
     done = run_script("train.py", "--data_path", shared_dataset, "--resume", cwd=tmp_path)
     assert_one_error(done, "tiny_last.pth is", "checksum", "there is tiny_best.pth")
-    best = "saved_models/tiny_best.pth"
-    said = run_ok("train.py", "--data_path", shared_dataset, "--resume", best, "--epochs", 1, cwd=tmp_path)
-    assert f"from {best}" in said
+    flags = ("--resume", "saved_models/tiny_best.pth", "--epochs", 1)
+    assert "from saved_models/tiny_best.pth" in run_ok("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
 
 
 def test_checkpoint_without_training_state_is_not_resumed(tmp_path, trained, shared_dataset):
-    content = torch.load(trained / "saved_models/tiny_best.pth", weights_only=True)
-    content["training"] = None
-    (tmp_path / "saved_models").mkdir()
-    torch.save(content, tmp_path / "saved_models/tiny_best.pth")
     flags = ("--data_path", shared_dataset)
-    done = run_script("train.py", *flags, "--resume", "saved_models/tiny_best.pth", cwd=tmp_path)
-    assert_one_error(done, "no training state")
-    run_ok("evaluate.py", *flags, cwd=tmp_path)  # but it can be scored
+    bare = load_checkpoint(trained / "saved_models/tiny_best.pth").without_training()
+    save_checkpoint(bare, [tmp_path / "bare.pth"])
+    assert_one_error(run_script("train.py", *flags, "--resume", "bare.pth", cwd=tmp_path), "no training state")
+    run_ok("evaluate.py", *flags, "--model_path", "bare.pth", cwd=tmp_path)  # but it can be scored
 
 
 def test_resuming_an_older_checkpoint_keeps_the_newer_one(tmp_path, trained, shared_dataset):
@@ -97,10 +97,10 @@ def test_complete_run_changes_nothing(tmp_path, trained, shared_dataset):
     saved = copy_run(trained, tmp_path) / "saved_models"
     old = saved / "tiny_last_old.pth"
     os.link(saved / "tiny_last.pth", old)
-    before = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (tmp_path / d).glob("[!.]*")}
+    before = contents(tmp_path)
     said = run_ok("train.py", "--data_path", shared_dataset, "--resume", old, cwd=tmp_path)
     assert f"--resume {old} --epochs 5" in said
-    assert {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (tmp_path / d).glob("[!.]*")} == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("state", ["missing", "damaged"])
@@ -121,13 +121,15 @@ def test_failed_start_leaves_the_earlier_run_alone(tmp_path, trained, shared_dat
     assert {p.name: p.stat().st_ino for p in saved.glob("*.pth")} == before
 
 
-def test_malformed_log_is_archived(tmp_path):
-    log = tmp_path / "unet_training_log.csv"
+def test_files_of_no_known_run_are_archived_in_their_folder(tmp_path):
+    log, last = tmp_path / "unet_training_log.csv", tmp_path / "unet_last.pth"
     log.write_text("run_id,epoch\nsome,1,more\n")
-    (moved,) = archive_previous_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
-    assert moved.name.startswith("unet_training_log_unknown-")
-    assert moved.is_file()
-    assert not log.exists()
+    torch.save({"progress": {"run_id": "../../elsewhere/x", "planned_epochs": 1}}, last)
+    moved = archive_previous_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
+    for old, new in zip((last, log), moved, strict=True):
+        assert new.name.startswith(f"{old.stem}_unknown-")
+        assert new.is_file()
+        assert not old.exists()
 
 
 def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
@@ -140,13 +142,9 @@ def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
 
 def test_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    old = {p.name: p.read_bytes() for d in ("saved_models", "logs") for p in (folder / d).glob("[!.]*")}
-    run_id = rows(folder / "logs/tiny_training_log.csv")[0]["run_id"]
-    said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=folder)
-    assert said.count("An earlier file is now") == 3
-    for name, data in old.items():
-        stem, suffix = name.rsplit(".", 1)
-        where = folder / ("logs" if suffix == "csv" else "saved_models")
-        assert (where / f"{stem}_{run_id}.{suffix}").read_bytes() == data
-        assert (where / name).read_bytes() != data
+    before, run_id = contents(copy_run(trained, tmp_path)), log_rows(tmp_path)[0]["run_id"]
+    said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert said.count("An earlier file is now") == len(before) == 3
+    after = contents(tmp_path)
+    for path, data in before.items():
+        assert after[path.with_stem(f"{path.stem}_{run_id}")] == data != after[path]

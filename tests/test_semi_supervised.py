@@ -27,7 +27,9 @@ def part_of(root, mode: str) -> ImageDataset:
 
 def opened(folder, known: ImageDataset) -> tuple[ImageDataset, int]:
     """`open_folder`, with the validation images."""
-    return open_folder(TrainConfig(unlabeled=str(folder), image_size=64), Data((None, known), None))
+    return open_folder(
+        TrainConfig(unlabeled=str(folder), image_size=64), Data(None, None, known, ImageDataset([], View(64)))
+    )
 
 
 def test_every_image_comes_once_in_each_pass():

@@ -13,7 +13,7 @@ from runtime.device import choose_precision
 from runtime.errors import RunError
 from stubs import Plain, make_batch, make_masks, make_net, make_run, train_batch
 from training.losses import bce_loss
-from training.metrics import MetricLogger
+from training.step import MetricLogger
 from training.terms import Batch, Term
 
 
@@ -127,14 +127,6 @@ def test_fp16_keeps_its_scale_over_a_resume(tmp_path):
     said = run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, cwd=tmp_path)
     assert ", fp16, channels last" in said
     assert load_checkpoint(last).training.scaler["_growth_tracker"] == 2  # steps without an overflow
-
-
-def test_accumulate_is_kept_on_resume_and_can_be_changed(tmp_path):
-    few = make_dataset(tmp_path / "few", count=12)
-    run_ok("train.py", "--data_path", few, "--accumulate", 3, "--epochs", 1, *TINY, cwd=tmp_path)
-    for more, expected in (((), 3), (("--accumulate", 1), 1)):
-        run_ok("train.py", "--data_path", few, "--resume", "--epochs", 1, *more, cwd=tmp_path)
-        assert load_checkpoint(tmp_path / "saved_models/tiny_last.pth").training.settings["accumulate"] == expected
 
 
 @pytest.mark.gpu

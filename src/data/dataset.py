@@ -67,7 +67,7 @@ class Dataset:
         with the same share of every breed; the I-th, from 1 on, is for validation. The parts `needed` are not empty.
         """
         if name not in SPLITS:
-            raise ValueError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
+            raise DatasetError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")
         if self.parts:
             return self._own_parts(fold, needed)
         if name == "official":

@@ -45,9 +45,8 @@ class SegmentationModel(nn.Module):
             if name not in names:
                 raise ValueError(f"no {part} is called {name!r}; there are {', '.join(names)}")
         self.in_channels, self.task = in_channels, task_of(out_channels, classes, in_channels)
-        self.config = {**self.task.outputs, "attention": attention}  # rebuilds the model from a checkpoint
-        self.config |= {} if decoder == "plain" else {"decoder": decoder}
-        self.config |= {} if in_channels == 3 else {"in_channels": in_channels}
+        options = {"attention": attention, "decoder": decoder, "in_channels": in_channels}
+        self.config = {**self.task.outputs, **options}  # rebuilds the model from a checkpoint
         for name, values in zip(("mean", "std"), self.normalization):
             of_channels = values if in_channels == 3 else [sum(values) / 3] * in_channels
             self.register_buffer(name, torch.tensor(of_channels).view(1, -1, 1, 1))
@@ -78,7 +77,7 @@ class SegmentationModel(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Kaiming initialisation (He et al., 2015) of every convolution in `module`, ones and zeros for batch norm."""
+    """Kaiming initialisation (He et al., 2015) of every convolution; batch norms begin as torch makes them."""
     for m in module.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             # In a 2x2 transposed convolution of stride 2 every output pixel sees one input pixel.
@@ -86,18 +85,6 @@ def init_weights(module: nn.Module) -> None:
             nn.init.normal_(m.weight, std=(2.0 / fan) ** 0.5)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.BatchNorm2d):
-            nn.init.ones_(m.weight)
-            nn.init.zeros_(m.bias)
-
-
-def widen_input(encoder: nn.Module, channels: int) -> None:
-    """Gives the first convolution of an encoder of torchvision other input channels, its weights folded."""
-    name, first = next((n, m) for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d))
-    options = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
-    wide = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
-    wide.weight.data, wide.bias = fold_channels(first.weight.data, channels), first.bias
-    encoder.set_submodule(name, wide)
 
 
 def fold_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:

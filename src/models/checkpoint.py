@@ -17,7 +17,7 @@ import torch
 
 from models.base import SegmentationModel
 from models.build import build_model
-from models.names import DEFAULT_MODEL, DENOISING, MODELS
+from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, MODELS
 from models.task import Task, task_of
 from runtime.errors import CheckpointError, RunError, UsageError, first_line, plural
 from runtime.files import atomic_write
@@ -51,7 +51,7 @@ class Progress:
     planned_epochs: int  # in all
     epoch: int = 0  # finished ones
     step: int = 0  # finished ones of the current epoch
-    sums: torch.Tensor | None = None  # over these steps, float64 (K,); see training/metrics.py
+    sums: torch.Tensor | None = None  # over these steps, float64 (K,); see training/step.py
     seconds: float = 0.0  # spent on them
     best_score: float | None = None  # valid Dice, or the loss times -1 where there is no Dice
     best_epoch: int = 0
@@ -91,18 +91,20 @@ class Checkpoint:
     data: DataRecord
     encoder_start: str  # what the encoder's weights were before training, in words
     progress: Progress
-    terms: dict[str, dict[str, Plain]] = field(default_factory=dict)  # by name, what a resumed run must find again
+    terms: dict[str, dict[str, Plain]] = field(default_factory=dict)  # by name, what a resumed run must give again
     training: TrainingState | None = None  # None where the run can't be resumed
 
     def __post_init__(self):
         fold, sums = self.data.fold or [1, 2], self.progress.sums
         require(self.model_name in MODELS, "model_name")
         require(16 <= self.image_size <= 4096, "image_size")
+        require(self.config.get("attention", "none") in ATTENTION, "config.attention")
+        require(self.config.get("decoder", "plain") in DECODERS, "config.decoder")
         require(type(self.channels) is int and 1 <= self.channels <= 100, "config.in_channels")
         require(len(fold) == 2 and 1 <= fold[0] <= fold[1] <= 100, "data.fold")
         require(RUN_ID.fullmatch(self.progress.run_id) is not None, "progress.run_id")
         require(sums is None or (sums.ndim == 1 and len(sums) > 1 and sums.dtype == torch.float64), "progress.sums")
-        _ = self.task
+        _ = self.task  # which raises where there is none
 
     @property
     def channels(self) -> int:
@@ -127,10 +129,8 @@ class Checkpoint:
     def build(self, path) -> SegmentationModel:
         """The network with its weights, in evaluation mode on the CPU; the path is that of the file."""
         if self.task.name == DENOISING:
-            raise UsageError(
-                f"{path} was pre-trained by denoising and can't segment yet; give it to train.py as --init"
-            )
-        with _fitting(path):
+            raise UsageError(f"{path} was pre-trained and can't segment yet; give it to train.py as --init")
+        with fitting(path):
             model = build_model(self.model_name, **self.config)
             model.load_state_dict(self.weights)
         return model.eval()
@@ -139,7 +139,7 @@ class Checkpoint:
         """Gives a network the weights, but for the head of another task; returns in words what it starts from."""
         same = self.task.name == model.task.name
         head = {} if same else {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
-        with _fitting(path):
+        with fitting(path):
             model.load_state_dict({**self.weights, **head})
         return f"from {Path(path).name}, like {'the whole network' if same else 'all but the head'}"
 
@@ -154,7 +154,8 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def _fitting(path):
+def fitting(path):
+    """Turns what building a network and loading weights raise into CheckpointError."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
@@ -171,9 +172,7 @@ def require(condition: bool, place: str) -> None:
 def parse(hint, value, place: str = ""):
     """A value from a file as an object of an annotated type; dicts become the dataclasses that they were.
 
-    Raises:
-        ValueError: it is of another type, too large, or not finite.
-        TypeError: an entry of a dataclass is missing that has no default.
+    Raises ValueError: it is of another type, too large or not finite; TypeError: an entry without a default is missing.
     """
     hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else [hint]
     by_type = {dict if dataclasses.is_dataclass(h) else typing.get_origin(h) or h: h for h in hints}
@@ -189,7 +188,7 @@ def parse(hint, value, place: str = ""):
         whole = value.layout == torch.strided and value.nbytes <= value.untyped_storage().nbytes()
         require(whole and bool(value.isfinite().all()), place)
     elif type(value) is list:
-        return [parse(arguments[0] if arguments else Plain, item, place) for item in value]
+        return [parse(*arguments or [Plain], item, place) for item in value]
     elif type(value) is dict and arguments:
         require(all(type(key) is str for key in value), place)
         return {key: parse(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
@@ -197,11 +196,7 @@ def parse(hint, value, place: str = ""):
 
 
 def save_checkpoint(checkpoint: Checkpoint, paths: list[Path]) -> None:
-    """Writes one checkpoint under several names, in the order given, each of them atomically.
-
-    Raises:
-        RunError: a weight is not finite; nothing is written.
-    """
+    """Writes one checkpoint under several names, in this order. Raises RunError: a weight is not finite."""
     broken = [name for name, value in checkpoint.weights.items() if not value.isfinite().all()]
     if broken:
         raise RunError(
@@ -225,8 +220,7 @@ def plain(value):
 def load_checkpoint(path, advice: str = "name another file") -> Checkpoint:
     """Reads a checkpoint onto the CPU, after verifying its checksums; the advice is for a missing or damaged one.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, of another program or version, or malformed.
+    Raises CheckpointError: the file is missing, damaged, of another program or version, or malformed.
     """
     path = Path(path)
     others = sorted(p.name for p in path.parent.glob("*.pth") if p != path)
@@ -256,8 +250,8 @@ def read_archive(path: Path):
             raise zipfile.BadZipFile("its entries are larger than the file")
         # torch looks at no checksums, and reads a folder as a tensor of whatever is in memory.
         damaged = next((entry.filename for entry in entries if entry.external_attr), None) or archive.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
+        if damaged:
+            raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message says how to load the file all the same
@@ -289,19 +283,19 @@ def open_checkpoint(
 ) -> tuple[SegmentationModel, Checkpoint, Path]:
     """A network in evaluation mode, its checkpoint and the path: that given, or the best one in `save_dir`.
 
-    Raises:
-        UsageError: the name contradicts the file; see also `load_checkpoint`.
+    Raises UsageError: the name contradicts the file; see also `load_checkpoint`.
     """
-    path = Path(model_path or find_checkpoint(save_dir, model_name, "best"))
-    if model_path is None and path.name == PUBLISHED:
-        print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
-    advice = "name another file"
-    if model_path is None:
+    if model_path is not None:
+        path = Path(model_path)
+        checkpoint = load_checkpoint(path)
+    else:
+        path = find_checkpoint(save_dir, model_name, "best")
+        if path.name == PUBLISHED:
+            print(f"{save_dir} has no *_best.pth of your own; using {path}, which comes with this program.", flush=True)
         command = "python src/train.py" + (f" --model_name {model_name}" if model_name else "")
         command += f" --save_dir {shlex.quote(str(save_dir))}" if str(save_dir) != HOME.name else ""
         other = HOME / PUBLISHED if model_name is None else "FILE"  # the published one need not be of that name
-        advice = f"train one with `{command}`, or name another with --model_path {other}"
-    checkpoint = load_checkpoint(path, advice)
+        checkpoint = load_checkpoint(path, f"train one with `{command}`, or name another with --model_path {other}")
     if model_name not in (None, checkpoint.model_name):
         raise UsageError(f"{path} holds a {checkpoint.model_name}, but --model_name says {model_name}; leave it out")
     return checkpoint.build(path), checkpoint, path

@@ -8,7 +8,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from models.attention import SELF_ATTENTION
-from models.base import SegmentationModel, init_weights, widen_input
+from models.base import SegmentationModel, fold_channels, init_weights
 from models.efficientnet_lite import LITE, LITE_NORMALIZATION, efficientnet_lite
 from models.unet import UpBlock, double_conv
 
@@ -36,9 +36,12 @@ def build_classifier(name: str) -> nn.Module:
     return get_model(name, weights=None, **({"zero_init_residual": True} if name == "resnet34" else {}))
 
 
-def build_encoder(name: str) -> nn.Module:
-    """A classifier without its head, with fresh weights."""
+def build_encoder(name: str, channels: int = 3) -> nn.Module:
+    """A classifier of images with so many channels, without its head, with fresh weights."""
     encoder = build_classifier(name)
+    if channels != 3:
+        first = next(layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d))
+        first.in_channels, first.weight = channels, nn.Parameter(fold_channels(first.weight.detach(), channels))
     for layer in encoder.modules():
         if isinstance(layer, StochasticDepth):
             layer.p = 0.0  # it would draw from torch's global random numbers, and a resumed run others
@@ -50,16 +53,16 @@ def build_encoder(name: str) -> nn.Module:
             delattr(encoder, part)
     # Convolutions of one pixel that only widen the last features belong to the head, too.
     if hasattr(encoder, "features") and isinstance(encoder.features[-1], Conv2dNormActivation):
-        encoder.features = encoder.features[:-1]
+        del encoder.features[-1]
     return encoder
 
 
 def encode(encoder: nn.Module, x: torch.Tensor) -> dict[int, torch.Tensor]:
     """Normalised images (N, C, H, W), H and W multiples of 32, to the last features of each stride, by the stride."""
-    width, features, channels_last = x.shape[-1], {}, isinstance(encoder, SwinTransformer)
+    width, features = x.shape[-1], {}
     for layer in getattr(encoder, "features", encoder.children()):
         x = layer(x)
-        output = x.permute(0, 3, 1, 2) if channels_last else x
+        output = x.permute(0, 3, 1, 2) if isinstance(encoder, SwinTransformer) else x
         features[width // output.shape[-1]] = output
     return features
 
@@ -77,21 +80,17 @@ class EncoderUNet(SegmentationModel):
     widths: tuple[int, ...] = (512, 256, 128, 64, 32, 16)  # channels of the decoder, from the bottleneck up
 
     def build(self, attention: str, decoder: str) -> None:
-        in_channels = self.in_channels
-        self.encoder = build_encoder(self.encoder_name)
-        if in_channels != 3:
-            widen_input(self.encoder, in_channels)
-        skip, last = (in_channels, self.widths[-1]) if decoder == "plain" else (32, 32)
+        self.encoder = build_encoder(self.encoder_name, self.in_channels)
+        skip, last = (self.in_channels, self.widths[-1]) if decoder == "plain" else (32, 32)
         with torch.no_grad():
-            probed = encode(self.encoder.eval(), torch.zeros(1, in_channels, 64, 64))
+            probed = encode(self.encoder.eval(), torch.zeros(1, self.in_channels, 64, 64))
         widths = {1: skip, 2: skip, **{stride: features.shape[1] for stride, features in probed.items()}}
         channels = [min(self.widths[0], widths[32]), *self.widths[1:-1], last]
-        self.stem = nn.Identity() if decoder == "plain" else double_conv(in_channels, skip)
+        self.stem = nn.Identity() if decoder == "plain" else double_conv(self.in_channels, skip)
         self.bottleneck = double_conv(widths[32], channels[0])
         self.self_attention = SELF_ATTENTION[attention](channels[0])
-        self.ups = nn.ModuleList(
-            UpBlock(a, widths[stride], b, attention) for a, stride, b in zip(channels, STRIDES, channels[1:])
-        )
+        steps = zip(channels, STRIDES, channels[1:])
+        self.ups = nn.ModuleList(UpBlock(a, widths[stride], b, attention) for a, stride, b in steps)
         self.head = nn.Conv2d(last, self.task.out_channels, 1)
         self.train()
         for part in (self.stem, self.bottleneck, self.ups, self.head):

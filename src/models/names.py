@@ -56,20 +56,9 @@ def class_names(text: str) -> str:
         try:
             lines = filter(str.strip, Path(text).read_text(encoding="utf-8-sig").splitlines())
         except (OSError, ValueError) as error:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is none of {', '.join(TASKS)}, and no file of names can be read there ({error})"
-            ) from None
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}, and no file ({error})") from None
     names = [line.strip() for line in lines]
     if not are_class_names(names):
-        raise argparse.ArgumentTypeError(
-            f"{place} must give 2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes, the first of "
-            "them that of the background"
-        )
+        limits = f"2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes"
+        raise argparse.ArgumentTypeError(f"{place} must give {limits}, the first of them that of the background")
     return ",".join(names)
-
-
-def are_classes(text: str) -> str:
-    """A value of `class_names`, from a file that must not make us read others. Raises ValueError: it is none."""
-    if text in (*TASKS, DENOISING) or ("," in text and are_class_names(text.split(","))):
-        return text
-    raise ValueError("no classes")

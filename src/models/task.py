@@ -21,15 +21,11 @@ TRIMAP_COLORS = ((255, 127, 14), (31, 119, 180), (40, 40, 40))  # orange, blue, 
 class Task:
     """Pet, border included, against background, by one logit; and what the tasks below share."""
 
-    name, title, out_channels = "binary", "", 1
+    name, out_channels = "binary", 1
+    outputs: dict = {"out_channels": 1}  # arguments of a network's constructor that give it this task
     classes: tuple[str, ...] = ()  # names of the classes, where they have any
     class_scores: dict[int, str] = {}  # names of the scores of single classes, by number
     colors: Sequence[tuple[int, int, int]] = TRIMAP_COLORS  # by number
-
-    @property
-    def outputs(self) -> dict:
-        """Arguments of a network's constructor that give it this task."""
-        return {"classes": list(self.classes)} if self.classes else {"out_channels": self.out_channels}
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) to the same shape."""
@@ -96,7 +92,7 @@ class SoftmaxTask(Task):
 class TrimapTask(SoftmaxTask):
     """Background, pet and border: three logits in this order."""
 
-    name, title, out_channels = "trimap", "three classes", 3
+    name, out_channels, outputs = "trimap", 3, {"out_channels": 3}
     class_scores = {PET: "pet_dice", BACKGROUND: "background_dice", BORDER: "border_dice"}
 
     def decision_logits(self, logits: torch.Tensor) -> torch.Tensor:
@@ -113,8 +109,8 @@ class ClassesTask(SoftmaxTask):
     """Named classes, the first of them background. The task is called like them, unless it has a name."""
 
     def __init__(self, classes: Sequence[str], name: str = ""):
-        self.classes, self.out_channels = tuple(classes), len(classes)
-        self.name, self.title = name or ",".join(classes), f"{len(classes)} classes"
+        self.name, self.classes, self.out_channels = name or ",".join(classes), tuple(classes), len(classes)
+        self.outputs = {"classes": list(classes)}
         self.class_scores = {number: f"dice_{name}" for number, name in enumerate(classes) if number}
         self.colors = class_colors(len(classes))
 
@@ -135,8 +131,7 @@ class ClassesTask(SoftmaxTask):
 class DenoisingTask(Task):
     """The noise in each channel of an image, in standard deviations: what pretrain.py learns. It decides no pixel."""
 
-    name = title = DENOISING
-    outputs = {"out_channels": 0}
+    name, outputs = DENOISING, {"out_channels": 0}
 
     def __init__(self, channels: int):
         self.out_channels = channels
@@ -156,7 +151,7 @@ def task_named(classes: str, channels: int = 3) -> Task:
     """The task of a value of `class_names`, or of `denoising` images of so many channels."""
     if classes == DENOISING:
         return DenoisingTask(channels)
-    return TASKS[classes] if classes in TASKS else task_of(classes=classes.split(","))
+    return TASKS.get(classes) or task_of(classes=classes.split(","))
 
 
 def task_of(out_channels: int = 1, classes: Sequence[str] | None = None, in_channels: int = 3) -> Task:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import socket
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -30,10 +31,7 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
     """The file with an encoder's first weights, or None to start from scratch; and in words what it starts from.
 
     The source is `none`, a file, or `imagenet`: weights of an installed package, or torchvision's from torch's cache
-    or the download. `auto` is the same if available, and else a warning.
-
-    Raises:
-        CheckpointError: `imagenet` or a file is asked for and not available.
+    or the download. `auto` is the same if available, and else a warning. Raises CheckpointError: it is not available.
     """
     name = NETWORKS[model_name].encoder_name
     if source == "none" or (source == "auto" and name is None):
@@ -48,21 +46,18 @@ def find_encoder_weights(model_name: str, source: str) -> tuple[Path | None, str
             raise CheckpointError(f"{source} needs another package to be read: `pip install safetensors`")
         return path, f"from {path.name}"
     try:
-        path = _imagenet_file(name)
-        return path, f"ImageNet ({path.name})"
+        path = imagenet_file(name)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub's for a wrong checksum
         problem = f"the ImageNet weights are not available: {first_line(error)}"
-    if source == "imagenet":
-        raise CheckpointError(problem)
-    print(
-        f"WARNING: {problem}. The encoder starts FROM SCRATCH: expect a lower Dice. Say --encoder_weights none to mean "
-        "it, or give a file.",
-        file=sys.stderr,
-    )
-    return None, "from scratch (ImageNet weights not available)"
+        if source == "imagenet":
+            raise CheckpointError(problem) from None
+        advice = "expect a lower Dice. Say --encoder_weights none to mean it, or give a file."
+        print(f"WARNING: {problem}. The encoder starts FROM SCRATCH: {advice}", file=sys.stderr)
+        return None, "from scratch (ImageNet weights not available)"
+    return path, f"ImageNet ({path.name})"
 
 
-def _imagenet_file(name: str) -> Path:
+def imagenet_file(name: str) -> Path:
     """The file of an encoder's ImageNet weights. Raises OSError, RuntimeError: it is not to be had."""
     if name in WHEELS:
         package, file = WHEELS[name]
@@ -92,19 +87,22 @@ def _imagenet_file(name: str) -> Path:
 def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
     """Gives the encoder the weights of a state dict: of a classifier, or of a network that has them as `encoder`.
 
-    Raises:
-        CheckpointError: the file is damaged, or its weights don't fit.
+    Raises CheckpointError: the file is damaged, or its weights don't fit.
     """
     try:
-        model.encoder.load_state_dict(_fitted(_read_state_dict(path), model))
-    except Exception as error:  # noqa: BLE001  torch.load raises whatever a damaged file leads to
+        weights = fitted(read_state_dict(path), model)
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise ValueError("a weight is not finite")
+        model.encoder.load_state_dict(weights)
+    except Exception as error:  # noqa: BLE001  torch raises whatever a damaged file leads to
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)  # torch names every key
         raise CheckpointError(
-            f"{path} can't be loaded into the encoder ({first_line(error)}); it must be a state dict of "
-            f"{model.encoder_name}"
+            f"{path} can't be loaded into the encoder ({reason}); it must be a state dict of {model.encoder_name}"
         ) from None
 
 
-def _read_state_dict(path: Path) -> dict:
+def read_state_dict(path: Path) -> dict:
+    """The weights in a file, also where a trainer has wrapped them."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -112,13 +110,13 @@ def _read_state_dict(path: Path) -> dict:
     # Old files are no archives, and have no checksums.
     archive = zipfile.is_zipfile(path)
     weights = read_archive(path) if archive else torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model_state_dict", "model"):  # as trainers save them
+    for wrapper in ("state_dict", "model_state_dict", "model"):
         weights = weights[wrapper] if isinstance(weights.get(wrapper), dict) else weights
     return weights
 
 
-def _fitted(weights: dict, model: SegmentationModel) -> dict:
-    """The weights of the encoder among those of a file, under its keys. Raises ValueError: they don't fit."""
+def fitted(weights: dict, model: SegmentationModel) -> dict:
+    """The weights of the encoder among those of a file, under its keys and for its channels."""
     own = model.encoder.state_dict()
     for prefix in ("module.", "model.", "encoder."):
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)} or weights
@@ -129,13 +127,4 @@ def _fitted(weights: dict, model: SegmentationModel) -> dict:
     first = next(key for key, value in own.items() if value.ndim == 4)
     if model.in_channels != 3 and first in weights and weights[first].shape[1] == 3:
         weights[first] = fold_channels(weights[first], model.in_channels)
-    problems = {  # old files lack the counters of batch norm; torch adds them
-        "missing": [key for key in own if key not in weights and not key.endswith("num_batches_tracked")],
-        "unexpected": [key for key in weights if key not in own],
-        "of another shape": [key for key in weights if key in own and weights[key].shape != own[key].shape],
-    }
-    if any(problems.values()):
-        raise ValueError("; ".join(f"{kind} {', '.join(keys[:3])}" for kind, keys in problems.items() if keys))
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise ValueError("a weight is not finite")
     return weights

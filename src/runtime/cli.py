@@ -62,8 +62,7 @@ class Parser(argparse.ArgumentParser):
         words = []
         for word in sys.argv[1:] if argv is None else argv:
             flag, equals, value = word.partition("=")
-            flag = spellings.get(flag.replace("-", "_"), flag) if flag.startswith("--") else flag
-            words.append(flag + equals + value)
+            words.append(spellings.get(flag.replace("-", "_"), flag) + equals + value)
         return vars(self.parse_args(words))
 
 
@@ -133,9 +132,6 @@ def quiet_pillow() -> None:
 
 def run(main, less_memory: str = "a smaller --batch_size") -> None:
     """Runs a script's main and exits; an error becomes one line on stderr."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, or under pythonw
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     quiet_pillow()

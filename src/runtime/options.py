@@ -22,11 +22,12 @@ class Option(NamedTuple):
     bare: Any = None  # the value of the flag without a value
     resume: str | None = None  # FIXED or CHANGEABLE for settings that a checkpoint keeps
     nargs: str | None = None  # as in argparse; `*` is for words without a flag
-    saved: Callable[[str], Any] | None = None  # parses what a checkpoint keeps, where `parse` reads files
 
 
 def option(default, help: str, parse: Callable[[str], Any] = str, **more):
     """A field of a config; see Option. A boolean default makes a switch, `--name` and `--no-name`."""
+    if type(default) is int:
+        more = {"metavar": "N", **more}
     return dataclasses.field(default=default, metadata={"option": Option(help, parse, **more)})
 
 
@@ -44,13 +45,11 @@ def is_valid(config_class, name: str, value) -> bool:
     flag, default = options_of(config_class)[name]
     if value is None or isinstance(default, bool):
         return type(value) is type(default)
-    if flag.choices:
-        return type(value) is str and value in flag.choices
     try:
-        parsed = (flag.saved or flag.parse)(str(value))
+        parsed = flag.parse(str(value))
     except (argparse.ArgumentTypeError, ValueError):  # ValueError: of str, for numbers of thousands of digits
         return False
-    return type(parsed) is type(value) and parsed == value
+    return type(parsed) is type(value) and parsed == value and (not flag.choices or value in flag.choices)
 
 
 def number(kind: type, limits: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
@@ -92,8 +91,12 @@ def words_of(known, what: str) -> Callable[[str], list[str]]:
     return parse
 
 
+WORKERS = "processes, in evaluation and inference threads, that read images; by default one per core, 8 at most, but "
+WORKERS += "none beside a training on the CPU, or where images are cached"
+
+
 def batch_size_option(default: int):
-    return fixed(default, "images per step", whole_number(1, 10**5), aliases=("-b",), metavar="N")
+    return fixed(default, "images per step", whole_number(1, 10**5), aliases=("-b",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,13 +113,6 @@ class CommonConfig:
         "mixed precision; auto: bf16 where the device computes in it, else float32, as off",
         choices=("auto", "off", "bf16", "fp16"),
     )
-    num_workers: int | None = option(
-        None,
-        "processes, in evaluation and inference threads, that read images; by default one per core, 8 at most, but "
-        "none beside a training on the CPU, or where images are cached",
-        whole_number(0, 256),
-        aliases=("--workers", "-j"),
-        metavar="N",
-    )
+    num_workers: int | None = option(None, WORKERS, whole_number(0, 256), aliases=("--workers", "-j"), metavar="N")
     save_dir: str = option("saved_models", "folder of checkpoints", metavar="DIR", group="folders")
     log_dir: str = option("logs", "folder of CSV logs and the plot", metavar="DIR")

@@ -9,7 +9,7 @@ import dataclasses
 import re
 
 from data.names import CHANGES, SPLITS, STRENGTHS, change_names, size_plan
-from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, are_classes, class_names, known_model
+from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, class_names, known_model
 from runtime.options import (
     CommonConfig,
     changeable,
@@ -17,7 +17,6 @@ from runtime.options import (
     fraction_or_one,
     fraction_or_zero,
     option,
-    options_of,
     positive_number,
     whole_number,
 )
@@ -38,8 +37,8 @@ def class_weights(text: str) -> str:
 
 def fold(text: str) -> str:
     """Accepts `I/K`: a fold and their number."""
-    match = re.fullmatch(r"([1-9]\d?\d?)/([1-9]\d?\d?)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 100 or match[2] == "1":
+    match = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
+    if not match or int(match[1]) > int(match[2]) or match[2] == "1":
         raise argparse.ArgumentTypeError(f"{text!r} is no fold such as 1/5, the first of five")
     return text
 
@@ -67,9 +66,7 @@ class TrainConfig(CommonConfig):
     model_name: str = fixed(
         DEFAULT_MODEL, "unet, unet_small, resnet34_unet, <encoder>_unet", known_model, metavar="NAME", group="most used"
     )
-    epochs: int = option(
-        10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",), metavar="N"
-    )
+    epochs: int = option(10, "passes over the data; with --resume: N more", whole_number(1, 10**5), aliases=("-e",))
     learning_rate: float = changeable(
         1e-4, "initial learning rate, of cosine the peak", positive_number, aliases=("-lr", "--lr"), metavar="LR"
     )
@@ -87,28 +84,21 @@ class TrainConfig(CommonConfig):
         None, "groups that stay in one part: a file of lines `name group`, or a pattern", metavar="FILE|regex:R"
     )
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
-    channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100), metavar="N")
-    classes: str = fixed(
-        "binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]), saved=are_classes
-    )
+    channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100))
+    classes: str = fixed("binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]))
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
     unlabeled: str | None = fixed(
         None, "images without masks, with --ema; rest: those that --train_fraction leaves out", metavar="DIR|rest"
     )
 
-    num_augmentations: int = fixed(
-        3, "variants per image of --augment bulk", whole_number(1, 100), metavar="N", group="augmentation"
-    )
-    augment_strength: str = fixed(
-        "medium", "how far augmentation rotates, scales and distorts", choices=tuple(STRENGTHS)
-    )
+    num_augmentations: int = fixed(3, "variants an image of --augment bulk", whole_number(1, 100), group="augmentation")
+    augment_strength: str = fixed("medium", "how far it rotates, scales and distorts", choices=tuple(STRENGTHS))
     distort: str | None = fixed(
         None, f"with --augment: {', '.join(CHANGES)} or all, with commas", change_names, metavar="NAMES"
     )
     sizes: str = fixed(
         "fixed",
-        "sizes to train at: fixed, that of --image_size; grow, from half of it upwards; or other ones first, as "
-        "SIDE:EPOCHS,...",
+        "training sizes; grow: from half of --image_size; or SIDE:EPOCHS,... first",
         size_plan,
         metavar="PLAN",
     )
@@ -120,7 +110,7 @@ class TrainConfig(CommonConfig):
     encoder_lr_scale: float = fixed(
         1.0, "learning rate of the encoder, as a share of --learning_rate", fraction_or_one, metavar="SHARE"
     )
-    freeze_encoder: int = fixed(0, "keep the encoder as it is for the first N epochs", whole_number(0), metavar="N")
+    freeze_encoder: int = fixed(0, "keep the encoder as it is for the first N epochs", whole_number(0))
     init: str | None = fixed(None, "start from the network and the weights of this checkpoint", metavar="FILE")
     teacher: str | None = changeable(None, "learn from this checkpoint's probabilities too", metavar="FILE")
     attention: str = fixed("none", "attention in the decoder; transformer: behind the bottleneck", choices=ATTENTION)
@@ -135,24 +125,13 @@ class TrainConfig(CommonConfig):
     scheduler: str = fixed(
         "plateau", "plateau: by the valid Dice; cosine: warm-up, then down to 0", choices=("plateau", "cosine", "none")
     )
-    seed: int = fixed(42, "seed of all random numbers", whole_number(0, 2**32 - 1), metavar="N")
+    seed: int = fixed(42, "seed of all random numbers", whole_number(0, 2**32 - 1))
 
     cache: bool = option(True, "keep decoded images in <dataset>/.pixel_cache", group="run")
-    patience: int = changeable(0, "stop after N epochs without a better valid Dice", whole_number(0), metavar="N")
+    patience: int = changeable(0, "stop after N epochs without a better valid Dice", whole_number(0))
     tensorboard: bool = option(False, "write curves and panels for TensorBoard to <log_dir>/tensorboard")
 
-    accumulate: int = changeable(
-        1, "compute each batch in N micro-batches, in less memory", whole_number(1), metavar="N", group="device"
-    )
-
-    @property
-    def augments(self) -> bool:
-        return self.augment != "off"
-
-    @property
-    def variants(self) -> int:
-        """Variants an image, with --augment bulk; else 0."""
-        return self.num_augmentations if self.augment == "bulk" else 0
+    accumulate: int = changeable(1, "compute each batch in N parts, in less memory", whole_number(1), group="device")
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -163,11 +142,6 @@ class TrainConfig(CommonConfig):
     def fold_of_folds(self) -> list[int] | None:
         """[I, K], for fold I of K; None without folds."""
         return [int(number) for number in self.fold.split("/")] if self.fold else None
-
-    @property
-    def denoises(self) -> bool:
-        """Whether it is a run of pretrain.py."""
-        return self.classes == DENOISING
 
     # torch is imported below and not above: flags are parsed before it, since it takes seconds.
 
@@ -181,9 +155,8 @@ class TrainConfig(CommonConfig):
     @property
     def network(self) -> dict:
         """Arguments of the network's constructor."""
-        options = {} if self.decoder == "plain" else {"decoder": self.decoder}
-        options |= {} if self.channels == 3 else {"in_channels": self.channels}
-        return {**self.task.outputs, "attention": self.attention, **options}
+        options = {"attention": self.attention, "decoder": self.decoder, "in_channels": self.channels}
+        return {**self.task.outputs, **options}
 
     @property
     def view(self):
@@ -191,13 +164,3 @@ class TrainConfig(CommonConfig):
         from data.view import View
 
         return View(self.image_size, "square", self.channels, self.task.classes)
-
-
-# Saved settings that a checkpoint keeps outside of its `training.settings`.
-IN_CHECKPOINT = {"model_name", "attention", "decoder", "classes", "channels", "image_size"}
-IN_CHECKPOINT |= {"split", "seed", "fold"}
-
-
-def saved_settings() -> dict[str, str]:
-    """The fields that a checkpoint keeps: FIXED or CHANGEABLE, by name."""
-    return {name: flag.resume for name, (flag, _) in options_of(TrainConfig).items() if flag.resume}

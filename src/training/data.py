@@ -1,5 +1,6 @@
 """The data of a training run: its parts, and what the checkpoint says of them."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -19,31 +20,23 @@ from models.task import BACKGROUND, IGNORED, Task
 from runtime.errors import DatasetError, UsageError, plural
 from training.config import TrainConfig
 
-LOOKED_AT = 256  # training images, at most, whose classes are counted
-
 
 class Data(NamedTuple):
-    """The images of a run."""
+    """The images of a run, and what the checkpoint says of them; a pre-training has neither test part nor dataset."""
 
-    parts: tuple[ImageDataset, ...]  # train, valid and, of labelled images, test
-    record: DataRecord  # what the checkpoint says of them
-    dataset: Dataset | None = None  # that they are from; None in a pre-training
-
-    @property
-    def train(self) -> ImageDataset:
-        return self.parts[0]
-
-    @property
-    def valid(self) -> ImageDataset:
-        return self.parts[1]
+    record: DataRecord
+    train: ImageDataset
+    valid: ImageDataset
+    test: ImageDataset | None = None
+    dataset: Dataset | None = None
 
 
 def open_parts(
-    config: TrainConfig, saved: DataRecord | None, path: Path | None, dataset: Dataset | None = None
+    config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None, dataset: Dataset | None = None
 ) -> Data:
     """The parts of a labelled dataset. With `saved`, the record of the checkpoint `path`, they must be the same."""
     dataset = dataset or Dataset(config.data_path, saved.groups if saved else config.groups)
-    root = dataset.root
+    root, view = dataset.root, config.view
     split = dataset.split(config.split, config.seed, config.fold_of_folds)
     if config.train_fraction < 1:
         split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
@@ -51,29 +44,24 @@ def open_parts(
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
         raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; use --classes binary")
-    samples = {mode: getattr(split, mode) for mode in MODES}
-    record = make_record(config, samples, dataset.groups, saved, path)
     if split.moved:
         words = "copies or groups" if dataset.groups else "copies"
         print(f"Moved into training, to their {words}: {plural(split.moved, 'image')}.")
+    samples = {mode: getattr(split, mode) for mode in MODES}
+    record = make_record(config, samples, dataset.groups, saved, path)
     print_resized_masks(sum(samples.values(), []))
-    cache = open_cache(root, dataset.samples, config.view) if config.cache else None
-    uncertain = {"train": config.augment_uncertain}
-    parts = tuple(
-        ImageDataset(part, config.view, cache, root, mode, uncertain.get(mode, False), config.seed)
-        for mode, part in samples.items()
-    )
+    cache = open_cache(root, dataset.samples, view) if config.cache else None
+    train, valid, test = (ImageDataset(part, view, cache, root, mode) for mode, part in samples.items())
+    train = dataclasses.replace(train, augment_uncertain=config.augment_uncertain, seed=config.seed)
     if config.task.classes:
-        require_classes(parts[0], config.task, root)
+        require_classes(train, config.task, root)
     else:
-        warn_if_inverted([labels[0].numpy() != BACKGROUND for labels in spread_batch(parts[0], 64)["labels"]], root)
-    return Data(parts, record, dataset)
+        warn_if_inverted([labels[0].numpy() != BACKGROUND for labels in spread_batch(train, 64)["labels"]], root)
+    return Data(record, train, valid, test, dataset)
 
 
-def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None) -> Data:
-    """The images of a pre-training: a dataset's training and validation images; or all images of a folder, or own
-    images that lack some of their masks, of which a tenth are for validation. Arguments: see `open_parts`.
-    """
+def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None) -> Data:
+    """The images of a pre-training: a dataset's, as in `open_parts`; or of a folder, a tenth of them for validation."""
     root = Path(config.data_path)
     try:
         dataset = Dataset(root, saved.groups if saved else config.groups)
@@ -83,8 +71,7 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
         if (root / "images").is_dir():
             print(f"The masks are not used: {error}", flush=True)
     else:
-        parts, record, _ = open_parts(config, saved, path, dataset)
-        return Data(parts[:2], record)
+        return open_parts(config, saved, path, dataset)._replace(test=None, dataset=None)
     samples = list_images(root)
     require_readable(samples, config.view, root)
     if len(samples) < 10:
@@ -92,37 +79,32 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     order, tenth = np.random.default_rng(config.seed).permutation(len(samples)), len(samples) // 10
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
-    parts = tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
-    return Data(parts, make_record(config, chosen, None, saved, path))
+    parts = (ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
+    return Data(make_record(config, chosen, None, saved, path), *parts)
 
 
 def make_record(
     config: TrainConfig, parts: dict[str, list], groups: dict | None, saved: DataRecord | None, path: Path | None
 ) -> DataRecord:
     """What the checkpoint says of the data. Raises UsageError: the run that is resumed had other images."""
-    record = DataRecord(
-        split=config.split,
-        seed=config.seed,
-        fold=config.fold_of_folds,
-        groups=groups,
-        fingerprints={mode: fingerprint(samples) for mode, samples in parts.items()},
-        train_names=[sample.name for sample in parts["train"]],
-    )
-    if saved is not None and saved.fingerprints != record.fingerprints:
+    prints = {mode: fingerprint(samples) for mode, samples in parts.items()}
+    names = [sample.name for sample in parts["train"]]
+    if saved is not None and saved.fingerprints != prints:
         raise UsageError(
-            f"{path} was trained on other images ({len(saved.train_names)} for training, now "
-            f"{len(record.train_names)}): {config.data_path} has changed; use the same dataset, or start a new run"
+            f"{path} was trained on other images ({len(saved.train_names)} for training, now {len(names)}): "
+            f"{config.data_path} has changed; use the same dataset, or start a new run"
         )
-    return record
+    split = {"split": config.split, "seed": config.seed, "fold": config.fold_of_folds, "groups": groups}
+    return DataRecord(**split, fingerprints=prints, train_names=names)
 
 
-def spread_batch(dataset: ImageDataset, most: int = LOOKED_AT) -> dict:
+def spread_batch(dataset: ImageDataset, most: int = 256) -> dict:
     """A batch of up to so many samples, evenly spread."""
     return dataset.read_batch(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int).tolist())
 
 
 def require_classes(train_set: ImageDataset, task: Task, root: Path) -> None:
-    """Warns of classes without a pixel in LOOKED_AT images. Raises UsageError: none has any but background."""
+    """Warns of classes that are in no mask of `spread_batch`. Raises UsageError: none is but background."""
     labels = spread_batch(train_set)["labels"]
     present = set(labels.unique().tolist())
     absent = [name for number, name in enumerate(task.classes) if number and number not in present]
@@ -137,8 +119,10 @@ def require_classes(train_set: ImageDataset, task: Task, root: Path) -> None:
 
 def augmented(config: TrainConfig, dataset: ImageDataset) -> ImageDataset | AugmentedDataset:
     """The training set under --augment."""
-    if not config.augments:
+    if config.augment == "off":
         return dataset
+    variants = config.num_augmentations if config.augment == "bulk" else 0
     distortions = ",".join(name for name in config.changes if name in DISTORTIONS)
-    color = "color" in config.changes
-    return AugmentedDataset(dataset, config.seed, config.variants, color, config.augment_strength, distortions)
+    return AugmentedDataset(
+        dataset, config.seed, variants, "color" in config.changes, config.augment_strength, distortions
+    )

@@ -12,9 +12,10 @@ from evaluation.predict import Predictor
 from runtime.cli import StopRequest
 from runtime.errors import Interrupted
 from training import config as settings
-from training.metrics import MetricLogger, score_of
+from training.listeners import resume_command
+from training.optim import score_of
 from training.state import LOG_COLUMNS, RunState
-from training.step import training_step
+from training.step import MetricLogger, training_step
 from training.terms import Batch
 
 
@@ -26,7 +27,6 @@ class Trainer:
     loader: DataLoader  # gives a list for each step: what is read for each term
     stop: StopRequest  # asked between steps
     listeners: list[Callable[[RunState, dict], None]] = field(default_factory=list)  # told each row of the log
-    resume_command: str = ""  # printed when the run stops
 
     def train(self) -> None:
         """Runs the epochs that are left. Raises Interrupted, with the state saved: a signal came to any process."""
@@ -41,7 +41,7 @@ class Trainer:
         except Interrupted:
             state.save()
             print(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}; saved {state.path('last')}.")
-            print(f"To go on: {self.resume_command}", flush=True)
+            print(f"To go on: {resume_command(state)}", flush=True)
             context.broadcast(None)  # waits until all is saved: torchrun ends a run when one process ends
             raise
 
@@ -60,12 +60,10 @@ class Trainer:
         if state.config.scheduler == "plateau":
             net.scheduler.step(score)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
-        kinds: list[str | int] = []
+        kinds: list[str | int] = [progress.epoch] if progress.epoch % settings.KEEP_EVERY == 0 else []
         if progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
-            kinds.append("best")
-        if progress.epoch % settings.KEEP_EVERY == 0:
-            kinds.append(progress.epoch)
+            kinds = ["best", *kinds]
         state.save(*kinds)
         for listener in self.listeners:
             listener(state, row)
@@ -86,16 +84,17 @@ class Trainer:
         # After a resume only the first process has the sums from before.
         metrics = MetricLogger(state.terms, progress.sums if context.first else None)
         title = f"epoch {progress.epoch + 1}/{progress.planned_epochs}"
-        bar = tqdm(desc=title, total=sampler.steps, initial=progress.step, unit="step", leave=False, disable=None)
         began = time.perf_counter() - progress.seconds
-        with bar:
+        steps = {"total": sampler.steps, "initial": progress.step, "unit": "step"}
+        with tqdm(desc=title, **steps, leave=False, disable=None) as bar:
             for read in self.loader:
                 self.train_batch(read, metrics)
                 progress.step += 1
                 progress.seconds = time.perf_counter() - began
                 if bar.update() and metrics.sums[1]:  # true where the bar has just been drawn
                     bar.set_postfix(metrics.averages(), refresh=False)
-                signum, due = context.all_reduce_max(self.stop.signum, int(state.save_is_due() and context.first))
+                due = context.first and time.monotonic() - state.last_save > 60 * settings.CHECKPOINT_MINUTES
+                signum, due = context.all_reduce_max(self.stop.signum, due)
                 if signum or due:
                     metrics.fetch()
                     progress.sums = context.all_reduce(metrics.sums)
@@ -118,7 +117,7 @@ class Trainer:
         # The same number in all processes: SyncBatchNorm waits for all of them in each micro-batch.
         figures = training_step(net, state.terms, batches, min(state.config.accumulate, images // size))
         if net.ema:
-            net.ema.update(net.model)
+            net.ema.update()
         if state.config.scheduler == "cosine":
             net.scheduler.step()
         names = ", ".join(Path(path).name for path in read[0]["path"])

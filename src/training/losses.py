@@ -4,6 +4,8 @@ A new loss is a function like these and a line in LOSSES. Weights, float (C,), s
 of a single logit is that of the foreground, the background counts 1.
 """
 
+from functools import partial
+
 import torch
 
 from models.task import Task
@@ -11,7 +13,6 @@ from models.task import Task
 Weights = torch.Tensor | None
 FOCUS = 2.0  # gamma of the focal loss: how little easy pixels count
 MISSED = 0.7  # beta of the Tversky loss: how much missed pixels count, and false ones the rest
-STEEPNESS = 0.75  # of the focal Tversky loss: 1 / gamma, where gamma is 4/3
 
 
 def _mean(values: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
@@ -55,29 +56,25 @@ def focal_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
     """1 - soft Dice of each image and class, averaged over both (V-Net: https://arxiv.org/abs/1606.04797).
 
-    One pixel is added to numerator and denominator, so that an image without a pet costs little where little is
-    predicted, and the gradient stays finite.
+    One pixel is added to both sums, so that an image without a pet costs little where little is predicted.
     """
     overlap, predicted, true = _overlaps(logits, target, task)
     return _over_classes(1 - (2 * overlap + 1) / (predicted + true + 1), weights)
 
 
-def _tversky(logits: torch.Tensor, target: torch.Tensor, task: Task) -> torch.Tensor:
-    """1 - Tversky index of each image and class, (N, C), with one pixel added as in `dice_loss`."""
+def tversky_loss(
+    logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None, power: float = 1.0
+) -> torch.Tensor:
+    """Dice in which a missed pixel costs more than a false one (https://arxiv.org/abs/1706.05721).
+
+    With a power below 1 large losses count more, as in the focal Tversky loss (https://arxiv.org/abs/1810.07842).
+    """
     overlap, predicted, true = _overlaps(logits, target, task)
     wrong = (1 - MISSED) * (predicted - overlap) + MISSED * (true - overlap)
-    return 1 - (overlap + 1) / (overlap + wrong + 1)
-
-
-def tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """Dice in which a missed pixel costs more than a false one (https://arxiv.org/abs/1706.05721)."""
-    return _over_classes(_tversky(logits, target, task), weights)
-
-
-def focal_tversky_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
-    """`tversky_loss` to the power of 3/4: large losses count more (https://arxiv.org/abs/1810.07842)."""
-    values = _tversky(logits, target, task)
-    return _over_classes(values.clamp(min=1e-6) ** STEEPNESS * (values > 1e-6), weights)  # at 0 the slope is infinite
+    losses = 1 - (overlap + 1) / (overlap + wrong + 1)
+    if power != 1:  # at 0 the slope would be infinite
+        losses = losses.clamp(min=1e-6) ** power * (losses > 1e-6)
+    return _over_classes(losses, weights)
 
 
 def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, task: Task, weights: Weights = None) -> torch.Tensor:
@@ -91,7 +88,7 @@ LOSSES = {
     "bce_dice": bce_dice_loss,
     "focal": focal_loss,
     "tversky": tversky_loss,
-    "focal_tversky": focal_tversky_loss,
+    "focal_tversky": partial(tversky_loss, power=0.75),
 }
 
 

@@ -9,7 +9,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.checkpoint import Progress
 from training.config import WEIGHT_DECAY, TrainConfig
-from training.metrics import score_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -19,19 +18,15 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
     Parameters of one learning rate and weight decay form a group; those of the encoder come first.
     """
-    groups: dict[tuple[float, float], list] = {}
+    groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         scale = config.encoder_lr_scale if name.startswith("encoder.") else 1.0
         decay = WEIGHT_DECAY if config.optimizer == "adamw" and parameter.ndim > 1 else 0.0
-        groups.setdefault((scale, decay), []).append((name, parameter))
+        new = {"params": [], "lr": config.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
+        groups.setdefault((scale, decay), new)["params"].append((name, parameter))
     optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     # Fused is one pass over all parameters: half the time of a step of Adam on the CPU.
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    groups = [
-        {"params": named, "lr": config.learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
-        for (scale, decay), named in groups.items()
-    ]
-    return optimizer(groups, fused=fused)
+    return optimizer([*groups.values()], fused=next(model.parameters()).device.type in ("cpu", "cuda"))
 
 
 def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: int):
@@ -53,37 +48,39 @@ def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: in
 
 def change_learning_rate(optimizer: torch.optim.Optimizer, scheduler, learning_rate: float) -> None:
     """Goes on at another learning rate; with cosine it is the peak of the rest of the curve."""
-    for group in optimizer.param_groups:
+    for number, group in enumerate(optimizer.param_groups):
         group["lr"] = group["initial_lr"] = learning_rate * group["lr_scale"]
-    if hasattr(scheduler, "lr_lambdas"):
-        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            scheduler.base_lrs[number] = group["initial_lr"]
+            group["lr"] *= scheduler.lr_lambdas[0](scheduler.last_epoch)
 
 
 class ModelEMA:
     """An exponential moving average of a network's weights and running statistics (Tarvainen, Valpola, 2017).
 
-    Each update keeps a share `decay` of the average: 0.99 averages over about the last hundred steps. At first the
-    average follows more closely, so that it soon forgets the initial weights.
+    Each update keeps a share `decay` of the average, at first a smaller one, to forget the initial weights soon.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay, self.updates = copy.deepcopy(model).requires_grad_(False).eval(), decay, 0
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # the average's and the network's
+        # The average's tensors and the network's, which are changed, but never replaced.
+        pairs = [*zip(self.model.state_dict().values(), model.state_dict().values())]
+        self.averaged = [*zip(*(pair for pair in pairs if pair[0].is_floating_point()))]
+        self.counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batch norms
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Takes in the network's weights after a step."""
-        # Collected once: neither network's tensors are ever replaced, only changed.
-        self.pairs = self.pairs or list(zip(self.model.state_dict().values(), model.state_dict().values()))
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        floating = [pair for pair in self.pairs if pair[0].is_floating_point()]
-        get_ema_multi_avg_fn(decay)(*map(list, zip(*floating)), None)
-        for average, value in self.pairs:
-            if not average.is_floating_point():  # counts of batch norms
-                average.copy_(value)
+        get_ema_multi_avg_fn(decay)(*self.averaged, None)
+        for average, value in self.counts:
+            average.copy_(value)
+
+
+def score_of(row: dict) -> float:
+    """By which the best epoch is chosen, from its row of the log: validation Dice, or where there is none -loss."""
+    return -row["val_loss"] if row["val_dice"] is None else row["val_dice"]
 
 
 def restore_scheduler(scheduler, progress: Progress, steps: int) -> None:
@@ -106,12 +103,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         if not all(map(math.isfinite, rates.values())):
             raise ValueError("its learning rate is not finite")
         group |= rates
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, state in saved["state"].items():
-        shapes = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameters[number].shape)}
-        if {name: value.shape for name, value in state.items()} != shapes:
-            raise ValueError(f"its optimizer's state of parameter {number} does not fit")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, state in optimizer.state.items():
+        shapes = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameter.shape)}
+        if {name: value.shape for name, value in state.items()} != shapes:
+            raise ValueError("its optimizer's state does not fit")
         for name in MOMENTS:  # the fused kernel takes it for granted that memory layouts agree
             state[name] = torch.empty_like(parameter).copy_(state[name])

@@ -10,23 +10,21 @@ import torch
 from data.loader import Batches, StepReader, StepSampler, make_loader
 from models.build import build_model
 from models.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from models.names import DENOISING
 from models.weights import find_encoder_weights, load_encoder_weights
 from runtime.cli import StopRequest
-from runtime.device import Precision, choose_precision, get_device
+from runtime.device import choose_precision, get_device
 from runtime.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
-from runtime.errors import CheckpointError, UsageError, plural
+from runtime.errors import UsageError, plural
 from runtime.seeding import seed_everything
 from training.config import TrainConfig
-from training.console import best_in_words, print_epoch, print_header, resume_command
 from training.data import Data, augmented, open_images, open_parts
+from training.listeners import TensorBoard, best_in_words, print_epoch, print_header, resume_command
 from training.loop import Trainer
-from training.metrics import MetricLogger
 from training.optim import ModelEMA, build_optimizer, build_scheduler
 from training.resolve import check_flags, new_config, resumed_config
-from training.run_files import lock_run
-from training.state import RunState, start_progress
+from training.state import RunState, lock_run, start_progress
 from training.step import Net
-from training.tensorboard import TensorBoard
 from training.terms import Term
 from training.terms.denoise import open_denoising
 from training.terms.distill import open_distillation
@@ -39,7 +37,6 @@ class Source(NamedTuple):
 
     path: Path | None = None
     resumed: Checkpoint | None = None
-    written: int = 0  # when, in nanoseconds
     initial: Checkpoint | None = None
     encoder: Path | None = None
     encoder_start: str = ""
@@ -61,7 +58,7 @@ def run(flags: dict, device: torch.device, context: DistributedContext) -> None:
         state.write_log()  # it may have been killed before it did
     if progress.is_over(patience):
         source = "" if state.owns_files else f" {shlex.quote(str(resumed_from))}"
-        print(f"This run is complete. To train 5 more epochs: {trainer.resume_command}{source} --epochs 5")
+        print(f"This run is complete. To train 5 more epochs: {resume_command(state)}{source} --epochs 5")
         return
     if resumed_from is not None and not state.owns_files:
         state.save()  # from now on this is where the run stands
@@ -76,34 +73,31 @@ def prepare(
 ) -> tuple[Trainer, Data, Path | None]:
     """Prepares a run: gives the trainer, the data, and the path of the resumed checkpoint or None."""
     source = context.broadcast(load_source(flags) if context.first else None)
-    if source.resumed:
-        config = resumed_config(flags, source.resumed, source.path)
+    resumed = source.resumed
+    if resumed:
+        config = resumed_config(flags, resumed, source.path)
     else:
         config = new_config(flags, bool(source.initial or source.encoder), source.initial)
     check_flags(config, flags, context.size)
-    open_data = open_images if config.denoises else open_parts
-    data = open_data(config, source.resumed and source.resumed.data, source.path)
+    open_data = open_images if config.classes == DENOISING else open_parts
+    data = open_data(config, resumed and resumed.data, source.path)
     lock = lock_run(config) if context.first else None
-    if lock and source.resumed and source.path.stat().st_mtime_ns != source.written:
-        raise UsageError(f"another run has just written {source.path}; try again")
     batches = Batches(augmented(config, data.train), config.batch_size, config.seed, context)
-    progress = start_progress(config, "epochs" in flags, batches.steps, source.resumed, source.path)
-    precision = choose_precision(config.amp, device, config.image_size)
-    net, encoder_start = build_net(config, source, precision, context, progress.epoch)
+    progress = start_progress(config, "epochs" in flags, batches.steps, resumed, source.path)
+    net, encoder_start = build_net(config, source, device, context, progress.epoch)
     net.scheduler = build_scheduler(config.scheduler, net.optimizer, progress.planned_epochs * batches.steps)
     terms = open_terms(config, net, data, batches)
     state = RunState(config, net, data.record, encoder_start, progress, terms, lock)
-    if source.resumed:  # not before: a teacher's network draws random numbers when it is made
-        require_same_terms(state, source)
-        state.restore(source.resumed, source.path)
+    if resumed:  # not before: a teacher's network draws random numbers when it is made
+        require_same_terms(state, resumed, source.path)
+        state.restore(resumed, source.path)
     note_seen_images(state, source, data)
     reader, sampler = StepReader([term.batches for term in terms]), StepSampler(batches.steps)
     loader = make_loader(reader, device, sampler, config.num_workers)
     listeners = [print_epoch]
     if config.tensorboard and context.first:
         listeners.append(TensorBoard(state, data.valid))
-    command, stop = resume_command(config, context), StopRequest(patient=context.size > 1)
-    return Trainer(state, loader, stop, listeners, command), data, source.path
+    return Trainer(state, loader, StopRequest(patient=context.size > 1), listeners), data, source.path
 
 
 def load_source(flags: dict) -> Source:
@@ -111,9 +105,8 @@ def load_source(flags: dict) -> Source:
     config = TrainConfig(**flags)
     if config.resume is not None:
         path = Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
-        written = path.stat().st_mtime_ns if path.is_file() else 0  # before it is read
         checkpoint = load_checkpoint(path, "leave --resume out to start a new run")
-        return Source(path, checkpoint, written, encoder_start=checkpoint.encoder_start)
+        return Source(path, checkpoint, encoder_start=checkpoint.encoder_start)
     if config.init is not None:
         return Source(initial=load_checkpoint(config.init))
     encoder, encoder_start = find_encoder_weights(config.model_name, config.encoder_weights)
@@ -121,7 +114,7 @@ def load_source(flags: dict) -> Source:
 
 
 def build_net(
-    config: TrainConfig, source: Source, precision: Precision, context: DistributedContext, epoch: int
+    config: TrainConfig, source: Source, device: torch.device, context: DistributedContext, epoch: int
 ) -> tuple[Net, str]:
     """The network, freshly seeded, and what trains it after so many epochs; and what its encoder started from."""
     seed_everything(config.seed)
@@ -130,12 +123,12 @@ def build_net(
         encoder_start = source.initial.give_weights(model, config.init)
     elif source.encoder is not None and context.first:  # the others get the first one's weights
         load_encoder_weights(model, source.encoder)
+    precision = choose_precision(config.amp, device, config.image_size)
     precision.to_device(model)
-    optimizer = build_optimizer(config, model)
-    scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
     if config.freeze_encoder:
         model.freeze_encoder(epoch < config.freeze_encoder)
-    net = Net(model, optimizer, scaler, precision, context)
+    net = Net(model, build_optimizer(config, model), scaler, precision, context)
     if config.ema:  # after the processes have got the first one's weights
         net.ema = ModelEMA(model, config.ema)
     return net, encoder_start
@@ -143,7 +136,8 @@ def build_net(
 
 def open_terms(config: TrainConfig, net: Net, data: Data, batches: Batches) -> list[Term]:
     """What the run learns from; the first of them validates."""
-    terms: list[Term] = [(open_denoising if config.denoises else open_masks)(config, net, data, batches)]
+    open_first = open_denoising if config.classes == DENOISING else open_masks
+    terms: list[Term] = [open_first(config, net, data, batches)]
     if config.teacher:
         terms.append(open_distillation(config, net))
     if config.unlabeled:
@@ -151,16 +145,13 @@ def open_terms(config: TrainConfig, net: Net, data: Data, batches: Batches) -> l
     return terms
 
 
-def require_same_terms(state: RunState, source: Source) -> None:
+def require_same_terms(state: RunState, resumed: Checkpoint, path: Path) -> None:
     """Raises UsageError: the run that is resumed learned from something else."""
-    before, now = source.resumed.terms, {term.name: term.record() for term in state.terms}
+    before, now = resumed.terms, {term.name: term.record() for term in state.terms}
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             how = "without" if name not in before else "with another" if name in now else "with"
-            raise UsageError(f"{source.path} was trained {how} --{name} (its content counts); resume it likewise")
-    sums = state.progress.sums
-    if sums is not None and len(sums) != len(MetricLogger(state.terms).sums):
-        raise CheckpointError(f"{source.path} is malformed: progress.sums has {len(sums)} numbers")
+            raise UsageError(f"{path} was trained {how} --{name} (its content counts); resume it likewise")
 
 
 def note_seen_images(state: RunState, source: Source, data: Data) -> None:

@@ -39,10 +39,7 @@ class Term:
     def prepare(self, read: dict | None, first: Batch | None, epoch: int, step: int) -> Batch:
         """The batch of a step, augmented and labelled, on the device. No gradient passes through it.
 
-        Args:
-            read: what the loader has read for this term.
-            first: the first term's batch; None for the first term itself.
-            epoch: counted from 0, as `step` in it.
+        `read` is what the loader has read for this term, `first` the first term's batch; epoch and step begin at 0.
         """
         raise NotImplementedError
 

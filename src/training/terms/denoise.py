@@ -36,11 +36,10 @@ class NoisyDataset(Dataset):
     def read_batch(self, keys: list) -> dict:
         """A whole batch."""
         batch = self.dataset.read_batch(keys)
-        images = batch["image"].float()
+        shape = batch["image"].shape[1:]
         rngs = [sample_rng(self.seed, epoch, self.samples[index].name, NOISE) for epoch, index in as_keys(keys)]
-        noise = np.stack([rng.standard_normal(images.shape[1:], dtype=np.float32) for rng in rngs])
-        noise = torch.from_numpy(noise)
-        return {"image": images + 255 * LEVEL * noise, "noise": noise, "path": batch["path"]}
+        noise = torch.from_numpy(np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs]))
+        return {"image": batch["image"].float() + 255 * LEVEL * noise, "noise": noise, "path": batch["path"]}
 
 
 def loss_of_statistics(images: torch.Tensor) -> float:

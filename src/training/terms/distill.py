@@ -28,12 +28,11 @@ class DistillTerm(Term):
     @torch.no_grad()
     def prepare(self, read: None, first: Batch, epoch: int, step: int) -> Batch:
         """See Term. The target is the teacher's probabilities, (N, C, S, S), as large as the first term's images."""
-        images, sees = first.images, (self.image_size, self.image_size)
-        size = images.shape[-2:]
-        if size != sees:
-            images = F.interpolate(images.float(), sees, mode="bilinear", antialias=True)
+        images, size, own = first.images, first.images.shape[-2:], (self.image_size, self.image_size)
+        if size != own:
+            images = F.interpolate(images.float(), own, mode="bilinear", antialias=True)
         logits = self.predictor.logits(images)
-        if size != sees:
+        if size != own:
             logits = F.interpolate(logits, size, mode="bilinear")
         return Batch(None, self.predictor.task.probabilities(logits), scale=first.scale)
 
@@ -50,10 +49,9 @@ def open_distillation(config: TrainConfig, net: Net) -> DistillTerm:
     own = [checkpoint_path(config.save_dir, config.model_name, kind).resolve() for kind in ("best", "last")]
     if config.resume is None and path.resolve() in own:
         raise UsageError(f"this run replaces its teacher {path}; copy that elsewhere, or name another --save_dir")
-    if model.task.name != config.task.name:
-        raise UsageError(
-            f"{path} has learned {model.task.name} classes, this run learns {config.task.name}; use another one"
-        )
+    learned, classes = model.task.name, config.task.name
+    if learned != classes:
+        raise UsageError(f"{path} has learned {learned} classes, this run learns {classes}; use another one")
     if View.of(checkpoint, config.image_size) != config.view:
         raise UsageError(f"{path} sees other channels of the images than this run; use another one")
     precision = choose_precision(config.amp, net.precision.device, checkpoint.image_size)

@@ -2,10 +2,10 @@
 
 FixMatch (Sohn et al., 2020: https://arxiv.org/abs/2001.07685) for pixels, the base of UniMatch (Yang et al., 2023:
 https://arxiv.org/abs/2208.09910): labels come from weakly augmented images, those of confident pixels alone count, and
-they are learned on strongly augmented ones: turned, scaled and colored further, and half of them with a rectangle of
-another image.
+they are learned on strongly augmented ones, half of them with a rectangle of another image.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +52,11 @@ class UnlabeledBatches(Batches):
 
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
         """(pass, index) of this process's images in a batch."""
-        first, size = (epoch * self.steps + step) * self.batch_size, len(self.dataset)
-        places = [divmod(place, size) for place in range(first, first + self.batch_size)]
-        orders = {
-            cycle: np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(size)
-            for cycle in {cycle for cycle, _ in places}
-        }
-        return self.context.shard([(cycle, int(orders[cycle][position])) for cycle, position in places])
+        first, keys = (epoch * self.steps + step) * self.batch_size, []
+        for cycle, position in (divmod(first + i, len(self.dataset)) for i in range(self.batch_size)):
+            order = np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(len(self.dataset))
+            keys.append((cycle, int(order[position])))
+        return self.context.shard(keys)
 
     def read(self, epoch: int, step: int) -> dict:
         keys = self.keys(epoch, step)
@@ -80,9 +78,7 @@ class FixMatchTerm(Term):
 
     name = "unlabeled"
 
-    def __init__(
-        self, batches: UnlabeledBatches, predictor: Predictor, confidence: float = CONFIDENCE, labelled: bool = False
-    ):
+    def __init__(self, batches: UnlabeledBatches, predictor: Predictor, confidence=CONFIDENCE, labelled=False):
         self.batches, self.predictor, self.confidence, self.labelled = batches, predictor, confidence, labelled
         self.columns = ("confident_share", "pseudo_dice") if labelled else ("confident_share",)
 
@@ -91,14 +87,12 @@ class FixMatchTerm(Term):
         """See Term. Images have the size of the first term's; the target is the labels, one-hot (N, C, H, W)."""
         predictor, batches = self.predictor, self.batches
         task, device = predictor.task, predictor.precision.device
-        images, affine, strong_affine, colors = (
-            copy_to_device(read[name], device) for name in ("image", "affine", "strong_affine", "colors")
-        )
+        names = ("image", "affine", "strong_affine", "colors")
+        images, affine, strong_affine, colors = (copy_to_device(read[name], device) for name in names)
         truth = copy_to_device(read["labels"], device) if self.labelled else torch.zeros_like(images[:, :1])
         images, truth = apply_augmentations(images, truth, affine)
         images, truth = resize_batch(images, truth, first.images.shape[-1])
         batches.context.broadcast_batch_norm(predictor.model)
-        predictor.model.eval()
         logits = predictor.logits(images)
         labels, likeliest = task.most_likely(task.probabilities(logits))
         confident = (likeliest >= self.confidence).float()
@@ -107,8 +101,7 @@ class FixMatchTerm(Term):
             metrics.append(image_dice(score_counts(task, task.decision_logits(logits), truth)))
         targets = torch.cat([labels, confident], dim=1).to(torch.uint8)
         images, targets = apply_augmentations(images, targets, strong_affine)
-        images = apply_colors(images, colors)
-        images, _ = apply_distortions(images, truth, read["distortions"], read["seeds"])
+        images, _ = apply_distortions(apply_colors(images, colors), truth, read["distortions"], read["seeds"])
         images, targets = mix(images, targets, "cutmix", step_rng(batches.seed, epoch, step, UNLABELED))
         scale = batches.context.size / batches.batch_size
         return Batch(images, targets[:, :-1].float(), targets[:, -1:] > 0, torch.stack(metrics, dim=1), scale)
@@ -126,8 +119,10 @@ def open_fixmatch(config: TrainConfig, net: Net, data: Data, steps: int) -> FixM
     if not config.ema:
         raise UsageError("--unlabeled needs an average of the weights, which labels the images; add --ema")
     labelled = config.unlabeled == REST
-    dataset, copies = open_rest(config, data) if labelled else open_folder(config, data)
+    dataset, copies = (open_rest if labelled else open_folder)(config, data)
     left_out = f", {copies} copies of validation and test images left out" if copies else ""
+    if not len(dataset):
+        raise UsageError(f"--unlabeled {config.unlabeled} gives no image{left_out}; name others, or more")
     print(f"{plural(len(dataset), 'image')} without masks{left_out}, {config.unlabeled}.", flush=True)
     batches = UnlabeledBatches(dataset, config.batch_size, config.seed, steps, net.context)
     term = FixMatchTerm(batches, Predictor(net.ema.model, net.precision), labelled=labelled)
@@ -137,30 +132,24 @@ def open_fixmatch(config: TrainConfig, net: Net, data: Data, steps: int) -> FixM
 
 def open_folder(config: TrainConfig, data: Data) -> tuple[ImageDataset, int]:
     """The images of a folder without copies of validation and test images; and how many were left out."""
-    scored = [sample for part in data.parts[1:] for sample in part.samples]
+    scored = [*data.valid.samples, *data.test.samples]
     samples = list_images(Path(config.unlabeled))
     require_readable(samples, config.view, config.unlabeled)
     ours = set(samples)
     groups = [*find_copies([*samples, *scored]), *find_near_copies(samples, scored)]
     copies = {sample for group in groups if not ours.issuperset(group) for sample in group} & ours
-    kept = [sample for sample in samples if sample not in copies]
-    if not kept:
-        raise UsageError(f"--unlabeled {config.unlabeled} has only copies of validation and test images; name another")
-    return ImageDataset(kept, config.view), len(copies)
+    return ImageDataset([sample for sample in samples if sample not in copies], config.view), len(copies)
 
 
 def open_rest(config: TrainConfig, data: Data) -> tuple[ImageDataset, int]:
     """The images that --train_fraction leaves out; else as `open_folder`. Their masks are scored, not learned."""
     if config.train_fraction == 1:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
-    learned, *scored = ({sample.name for sample in part.samples} for part in data.parts)
+    learned = {sample.name for sample in data.train.samples}
+    scored = {sample.name for sample in [*data.valid.samples, *data.test.samples]}
     split = data.dataset.split(config.split, config.seed, config.fold_of_folds)
     rest = [sample for sample in split.train if sample.name not in learned]
     pairs = [{sample.name for sample in pair} for pair in data.dataset.near_copies]
-    near = set().union(*(pair for pair in pairs if pair & set().union(*scored)))
+    near = set().union(*(pair for pair in pairs if pair & scored))
     kept = [sample for sample in rest if sample.name not in near]
-    if not kept:
-        raise UsageError("--unlabeled rest: --train_fraction leaves out no image; use less")
-    train = data.train
-    dataset = ImageDataset(kept, config.view, train.cache, train.root, "rest", config.augment_uncertain, config.seed)
-    return dataset, len(rest) - len(kept)
+    return dataclasses.replace(data.train, samples=kept, mode="rest"), len(rest) - len(kept)

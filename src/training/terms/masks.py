@@ -25,14 +25,7 @@ class MasksTerm(Term):
     name, columns = "masks", ("train_dice",)
     score = "valid Dice"  # by which the best epoch is chosen
 
-    def __init__(
-        self,
-        batches: Batches,
-        config: TrainConfig,
-        predictor: Predictor,
-        valid_loader=None,
-        weights: list | None = None,
-    ):
+    def __init__(self, batches: Batches, config: TrainConfig, predictor: Predictor, valid_loader=None, weights=None):
         self.batches, self.valid_loader = batches, valid_loader
         self.task, self.device = predictor.task, predictor.precision.device
         self.loss_fn = partial(LOSSES[config.loss], weights=weights and torch.tensor(weights, device=self.device))
@@ -61,21 +54,23 @@ class MasksTerm(Term):
 
 
 def open_masks(config: TrainConfig, net: Net, data: Data, batches: Batches) -> MasksTerm:
-    """The first term of every run but a pre-training. Raises UsageError: --class_weights do not fit task or loss."""
-    weights = None
-    if config.class_weights:
-        words, channels = config.class_weights.split(","), config.task.out_channels
-        by_class = config.loss in ("dice", "tversky", "focal_tversky")  # these count all classes alike already
-        if by_class and (channels == 1 or words == ["auto"]):
-            raise UsageError(
-                f"--class_weights {config.class_weights} does nothing with --loss {config.loss}; leave it out"
-            )
-        if words != ["auto"] and len(words) != channels:
-            raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(words)}")
-        if words == ["auto"]:
-            weights = balanced_weights(spread_batch(data.train)["labels"], config.task)
-        else:
-            weights = [float(word) for word in words]
+    """The first term of every run but a pre-training."""
     valid_batches = shard_batches(data.valid, config.batch_size, net.context)
     valid_loader = make_loader(data.valid, net.precision.device, valid_batches, config.num_workers)
-    return MasksTerm(batches, config, Predictor(net.model, net.precision), valid_loader, weights)
+    return MasksTerm(batches, config, Predictor(net.model, net.precision), valid_loader, class_weights(config, data))
+
+
+def class_weights(config: TrainConfig, data: Data) -> list[float] | None:
+    """The weights of --class_weights. Raises UsageError: they do not fit the task or the loss."""
+    given, channels = config.class_weights, config.task.out_channels
+    if given is None:
+        return None
+    by_class = config.loss in ("dice", "tversky", "focal_tversky")  # these count all classes alike already
+    if by_class and (channels == 1 or given == "auto"):
+        raise UsageError(f"--class_weights {given} does nothing with --loss {config.loss}; leave it out")
+    if given == "auto":
+        return balanced_weights(spread_batch(data.train)["labels"], config.task)
+    weights = [float(word) for word in given.split(",")]
+    if len(weights) != channels:
+        raise UsageError(f"--class_weights: {config.classes} needs {channels} numbers, not {len(weights)}")
+    return weights
