@@ -132,6 +132,9 @@ def quiet_pillow() -> None:
 
 def run(main, less_memory: str = "a smaller --batch_size") -> None:
     """Runs a script's main and exits; an error becomes one line on stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or under pythonw
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     quiet_pillow()
