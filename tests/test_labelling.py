@@ -9,11 +9,8 @@ from helpers import rows
 @pytest.mark.long
 def test_the_page_is_followed(tmp_path):
     labelling_loop.main(["--folder", str(tmp_path / "loop")])
-    dice = [
-        float(rows(tmp_path / f"loop/round{number}/efficientnet_lite0_unet_evaluation_log.csv")[-1]["dice"])
-        for number in (1, 2)
-    ]
-    assert 0.9 < dice[0] < dice[1] + 0.01
+    assert float(rows(tmp_path / "loop/round2/efficientnet_lite0_unet_evaluation_log.csv")[-1]["dice"]) > 0.9
+    assert len(list((tmp_path / "loop/my_data/train/masks").iterdir())) == 30
 
 
 def test_what_nobody_does_by_hand_is_an_error(tmp_path):

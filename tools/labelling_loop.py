@@ -58,12 +58,16 @@ def by_hand(words: str, folder: Path, masks: dict[str, np.ndarray], rng: np.rand
     elif match := re.fullmatch(r"label (\w+)", words):
         for path in sorted((folder / match[1]).glob("*.jpg")):
             label(path, masks[path.stem], path.parent)
-    elif match := re.fullmatch(r"correct the first (\d+) of (\S+) in (\w+), and move them to (\w+)", words):
+    elif match := re.fullmatch(
+        r"correct the first (\d+) of (\S+) in (\w+), and move them with their photographs to (\w+)", words
+    ):
         with (folder / match[2]).open() as file:
             names = [row["name"] for row in csv.DictReader(file)][: int(match[1])]
         for name in names:
             (folder / match[3] / f"{name}.json").unlink()
-            label(folder / f"photos/{name}.jpg", masks[name], folder / match[4])
+            photograph = folder / f"photos/{name}.jpg"
+            label(photograph, masks[name], folder / match[4])
+            photograph.rename(folder / match[4] / photograph.name)
     else:
         raise ValueError(f"nobody does this here: {words}")
 
