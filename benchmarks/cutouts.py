@@ -59,7 +59,7 @@ def score(sample: Sample, predictor: Predictor, view: View) -> dict[str, dict[st
     if not all((trimap == value).any() for value in (PET, BACKGROUND, BORDER)):
         return None
     seen = to_tensor(view.read_at(sample, view.size_of(sample))[0])
-    labels = label_map_at_size(predictor.task, predictor.predict(seen[None]).final[0].cpu(), 0.0, *trimap.shape)
+    labels = label_map_at_size(predictor.task, predictor.predict(seen[None])[0].cpu(), 0.0, *trimap.shape)
     masks = (torch.from_numpy(array != BACKGROUND)[None, None] for array in (labels, trimap))
     outline, best = boundary_f(*masks, 2).item(), reference(image, trimap)
     made = matting_trimap(labels, predictor.task)

@@ -19,7 +19,7 @@ def test_tta_undoes_its_flips():
     gray = Leaning().mean.expand(2, 3, 64, 64)
     plain, tta = Predictor(Leaning(), FP32, tta=True).predict(gray)
     assert torch.allclose(plain, torch.linspace(1, -1, 64).expand(2, 1, 64, 64), atol=1e-5)
-    assert torch.equal(plain, Predictor(Leaning(), FP32).predict(gray).final)
+    assert torch.equal(plain, Predictor(Leaning(), FP32).predict(gray))
     assert torch.allclose(tta, torch.zeros(2, 1, 64, 64), atol=1e-5)  # straight and flipped, the leaning is gone
 
 

@@ -34,7 +34,7 @@ def test_the_middle_of_a_tile_counts_most():
 @pytest.mark.parametrize("size", [(200, 150), (64, 300), (300, 40), (65, 65)])
 def test_tiles_of_a_pixelwise_network_give_the_whole(size):
     image = np.asarray(photograph(1).resize(size))
-    whole = PREDICTOR.predict(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).final[0]
+    whole = PREDICTOR.predict(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0]
     torch.testing.assert_close(predict_tiles(PREDICTOR, image, 64, 3), whole, atol=1e-4, rtol=1e-5)
 
 

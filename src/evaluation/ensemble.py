@@ -46,24 +46,18 @@ def open_network(
 
     Raises UsageError: they learned or see different things, or a flag is not for this task.
     """
-    opened = [open_checkpoint(path, model_name, config.save_dir) for path in paths or (None,)]
-    model, checkpoint, path = opened[0]
-    for _, other, other_path in opened[1:]:
+    models, checkpoints, files = zip(*(open_checkpoint(path, model_name, config.save_dir) for path in paths or (None,)))
+    model, checkpoint, path = models[0], checkpoints[0], files[0]
+    for other, file in zip(checkpoints, files):
         if other.task.name != checkpoint.task.name or View.of(other) != View.of(checkpoint):
             raise UsageError(
-                f"{path} and {other_path} differ in classes, or in size or channels of the images, so are no ensemble"
+                f"{path} and {file} differ in classes, or in size or channels of the images, so are no ensemble"
             )
-    if len(opened) > 1:
-        model = Ensemble([member for member, _, _ in opened]).eval()
+    if len(models) > 1:
+        model = Ensemble(models).eval()
     config.refuse_for_classes(model.task)
     view = View.of(checkpoint, config.image_size, "square" if config.resize == "tile" else config.resize)
     precision = choose_precision(config.amp, device, view.size)
-    return Network(
-        Predictor(precision.to_device(model), precision, config.tta),
-        view,
-        checkpoint,
-        path,
-        " ".join(paths or [str(path)]),
-        " ".join(member.progress.run_id for _, member, _ in opened),
-        set().union(*(member.seen_names() for _, member, _ in opened)),
-    )
+    predictor = Predictor(precision.to_device(model), precision, config.tta)
+    run_ids, seen = " ".join(c.progress.run_id for c in checkpoints), set().union(*(c.seen_names() for c in checkpoints))
+    return Network(predictor, view, checkpoint, path, " ".join(paths or [str(path)]), run_ids, seen)

@@ -63,7 +63,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     if ranked:
         count, file = write_label_errors(ranked, config, Path(config.report) / "label_errors")
         print(f"Ranked {plural(count, 'image')} by likely label error, worst first: {file}")
-    write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds), other_rows)
+    write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds, other_rows))
 
 
 def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str, advice: str = "") -> ImageDataset:
@@ -73,9 +73,7 @@ def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str,
     """
     samples, view = dataset.part_of(network.checkpoint, mode), network.view
     if advice or not config.allow_seen:
-        has_test = not dataset.parts or dataset.parts.get("test")
-        other = "use --subset test, or " if mode != "test" and has_test else ""
-        refuse_seen(network.seen, samples, network.path, advice or f"{other}say --allow_seen")
+        refuse_seen(network.seen, samples, network.path, advice or "name another --subset, or say --allow_seen")
     cached = config.resize == "square"  # tiles are cut from the images themselves
     cache = open_cache(dataset.root, dataset.samples, view) if cached else None
     return ImageDataset(samples, view, cache, dataset.root, mode)
@@ -91,9 +89,10 @@ def open_compared(
         raise UsageError(f"{other.path} has other {config.subset} images than {network.path}; compare another file")
     if other.predictor.task.classes != network.predictor.task.classes:
         raise UsageError(f"{other.path} and {network.path} have learned other classes; compare another file")
-    sizes = part.view.size, images.view.size
-    if sizes[0] != sizes[1] and not config.original_size:
-        raise UsageError(f"one sees images at {sizes[0]} pixels, one at {sizes[1]}; compare them with --original_size")
+    if images.view.size != part.view.size and not config.original_size:
+        raise UsageError(
+            f"one sees images at {part.view.size} pixels, one at {images.view.size}; compare them with --original_size"
+        )
     return other.predictor, images
 
 

@@ -51,16 +51,16 @@ def export(model: SegmentationModel, view: View, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings(), path.open("wb") as file:
         warnings.simplefilter("ignore")  # torch's own, about its own code
         program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
-        if path.suffix == ".onnx":
-            import onnx
-
-            names = {"input_names": ["images"], "output_names": ["probabilities"]}
-            network = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-            content = network.model_proto  # made anew at each access
-            onnx.helper.set_model_props(content, describe(model, view))
-            file.write(content.SerializeToString())
-        else:
+        if path.suffix != ".onnx":
             torch.export.save(program, file)
+            return
+        import onnx
+
+        names = {"input_names": ["images"], "output_names": ["probabilities"]}
+        network = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+        content = network.model_proto  # made anew at each access
+        onnx.helper.set_model_props(content, describe(model, view))
+        file.write(content.SerializeToString())
 
 
 def describe(model: SegmentationModel, view: View) -> dict[str, str]:
@@ -80,7 +80,7 @@ def describe(model: SegmentationModel, view: View) -> dict[str, str]:
 def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
     """Writes an ONNX file in 8 bits from one in float32; the ranges of features are those of images (3, S, S)."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     batches = iter([{"images": image.numpy()[None]} for image in images])
@@ -97,27 +97,13 @@ def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
         # need scales and zero points, three numbers in place of one.
         types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
         options = {"per_channel": True, "extra_options": {"QuantizeBias": False}}
-        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, **types, **options)
+        quantize_static(str(prepared), str(path), Reader(), **types, **options)
     finally:
         logging.disable(level)
     network = onnx.load(path)
     network.metadata_props.extend(onnx.load(source).metadata_props)
-    shorten_names(network.graph)
+    del network.graph.value_info[:]  # shapes that a reader infers
     onnx.save(network, path)
-
-
-def shorten_names(graph) -> None:
-    """Gives all but inputs and outputs of an ONNX graph short names, and drops the shapes that a reader infers."""
-    names = {"": "", **{value.name: value.name for value in (*graph.input, *graph.output)}}
-
-    def short(name: str) -> str:
-        return names.setdefault(name, f"{len(names):x}")
-
-    for tensor in graph.initializer:
-        tensor.name = short(tensor.name)
-    for node in graph.node:
-        node.name, node.input[:], node.output[:] = "", map(short, node.input), map(short, node.output)
-    del graph.value_info[:]
 
 
 def publishable(checkpoint: Checkpoint) -> Checkpoint:

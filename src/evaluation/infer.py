@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.dataset import ImageDataset
+from data.image_io import rgb_profile
 from data.inputs import find_samples, refuse_overwriting
 from data.layout import Sample
 from data.pixels import shown
@@ -31,7 +32,7 @@ from runtime.distributed import DistributedContext, init_distributed
 from runtime.errors import DatasetError, RunError, UsageError, plural, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
 from visual.gallery import write_gallery
-from visual.panels import draw_outline, draw_panel, mask_image, sixteen_bits, trimap_image, with_profile, write_png
+from visual.panels import draw_outline, draw_panel, mask_image, write_png
 
 
 class Outcome(NamedTuple):
@@ -60,30 +61,28 @@ class Segmenter:
         bar = tqdm(predictions, total=len(samples), desc="segmenting", unit="image", disable=None, delay=1)
         with ThreadPoolExecutor(config.num_workers or None) as pool:
             for predicted in bar:
-                final = None if predicted.final is None else predicted.final[0].cpu()
-                writing.append(pool.submit(self.finish, predicted._replace(plain=None, final=final)))
+                writing.append(pool.submit(self.finish, predicted))
                 if len(writing) > 2 * max(8, config.batch_size):
                     results.append(writing.popleft().result())
             return results + [future.result() for future in writing]
 
     @torch.inference_mode()
     def finish(self, predicted: Predicted) -> Outcome:
-        """Writes the files of an image, whose decision logits are (D, h, w) on the CPU."""
-        sample, _, decision, labels, error = predicted
-        row = dict.fromkeys(("picture", "width", "height", "pet_share", "dice", "error"), "")
-        row |= {"picture": str(sample.image_path), "error": error}
+        """Writes the files of an image."""
+        sample, decision, labels, error = predicted
+        row = {"picture": str(sample.image_path), "width": "", "height": "", "pet_share": "", "dice": "", "error": error}
         if decision is None:
             return Outcome(sample, row)
-        task = self.predictor.task
+        task, decision = self.predictor.task, decision.cpu()
         label_map = task.label_map(decision, logit(self.config.threshold))
         row["pet_share"] = round((label_map != BACKGROUND).float().mean().item(), 6)
         if labels is not None:
-            row["dice"] = round(image_dice(label_counts(task, label_map[None], labels)).item(), 6)
+            row["dice"] = round(image_dice(label_counts(task, label_map, labels)).item(), 6)
         try:
             row["width"], row["height"] = size = sample.displayed_size()
             with room_for(*size):
-                polygons = self.write(sample, decision, *size, row["dice"])
-            return Outcome(sample, row, True, polygons, uncertainty(decision) if "uncertain" in self.kinds else 0.0)
+                polygons = self.write(sample, decision[0], *size, row["dice"])
+            return Outcome(sample, row, True, polygons, uncertainty(decision[0]) if "uncertain" in self.kinds else 0.0)
         except DatasetError as problem:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(problem)
         except OSError as problem:
@@ -93,21 +92,25 @@ class Segmenter:
         return Outcome(sample, row)
 
     def write(self, sample: Sample, decision: torch.Tensor, width: int, height: int, dice) -> tuple | None:
-        """Writes the wanted results, one after the other, at the image's own size; returns `Outcome.polygons`."""
-        kinds, task, file = self.kinds, self.predictor.task, sample.image_path
+        """Writes the wanted results at the image's own size, from decision logits (D, h, w) on the CPU.
 
-        def save(kind: str, result: Image.Image) -> None:
+        Returns `Outcome.polygons`.
+        """
+        kinds, task, file, size = self.kinds, self.predictor.task, sample.image_path, (width, height)
+
+        def save(kind: str, result: Image.Image, icc_profile: bytes | None = None) -> None:
             path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(result, path)
+            write_png(result, path, icc_profile)
 
         if "probabilities" in kinds:
-            save("probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0])))
+            levels = resize_logits(decision[:1], height, width)[0].sigmoid_().mul_(65535).round_()
+            save("probabilities", Image.fromarray(levels.numpy().astype(np.uint16)))
         if not kinds - {"probabilities", "uncertain"}:
             return None
         labels = label_map_at_size(task, decision, logit(self.config.threshold), height, width)
         if "trimaps" in kinds:
-            save("trimaps", trimap_image(labels))
+            save("trimaps", Image.fromarray(np.array([2, 1, 3], np.uint8)[labels]))
         if "masks" in kinds:
             save("masks", mask_image(labels, task))
         if {"overlays", "cutouts", "panels"} & kinds:
@@ -117,8 +120,7 @@ class Segmenter:
         if "cutouts" in kinds:
             tile = self.view.size if decision.shape[1:] == (height, width) else None
             cutout = cut_out(shown(image), matting_trimap(labels, task, tile), self.config.matting)
-            save("cutouts", with_profile(cutout, file))
-            del cutout
+            save("cutouts", Image.fromarray(cutout), rgb_profile(file))
         if "panels" in kinds:
             title = file.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             save("panels", draw_panel(image, labels, truth, title, task))
@@ -127,10 +129,10 @@ class Segmenter:
         # Without named classes the border is pet.
         traced = regions(labels if task.classes else np.minimum(labels, PET), dict(enumerate(self.names, start=1)))
         if "labelme" in kinds:
-            write_labelme(self.folder / f"{sample.name}.json", file, (width, height), traced)
+            write_labelme(self.folder / f"{sample.name}.json", file, size, traced)
         if "yolo" in kinds:
-            write_yolo(self.folder / f"labels/{sample.name}.txt", (width, height), traced, self.names)
-        return (Path(sample.name).with_name(file.name).as_posix(), (width, height), traced) if "coco" in kinds else None
+            write_yolo(self.folder / f"labels/{sample.name}.txt", size, traced, self.names)
+        return Path(sample.name).with_name(file.name).as_posix(), size, traced
 
     def write_overviews(self, written: list[Outcome], title: str) -> None:
         """Writes the files that are of all images together."""

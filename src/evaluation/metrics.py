@@ -16,7 +16,7 @@ RESAMPLES = 10_000
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % bootstrap interval over images."""
+    """A figure and its 95 % bootstrap interval over images, rounded to six digits."""
 
     value: float
     low: float
@@ -123,35 +123,33 @@ def confusion_matrix(task: Task, predicted: torch.Tensor, labels: torch.Tensor) 
     return torch.bincount(codes, minlength=count**2).view(count, count).cpu().numpy()
 
 
-def _columns(rows: list[dict], classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Names and values, float64 (n, names), of the scores of images; NaN where an image has none."""
-    names = [*COUNTS, "dice", "boundary_f", *(name for name in TRIMAP_SCORES if name in rows[0])]
-    names += [f"{kind}_{name}" for kind in ("dice", "iou") for name in classes]
-    columns = {name: np.array([row[name] for row in rows], np.float64) for name in names}
+def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
+    """The scores of images by name, float64 (n,) each; NaN where an image has none."""
+    columns = {name: np.array([row[name] for row in rows], np.float64) for name in rows[0] if name != "name"}
     tp, fp, fn, tn = (columns[name] for name in COUNTS)
-    columns["iou"] = columns["dice"] / (2 - columns["dice"])
-    columns |= zip(EXTREMES, (tp + fp == 0, fn + tn == 0))
-    return list(columns), np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
+    iou = columns["dice"] / (2 - columns["dice"])
+    return columns | {"iou": iou, "empty_predictions": 1.0 * (tp + fp == 0), "full_predictions": 1.0 * (fn + tn == 0)}
 
 
-def _together(names: list[str], values: np.ndarray, weights: np.ndarray, classes: Sequence[str]) -> dict:
+def _together(columns: dict[str, np.ndarray], weights: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Scores (k,) of images together, for weights of the images (k, n); 0 of 0 pixels is a share of 1.
 
     Of named classes Dice and IoU are the means of the classes'; of one that is in no image nothing is known.
     """
+    values = np.stack(list(columns.values()), axis=1)
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         shares = np.where(known.all(0), 1.0, weights @ known)
-        mean = dict(zip(names, (weights @ np.nan_to_num(values) / shares).T))
-    tp, fp, fn, tn = (mean[name] for name in COUNTS)
-
-    def share(part, whole):
-        return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
-
+        mean = dict(zip(columns, (weights @ np.nan_to_num(values) / shares).T))
     for kind in ("dice", "iou") if classes else ():
         of_classes = np.ma.masked_invalid([mean[f"{kind}_{name}"] for name in classes])
         mean[kind] = of_classes.mean(axis=0).filled(np.nan)
-    named = [f"{kind}_{name}" for name in classes for kind in ("dice", "iou")]
+    tp, fp, fn, tn = (mean[name] for name in COUNTS)
+
+    def share(part, whole):
+        return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)
+
+    more = [*EXTREMES, *TRIMAP_SCORES, *(f"{kind}_{name}" for name in classes for kind in ("dice", "iou"))]
     return {
         **{name: mean[name] for name in ("dice", "iou", "boundary_f")},
         "dataset_dice": share(2 * tp, 2 * tp + fp + fn),
@@ -159,13 +157,13 @@ def _together(names: list[str], values: np.ndarray, weights: np.ndarray, classes
         "pixel_accuracy": share(tp + tn, tp + fp + fn + tn),
         "precision": share(tp, tp + fp),
         "recall": share(tp, tp + fn),
-        **{name: mean[name] for name in (*EXTREMES, *TRIMAP_SCORES, *named) if name in mean},
+        **{name: mean[name] for name in more if name in mean},
     }
 
 
 def mean_scores(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, float]:
     """Every score of images together, from rows of `score_image`; Dice and IoU are means of these classes'."""
-    scores = _together(*_columns(rows, classes), np.full((1, len(rows)), 1 / len(rows)), classes)
+    scores = _together(_columns(rows), np.full((1, len(rows)), 1 / len(rows)), classes)
     return {name: float(value[0]) for name, value in scores.items()}
 
 
@@ -175,10 +173,10 @@ def intervals(rows: list[dict], classes: Sequence[str] = (), minus: list[dict] |
     With `minus`, the rows of another model on the same images, the scores are how much higher the first model's are,
     paired in every sample.
     """
-    columns = [_columns(part, classes) for part in (rows, minus) if part is not None]
+    columns = [_columns(part) for part in (rows, minus) if part is not None]
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
-        first, *others = [_together(*part, weights, classes) for part in columns]
+        first, *others = [_together(part, weights, classes) for part in columns]
         for other in others:
             first = {name: first[name] - other[name] for name in first if name in other}
         return first
@@ -187,11 +185,10 @@ def intervals(rows: list[dict], classes: Sequence[str] = (), minus: list[dict] |
     uniform, portion = np.full(count, 1 / count), max(1, 2_000_000 // count)
     drawn = [scores(uniform[None])]
     for start in range(0, RESAMPLES, portion):
-        times = rng.multinomial(count, uniform, min(portion, RESAMPLES - start))
-        drawn.append(scores(times / count))
-    known = [name for name, (value,) in drawn[0].items() if not np.isnan(value)]
-    samples = {name: np.concatenate([part[name] for part in drawn]) for name in known}
+        drawn.append(scores(rng.multinomial(count, uniform, min(portion, RESAMPLES - start)) / count))
+    samples = {name: np.concatenate([part[name] for part in drawn]) for name in drawn[0]}
     return {
-        name: Interval(float(value[0]), *np.nanpercentile(value[1:], [2.5, 97.5]).tolist())
+        name: Interval(*np.round([value[0], *np.nanpercentile(value[1:], [2.5, 97.5])], 6).tolist())
         for name, value in samples.items()
+        if not np.isnan(value[0])
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.image_io import rgb_profile
 from data.layout import Sample
 from data.pixels import shown
 from data.view import View
@@ -19,7 +20,7 @@ from models.checkpoint import PUBLISHED, open_checkpoint
 from runtime.cli import handle_signals
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
-from visual.panels import draw_outline, mask_image, with_profile, write_png
+from visual.panels import draw_outline, mask_image, write_png
 
 try:
     import gradio
@@ -42,7 +43,7 @@ def segment(predictor: Predictor, view: View, path: Path, threshold: float) -> l
     image, _ = view.read_at(sample)
     seen, _ = view.read_at(sample, view.size_of(sample))
     labels = predictor.segment(seen, width, height, 0.0 if task.classes else logit(threshold))
-    cutout = with_profile(cut_out(shown(image), matting_trimap(labels, task)), path)
+    cutout = Image.fromarray(cut_out(shown(image), matting_trimap(labels, task)))
     return [Image.fromarray(draw_outline(image, labels)), cutout, mask_image(labels, task)]
 
 
@@ -71,7 +72,7 @@ def make_handler(config: DemoConfig, folder: Path):
             raise gradio.Error(str(error).replace(f"{path.parent}{os.sep}", ""), print_exception=False) from None
         results = Path(tempfile.mkdtemp(dir=folder))
         cutout_file, mask_file = results / f"{path.stem}_cutout.png", results / f"{path.stem}_mask.png"
-        write_png(cutout, cutout_file)
+        write_png(cutout, cutout_file, rgb_profile(path))
         write_png(mask, mask_file)
         return outline, str(cutout_file), str(cutout_file), str(mask_file)
 

@@ -64,14 +64,14 @@ def predictions_to_score(
     tile = config.resize == "tile"
     predictions = predict_images(predictor, dataset, config.batch_size, config.num_workers, tile)
     bar = tqdm(predictions, total=len(dataset), desc=title, unit="image", leave=False, disable=None, delay=1)
-    for sample, plain, final, labels, error in bar:
+    for sample, decision, labels, error in bar:
         if error:
             raise DatasetError(error)
         if config.original_size or tile:
             labels = torch.from_numpy(dataset.view.read_labels(sample).copy())[None, None]
-            plain, final = (F.interpolate(logits, labels.shape[-2:], mode="bilinear") for logits in (plain, final))
+            decision = F.interpolate(decision, labels.shape[-2:], mode="bilinear")
         device = predictor.precision.device  # tiles are joined on the CPU
-        yield Predicted(sample, plain.to(device), final.to(device), labels.to(device))
+        yield Predicted(sample, decision.to(device), labels.to(device))
 
 
 @torch.inference_mode()
@@ -92,21 +92,21 @@ def score_images(
     part = copy.copy(dataset)
     part.samples = [sample for batch in batches for sample in batch]
     for predicted in predictions_to_score(predictor, part, config, "evaluating"):
-        rows.append(score_image(predicted, task, config, threshold))
+        rows.append(score_image(predicted, task, threshold))
         if task.classes:
-            confusion = confusion + confusion_matrix(task, task.label_map(predicted.final), predicted.labels)
+            confusion = confusion + confusion_matrix(task, task.label_map(predicted.decision), predicted.labels)
     shared = context.all_gather([rows[i : i + size] for i in range(0, len(rows), size)])
     matrices = context.all_gather([confusion])
     return [row for batch in shared for row in batch], sum(matrices) if task.classes else None
 
 
-def score_image(predicted: Predicted, task: Task, config: EvalConfig, threshold: float = 0.0) -> dict:
-    """The scores of one image by name: size scored at, counts, Dice, boundary F; with TTA `plain_dice`.
+def score_image(predicted: Predicted, task: Task, threshold: float = 0.0) -> dict:
+    """The scores of one image by name: size scored at, counts, Dice, boundary F.
 
     With them are the Dice of a trimap's classes; or Dice, IoU and pixels of named classes, NaN for one that is neither
     in truth nor in prediction.
     """
-    labels, label_map = predicted.labels, task.label_map(predicted.final, threshold)
+    labels, label_map = predicted.labels, task.label_map(predicted.decision, threshold)
     found, mask, counted = label_map != BACKGROUND, labels != BACKGROUND, task.counted(labels)
     if counted is not None:
         found, mask = found & counted, mask & counted
@@ -115,8 +115,6 @@ def score_image(predicted: Predicted, task: Task, config: EvalConfig, threshold:
     counts = label_counts(task, label_map, labels)
     row["dice"] = image_dice(counts).item()
     row["boundary_f"] = boundary_f(found, mask, TOLERANCE, counted).item()
-    if config.tta:
-        row["plain_dice"] = image_dice(label_counts(task, task.label_map(predicted.plain, threshold), labels)).item()
     for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
         row[f"pixels_{name}"] = tp + fn
         row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
@@ -133,7 +131,7 @@ def find_threshold(predictor: Predictor, dataset: ImageDataset, config: EvalConf
     rows = []
     for predicted in predictions_to_score(predictor, dataset, config, "threshold"):
         # A pixel of level k is foreground at thresholds of up to k hundredths.
-        levels = (predicted.final[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
+        levels = (predicted.decision[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
         codes = levels + 100 * (predicted.labels != BACKGROUND)
         # Pixels by truth and level; summed from above they are what each threshold predicts.
         rows.append(torch.bincount(codes.flatten(), minlength=200).view(2, 100).flip(1).cumsum(1).flip(1).cpu())

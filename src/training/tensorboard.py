@@ -49,7 +49,7 @@ class TensorBoard:
         self._write_curves(row)
         model = (state.net.ema or state.net).model.eval()
         batch, task = self.dataset.read_batch(self.numbers), model.task
-        labels = task.label_map(Predictor(model, state.net.precision).predict(batch["image"]).final).cpu()
+        labels = task.label_map(Predictor(model, state.net.precision).predict(batch["image"])).cpu()
         for number, image, truth, predicted in zip(self.numbers, batch["image"], batch["labels"], labels):
             name, image = self.dataset.samples[number].name, image.permute(1, 2, 0).numpy()
             panel = draw_panel(image, predicted[0].numpy(), truth[0].numpy(), name, task)

@@ -14,11 +14,8 @@ ROWS, VARIANTS = 6, 5
 
 def preview(train_set: ImageDataset, seed: int, file: Path) -> None:
     """Draws a contact sheet: in each row a training image and augmented variants of it, with the mask's outline."""
-    augmented, rows, cells = (
-        augment_dataset(train_set, VARIANTS, seed, color_jitter=True),
-        min(ROWS, len(train_set)),
-        [],
-    )
+    augmented = augment_dataset(train_set, VARIANTS, seed, color_jitter=True)
+    rows, cells = min(ROWS, len(train_set)), []
     for source in np.linspace(0, len(train_set) - 1, rows).astype(int):
         batch = augmented.read_batch([int(source) + variant * len(train_set) for variant in range(1 + VARIANTS)])
         images, labels = apply_augmentations(batch["image"], batch["labels"], batch["affine"])
