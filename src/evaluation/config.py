@@ -24,15 +24,16 @@ EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "we
 
 CHECKPOINT = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth"
 MODEL = "architecture; it must match the checkpoint, which says it by default"
-RESIZE = "how the network sees images: square, squashed; keep, in their shape, the longer side as --image_size; tile, "
-RESIZE += "at their own size in tiles, where they are larger"
+RESIZE = "how the network sees images: square, squashed; keep, in their shape; tile, at their own size in tiles"
 PATH = "dataset, folder, image or pattern; 'photos/**/*.jpg' means those in all folders below"
 REPORT = "write scores, a row for each image and panels of the worst images into this folder"
-LABEL_ERRORS = "with --report: rank images by how wrong their masks look, and draw the first; of several checkpoints "
-LABEL_ERRORS += "each takes its own validation images, and all together the test images"
-SAVE = f"which results: {','.join(SAVED)} (labelme, coco and yolo are polygons for annotation tools; uncertain lists "
-SAVE += "images without masks, those with the least certain outlines first); by default masks,panels, and of "
-SAVE += "photographs cutouts, too"
+LABEL_ERRORS = (
+    "with --report: rank images by how wrong their masks look; checkpoints of folds: each its validation images"
+)
+SAVE = (
+    f"which results: {','.join(SAVED)} (the first images to label next); by default masks,panels, and of photographs "
+)
+SAVE += "cutouts, too"
 
 
 def threshold(text: str) -> float | str:
@@ -64,8 +65,7 @@ class PredictConfig(CommonConfig):
 
     def refuse_for_classes(self, task) -> None:
         """Raises UsageError where a setting means pet against background, and the task has named classes."""
-        given = ["label_errors"] if getattr(self, "label_errors", False) else []
-        given += ["threshold"] if self.threshold != 0.5 else []
+        given = ["label_errors"] * getattr(self, "label_errors", False) + ["threshold"] * (self.threshold != 0.5)
         given += [f"save {name}" for name in ("probabilities", "trimaps") if name in getattr(self, "save", ())]
         if task.classes and given:
             raise UsageError(f"--{given[0]} is not for networks of named classes ({task.name}); leave it out")
@@ -76,10 +76,7 @@ class EvalConfig(PredictConfig):
     """The settings of evaluate.py. Raises UsageError: they contradict each other."""
 
     threshold: float | str = option(
-        0.5,
-        "probability above which a pixel is pet; auto: the best for the validation images",
-        threshold,
-        metavar="P|auto",
+        0.5, "probability above which a pixel is pet; auto: the best for validation images", threshold, metavar="P|auto"
     )
     allow_seen: bool = option(False, "score images that the model was trained on, too")
     original_size: bool = option(False, "score at the images' own sizes instead of the network's")
@@ -96,9 +93,7 @@ class EvalConfig(PredictConfig):
         if self.threshold == "auto" and self.subset != "test":
             raise UsageError("--threshold auto uses the validation images, so score others: --subset test")
         if self.threshold == "auto" and len(self.model_path or ()) > 1:
-            raise UsageError(
-                "--threshold auto is for one checkpoint, which was trained on no validation image; name one"
-            )
+            raise UsageError("--threshold auto is for one checkpoint, trained on no validation image; name one")
         if self.label_errors and not self.report:
             raise UsageError("--label_errors needs a folder for what it finds: --report DIR")
 
@@ -136,7 +131,6 @@ class ModelConfig:
 class ExportConfig(ModelConfig):
     """The settings of export.py."""
 
-    log_dir: str = option("logs", "accepted as in the other scripts; nothing is logged", metavar="DIR")
     formats: list[str] = option(
         ("pt2",), f"with commas: {', '.join(EXPORT_FORMATS)}", words_of(EXPORT_FORMATS, "format"), metavar="NAMES"
     )

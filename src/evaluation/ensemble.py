@@ -59,5 +59,8 @@ def open_network(
     view = View.of(checkpoint, config.image_size, "square" if config.resize == "tile" else config.resize)
     precision = choose_precision(config.amp, device, view.size)
     predictor = Predictor(precision.to_device(model), precision, config.tta)
-    run_ids, seen = " ".join(c.progress.run_id for c in checkpoints), set().union(*(c.seen_names() for c in checkpoints))
+    run_ids, seen = (
+        " ".join(c.progress.run_id for c in checkpoints),
+        set().union(*(c.seen_names() for c in checkpoints)),
+    )
     return Network(predictor, view, checkpoint, path, " ".join(paths or [str(path)]), run_ids, seen)

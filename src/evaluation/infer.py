@@ -70,7 +70,14 @@ class Segmenter:
     def finish(self, predicted: Predicted) -> Outcome:
         """Writes the files of an image."""
         sample, decision, labels, error = predicted
-        row = {"picture": str(sample.image_path), "width": "", "height": "", "pet_share": "", "dice": "", "error": error}
+        row = {
+            "picture": str(sample.image_path),
+            "width": "",
+            "height": "",
+            "pet_share": "",
+            "dice": "",
+            "error": error,
+        }
         if decision is None:
             return Outcome(sample, row)
         task, decision = self.predictor.task, decision.cpu()

@@ -97,7 +97,11 @@ def write_label_errors(
 
 @torch.inference_mode()
 def draw_ranked(
-    ranked: list[tuple[Predictor, View, Sample, str]], config: EvalConfig, threshold: float, folder: Path, doubtful=False
+    ranked: list[tuple[Predictor, View, Sample, str]],
+    config: EvalConfig,
+    threshold: float,
+    folder: Path,
+    doubtful=False,
 ) -> None:
     """Draws panels `<rank>_<name>.png` of images with what predicts them and the panel's title.
 

@@ -85,7 +85,9 @@ def write_report(evaluation: Evaluation) -> None:
         details["groups"] = {
             name: {"images": count, "dice": dice.value, "interval": dice[1:]} for name, (count, dice) in groups.items()
         }
-        lines += table_of({f"{name} ({count})": dice for name, (count, dice) in groups.items()}, "Dice by group (images)")
+        lines += table_of(
+            {f"{name} ({count})": dice for name, (count, dice) in groups.items()}, "Dice by group (images)"
+        )
     if evaluation.other_rows:
         details["differences"] = intervals(rows, classes[1:], minus=evaluation.other_rows)
         lines += table_of(details["differences"], f"Minus those of {config.compare}")
