@@ -161,15 +161,10 @@ def _together(columns: dict[str, np.ndarray], weights: np.ndarray, classes: Sequ
     }
 
 
-def mean_scores(rows: list[dict], classes: Sequence[str] = ()) -> dict[str, float]:
-    """Every score of images together, from rows of `score_image`; Dice and IoU are means of these classes'."""
-    scores = _together(_columns(rows), np.full((1, len(rows)), 1 / len(rows)), classes)
-    return {name: float(value[0]) for name, value in scores.items()}
-
-
 def intervals(rows: list[dict], classes: Sequence[str] = (), minus: list[dict] | None = None) -> dict[str, Interval]:
-    """Every score that is known, with its interval: the images are resampled 10,000 times (Efron, 1979).
+    """Every score of images together that is known, with its interval, from rows of `score_image`.
 
+    The images are resampled 10,000 times (Efron, 1979). Of named classes Dice and IoU are means of the classes'.
     With `minus`, the rows of another model on the same images, the scores are how much higher the first model's are,
     paired in every sample.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from data.dataset import Dataset, ImageDataset
 from evaluation.config import EvalConfig, logit
 from evaluation.ensemble import Network
-from evaluation.metrics import Interval, intervals, mean_scores
+from evaluation.metrics import Interval, intervals
 from evaluation.ranking import draw_ranked
 from runtime.errors import UsageError, plural
 from runtime.files import append_rows, atomic_write, write_rows
@@ -41,10 +41,46 @@ class Evaluation(NamedTuple):
     other_rows: list[dict] | None  # of --compare, on the same images
 
 
+def write_report(evaluation: Evaluation) -> None:
+    """Prints scores and the verdict; writes the files that are asked for, and a row of the log.
+
+    Raises UsageError: no image has a class in truth or prediction.
+    """
+    config, rows, view = evaluation.config, evaluation.rows, evaluation.part.view
+    classes = evaluation.network.predictor.task.classes
+    scores = intervals(rows, classes[1:])
+    if "dice" not in scores:
+        raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
+    facts = facts_of(evaluation, scores)
+    size = "the images' own sizes" if facts["scored_at"] == "original" else f"{view.size} pixels"
+    tables = {"intervals": (f"Scores at {size}, threshold {evaluation.threshold:g}", scores)}
+    if evaluation.dataset.lists:
+        tables["groups"] = "Dice by group", group_scores(rows, classes[1:])
+    if evaluation.other_rows:
+        tables["differences"] = f"Minus those of {config.compare}", intervals(rows, classes[1:], evaluation.other_rows)
+    copies = evaluation.dataset.copies_of_training(evaluation.network.seen, evaluation.part.samples)
+    if copies and len(copies) < len(rows):
+        title = f"Without {plural(len(copies), 'near copy', 'near copies')} of training images"
+        others = [row for row in rows if row["name"] not in copies]
+        tables["without_near_copies"] = title, intervals(others, classes[1:])
+    lines = [line for title, table in tables.values() for line in table_of(title, table)]
+    details = {name: table for name, (_, table) in tables.items()}
+    if classes:
+        details["confusion"] = evaluation.confusion.tolist()
+        lines += confusion_table(evaluation.confusion, classes)
+    if config.report:
+        lines.append(f"The report goes to {config.report}: scores, images, and panels of the worst images")
+    lines.append(f"{facts['model'].upper()} {config.subset} Dice score: {facts['dice']:.4f}")
+    lines.append(next(words for least, words in VERDICTS if facts["dice"] >= least))
+    try:
+        print(*lines, sep="\n", flush=True)
+    finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
+        write_files(evaluation, facts, details)
+
+
 def facts_of(evaluation: Evaluation, scores: dict[str, Interval]) -> dict:
     """What was scored and how, and the scores: the columns of the log."""
     config, network, size = evaluation.config, evaluation.network, evaluation.part.view.size
-    count = len(evaluation.rows)
     return {
         "model": network.checkpoint.model_name,
         "checkpoint": network.files,
@@ -59,57 +95,11 @@ def facts_of(evaluation: Evaluation, scores: dict[str, Interval]) -> dict:
         "threshold": evaluation.threshold,
         "tta": config.tta,
         "compute": str(network.predictor.precision),
-        "images": count,
+        "images": len(evaluation.rows),
         **{name: score.value for name, score in scores.items()},
         "seconds": round(evaluation.seconds, 3),
-        "images_per_second": round(count / evaluation.seconds, 1),
+        "images_per_second": round(len(evaluation.rows) / evaluation.seconds, 1),
     }
-
-
-def write_report(evaluation: Evaluation) -> None:
-    """Prints scores and the verdict; writes the files that are asked for, and a row of the log.
-
-    Raises UsageError: no image has a class in truth or prediction.
-    """
-    config, network, rows = evaluation.config, evaluation.network, evaluation.rows
-    classes, view = network.predictor.task.classes, network.view
-    scores = intervals(rows, classes[1:])
-    if "dice" not in scores:
-        raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
-    facts = facts_of(evaluation, scores)
-    details: dict = {"intervals": {name: score[1:] for name, score in scores.items()}}
-    size = "the images' own sizes" if facts["scored_at"] == "original" else f"{view.size} pixels"
-    lines = table_of(scores, f"Scores at {size}, threshold {evaluation.threshold:g}")
-    if evaluation.dataset.lists:
-        groups = group_scores(rows, classes[1:])
-        details["groups"] = {
-            name: {"images": count, "dice": dice.value, "interval": dice[1:]} for name, (count, dice) in groups.items()
-        }
-        lines += table_of(
-            {f"{name} ({count})": dice for name, (count, dice) in groups.items()}, "Dice by group (images)"
-        )
-    if evaluation.other_rows:
-        details["differences"] = intervals(rows, classes[1:], minus=evaluation.other_rows)
-        lines += table_of(details["differences"], f"Minus those of {config.compare}")
-    copies = evaluation.dataset.copies_of_training(network.seen, evaluation.part.samples)
-    if copies and len(copies) < len(rows):
-        means = mean_scores([row for row in rows if row["name"] not in copies], classes[1:])
-        without = {name: round(means[name], 6) for name in ("dice", "dataset_dice")}
-        details["without_near_copies"] = {"near_copies": len(copies), **without}
-        both = f"Dice {means['dice']:.4f}, dataset Dice {means['dataset_dice']:.4f}"
-        lines.append(f"Without {plural(len(copies), 'near copy', 'near copies')} of training images: {both}")
-    if classes:
-        details["confusion"] = evaluation.confusion.tolist()
-        lines += confusion_table(evaluation.confusion, classes)
-    if config.report:
-        lines.append(f"The report goes to {config.report}: scores, images, and panels of the worst images")
-    dice = scores["dice"].value
-    lines.append(f"{facts['model'].upper()} {config.subset} Dice score: {dice:.4f}")
-    lines.append(next(words for least, words in VERDICTS if dice >= least))
-    try:
-        print(*lines, sep="\n", flush=True)
-    finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
-        write_files(evaluation, facts, details)
 
 
 def write_files(evaluation: Evaluation, facts: dict, details: dict) -> None:
@@ -123,8 +113,7 @@ def write_files(evaluation: Evaluation, facts: dict, details: dict) -> None:
         # No value, NaN, is an empty cell, as in the logs.
         cells = [{name: "" if value != value else value for name, value in row.items()} for row in evaluation.rows]
         write_rows(folder / "images.csv", cells)
-        scored = zip(evaluation.rows, part.samples)
-        worst = sorted(scored, key=lambda pair: pair[0]["dice"])[:WORST]
+        worst = sorted(zip(evaluation.rows, part.samples), key=lambda pair: pair[0]["dice"])[:WORST]
         predictor = evaluation.network.predictor
         ranked = [(predictor, part.view, sample, f"{sample.name}   Dice {row['dice']:.4f}") for row, sample in worst]
         draw_ranked(ranked, config, logit(evaluation.threshold), folder / "worst")
@@ -132,8 +121,8 @@ def write_files(evaluation: Evaluation, facts: dict, details: dict) -> None:
     append_rows(Path(config.log_dir) / f"{facts['model']}_evaluation_log.csv", [stamp | facts])
 
 
-def group_scores(rows: list[dict], classes: tuple[str, ...]) -> dict[str, tuple[int, Interval]]:
-    """Number of images and Dice of cats and dogs, and then of breeds, the worst first.
+def group_scores(rows: list[dict], classes: tuple[str, ...]) -> dict[str, Interval]:
+    """Dice of cats and dogs, and then of breeds, the worst first.
 
     File names of cats have capital letters. Classes that no image of a group has don't count in it.
     """
@@ -145,16 +134,15 @@ def group_scores(rows: list[dict], classes: tuple[str, ...]) -> dict[str, tuple[
     scores = {}
     for name, group in groups.items():
         present = [one for one in classes if any(row[f"pixels_{one}"] for row in group)]
-        scores[name] = len(group), intervals(group, present)["dice"]
-    return dict(sorted(scores.items(), key=lambda item: (item[0] not in ("cats", "dogs"), item[1][1].value)))
+        scores[name] = intervals(group, present)["dice"]
+    return dict(sorted(scores.items(), key=lambda item: (item[0] not in ("cats", "dogs"), item[1].value)))
 
 
-def table_of(scores: dict[str, Interval], title: str) -> list[str]:
+def table_of(title: str, scores: dict[str, Interval]) -> list[str]:
     """A line for each score, with its interval, below a title."""
-    width = max(18, *map(len, scores))
-    lines = [title, f"  {'':<{width}} {'value':>8}   95 % interval"]
+    lines = [title, f"  {'':<28} {'value':>8}   95 % interval"]
     for name, (value, low, high) in scores.items():
-        lines.append(f"  {name.replace('_', ' '):<{width}} {value:>8.4f}   {low:.4f} to {high:.4f}")
+        lines.append(f"  {name.replace('_', ' '):<28} {value:>8.4f}   {low:.4f} to {high:.4f}")
     return lines
 
 
@@ -163,7 +151,6 @@ def confusion_table(matrix: np.ndarray, classes: tuple[str, ...]) -> list[str]:
     if len(classes) > SHOWN:
         return [f"The confusion matrix of {len(classes)} classes is in the file of --json."]
     width = max(8, *map(len, classes))
-    lines = ["Pixels of a class (row) by predicted class", " ".join(f"{name:>{width}}" for name in ("", *classes))]
-    for name, shares in zip(classes, matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)):
-        lines.append(" ".join([f"{name:>{width}}", *(f"{share:>{width}.2%}" for share in shares)]))
-    return lines
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cells = [("", *classes)] + [(name, *(f"{share:.2%}" for share in row)) for name, row in zip(classes, shares)]
+    return ["Pixels of a class (row) by predicted class", *(" ".join(f"{c:>{width}}" for c in row) for row in cells)]

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from torchvision.utils import make_grid
 
 from data.pixels import shown
 from models.task import BACKGROUND, IGNORED, PET, TASKS, Task
@@ -79,12 +77,6 @@ def _fit(title: str, width: int) -> str:
         half -= 1
         fitting = f"{title[:half]}…{title[-half:]}"
     return fitting
-
-
-def contact_sheet(images: list[np.ndarray], columns: int, gap: int) -> Image.Image:
-    """Images (H, W, 3) of one size in rows, from left to right."""
-    grid = make_grid(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), columns, gap, pad_value=255)
-    return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def write_png(image: Image.Image, path: Path, icc_profile: bytes | None = None) -> None:
