@@ -145,8 +145,6 @@ class Attacker:
 
     def __init__(self, address: str):
         self.host = address.removeprefix("http://")
-        parts = [part["props"] for part in json.loads(self.ask("GET", "/config")[2])["components"]]
-        (self.checkpoint,) = [part["value"] for part in parts if part.get("elem_id") == "checkpoint"]
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers) -> tuple[int, dict, bytes]:
         """Status, headers and content of an answer; of a header's name hyphens are underscores."""
@@ -169,7 +167,7 @@ class Attacker:
     def segment(self, photograph) -> tuple[bool, str]:
         """Whether the page has segmented a photograph, and the answer."""
         session = secrets.token_hex(4)
-        data = {"data": [photograph, self.checkpoint, 0.5], "fn_index": 0, "session_hash": session}
+        data = {"data": [photograph, 0.5], "fn_index": 0, "session_hash": session}
         queue, body = "/gradio_api/queue", json.dumps(data).encode()
         status, _, said = self.ask("POST", f"{queue}/join", body, Content_Type="application/json")
         assert status == 200, said
