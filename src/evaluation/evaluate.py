@@ -15,17 +15,9 @@ from evaluation.predict import Predictor
 from evaluation.ranking import write_label_errors
 from evaluation.report import Evaluation, write_report
 from evaluation.score import find_threshold, score_images
-from runtime.device import get_device
-from runtime.distributed import DistributedContext, init_distributed
+from runtime.distributed import DistributedContext
 from runtime.errors import UsageError, plural
 from runtime.files import writable_folder
-
-
-def start(config: EvalConfig) -> None:
-    """Scores on one process or several."""
-    device = get_device(config.device)
-    with init_distributed(device) as context:
-        evaluate(config, device, context)
 
 
 def evaluate(config: EvalConfig, device: torch.device, context: DistributedContext) -> None:

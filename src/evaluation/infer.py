@@ -27,8 +27,7 @@ from evaluation.polygons import regions, write_coco, write_labelme, write_yolo, 
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
 from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
-from runtime.device import get_device
-from runtime.distributed import DistributedContext, init_distributed
+from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, RunError, UsageError, plural, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
 from visual.gallery import write_gallery
@@ -159,14 +158,7 @@ class Segmenter:
             print(f"{plural(count, 'image')} without a mask, the most uncertain first: {file}")
 
 
-def start(config: InferConfig) -> None:
-    """Segments on one process or several."""
-    device = get_device(config.device)
-    with init_distributed(device) as context:
-        segment_all(config, device, context)
-
-
-def segment_all(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
+def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
     """Segments images on one process or several, and says what came of it. For errors see `report`."""
     network = open_network(config, device, config.model_path, config.model_name)
     predictor, checkpoint = network.predictor, network.checkpoint
@@ -210,7 +202,7 @@ def report(outcomes: list[Outcome], network: Network) -> None:
 
     Raises:
         RunError: some of the images could not be segmented, or not be scored.
-        DatasetError: none of them could be segmented.
+        DatasetError: none could be segmented.
     """
     scores = {outcome.sample.name: outcome.row["dice"] for outcome in outcomes if outcome.row["dice"] != ""}
     if scores:
@@ -219,11 +211,9 @@ def report(outcomes: list[Outcome], network: Network) -> None:
         print(f"over {plural(len(scores), 'image')} with ground truth", flush=True)
     if seen := scores.keys() & network.seen:
         print(f"WARNING: it was trained on {len(seen)} of them, so this Dice is inflated by leakage.", file=sys.stderr)
-    failed = [outcome.row["error"] for outcome in outcomes if not outcome.written]
-    if len(failed) == len(outcomes):
-        raise_faults(failed, "images")
-    if failed:
-        raise RunError(f"{len(failed)} of {plural(len(outcomes), 'image')} can't be segmented: {' | '.join(failed)}")
-    unscored = [outcome.row["error"] for outcome in outcomes if outcome.row["error"]]
-    if unscored:
-        raise RunError(f"{len(unscored)} of {plural(len(outcomes), 'mask')} can't be used: {' | '.join(unscored)}")
+    errors = [outcome.row["error"] for outcome in outcomes if outcome.row["error"]]
+    if not any(outcome.written for outcome in outcomes):
+        raise_faults(errors, "images")
+    if errors:
+        count = plural(len(outcomes), "image")
+        raise RunError(f"{len(errors)} of {count}, or their masks, can't be used: {' | '.join(errors)}")
