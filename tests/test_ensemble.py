@@ -8,8 +8,8 @@ import torch
 from data.dataset import Dataset, ImageDataset
 from data.view import View
 from evaluation.config import EvalConfig
-from evaluation.ensemble import Ensemble, open_network
 from evaluation.metrics import dice_score
+from evaluation.network import Ensemble, open_network
 from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
 from models.build import build_model
 from models.checkpoint import load_checkpoint, save_checkpoint

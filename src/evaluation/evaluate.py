@@ -10,7 +10,7 @@ from data.check import print_resized_masks
 from data.dataset import Dataset, ImageDataset, refuse_seen
 from data.inputs import refuse_overwriting
 from evaluation.config import EvalConfig, logit
-from evaluation.ensemble import Network, open_network
+from evaluation.network import Network, open_network
 from evaluation.predict import Predictor
 from evaluation.ranking import write_label_errors
 from evaluation.report import Evaluation, write_report

@@ -20,9 +20,9 @@ from data.layout import Sample
 from data.pixels import shown
 from data.view import View
 from evaluation.config import POLYGONS, RESULTS, InferConfig, logit
-from evaluation.ensemble import Network, open_network
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import image_dice, label_counts
+from evaluation.network import Network, open_network
 from evaluation.polygons import regions, write_coco, write_labelme, write_yolo, write_yolo_names
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
 from evaluation.ranking import uncertainty, write_uncertain

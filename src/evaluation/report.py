@@ -10,8 +10,8 @@ import numpy as np
 
 from data.dataset import Dataset, ImageDataset
 from evaluation.config import EvalConfig, logit
-from evaluation.ensemble import Network
 from evaluation.metrics import Interval, intervals
+from evaluation.network import Network
 from evaluation.ranking import draw_ranked
 from runtime.errors import UsageError, plural
 from runtime.files import append_rows, atomic_write, write_rows
