@@ -1,19 +1,16 @@
 """Scoring image by image."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
 
 from data.dataset import Dataset, ImageDataset
-from data.layout import Sample
 from data.view import View
 from evaluation.config import EvalConfig, logit
-from evaluation.metrics import COUNTS, dice_score, intervals
-from evaluation.predict import Predicted, Predictor, resize_logits
-from evaluation.score import find_threshold, score_image, score_images
+from evaluation.metrics import COUNTS, dice_score, intervals, score_image
+from evaluation.predict import Predictor, resize_logits
+from evaluation.score import find_threshold, score_images
 from helpers import rows, run_ok
 from models.task import BACKGROUND, IGNORED, TASKS, ClassesTask
 from stubs import FP32, Brightness
@@ -21,9 +18,8 @@ from stubs import FP32, Brightness
 TRIMAP, PREDICTOR = TASKS["trimap"], Predictor(Brightness(), FP32)
 
 
-def scores_of(decision, labels, task=TASKS["binary"], threshold=0.5, **flags) -> dict:
-    predicted = Predicted(Sample("a", Path("a.jpg"), binary_mask=False), decision, decision, labels)
-    return score_image(predicted, task, EvalConfig(**flags), logit(threshold))
+def scores_of(decision, labels, task=TASKS["binary"], threshold=0.5) -> dict:
+    return score_image(task, task.label_map(decision, logit(threshold)), labels, trimap=True)
 
 
 def test_border_counts_as_pet_and_ignored_pixels_not_at_all():

@@ -53,8 +53,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     if not context.first:
         return
     if ranked:
-        count, file = write_label_errors(ranked, config, Path(config.report) / "label_errors")
-        print(f"Ranked {plural(count, 'image')} by likely label error, worst first: {file}")
+        write_label_errors(ranked, config, Path(config.report) / "label_errors")
     write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds, other_rows))
 
 

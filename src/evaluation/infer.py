@@ -153,9 +153,8 @@ class Segmenter:
             order = "the worst first" if any(dice != "" for _, dice in panels) else "by name"
             print(f"All panels, {order}: {folder / 'index.html'}")
         if "uncertain" in kinds:
-            file = folder / "uncertain.csv"
-            count = write_uncertain(file, [(outcome.sample, outcome.uncertainty) for outcome in written])
-            print(f"{plural(count, 'image')} without a mask, the most uncertain first: {file}")
+            scored = [(outcome.sample, outcome.uncertainty) for outcome in written]
+            write_uncertain(folder / "uncertain.csv", scored)
 
 
 def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:

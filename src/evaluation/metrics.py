@@ -1,5 +1,6 @@
 """Scores of masks: Dice, IoU, boundary F, and their bootstrap intervals."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negative
 TRIMAP_SCORES = tuple(TASKS["trimap"].class_scores.values())
 EXTREMES = ("empty_predictions", "full_predictions")  # shares of images
 RESAMPLES = 10_000
+TOLERANCE = 2  # pixels by which outlines may be apart and still agree
 
 
 class Interval(NamedTuple):
@@ -88,15 +90,8 @@ def mean_dice(counts: torch.Tensor, task: Task) -> float:
     return float((sums / images.clamp(min=1))[images > 0].mean()) if present.any() else 1.0
 
 
-def _outline(mask: torch.Tensor) -> torch.Tensor:
-    """Pixels of a mask, bool (N, 1, H, W), with a neighbour above, below or beside that is not in it."""
-    around = F.pad(mask.float(), (1, 1, 1, 1), mode="replicate") > 0  # the image's own edge is no outline
-    inside = around[..., :-2, 1:-1] & around[..., 2:, 1:-1] & around[..., 1:-1, :-2] & around[..., 1:-1, 2:]
-    return mask & ~inside
-
-
 def boundary_f(
-    prediction: torch.Tensor, mask: torch.Tensor, tolerance: int, counted: torch.Tensor | None = None
+    prediction: torch.Tensor, mask: torch.Tensor, tolerance: int = TOLERANCE, counted: torch.Tensor | None = None
 ) -> torch.Tensor:
     """F-score of outlines of masks (N, 1, H, W) (Martin et al., 2004; Perazzi et al., 2016: https://davischallenge.org).
 
@@ -104,16 +99,44 @@ def boundary_f(
     where neither mask has one, 0 where one has none. Outlines within `tolerance` of a pixel that is not counted are
     left out: where they would be is not known.
     """
-    steps = torch.arange(-tolerance, tolerance + 1, device=mask.device)
-    disc = (steps[:, None] ** 2 + steps**2 <= tolerance**2).float()[None, None]
-    outlines = torch.stack([_outline(m != 0) for m in (prediction, mask)])
+    masks = torch.stack([prediction, mask]) != 0
+    around = (
+        F.pad(masks.flatten(0, 1).float(), (1, 1, 1, 1), mode="replicate") > 0
+    )  # the image's own edge is no outline
+    inside = around[..., :-2, 1:-1] & around[..., 2:, 1:-1] & around[..., 1:-1, :-2] & around[..., 1:-1, 2:]
+    outlines = masks & ~inside.view_as(masks)
     if counted is not None:
         outlines &= F.max_pool2d((~counted).float(), 2 * tolerance + 3, stride=1, padding=tolerance + 1) == 0
+    steps = torch.arange(-tolerance, tolerance + 1, device=mask.device)
+    disc = (steps[:, None] ** 2 + steps**2 <= tolerance**2).float()[None, None]
     near = torch.stack([F.conv2d(o.float(), disc, padding=tolerance) > 0.5 for o in outlines])
     lengths = outlines.sum(dim=(2, 3, 4))  # (2, N), and so are the shares of each outline near the other
     precision, recall = (outlines & near.flip(0)).sum(dim=(2, 3, 4)) / lengths.clamp(min=1)
     f = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     return torch.where((lengths == 0).all(0), 1.0, f)
+
+
+def score_image(task: Task, predicted: torch.Tensor, labels: torch.Tensor, trimap: bool = False) -> dict:
+    """The scores of one image by name, from label maps (1, 1, H, W): size scored at, counts, Dice, boundary F.
+
+    With them are the Dice of the classes of a `trimap`; or Dice, IoU and pixels of named classes, NaN for one that is
+    neither in truth nor in prediction.
+    """
+    found, mask, counted = predicted != BACKGROUND, labels != BACKGROUND, task.counted(labels)
+    if counted is not None:
+        found, mask = found & counted, mask & counted
+    row = {"width": labels.shape[-1], "height": labels.shape[-2]}
+    row |= zip(COUNTS, pixel_counts(found, mask, counted)[0].tolist())
+    counts = label_counts(task, predicted, labels)
+    row |= {"dice": image_dice(counts).item(), "boundary_f": boundary_f(found, mask, counted=counted).item()}
+    for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
+        row[f"pixels_{name}"] = tp + fn
+        row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
+        row[f"iou_{name}"] = tp / (tp + fp + fn) if tp + fp + fn else math.nan
+    if trimap and not task.classes:
+        for number, name in task.class_scores.items():
+            row[name] = dice_from_counts(pixel_counts(predicted == number, labels == number)).item()
+    return row
 
 
 def confusion_matrix(task: Task, predicted: torch.Tensor, labels: torch.Tensor) -> np.ndarray:

@@ -19,6 +19,7 @@ from evaluation.polygons import regions, write_labelme
 from evaluation.predict import Predictor, label_map_at_size, resize_logits
 from evaluation.score import predictions_to_score
 from models.task import BACKGROUND, BORDER
+from runtime.errors import plural
 from runtime.files import write_rows
 from visual.panels import draw_outline, draw_panel, write_png
 
@@ -51,8 +52,8 @@ def uncertainty(decision: torch.Tensor) -> float:
     return float(nats[near if near.any() else ...].mean()) / math.log(2)
 
 
-def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> int:
-    """Writes rank, name and uncertainty of images without masks, the most uncertain first; returns how many.
+def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> None:
+    """Writes rank, name and uncertainty of images without masks, the most uncertain first.
 
     Near copies of images with masks, and of others that are more uncertain, teach little and are left out.
     """
@@ -67,17 +68,15 @@ def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> int:
         for rank, (sample, score) in enumerate(kept, start=1)
     ]
     write_rows(file, rows, ["rank", "name", "picture", "uncertainty"])
-    return len(rows)
+    print(f"{plural(len(rows), 'image')} without a mask, the most uncertain first: {file}")
 
 
 @torch.inference_mode()
-def write_label_errors(
-    parts: list[tuple[Predictor, ImageDataset]], config: EvalConfig, folder: Path
-) -> tuple[int, Path]:
+def write_label_errors(parts: list[tuple[Predictor, ImageDataset]], config: EvalConfig, folder: Path) -> None:
     """Ranks the masks of parts by how wrong they look to what predicts them. The border of trimaps is left out.
 
     Writes label_errors.csv, of all images and the most suspect first, and of the first DRAWN panels, in which the
-    doubtful region is outlined on the image, and their masks for LabelMe. Returns the number of images and the file.
+    doubtful region is outlined on the image, and their masks for LabelMe.
     """
     ranked = []
     for predictor, part in parts:
@@ -92,7 +91,7 @@ def write_label_errors(
     write_rows(file, [{"rank": rank, **row} for rank, (row, *_) in enumerate(ranked, start=1)])
     first = [(*source, f"{row['name']}   {row['score']:.4f}") for row, *source in ranked[:DRAWN]]
     draw_ranked(first, config, 0.0, folder, doubtful=True)
-    return len(ranked), file
+    print(f"Ranked {plural(len(ranked), 'image')} by likely label error, worst first: {file}")
 
 
 @torch.inference_mode()
