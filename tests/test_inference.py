@@ -24,7 +24,7 @@ def test_inference_on_a_dataset_its_images_folder_and_one_image(trained, shared_
     said = run_ok("inference.py", *model, "--data_path", shared_dataset / "images", "--output_path", "out", cwd=folder)
     mean = float(re.search(r"mean Dice: (\d\.\d+) over 4 images", said)[1])
     results = [f"{pet.name}_{kind}.png" for pet in test_set for kind in ("mask", "panel")]
-    assert sorted(p.name for p in (folder / "out").iterdir()) == sorted([*results, "index.html", "index.png"])
+    assert sorted(p.name for p in (folder / "out").iterdir()) == sorted([*results, "index.html"])
     for pet in test_set:
         mask = Image.open(folder / f"out/{pet.name}_mask.png")
         assert mask.size == Image.open(pet.image_path).size
@@ -110,7 +110,7 @@ def test_a_bad_mask_does_not_cost_the_image(dataset, tmp_path, model_flags):
     Image.new("L", (9, 70), 1).save(trimaps / f"{names[1]}.png")  # of another shape
     flags = ("--data_path", dataset, "--output_path", "out", "--save", "masks,panels")
     done = run_script("inference.py", *model_flags, *flags, cwd=tmp_path)
-    assert_one_error(done, "2 of 4 masks can't be used", *names[:2], status=1)
+    assert_one_error(done, "2 of 4 images, or their masks, can't be used", *names[:2], status=1)
     assert "over 2 images with ground truth" in done.stdout
     for row in log_rows(tmp_path, "inference"):
         bad = Path(row["picture"]).stem in names[:2]
