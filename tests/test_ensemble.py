@@ -68,8 +68,6 @@ def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_pat
     save("larger.pth", image_size=96)
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "larger.pth")
     assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes, or in size")
-    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--threshold", "auto")
-    assert_one_error(run_script(*flags, cwd=tmp_path), "--threshold auto is for one checkpoint")
     save("seed.pth", data=dataclasses.replace(checkpoint.data, seed=7))
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], "--compare", tmp_path / "seed.pth")
     assert_one_error(run_script(*flags, "--allow_seen", cwd=tmp_path), "has other test images")

@@ -40,13 +40,6 @@ def test_scores_equal_those_of_training(trained, shared_dataset, tmp_path):
     assert dice == pytest.approx(max(float(row["val_dice"]) for row in log_rows(folder)), abs=2e-4)
 
 
-def test_training_images_are_refused(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    flags = ("evaluate.py", "--data_path", shared_dataset, "--subset", "train")
-    assert_one_error(run_script(*flags, cwd=folder), "was trained on 32 of these 32 images", "--allow_seen")
-    assert "32 train images" in run_ok(*flags, "--allow_seen", cwd=folder)
-
-
 def test_scores_are_printed_although_the_log_is_malformed(trained, shared_dataset, tmp_path):
     folder = copy_run(trained, tmp_path)
     log = folder / "logs/tiny_evaluation_log.csv"
@@ -81,7 +74,6 @@ def test_bad_flags_of_evaluation_are_one_error_line(trained, shared_dataset, tmp
     base = ("evaluate.py", "--data_path", shared_dataset, "--save_dir", trained / "saved_models")
     for flags, words in (
         (("--threshold", 1), "between 0 and 1"),
-        (("--threshold", "auto", "--subset", "valid"), "--subset test"),
         (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
         (("--json", "."), "is a folder"),
         (("--report", shared_dataset / "images"), "is where the images or masks are"),

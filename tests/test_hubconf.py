@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -86,15 +85,6 @@ def test_entry_points_are_these_and_documented():
     entries = {name: value for name, value in names.items() if callable(value) and not name.startswith("_")}
     assert sorted(entries) == ["from_checkpoint", "model", "pets", "resnet34_unet", "unet"]
     assert all(entry.__doc__ for entry in entries.values())
-
-
-def test_published_network_finds_a_cat():
-    model = torch.hub.load(str(ROOT), "pets", source="local")
-    image = torch.from_numpy(np.array(Image.open(ROOT / "docs/chelsea.png").resize((160, 160)))).permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        pet = model.task.decision_logits(model(image))[:, :1] > 0
-    assert 0.5 < pet.float().mean() < 0.95
-    assert not model.training
 
 
 def segment_in_worker(model, image, queue):

@@ -119,13 +119,6 @@ def test_photographs_are_there_and_may_follow_the_flag_of_datasets(tmp_path, mod
     assert "Segmenting 2 images (a.png, b.png) with TINY" in said
 
 
-def test_a_labelled_dataset_is_scored_and_nothing_is_written(tmp_path, model_flags, shared_dataset):
-    said = run_ok("inference.py", shared_dataset, *model_flags, cwd=tmp_path)
-    assert "No results are written" in said
-    assert "mean Dice" in said
-    assert not list(tmp_path.rglob("*.png"))
-
-
 def test_without_pymatting_the_command_is_named(tmp_path, model_flags, monkeypatch):
     import importlib.util
 
