@@ -186,10 +186,9 @@ class TestAttacks:
         scene().save(tmp_path / "secret.png")
         for route in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
             for path in (form.format(tmp_path / "secret.png"), form.format("/etc/passwd")):
-                for escaped in (path, quote(path, safe="%"), path.replace("..", "%2e%2e"), quote(quote(path))):
+                for escaped in (path, path.replace("..", "%2e%2e"), quote(quote(path))):
                     status, _, said = attacker.ask("GET", route + escaped)
-                    assert status in (400, 403, 404), route + escaped
-                    assert b"root:" not in said
+                    assert status in (400, 403, 404) and b"root:" not in said, route + escaped
 
     def test_files_of_this_machine_are_not_segmented(self, attacker, photograph, tmp_path):
         assert attacker.segment({"path": photograph, **META})[0]
