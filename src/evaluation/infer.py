@@ -69,14 +69,8 @@ class Segmenter:
     def finish(self, predicted: Predicted) -> Outcome:
         """Writes the files of an image."""
         sample, decision, labels, error = predicted
-        row = {
-            "picture": str(sample.image_path),
-            "width": "",
-            "height": "",
-            "pet_share": "",
-            "dice": "",
-            "error": error,
-        }
+        row = dict.fromkeys(("picture", "width", "height", "pet_share", "dice", "error"), "")
+        row |= {"picture": str(sample.image_path), "error": error}
         if decision is None:
             return Outcome(sample, row)
         task, decision = self.predictor.task, decision.cpu()

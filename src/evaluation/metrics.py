@@ -33,13 +33,9 @@ def pixel_counts(prediction: torch.Tensor, mask: torch.Tensor, counted: torch.Te
     """
     if prediction.shape != mask.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and mask {tuple(mask.shape)} differ in shape")
-    p, m = (prediction != 0).flatten(1), (mask != 0).flatten(1)
-    pixels = torch.full((len(p),), p.shape[1], device=p.device)
-    if counted is not None:
-        c = (counted != 0).flatten(1)
-        p, m, pixels = p & c, m & c, c.sum(1)
-    both, predicted, true = (p & m).sum(1), p.sum(1), m.sum(1)
-    return torch.stack([both, predicted - both, true - both, pixels - predicted - true + both], dim=1)
+    counted = torch.ones_like(mask) if counted is None else counted
+    p, m, c = ((values != 0).flatten(1) for values in (prediction, mask, counted))
+    return torch.stack([(kind & c).sum(1) for kind in (p & m, p & ~m, ~p & m, ~p & ~m)], dim=1)
 
 
 def dice_from_counts(counts: torch.Tensor) -> torch.Tensor:
@@ -125,9 +121,9 @@ def score_image(task: Task, predicted: torch.Tensor, labels: torch.Tensor, trima
     found, mask, counted = predicted != BACKGROUND, labels != BACKGROUND, task.counted(labels)
     if counted is not None:
         found, mask = found & counted, mask & counted
+    counts = label_counts(task, predicted, labels)
     row = {"width": labels.shape[-1], "height": labels.shape[-2]}
     row |= zip(COUNTS, pixel_counts(found, mask, counted)[0].tolist())
-    counts = label_counts(task, predicted, labels)
     row |= {"dice": image_dice(counts).item(), "boundary_f": boundary_f(found, mask, counted=counted).item()}
     for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
         row[f"pixels_{name}"] = tp + fn

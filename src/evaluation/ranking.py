@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from data.copies import find_near_copies
 from data.dataset import ImageDataset
 from data.layout import Sample
-from data.view import View
 from evaluation.config import EvalConfig
 from evaluation.polygons import regions, write_labelme
 from evaluation.predict import Predictor, label_map_at_size, resize_logits
@@ -96,13 +95,9 @@ def write_label_errors(parts: list[tuple[Predictor, ImageDataset]], config: Eval
 
 @torch.inference_mode()
 def draw_ranked(
-    ranked: list[tuple[Predictor, View, Sample, str]],
-    config: EvalConfig,
-    threshold: float,
-    folder: Path,
-    doubtful=False,
+    ranked: list[tuple], config: EvalConfig, threshold: float, folder: Path, doubtful: bool = False
 ) -> None:
-    """Draws panels `<rank>_<name>.png` of images with what predicts them and the panel's title.
+    """Draws panels `<rank>_<name>.png` of images, given as (predictor, view, sample, title of the panel).
 
     With `doubtful` the pixels where the network finds the other class likelier are outlined, and the outlines of the
     masks are written as `<name>.json` for LabelMe.
