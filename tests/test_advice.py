@@ -60,7 +60,6 @@ EVALUATE = [
     (f"{DATA} {BEST} --threshold auto", "--subset valid", "--subset test", "--subset test"),
     (f"{DATA} --threshold auto {BEST}", PUBLISHED, "name one", ""),
     (f"{DATA} --save_dir species", "--threshold 0.4", "leave it out", ""),
-    (f"{DATA} {BEST} --tta", "--resize tile", "leave one out", ""),
     (f"{DATA} {BEST} --compare larger/tiny_best.pth", "", "--original_size", "--original_size"),
     (f"{DATA} {BEST}", "--model_name unet", "leave it out", ""),
     (f"{DATA} {BEST}", f"--device {MISSING}", "not available here; there is", "--device cpu"),

@@ -83,18 +83,13 @@ def test_values_without_a_name_are_no_regions():
     assert regions(np.zeros((3, 4)), NAMES) == []
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (40, 30)])
-def test_a_full_mask_is_its_four_corners(shape):
-    (region,) = regions(np.ones(shape), {1: "a"})
-    np.testing.assert_array_equal(fill(region, shape), np.ones(shape, bool))
-    assert min(shape) < 3 or len(region.outline) == 4
-
-
-def test_a_slope_becomes_a_line():
-    y, x = np.indices((100, 100))
-    (region,) = regions(x >= y, {True: "a"})
-    assert len(region.outline) <= 6  # three corners, each of them cut by half a pixel at most
-    np.testing.assert_array_equal(fill(region, (100, 100)), x >= y)
+@pytest.mark.parametrize(("shape", "corners"), [((1, 1), 4), ((1, 6), 6), ((40, 30), 4), ("slope", 6)])
+def test_straight_edges_are_lines(shape, corners):
+    y, x = np.indices((100, 100) if shape == "slope" else shape)
+    mask = x >= y if shape == "slope" else x >= 0
+    (region,) = regions(mask, {True: "a"})
+    np.testing.assert_array_equal(fill(region, mask.shape), mask)
+    assert len(region.outline) <= corners  # those of a slope are cut by half a pixel at most
 
 
 @pytest.mark.parametrize(("tolerance", "least"), [(0, 1), (FAULTLESS, 1), (0.5, 0.99), (1.0, 0.98), (2.0, 0.95)])

@@ -71,7 +71,7 @@ def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dat
 
 def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_dataset):
     flags = (*model_flags, "--data_path", shared_dataset, "--amp", "off")
-    for more in (("--resize", "keep"), ("--resize", "tile", "--image_size", 32)):
+    for more in (("--resize", "keep"), ("--resize", "tile", "--image_size", 32, "--tta")):
         run_ok("evaluate.py", *flags, *more, "--report", "report", cwd=tmp_path)
         run_ok("inference.py", *flags, *more, cwd=tmp_path)
         scored = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "report/images.csv")}

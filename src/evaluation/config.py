@@ -27,13 +27,8 @@ MODEL = "architecture; it must match the checkpoint, which says it by default"
 RESIZE = "how the network sees images: square, squashed; keep, in their shape; tile, at their own size in tiles"
 PATH = "dataset, folder, image or pattern; 'photos/**/*.jpg' means those in all folders below"
 REPORT = "write scores, a row for each image and panels of the worst images into this folder"
-LABEL_ERRORS = (
-    "with --report: rank images by how wrong their masks look; checkpoints of folds: each its validation images"
-)
-SAVE = (
-    f"which results: {','.join(SAVED)} (the first images to label next); by default masks,panels, and of photographs "
-)
-SAVE += "cutouts, too"
+LABEL_ERRORS = "with --report: rank images by how wrong their masks look; of folds each ranks its validation images"
+SAVE = f"results: {','.join(SAVED)} (images to label next); default: masks,panels, of photographs cutouts, too"
 
 
 def threshold(text: str) -> float | str:
@@ -88,8 +83,6 @@ class EvalConfig(PredictConfig):
     label_errors: bool = option(False, LABEL_ERRORS)
 
     def __post_init__(self):
-        if self.resize == "tile" and self.tta:
-            raise UsageError("--resize tile and --tta can't be combined; leave one out")
         if self.threshold == "auto" and self.subset != "test":
             raise UsageError("--threshold auto uses the validation images, so score others: --subset test")
         if self.threshold == "auto" and len(self.model_path or ()) > 1:
