@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from data.dataset import ImageDataset
 from data.image_io import rgb_profile
@@ -55,11 +54,9 @@ class Segmenter:
     def run(self, samples: list[Sample]) -> list[Outcome]:
         """Segments these images."""
         config, results, writing = self.config, [], collections.deque()
-        dataset, tile = ImageDataset(samples, self.view), config.resize == "tile"
-        predictions = predict_images(self.predictor, dataset, config.batch_size, config.num_workers, tile)
-        bar = tqdm(predictions, total=len(samples), desc="segmenting", unit="image", disable=None, delay=1)
+        dataset = ImageDataset(samples, self.view)
         with ThreadPoolExecutor(config.num_workers or None) as pool:
-            for predicted in bar:
+            for predicted in predict_images(self.predictor, dataset, config, "segmenting"):
                 writing.append(pool.submit(self.finish, predicted))
                 if len(writing) > 2 * max(8, config.batch_size):
                     results.append(writing.popleft().result())

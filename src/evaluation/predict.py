@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from data.dataset import ImageDataset
 from data.layout import Sample
 from data.pixels import to_tensor
+from evaluation.config import PredictConfig
 from models.task import Task
 from runtime.device import Precision
 from runtime.errors import DatasetError
@@ -111,32 +113,32 @@ class Predicted(NamedTuple):
 
 @torch.inference_mode()
 def predict_images(
-    predictor: Predictor, dataset: ImageDataset, batch_size: int, num_workers: int | None, tile: bool
+    predictor: Predictor, dataset: ImageDataset, config: PredictConfig, title: str
 ) -> Iterator[Predicted]:
     """Runs a network over images, with masks or without, in their order, while threads read ahead.
 
-    Args:
-        batch_size: images of one shape at a time, or tiles.
-        num_workers: threads; by default one a core, 8 at most.
-        tile: slide over images that are larger than the network's input, at their own size.
+    A batch is of images of one shape or, with --resize tile, of tiles of an image. The title is that of the progress
+    bar.
     """
-    threads = num_workers or min(8, os.cpu_count() or 1)
-    ahead, count = 2 * max(threads, batch_size), 1 if tile or dataset.view.resize == "keep" else batch_size
+    threads, tile, size = config.num_workers or min(8, os.cpu_count() or 1), config.resize == "tile", config.batch_size
     numbers, reading = iter(range(len(dataset))), collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
+    bar = tqdm(total=len(dataset), desc=title, unit="image", leave=False, disable=None, delay=1)
+    with bar, ThreadPoolExecutor(threads) as pool:
         while True:
-            for number in itertools.islice(numbers, ahead - len(reading)):
+            for number in itertools.islice(numbers, 2 * max(threads, size) - len(reading)):
                 reading.append(pool.submit(_read, dataset, number, tile))
+            count = 1 if config.resize != "square" else size
             batch = [reading.popleft().result() for _ in range(min(count, len(reading)))]
             if not batch:
                 return
             images, decisions = [image for _, image in batch if image is not None], iter(())
             if images and isinstance(images[0], np.ndarray):
-                decisions = iter([predict_tiles(predictor, images[0], dataset.view.size, batch_size)[None]])
+                decisions = iter([predict_tiles(predictor, images[0], dataset.view.size, size)[None]])
             elif images:
                 decisions = iter(predictor.predict(torch.cat(images)).split(1))
             for predicted, image in batch:
                 yield predicted if image is None else predicted._replace(decision=next(decisions))
+                bar.update()
 
 
 def _read(dataset: ImageDataset, number: int, tile: bool) -> tuple[Predicted, torch.Tensor | np.ndarray | None]:

@@ -45,13 +45,10 @@ def predictions_to_score(
     predictor: Predictor, dataset: ImageDataset, config: EvalConfig, title: str
 ) -> Iterator[Predicted]:
     """Predictions and labels of a dataset, at the size to score at. Raises DatasetError: one can't be read."""
-    tile = config.resize == "tile"
-    predictions = predict_images(predictor, dataset, config.batch_size, config.num_workers, tile)
-    bar = tqdm(predictions, total=len(dataset), desc=title, unit="image", leave=False, disable=None, delay=1)
-    for sample, decision, labels, error in bar:
+    for sample, decision, labels, error in predict_images(predictor, dataset, config, title):
         if error:
             raise DatasetError(error)
-        if config.original_size or tile:
+        if config.original_size or config.resize == "tile":
             labels = torch.from_numpy(dataset.view.read_labels(sample).copy())[None, None]
             decision = F.interpolate(decision, labels.shape[-2:], mode="bilinear")
         device = predictor.precision.device  # tiles are joined on the CPU
