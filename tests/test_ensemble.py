@@ -13,7 +13,6 @@ from evaluation.network import Ensemble, open_network
 from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
 from models.build import build_model
 from models.checkpoint import load_checkpoint, save_checkpoint
-from stubs import CPU
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -62,7 +61,7 @@ def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_pat
         save_checkpoint(dataclasses.replace(checkpoint, **fields), [tmp_path / name])
 
     save("other.pth", data=data)
-    network = open_network(EvalConfig(), CPU, [str(two[0]), str(tmp_path / "other.pth")])
+    network = open_network(EvalConfig(), [str(two[0]), str(tmp_path / "other.pth")])
     assert network.path == two[0]
     assert network.seen == set(data.train_names)
     save("larger.pth", image_size=96)

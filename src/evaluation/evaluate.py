@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-import torch
-
 from data.cache import open_cache
 from data.check import print_resized_masks
 from data.dataset import Dataset, ImageDataset, refuse_seen
@@ -20,13 +18,13 @@ from runtime.errors import UsageError, plural
 from runtime.files import writable_folder
 
 
-def evaluate(config: EvalConfig, device: torch.device, context: DistributedContext) -> None:
+def evaluate(config: EvalConfig, context: DistributedContext) -> None:
     """Scores the checkpoints of a config and reports. Raises UsageError: they, the flags and the data don't fit."""
     dataset = Dataset(config.data_path)
-    network = open_network(config, device, config.model_path, config.model_name)
+    network = open_network(config, config.model_path, config.model_name)
     part = open_part(config, network, dataset, config.subset)
-    compared = open_compared(config, device, dataset, network, part) if config.compare else None
-    ranked = parts_to_rank(config, device, dataset, network, part) if config.label_errors else []
+    compared = open_compared(config, dataset, network, part) if config.compare else None
+    ranked = parts_to_rank(config, dataset, network, part) if config.label_errors else []
     writable_folder(config.log_dir)
     if config.json:
         writable_folder(Path(config.json).parent)
@@ -36,7 +34,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
         refuse_overwriting(writable_folder(config.report), part.samples)
     predictor, checkpoint = network.predictor, network.checkpoint
     print(f"Evaluating {checkpoint.model_name.upper()} ({network.files}; encoder {checkpoint.encoder_start}) ", end="")
-    print(f"on {device}, {predictor.precision}")
+    print(f"on {predictor.precision.device}, {predictor.precision}")
     words = "labelled" if config.subset == "all" else config.subset
     split = "" if dataset.parts else f", split {checkpoint.data.split}"
     print(f"{plural(len(part), f'{words} image')} of {dataset.root}{split}", flush=True)
@@ -71,10 +69,10 @@ def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str,
 
 
 def open_compared(
-    config: EvalConfig, device: torch.device, dataset: Dataset, network: Network, part: ImageDataset
+    config: EvalConfig, dataset: Dataset, network: Network, part: ImageDataset
 ) -> tuple[Predictor, ImageDataset]:
     """The network of --compare, and the same images. Raises UsageError: the scores can't be compared."""
-    other = open_network(config, device, [config.compare])
+    other = open_network(config, [config.compare])
     images = open_part(config, other, dataset, config.subset)
     if [s.name for s in images.samples] != [s.name for s in part.samples]:
         raise UsageError(f"{other.path} has other {config.subset} images than {network.path}; compare another file")
@@ -88,7 +86,7 @@ def open_compared(
 
 
 def parts_to_rank(
-    config: EvalConfig, device: torch.device, dataset: Dataset, network: Network, part: ImageDataset
+    config: EvalConfig, dataset: Dataset, network: Network, part: ImageDataset
 ) -> list[tuple[Predictor, ImageDataset]]:
     """Of several checkpoints each and its validation images, and all together and the test images.
 
@@ -96,7 +94,7 @@ def parts_to_rank(
     """
     ranked, paths = [], config.model_path or []
     for path in paths if len(paths) > 1 else ():
-        member = open_network(config, device, [path])
+        member = open_network(config, [path])
         ranked.append((member.predictor, open_part(config, member, dataset, "valid", "leave it out of --model_path")))
     if not ranked or config.subset == "test":
         ranked.append((network.predictor, part))

@@ -148,9 +148,9 @@ class Segmenter:
             write_uncertain(folder / "uncertain.csv", scored)
 
 
-def infer(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
+def infer(config: InferConfig, context: DistributedContext) -> None:
     """Segments images on one process or several, and says what came of it. For errors see `report`."""
-    network = open_network(config, device, config.model_path, config.model_name)
+    network = open_network(config, config.model_path, config.model_name)
     predictor, checkpoint = network.predictor, network.checkpoint
     if "trimaps" in config.save and not predictor.task.class_scores:
         raise UsageError(f"{network.path} was not trained with --classes trimap; leave trimaps out of --save")
@@ -167,7 +167,7 @@ def infer(config: InferConfig, device: torch.device, context: DistributedContext
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
     read_rows(log)  # raises before the work is done where rows can't be added
     print(f"Segmenting {plural(len(samples), 'image')} ({words}) with {name.upper()} ({network.files}) ", end="")
-    print(f"on {device}, {predictor.precision}", flush=True)
+    print(f"on {predictor.precision.device}, {predictor.precision}", flush=True)
     segmenter = Segmenter(predictor, network.view, config, kinds, folder)
     began = time.perf_counter()
     outcomes = context.all_gather(segmenter.run(context.shard(samples)))

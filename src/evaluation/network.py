@@ -16,7 +16,7 @@ from evaluation.predict import Predictor
 from models.base import SegmentationModel
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.task import BACKGROUND
-from runtime.device import choose_precision
+from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
 
 
@@ -45,9 +45,7 @@ class Network(NamedTuple):
     seen: set[str]  # names of the images that any of them learned from
 
 
-def open_network(
-    config: PredictConfig, device: torch.device, paths: list[str] | None, model_name: str | None = None
-) -> Network:
+def open_network(config: PredictConfig, paths: list[str] | None, model_name: str | None = None) -> Network:
     """The network of one checkpoint, or the ensemble of several; see `open_checkpoint`.
 
     Raises UsageError: they learned or see different things, or a flag is not for this task.
@@ -63,7 +61,7 @@ def open_network(
         model = Ensemble(models).eval()
     config.refuse_for_classes(model.task)
     view = View.of(checkpoint, config.image_size, "square" if config.resize == "tile" else config.resize)
-    precision = choose_precision(config.amp, device, view.size)
+    precision = choose_precision(config.amp, get_device(config.device), view.size)
     predictor = Predictor(precision.to_device(model), precision, config.tta)
     run_ids, seen = (
         " ".join(c.progress.run_id for c in checkpoints),

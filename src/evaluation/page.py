@@ -1,5 +1,6 @@
 """A page in the browser: drop a photograph, see the pet's outline and cutout, move the threshold, download."""
 
+import functools
 import math
 import os
 import sys
@@ -33,40 +34,30 @@ MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000  # of an upload
 CHECKERBOARD = "#cutout img {background: repeating-conic-gradient(#bbb 0 25%, #fff 0 50%) 0 0 / 20px 20px}"
 
 
-def segment(predictor: Predictor, view: View, path: Path, threshold: float) -> list[Image.Image]:
-    """Overlay, cutout and mask of an image. Raises UsageError: it can't be read, or has too many pixels."""
-    sample, task = Sample("upload", path), predictor.task
-    width, height = sample.displayed_size()
-    if width * height > MAX_PIXELS:
-        raise UsageError(f"This image has {math.ceil(width * height / 1e5) / 10} megapixels; at most 50 are accepted.")
-    image, _ = view.read_at(sample)
-    seen, _ = view.read_at(sample, view.size_of(sample))
+def segment(predictor: Predictor, view: View, folder: Path, photograph: str | None, threshold: float) -> list:
+    """What the page calls: gives outline, cutout, and both files to download. Results go into the folder of uploads."""
+    if photograph is None:
+        return [None] * 4
+    path, task = Path(photograph), predictor.task
+    try:
+        # Gradio passes on the path of any file of this machine, if its `meta` is left out.
+        if folder.resolve() not in path.resolve().parents:
+            raise UsageError("Only uploaded photographs are accepted.")
+        sample = Sample("upload", path)
+        width, height = sample.displayed_size()
+        if width * height > MAX_PIXELS:
+            megapixels = math.ceil(width * height / 1e5) / 10
+            raise UsageError(f"This image has {megapixels} megapixels; at most 50 are accepted.")
+        image, _ = view.read_at(sample)
+        seen, _ = view.read_at(sample, view.size_of(sample))
+    except UsageError as error:
+        raise gradio.Error(str(error).replace(f"{path.parent}{os.sep}", ""), print_exception=False) from None
     labels = predictor.segment(seen, width, height, 0.0 if task.classes else logit(threshold))
-    cutout = Image.fromarray(cut_out(shown(image), matting_trimap(labels, task)))
-    return [Image.fromarray(draw_outline(image, labels)), cutout, mask_image(labels, task)]
-
-
-def make_handler(predictor: Predictor, view: View, folder: Path):
-    """What the page calls: photograph and threshold give outline, cutout, and both files to download."""
-
-    def handle(photograph: str | None, threshold: float):
-        if photograph is None:
-            return [None] * 4
-        path = Path(photograph)
-        try:
-            # Gradio passes on the path of any file of this machine, if its `meta` is left out.
-            if folder.resolve() not in path.resolve().parents:
-                raise UsageError("Only uploaded photographs are accepted.")
-            outline, cutout, mask = segment(predictor, view, path, threshold)
-        except UsageError as error:
-            raise gradio.Error(str(error).replace(f"{path.parent}{os.sep}", ""), print_exception=False) from None
-        results = Path(tempfile.mkdtemp(dir=folder))
-        cutout_file, mask_file = results / f"{path.stem}_cutout.png", results / f"{path.stem}_mask.png"
-        write_png(cutout, cutout_file, rgb_profile(path))
-        write_png(mask, mask_file)
-        return outline, str(cutout_file), str(cutout_file), str(mask_file)
-
-    return handle
+    results = Path(tempfile.mkdtemp(dir=folder))
+    cutout, mask = results / f"{path.stem}_cutout.png", results / f"{path.stem}_mask.png"
+    write_png(Image.fromarray(cut_out(shown(image), matting_trimap(labels, task))), cutout, rgb_profile(path))
+    write_png(mask_image(labels, task), mask)
+    return [Image.fromarray(draw_outline(image, labels)), str(cutout), str(cutout), str(mask)]
 
 
 def build_page(handler) -> gradio.Blocks:
@@ -82,10 +73,9 @@ def build_page(handler) -> gradio.Blocks:
             cutout = gradio.Image(label="Cutout", elem_id="cutout", interactive=False, type="filepath", format="png")
         with gradio.Row():
             threshold = gradio.Slider(0.05, 0.95, 0.5, step=0.05, label="Threshold", elem_id="threshold")
-            files = [
-                gradio.DownloadButton(f"Download {name}", elem_id=f"download_{name}") for name in ("cutout", "mask")
-            ]
-        results = [outline, cutout, *files]
+            cutout_file = gradio.DownloadButton("Download cutout", elem_id="download_cutout")
+            mask_file = gradio.DownloadButton("Download mask", elem_id="download_mask")
+        results = [outline, cutout, cutout_file, mask_file]
         gradio.on([photograph.change, threshold.release], handler, [photograph, threshold], results)
     return page
 
@@ -119,7 +109,7 @@ def serve(config: DemoConfig) -> None:
     handle_signals(lambda signum, _frame: sys.exit(128 + signum))  # so that uploads are deleted
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads, too
-        page = build_page(make_handler(predictor, view, Path(folder)))
+        page = build_page(functools.partial(segment, predictor, view, Path(folder)))
         print(f"The page is http://127.0.0.1:{config.port} ({path}). Ctrl-C ends it.", flush=True)
         guards = {"share": False, "max_file_size": MAX_BYTES, "app_kwargs": {"middleware": [Middleware(OwnSite)]}}
         try:

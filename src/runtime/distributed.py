@@ -123,7 +123,6 @@ def init_distributed(device: torch.device):
 
 
 def launch(work: Callable, config) -> None:
-    """Calls `work(config, device, context)` on the device that a config names, on one process or several."""
-    device = get_device(config.device)
-    with init_distributed(device) as context:
-        work(config, device, context)
+    """Calls `work(config, context)` on one process or several."""
+    with init_distributed(get_device(config.device)) as context:
+        work(config, context)
