@@ -53,7 +53,7 @@ class PredictConfig(CommonConfig):
         None, f"{CHECKPOINT}; several: their mean", aliases=("--model",), metavar="FILE", group="model", nargs="+"
     )
     model_name: str | None = option(None, MODEL, known_model, aliases=("--model_type",), metavar="NAME")
-    image_size: int | None = option(None, "side that it sees; else as trained", whole_number(16, 4096), metavar="PX")
+    image_size: int | None = option(None, "image side; by default as trained", whole_number(16, 4096), metavar="PX")
     resize: str = option("square", RESIZE, choices=("square", "keep", "tile"))
     tta: bool = option(False, "test-time augmentation: three scales, also flipped; six times the work", group="scoring")
 
