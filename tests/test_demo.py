@@ -21,7 +21,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from helpers import SRC, Script, assert_one_error, run_script, scene
+from helpers import SRC, Script, assert_one_error, run_script, scene, write_scenes
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 in_browser = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")]
@@ -170,7 +170,7 @@ def photograph(attacker, tmp_path_factory) -> str:
 class TestAttacks:
     @pytest.mark.parametrize("form", ["{}", "{}%00.png", "file://{}", "/{}", "../../../../../../../../..{}"])
     def test_files_of_this_machine_are_not_served(self, attacker, tmp_path, form):
-        scene().save(tmp_path / "secret.png")
+        write_scenes(tmp_path, "secret.png")
         for route in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
             for path in (form.format(tmp_path / "secret.png"), form.format("/etc/passwd")):
                 for escaped in (path, path.replace("..", "%2e%2e"), quote(quote(path))):
@@ -179,7 +179,7 @@ class TestAttacks:
 
     def test_files_of_this_machine_are_not_segmented(self, attacker, photograph, tmp_path):
         assert attacker.segment({"path": photograph, **META})[0]
-        scene().save(tmp_path / "secret.png")
+        write_scenes(tmp_path, "secret.png")
         os.mkfifo(tmp_path / "pipe.png")
         inside = Path(photograph).parent
         for path in (

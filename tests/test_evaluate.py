@@ -29,15 +29,9 @@ def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_pa
     assert report["compute"] in said[0]
     assert 0 < report["precision"] <= 1
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", cwd=folder)
-    assert [r["subset"] for r in log_rows(folder, "evaluation")] == ["test", "valid"]
-
-
-def test_scores_equal_those_of_training(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    flags = ("--data_path", shared_dataset, "--subset", "valid", "--json", "scores.json")
-    run_ok("evaluate.py", *flags, cwd=folder)
-    dice = json.loads((folder / "scores.json").read_text())["dice"]
-    assert dice == pytest.approx(max(float(row["val_dice"]) for row in log_rows(folder)), abs=2e-4)
+    *_, row = log_rows(folder, "evaluation")
+    assert row["subset"] == "valid"
+    assert float(row["dice"]) == pytest.approx(max(float(row["val_dice"]) for row in log_rows(folder)), abs=2e-4)
 
 
 def test_scores_are_printed_although_the_log_is_malformed(trained, shared_dataset, tmp_path):

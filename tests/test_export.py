@@ -14,7 +14,7 @@ from PIL import Image
 from data.pets import load_dataset
 from data.view import View
 from evaluation.export import check, export, load_exported, quantize
-from helpers import SRC, assert_one_error, run_ok, run_script, scene, write_own
+from helpers import SRC, assert_one_error, run_ok, run_script, scene, turned, write_own
 from models.checkpoint import load_checkpoint
 from runtime.errors import RunError
 
@@ -57,9 +57,7 @@ def test_the_documented_lines_give_the_masks_of_inference(kind, exported, traine
         os.link(exported[0] / "tiny_best.onnx", file)
     else:
         export(load_checkpoint(checkpoint).build(checkpoint), View.of(load_checkpoint(checkpoint)), file)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    for options in ({"format": "PNG"}, {"format": "JPEG", "exif": turned}):
+    for options in ({"format": "PNG"}, {"format": "JPEG", "exif": turned()}):
         photo.save(tmp_path / "pet.jpg", **options)
         photo = photo.resize((3 * photo.width, 3 * photo.height))  # the JPEG: its decoder leaves detail out
         run_alone(lines, tmp_path)

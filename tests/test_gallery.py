@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from helpers import log_rows, run_ok, scene
+from helpers import log_rows, run_ok, write_scenes
 from visual.gallery import write_gallery
 
 
@@ -60,7 +60,5 @@ def test_inference_writes_the_page_and_says_its_order(tmp_path, shared_dataset, 
     assert sorted(page.images) == sorted(p.name for p in (tmp_path / "out").glob("*_panel.png"))
     assert page.dice == sorted(page.dice)
     assert page.dice == sorted(float(row["dice"]) for row in log_rows(tmp_path, "inference"))
-    (tmp_path / "plain").mkdir()
-    for name in "ab":
-        scene().save(tmp_path / f"plain/{name}.png")
+    write_scenes(tmp_path, "plain/a.png", "plain/b.png")
     assert "All panels, by name: out/index.html" in run_ok("inference.py", *flags, "plain", cwd=tmp_path)

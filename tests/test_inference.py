@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.dataset import Dataset
 from data.image_io import read_image
-from helpers import assert_one_error, copy_run, log_rows, rows, run_ok, run_script, scene
+from helpers import assert_one_error, copy_run, log_rows, rows, run_ok, run_script, scene, turned, write_scenes
 from models.checkpoint import load_checkpoint
 from visual.panels import draw_outline
 
@@ -73,9 +73,7 @@ def test_bad_flags_and_a_malformed_log_are_one_error_line_before_the_work(tmp_pa
 
 
 def test_results_are_never_written_among_inputs(tmp_path, model_flags, dataset):
-    for name in ("self/a/x.png", "self/a/x_mask.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        scene().save(tmp_path / name)
+    write_scenes(tmp_path, "self/a/x.png", "self/a/x_mask.png")
     before = (tmp_path / "self/a/x_mask.png").read_bytes()
     for flags in (
         ("--data_path", "self/**/*.png", "--output_path", "self/a"),
@@ -116,11 +114,9 @@ def odd_files(folder: Path) -> dict[str, tuple[int, int]]:
     """Pictures of many formats and modes; returns the size, (width, height), at which each is shown."""
     folder.mkdir()
     picture, sizes = scene(), {}
-    turned = Image.Exif()
-    turned[0x0112] = 6
     saves = {
         "plain.jpg": (picture, {}),
-        "turned.jpg": (picture, {"exif": turned}),
+        "turned.jpg": (picture, {"exif": turned()}),
         "cmyk.jpg": (picture.convert("CMYK"), {}),
         "rgba.png": (picture.convert("RGBA"), {}),
         "deep.png": (Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}),
@@ -194,9 +190,7 @@ def test_results_equal_the_networks_output(tmp_path, trained, model_flags):
 
 
 def test_patterns_find_images_in_all_folders_below(tmp_path, model_flags):
-    for name in ("a/one.png", "a/b/one.png", "a/b/two.jpg", "c/three.png"):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        scene().save(tmp_path / "in" / name)
+    write_scenes(tmp_path / "in", "a/one.png", "a/b/one.png", "a/b/two.jpg", "c/three.png")
     flags = (*model_flags, "--save", "masks", "--output_path")
 
     def masks(folder: str) -> list[str]:
@@ -212,13 +206,11 @@ def test_patterns_find_images_in_all_folders_below(tmp_path, model_flags):
 
 def test_odd_names_and_damaged_exif(tmp_path, model_flags):
     folder = tmp_path / "in/images"
-    folder.mkdir(parents=True)
-    (tmp_path / "in/masks").mkdir()
+    (tmp_path / "in/masks").mkdir(parents=True)
     good = ["two\nlines.png", "ok.png"]
-    for name in (*good, "x" * 250 + ".png"):
-        scene().save(folder / name)
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "abc"
+    write_scenes(folder, *good, "x" * 250 + ".png")
+    exif = turned()
+    exif[0x010F] = "abc"
     scene(48, 40).save(folder / "exif.jpg", exif=exif)
     whole = (folder / "exif.jpg").read_bytes()
     for position in range(24, 60):  # whatever is wrong in there, it is a picture or it is listed

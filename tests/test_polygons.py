@@ -12,7 +12,7 @@ from annotations import draw_polygon
 from data.image_io import read_class_mask
 from evaluation.config import POLYGONS
 from evaluation.polygons import Region, cut, regions, simplify, write_coco, write_labelme, write_yolo, write_yolo_names
-from helpers import run_ok, scene
+from helpers import run_ok, write_scenes
 
 NAMES = {1: "cat", 2: "garden gnome"}
 RING = ["#######", "#     #", "# ### #", "# # # #", "# ### #", "#     #", "#######"]
@@ -196,9 +196,7 @@ def test_yolo_files(written):
 
 @pytest.mark.parametrize("kind", POLYGONS)
 def test_inference_writes_what_convert_masks_reads(tmp_path, model_flags, kind):
-    (tmp_path / "in").mkdir()
-    for name in "ab":
-        scene().save(tmp_path / f"in/{name}.png")
+    write_scenes(tmp_path / "in", "a.png", "b.png")
     flags = ("--data_path", "in", "--output_path", "out", "--save", f"masks,{kind}")
     assert f"Results (masks, {kind}) are in out" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path)
     flags = ("--annotations", tmp_path / "out", "--images", tmp_path / "in", "--output", tmp_path / "back")
