@@ -15,7 +15,6 @@ from PIL import Image, ImageFilter
 
 from models.task import BACKGROUND, BORDER, PET, Task
 
-ENGINES = ("guided", "pymatting")
 PIXELS = 500_000  # at which alpha is solved; larger images get their detail afterwards
 CHUNK = 1_000_000  # pixels of the border that get it at a time
 RADIUS, VARIANCE, STEPS = 2, 1e-6, 10  # of the guided filter, and of conjugate gradients on each scale
