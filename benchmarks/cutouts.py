@@ -32,6 +32,7 @@ from runtime.device import choose_precision, get_device
 
 COPIES = ((512, 512), (256, 256))  # sizes of squashed copies, which are left out
 NEAR = 24  # pixels
+ENGINES = ("guided", "pymatting")
 
 
 def reference(image: np.ndarray, trimap: np.ndarray) -> np.ndarray:
@@ -64,7 +65,7 @@ def score(sample: Sample, predictor: Predictor, view: View) -> dict[str, dict[st
     outline, best = boundary_f(*masks, 2).item(), reference(image, trimap)
     made = matting_trimap(labels, predictor.task)
     alphas = {"mask alone": (labels != BACKGROUND) * 1.0}
-    alphas |= {engine: cut_out(image, made, engine)[..., 3] / 255 for engine in ("guided", "pymatting")}
+    alphas |= {engine: cut_out(image, made, engine)[..., 3] / 255 for engine in ENGINES}
     alphas["guided, true trimap"] = cut_out(image, trimap)[..., 3] / 255
     return {name: {**alpha_scores(alpha, trimap, best), "boundary_f": outline} for name, alpha in alphas.items()}
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--model_path", default=str(measure.ROOT / "saved_models/pets.pth"))
     parser.add_argument("--data_path", default="dataset")
     parser.add_argument("--every", type=int, default=1, help="take every Nth image alone")
-    parser.add_argument("--cost", choices=("guided", "pymatting"), help="measure time and memory in this process")
+    parser.add_argument("--cost", choices=ENGINES, help="measure time and memory in this process")
     args = parser.parse_args()
     if args.cost:
         print(json.dumps(cost(args.cost)))
@@ -110,7 +111,7 @@ def main() -> None:
     for name in scores[0]:
         means = {key: round(float(np.mean([one[name][key] for one in scores])), 4) for key in scores[0][name]}
         spent = {"cpu_seconds_12_mp": "", "gigabytes_12_mp": ""}
-        if name in ("guided", "pymatting"):
+        if name in ENGINES:
             command = [sys.executable, __file__, "--cost", name]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             spent = json.loads(done.stdout.splitlines()[-1])
