@@ -190,9 +190,7 @@ def infer(config: InferConfig, context: DistributedContext) -> None:
 def report(outcomes: list[Outcome], network: Network) -> None:
     """Prints the mean Dice, and warns where it says less than it seems.
 
-    Raises:
-        RunError: some of the images could not be segmented, or not be scored.
-        DatasetError: none could be segmented.
+    Raises RunError: some of the images could not be segmented, or not be scored; DatasetError: none was segmented.
     """
     scores = {outcome.sample.name: outcome.row["dice"] for outcome in outcomes if outcome.row["dice"] != ""}
     if scores:
