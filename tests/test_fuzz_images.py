@@ -95,7 +95,7 @@ def test_inference_lists_what_it_can_not_read(tmp_path, model_flags, count):
     assert 0.2 * count < len(whole) < 0.8 * count
     if os.name == "nt":
         done.stderr = done.stderr.splitlines()[-1]  # libtiff writes lines of its own
-    assert_one_error(done, f"{count - len(whole)} of {count} images, or their masks, can't be used", status=1)
+    assert_one_error(done, f"{count - len(whole)} of {count:,} images, or their masks, can't be used", status=1)
     for row in whole:
         with Image.open(tmp_path / "out" / f"{row['picture'][3:].rpartition('.')[0]}_mask.png") as mask:
             assert mask.size == (int(row["width"]), int(row["height"]))
