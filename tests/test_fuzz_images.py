@@ -125,7 +125,7 @@ def test_check_cache_and_training_name_every_broken_file(tmp_path, count):
     dataset, view = Dataset(root), View(64)
     results = zip(dataset.samples, read_all(view.read_at, dataset.samples, "reading"))
     refused = {sample.name for sample, result in results if isinstance(result, DatasetError)}
-    words = f"{len(refused)} faults"
+    words = f"{len(refused):,} faults"
     with pytest.raises(DatasetError, match=words):
         check(dataset, SPLITS[1], 42, view)
     with pytest.raises(DatasetError, match=words):
