@@ -74,7 +74,7 @@ def _with_pickle(model: torch.nn.Module, name: str, facts: dict | None = None) -
 def _rebuild(name: str, config: dict, weights: dict, learns: list, training: bool, facts: dict | None):
     """The model of a pickle, its weights where they were."""
     with _own_modules():
-        from evaluation.segment import segment
+        from evaluation.network import segment
         from models.build import build_model
         from models.checkpoint import Checkpoint, parse
 
@@ -119,7 +119,7 @@ def from_checkpoint(path) -> torch.nn.Module:
     much of each pixel is pet, float32 (H, W) of 0 to 1.
     """
     with _own_modules():
-        from evaluation.segment import segment
+        from evaluation.network import segment
         from models.checkpoint import load_checkpoint, plain
 
         checkpoint = load_checkpoint(path)

@@ -23,7 +23,7 @@ import measure
 from data.layout import Sample, read_list
 from data.pixels import to_tensor
 from data.view import View
-from evaluation.matting import ENGINES, cut_out, matting_trimap
+from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import boundary_f
 from evaluation.predict import Predictor, label_map_at_size
 from models.checkpoint import open_checkpoint
@@ -32,6 +32,7 @@ from runtime.device import choose_precision, get_device
 
 COPIES = ((512, 512), (256, 256))  # sizes of squashed copies, which are left out
 NEAR = 24  # pixels
+ENGINES = ("guided", "pymatting")
 
 
 def reference(image: np.ndarray, trimap: np.ndarray) -> np.ndarray:
@@ -59,7 +60,7 @@ def score(sample: Sample, predictor: Predictor, view: View) -> dict[str, dict[st
     if not all((trimap == value).any() for value in (PET, BACKGROUND, BORDER)):
         return None
     seen = to_tensor(view.read_at(sample, view.size_of(sample))[0])
-    labels = label_map_at_size(predictor.task, predictor.predict(seen[None]).final[0].cpu(), 0.0, *trimap.shape)
+    labels = label_map_at_size(predictor.task, predictor.predict(seen[None])[0].cpu(), 0.0, *trimap.shape)
     masks = (torch.from_numpy(array != BACKGROUND)[None, None] for array in (labels, trimap))
     outline, best = boundary_f(*masks, 2).item(), reference(image, trimap)
     made = matting_trimap(labels, predictor.task)

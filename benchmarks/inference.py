@@ -41,7 +41,7 @@ def our_predict(name: str, device: torch.device, size: int) -> Callable:
     """The same in inference.py."""
     precision = choose_precision("auto", device, size)
     predictor = Predictor(precision.to_device(build_model(name)).eval(), precision)
-    return torch.inference_mode()(lambda images: predictor.predict(images).final.cpu())
+    return torch.inference_mode()(lambda images: predictor.predict(images).cpu())
 
 
 def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int) -> dict[str, Callable]:
@@ -58,7 +58,7 @@ def from_folder(scratch: Path, device: torch.device, size: int, batch_size: int)
     @torch.inference_mode()
     def bare() -> None:
         for _ in range(COUNT // batch_size):
-            predictor.predict(images).final.cpu()
+            predictor.predict(images).cpu()
 
     def segment(kinds: list[str]) -> Callable:
         config, folder = InferConfig(batch_size=batch_size), scratch / "out" if kinds else None

@@ -53,7 +53,7 @@ def inference(variant: str, images: torch.Tensor, device: torch.device) -> Calla
     """The forward pass of inference.py."""
     precision = choose_precision("auto", device, images.shape[-1])
     predictor = Predictor(precision.to_device(build(variant)).eval(), precision)
-    return torch.inference_mode()(lambda: predictor.predict(images).final)
+    return torch.inference_mode()(lambda: predictor.predict(images))
 
 
 def main() -> None:

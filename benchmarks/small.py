@@ -46,7 +46,7 @@ def build(variant: str, folder: Path, size: int, threads: int) -> Callable[[torc
     if kind == "torch":
         precision = choose_precision("auto", CPU, size)
         predictor = Predictor(precision.to_device(build_model(name)).eval(), precision)
-        return torch.inference_mode()(lambda images: predictor.predict(images).final)
+        return torch.inference_mode()(lambda images: predictor.predict(images))
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

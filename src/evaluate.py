@@ -16,9 +16,10 @@ def main(argv=None) -> None:
     """Reads the flags and scores."""
     config = EvalConfig(**build_parser().parse_overrides(argv))
     cli.import_torch()
-    from evaluation.evaluate import start
+    from evaluation.evaluate import evaluate
+    from runtime.distributed import launch
 
-    start(config)
+    launch(evaluate, config)
 
 
 if __name__ == "__main__":

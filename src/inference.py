@@ -28,9 +28,10 @@ def main(argv=None) -> None:
         overrides["photographs"] = [overrides.pop("data_path"), *overrides["photographs"]]
     config = InferConfig(**overrides)
     cli.import_torch()
-    from evaluation.infer import start
+    from evaluation.infer import infer
+    from runtime.distributed import launch
 
-    start(config)
+    launch(infer, config)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from data.dataset import Dataset, ImageDataset
 from data.loader import Batches, StepReader, StepSampler, make_loader, shard_batches
 from data.names import MODES
 from data.view import View
-from evaluation.metrics import COUNTS, dice_from_counts, mean_dice, mean_scores
+from evaluation.metrics import COUNTS, dice_from_counts, intervals, mean_dice
 from evaluation.predict import Predictor
 from evaluation.score import validate
 from peers import SmpUnet
@@ -90,8 +90,9 @@ def main() -> None:
     report = args.out / "best"
     report.mkdir(exist_ok=True)
     write_rows(report / "images.csv", rows)
+    scores = intervals(rows)
     with atomic_write(report / "scores.json") as file:
-        json.dump({name: mean_scores(rows)[name] for name in ("dice", "iou", "dataset_dice", "dataset_iou")}, file)
+        json.dump({name: scores[name].value for name in ("dice", "iou", "dataset_dice", "dataset_iou")}, file)
     write_rows(args.out / "smp_training_log.csv", history)  # at the end: with it the run counts as trained
 
 

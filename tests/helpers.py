@@ -189,6 +189,20 @@ def scene(width: int = 90, height: int = 60) -> Image.Image:
     return image
 
 
+def write_scenes(folder: Path, *names: str) -> None:
+    """Writes that image under these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        scene().save(folder / name)
+
+
+def turned() -> Image.Exif:
+    """What a camera says that was held upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 def disc(i: int, width: int = 60, height: int = 44):
     """A picture of a light disc on dark noise, and its mask (H, W) of bool."""
     rng = np.random.default_rng([3, i])

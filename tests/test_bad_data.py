@@ -11,7 +11,7 @@ from data.dataset import Dataset, ImageDataset
 from data.inputs import list_images
 from data.layout import read_list
 from data.view import View
-from helpers import TINY, assert_one_error, disc, run_script, save, scene, write_list
+from helpers import TINY, assert_one_error, disc, run_script, save, write_list, write_scenes
 from runtime.errors import DatasetError
 
 IMAGE, TRIMAP = "images/Cat0_0.jpg", "annotations/trimaps/Cat0_0.png"  # of the pets
@@ -189,10 +189,7 @@ def test_error_in_a_worker_is_one_line(dataset, tmp_path):
 
 
 def test_hidden_files_and_folders_are_no_images(tmp_path):
-    (tmp_path / "in/deep").mkdir(parents=True)
-    (tmp_path / "in/.thumbnails").mkdir()
-    for name in ("deep/pet.png", ".hidden.png", ".thumbnails/pet.png"):
-        scene().save(tmp_path / "in" / name)
+    write_scenes(tmp_path / "in", "deep/pet.png", ".hidden.png", ".thumbnails/pet.png")
     assert [sample.name for sample in list_images(tmp_path / "in")] == ["deep/pet"]
 
 

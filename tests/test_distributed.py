@@ -89,7 +89,7 @@ def test_pictures_of_two_are_those_of_one(pair, shared_dataset, tmp_path):
         masks = {p.name: Image.open(p).tobytes() for p in (tmp_path / name).glob("*.png")}
         results.append(([{**row, "time": ""} for row in log], masks))
     assert results[0] == results[1]
-    assert len(results[0][1]) == 9  # a mask and a panel of four pictures, and a sheet
+    assert len(results[0][1]) == 8  # a mask and a panel of four pictures
 
 
 @pytest.mark.parametrize("processes", [1, 2])

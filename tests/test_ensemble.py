@@ -8,12 +8,11 @@ import torch
 from data.dataset import Dataset, ImageDataset
 from data.view import View
 from evaluation.config import EvalConfig
-from evaluation.ensemble import Ensemble, open_network
 from evaluation.metrics import dice_score
+from evaluation.network import Ensemble, open_network
 from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
 from models.build import build_model
 from models.checkpoint import load_checkpoint, save_checkpoint
-from stubs import CPU
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -62,14 +61,12 @@ def test_training_images_of_all_members_are_refused(two, shared_dataset, tmp_pat
         save_checkpoint(dataclasses.replace(checkpoint, **fields), [tmp_path / name])
 
     save("other.pth", data=data)
-    network = open_network(EvalConfig(), CPU, [str(two[0]), str(tmp_path / "other.pth")])
+    network = open_network(EvalConfig(), [str(two[0]), str(tmp_path / "other.pth")])
     assert network.path == two[0]
     assert network.seen == set(data.train_names)
     save("larger.pth", image_size=96)
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], tmp_path / "larger.pth")
     assert_one_error(run_script(*flags, cwd=tmp_path), "differ in classes, or in size")
-    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", *two, "--threshold", "auto")
-    assert_one_error(run_script(*flags, cwd=tmp_path), "--threshold auto is for one checkpoint")
     save("seed.pth", data=dataclasses.replace(checkpoint.data, seed=7))
     flags = ("evaluate.py", "--data_path", shared_dataset, "--model_path", two[0], "--compare", tmp_path / "seed.pth")
     assert_one_error(run_script(*flags, "--allow_seen", cwd=tmp_path), "has other test images")

@@ -29,22 +29,9 @@ def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_pa
     assert report["compute"] in said[0]
     assert 0 < report["precision"] <= 1
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", cwd=folder)
-    assert [r["subset"] for r in log_rows(folder, "evaluation")] == ["test", "valid"]
-
-
-def test_scores_equal_those_of_training(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    flags = ("--data_path", shared_dataset, "--subset", "valid", "--json", "scores.json")
-    run_ok("evaluate.py", *flags, cwd=folder)
-    dice = json.loads((folder / "scores.json").read_text())["dice"]
-    assert dice == pytest.approx(max(float(row["val_dice"]) for row in log_rows(folder)), abs=2e-4)
-
-
-def test_training_images_are_refused(trained, shared_dataset, tmp_path):
-    folder = copy_run(trained, tmp_path)
-    flags = ("evaluate.py", "--data_path", shared_dataset, "--subset", "train")
-    assert_one_error(run_script(*flags, cwd=folder), "was trained on 32 of these 32 images", "--allow_seen")
-    assert "32 train images" in run_ok(*flags, "--allow_seen", cwd=folder)
+    *_, row = log_rows(folder, "evaluation")
+    assert row["subset"] == "valid"
+    assert float(row["dice"]) == pytest.approx(max(float(row["val_dice"]) for row in log_rows(folder)), abs=2e-4)
 
 
 def test_scores_are_printed_although_the_log_is_malformed(trained, shared_dataset, tmp_path):
@@ -61,14 +48,14 @@ def test_evaluation_with_every_option(trained, shared_dataset, tmp_path):
     base = ("evaluate.py", "--data_path", shared_dataset, "--model_path", best)
     options = ("--original_size", "--tta", "--threshold", "auto", "--compare", last)
     said = run_ok(*base, "--json", "all.json", "--report", "out", *options, cwd=tmp_path)
-    for words in ("the images' own sizes", "95 % interval", "cats", "dog2", "Test-time augmentation", "Minus"):
+    for words in ("the images' own sizes", "95 % interval", "cats", "dog2", "Minus"):
         assert words in said
     found = json.loads((tmp_path / "all.json").read_text())
-    low, high = found["intervals"]["dice"]
-    assert low <= found["dice"] <= high
+    dice, low, high = found["intervals"]["dice"]
+    assert low <= found["dice"] == dice <= high
     assert 0.05 <= found["threshold"] <= 0.95
     assert f"Threshold {found['threshold']:.2f}" in said
-    assert found["groups"]["cats"]["images"] + found["groups"]["dogs"]["images"] == found["images"] == 4
+    assert {"cats", "dogs", "dog2"} <= found["groups"].keys()
     assert json.loads((tmp_path / "out/scores.json").read_text()) == found
     table = rows(tmp_path / "out/images.csv")
     assert np.mean([float(row["dice"]) for row in table]) == pytest.approx(found["dice"], abs=1e-6)
@@ -81,7 +68,6 @@ def test_bad_flags_of_evaluation_are_one_error_line(trained, shared_dataset, tmp
     base = ("evaluate.py", "--data_path", shared_dataset, "--save_dir", trained / "saved_models")
     for flags, words in (
         (("--threshold", 1), "between 0 and 1"),
-        (("--threshold", "auto", "--subset", "valid"), "--subset test"),
         (("--compare", "nothing.pth"), "no checkpoint nothing.pth"),
         (("--json", "."), "is a folder"),
         (("--report", shared_dataset / "images"), "is where the images or masks are"),

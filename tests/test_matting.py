@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from evaluation.matting import INNER, OUTER, cut_out, matting_trimap
-from helpers import assert_one_error, run_ok, run_script, scene
+from helpers import assert_one_error, run_ok, run_script, scene, turned, write_scenes
 from models.task import BACKGROUND, BORDER, PET, TASKS
 from runtime.errors import UsageError
 
@@ -89,9 +89,7 @@ def test_trimap_of_a_network_that_learns_the_border_is_what_it_predicts():
 
 def test_a_photograph_needs_no_flag(tmp_path, model_flags):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    scene(90, 60).save(tmp_path / "photo.jpg", icc_profile=profile, exif=turned)
+    scene(90, 60).save(tmp_path / "photo.jpg", icc_profile=profile, exif=turned())
     scene(90, 60).convert("CMYK").save(tmp_path / "print.jpg", icc_profile=profile[:16] + b"CMYK" + profile[20:])
     said = run_ok("inference.py", *model_flags, "photo.jpg", cwd=tmp_path)  # after a flag that takes several words
     assert "Results (masks, panels, cutouts) are in inference_results" in said
@@ -110,20 +108,13 @@ def test_a_photograph_needs_no_flag(tmp_path, model_flags):
 
 
 def test_photographs_are_there_and_may_follow_the_flag_of_datasets(tmp_path, model_flags):
-    scene().save(tmp_path / "a.png")
+    write_scenes(tmp_path, "a.png")
     done = run_script("inference.py", "a.png", "b.png", *model_flags, cwd=tmp_path)
     assert_one_error(done, "b.png does not exist")
     assert not (tmp_path / "inference_results").exists()
-    scene().save(tmp_path / "b.png")  # as a shell gives a pattern that nobody quoted
+    write_scenes(tmp_path, "b.png")  # as a shell gives a pattern that nobody quoted
     said = run_ok("inference.py", "--data_path", "a.png", "b.png", *model_flags, "--save", "masks", cwd=tmp_path)
     assert "Segmenting 2 images (a.png, b.png) with TINY" in said
-
-
-def test_a_labelled_dataset_is_scored_and_nothing_is_written(tmp_path, model_flags, shared_dataset):
-    said = run_ok("inference.py", shared_dataset, *model_flags, cwd=tmp_path)
-    assert "No results are written" in said
-    assert "mean Dice" in said
-    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_without_pymatting_the_command_is_named(tmp_path, model_flags, monkeypatch):

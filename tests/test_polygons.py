@@ -12,7 +12,7 @@ from annotations import draw_polygon
 from data.image_io import read_class_mask
 from evaluation.config import POLYGONS
 from evaluation.polygons import Region, cut, regions, simplify, write_coco, write_labelme, write_yolo, write_yolo_names
-from helpers import run_ok, scene
+from helpers import run_ok, write_scenes
 
 NAMES = {1: "cat", 2: "garden gnome"}
 RING = ["#######", "#     #", "# ### #", "# # # #", "# ### #", "#     #", "#######"]
@@ -76,11 +76,6 @@ def test_a_ring_in_a_ring():
     assert [hole.tolist() for hole in inner.holes] == [[[3, 3], [4, 3], [4, 4], [3, 4]]]
 
 
-@pytest.mark.parametrize("rows", [["# ", " #"], [" #", "# "]])
-def test_pixels_that_touch_in_a_corner_are_two_regions(rows):
-    assert [len(region.outline) for region in regions(pixels(rows), {True: "a"}, 0)] == [4, 4]
-
-
 def test_values_without_a_name_are_no_regions():
     labels = np.array([[1, 1, 9], [2, 255, 2]])
     assert [region.name for region in regions(labels, NAMES)] == ["cat", "garden gnome", "garden gnome"]
@@ -88,18 +83,13 @@ def test_values_without_a_name_are_no_regions():
     assert regions(np.zeros((3, 4)), NAMES) == []
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (40, 30)])
-def test_a_full_mask_is_its_four_corners(shape):
-    (region,) = regions(np.ones(shape), {1: "a"})
-    np.testing.assert_array_equal(fill(region, shape), np.ones(shape, bool))
-    assert min(shape) < 3 or len(region.outline) == 4
-
-
-def test_a_slope_becomes_a_line():
-    y, x = np.indices((100, 100))
-    (region,) = regions(x >= y, {True: "a"})
-    assert len(region.outline) <= 6  # three corners, each of them cut by half a pixel at most
-    np.testing.assert_array_equal(fill(region, (100, 100)), x >= y)
+@pytest.mark.parametrize(("shape", "corners"), [((1, 1), 4), ((1, 6), 6), ((40, 30), 4), ("slope", 6)])
+def test_straight_edges_are_lines(shape, corners):
+    y, x = np.indices((100, 100) if shape == "slope" else shape)
+    mask = x >= y if shape == "slope" else x >= 0
+    (region,) = regions(mask, {True: "a"})
+    np.testing.assert_array_equal(fill(region, mask.shape), mask)
+    assert len(region.outline) <= corners  # those of a slope are cut by half a pixel at most
 
 
 @pytest.mark.parametrize(("tolerance", "least"), [(0, 1), (FAULTLESS, 1), (0.5, 0.99), (1.0, 0.98), (2.0, 0.95)])
@@ -171,12 +161,11 @@ def test_labelme_file(written):
         assert (path.parent / content["imagePath"]).resolve() == (written / f"photos/{path.stem}.jpg").resolve()
         assert (content["imageWidth"], content["imageHeight"]) == (240, 180)
         assert content["imageData"] is None and content["flags"] == {} and type(content["version"]) is str
+        assert [shape.pop("label") for shape in content["shapes"]] == [*NAMES.values()] * (path.stem != "p2")
         for shape in content["shapes"]:
-            assert shape["label"] in NAMES.values() and shape["shape_type"] == "polygon"
-            assert (shape["group_id"], shape["flags"], shape["description"]) == (None, {}, "")
-            assert len(shape["points"]) > 2 and all(len(point) == 2 for point in shape["points"])
-            assert all(type(value) in (int, float) for point in shape["points"] for value in point)
-    assert content["shapes"] == [] or path.stem != "p2"
+            points = np.array(shape.pop("points"))
+            assert points.ndim == 2 and points.shape[1] == 2 < len(points)
+            assert shape == {"shape_type": "polygon", "group_id": None, "flags": {}, "description": ""}
 
 
 def test_coco_file_is_read_by_pycocotools(written):
@@ -207,9 +196,7 @@ def test_yolo_files(written):
 
 @pytest.mark.parametrize("kind", POLYGONS)
 def test_inference_writes_what_convert_masks_reads(tmp_path, model_flags, kind):
-    (tmp_path / "in").mkdir()
-    for name in "ab":
-        scene().save(tmp_path / f"in/{name}.png")
+    write_scenes(tmp_path / "in", "a.png", "b.png")
     flags = ("--data_path", "in", "--output_path", "out", "--save", f"masks,{kind}")
     assert f"Results (masks, {kind}) are in out" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path)
     flags = ("--annotations", tmp_path / "out", "--images", tmp_path / "in", "--output", tmp_path / "back")

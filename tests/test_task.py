@@ -63,8 +63,8 @@ def test_three_classes_from_training_to_images(three_classes, shared_dataset, tm
     assert "border dice" in printed
     scores = json.loads((tmp_path / "all.json").read_text())
     assert 0 < scores["pet_dice"] <= 1
-    low, high = scores["intervals"]["border_dice"]
-    assert low <= scores["border_dice"] <= high
+    dice, low, high = scores["intervals"]["border_dice"]
+    assert low <= dice == scores["border_dice"] <= high
 
     run_ok("inference.py", *flags, "--output_path", "out", "--save", "trimaps,masks,probabilities,panels", cwd=tmp_path)
     pictures = sorted((tmp_path / "out").glob("*_trimap.png"))

@@ -34,7 +34,7 @@ def test_the_middle_of_a_tile_counts_most():
 @pytest.mark.parametrize("size", [(200, 150), (64, 300), (300, 40), (65, 65)])
 def test_tiles_of_a_pixelwise_network_give_the_whole(size):
     image = np.asarray(photograph(1).resize(size))
-    whole = PREDICTOR.predict(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).final[0]
+    whole = PREDICTOR.predict(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0]
     torch.testing.assert_close(predict_tiles(PREDICTOR, image, 64, 3), whole, atol=1e-4, rtol=1e-5)
 
 
@@ -67,15 +67,11 @@ def test_inference_in_tiles_and_at_kept_shapes(tmp_path, model_flags, shared_dat
     assert file("tiled", "large_mask.png") != file("whole", "large_mask.png") != file("kept", "large_mask.png")
     log = log_rows(tmp_path, "inference")
     assert {row["pet_share"] != "" for row in log if "broken" not in row["picture"]} == {True}
-    alpha = np.asarray(Image.open(tmp_path / "whole/large_cutout.png"))[..., 3]
-    assert len(np.unique(alpha)) > 2
-    mask = np.asarray(Image.open(tmp_path / "whole/large_mask.png"))
-    assert (np.abs(alpha.astype(int) - mask) < 128).mean() > 0.9
 
 
 def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_dataset):
     flags = (*model_flags, "--data_path", shared_dataset, "--amp", "off")
-    for more in (("--resize", "keep"), ("--resize", "tile", "--image_size", 32)):
+    for more in (("--resize", "keep"), ("--resize", "tile", "--image_size", 32, "--tta")):
         run_ok("evaluate.py", *flags, *more, "--report", "report", cwd=tmp_path)
         run_ok("inference.py", *flags, *more, cwd=tmp_path)
         scored = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "report/images.csv")}
@@ -84,8 +80,6 @@ def test_evaluation_sees_what_inference_sees(tmp_path, model_flags, shared_datas
         assert len(scored) == 4
     row = log_rows(tmp_path, "evaluation")[-1]
     assert (row["image_size"], row["resize"], row["scored_at"]) == ("32", "tile", "original")
-    done = run_script("evaluate.py", *flags, "--resize", "tile", "--tta", cwd=tmp_path)
-    assert_one_error(done, "--resize tile and --tta can't be combined")
 
 
 def test_other_sizes_than_that_of_training(tmp_path, model_flags, shared_dataset):

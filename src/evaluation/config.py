@@ -24,15 +24,14 @@ EXPORT_FORMATS = {"pt2": ".pt2", "onnx": ".onnx", "onnx-int8": "_int8.onnx", "we
 
 CHECKPOINT = "checkpoint; by default <model>_best.pth in --save_dir, or pets.pth"
 MODEL = "architecture; it must match the checkpoint, which says it by default"
-RESIZE = "how the network sees images: square, squashed; keep, in their shape, the longer side as --image_size; tile, "
-RESIZE += "at their own size in tiles, where they are larger"
+RESIZE = "how the network sees images: square, squashed; keep, in their shape; tile, at their own size in tiles"
 PATH = "dataset, folder, image or pattern; 'photos/**/*.jpg' means those in all folders below"
+THRESHOLD = "probability above which a pixel is pet"
+OUTPUT = "write to this folder; photographs' default: inference_results"
+BESIDE = "where the files go; by default beside the checkpoint"
 REPORT = "write scores, a row for each image and panels of the worst images into this folder"
-LABEL_ERRORS = "with --report: rank images by how wrong their masks look, and draw the first; of several checkpoints "
-LABEL_ERRORS += "each takes its own validation images, and all together the test images"
-SAVE = f"which results: {','.join(SAVED)} (labelme, coco and yolo are polygons for annotation tools; uncertain lists "
-SAVE += "images without masks, those with the least certain outlines first); by default masks,panels, and of "
-SAVE += "photographs cutouts, too"
+LABEL_ERRORS = "with --report: rank images by how wrong their masks look; of folds each ranks its validation images"
+SAVE = f"results: {','.join(SAVED)} (images to label next); default: masks,panels, of photographs cutouts, too"
 
 
 def threshold(text: str) -> float | str:
@@ -54,18 +53,13 @@ class PredictConfig(CommonConfig):
         None, f"{CHECKPOINT}; several: their mean", aliases=("--model",), metavar="FILE", group="model", nargs="+"
     )
     model_name: str | None = option(None, MODEL, known_model, aliases=("--model_type",), metavar="NAME")
-    image_size: int | None = option(
-        None, "side at which the network sees images; by default as trained", whole_number(16, 4096), metavar="PX"
-    )
+    image_size: int | None = option(None, "image side; by default as trained", whole_number(16, 4096), metavar="PX")
     resize: str = option("square", RESIZE, choices=("square", "keep", "tile"))
-    tta: bool = option(
-        False, "test-time augmentation: mean over three scales, each also flipped; six times the work", group="scoring"
-    )
+    tta: bool = option(False, "test-time augmentation: three scales, also flipped; six times the work", group="scoring")
 
     def refuse_for_classes(self, task) -> None:
         """Raises UsageError where a setting means pet against background, and the task has named classes."""
-        given = ["label_errors"] if getattr(self, "label_errors", False) else []
-        given += ["threshold"] if self.threshold != 0.5 else []
+        given = ["label_errors"] * getattr(self, "label_errors", False) + ["threshold"] * (self.threshold != 0.5)
         given += [f"save {name}" for name in ("probabilities", "trimaps") if name in getattr(self, "save", ())]
         if task.classes and given:
             raise UsageError(f"--{given[0]} is not for networks of named classes ({task.name}); leave it out")
@@ -75,30 +69,19 @@ class PredictConfig(CommonConfig):
 class EvalConfig(PredictConfig):
     """The settings of evaluate.py. Raises UsageError: they contradict each other."""
 
-    threshold: float | str = option(
-        0.5,
-        "probability above which a pixel is pet; auto: the best for the validation images",
-        threshold,
-        metavar="P|auto",
-    )
+    threshold: float | str = option(0.5, f"{THRESHOLD}; auto: the best for validation", threshold, metavar="P|auto")
     allow_seen: bool = option(False, "score images that the model was trained on, too")
     original_size: bool = option(False, "score at the images' own sizes instead of the network's")
-    compare: str | None = option(
-        None, "second checkpoint; print the differences of the scores with bootstrap intervals", metavar="FILE"
-    )
+    compare: str | None = option(None, "second checkpoint; print how its scores differ, with intervals", metavar="FILE")
     json: str | None = option(None, "write every figure into this file", metavar="FILE", group="results")
     report: str | None = option(None, REPORT, aliases=("--output_path", "--output_dir"), metavar="DIR")
     label_errors: bool = option(False, LABEL_ERRORS)
 
     def __post_init__(self):
-        if self.resize == "tile" and self.tta:
-            raise UsageError("--resize tile and --tta can't be combined; leave one out")
         if self.threshold == "auto" and self.subset != "test":
             raise UsageError("--threshold auto uses the validation images, so score others: --subset test")
         if self.threshold == "auto" and len(self.model_path or ()) > 1:
-            raise UsageError(
-                "--threshold auto is for one checkpoint, which was trained on no validation image; name one"
-            )
+            raise UsageError("--threshold auto is for one checkpoint, trained on no validation image; name one")
         if self.label_errors and not self.report:
             raise UsageError("--label_errors needs a folder for what it finds: --report DIR")
 
@@ -107,20 +90,14 @@ class EvalConfig(PredictConfig):
 class InferConfig(PredictConfig):
     """The settings of inference.py."""
 
-    photographs: list[str] = option(
-        (), "photographs, folders or patterns, instead of --data_path", nargs="*", metavar="PHOTO", group="most used"
-    )
+    photographs: list[str] = option((), "images, or folders", nargs="*", metavar="PHOTO", group="most used")
     data_path: str = option("dataset", PATH, metavar="PATH", group="most used")
     batch_size: int = batch_size_option(1)
-    threshold: float = option(0.5, "probability above which a pixel is pet", fraction, metavar="P", group="scoring")
+    threshold: float = option(0.5, THRESHOLD, fraction, metavar="P", group="scoring")
     save_results: bool = option(False, "write results of a labelled dataset, too", group="results")
-    output_path: str | None = option(
-        None, "write to this folder; photographs' default: inference_results", aliases=("--output_dir",), metavar="DIR"
-    )
+    output_path: str | None = option(None, OUTPUT, aliases=("--output_dir",), metavar="DIR")
     save: list[str] = option((), SAVE, words_of(SAVED, "result"), metavar="NAMES")
-    matting: str = option(
-        "guided", "what finds the edges of cutouts; pymatting is an extra", choices=("guided", "pymatting")
-    )
+    matting: str = option("guided", "finds edges of cutouts; pymatting is an extra", choices=("guided", "pymatting"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +113,10 @@ class ModelConfig:
 class ExportConfig(ModelConfig):
     """The settings of export.py."""
 
-    log_dir: str = option("logs", "accepted as in the other scripts; nothing is logged", metavar="DIR")
     formats: list[str] = option(
         ("pt2",), f"with commas: {', '.join(EXPORT_FORMATS)}", words_of(EXPORT_FORMATS, "format"), metavar="NAMES"
     )
-    output_path: str | None = option(
-        None, "where the files go; by default beside the checkpoint", aliases=("--output_dir",), metavar="DIR"
-    )
+    output_path: str | None = option(None, BESIDE, aliases=("--output_dir",), metavar="DIR")
     data_path: str | None = option(None, "images to check the files on; by default random shapes", metavar="PATH")
 
 

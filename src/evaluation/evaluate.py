@@ -3,38 +3,28 @@
 import time
 from pathlib import Path
 
-import torch
-
 from data.cache import open_cache
 from data.check import print_resized_masks
 from data.dataset import Dataset, ImageDataset, refuse_seen
 from data.inputs import refuse_overwriting
 from evaluation.config import EvalConfig, logit
-from evaluation.ensemble import Network, open_network
+from evaluation.network import Network, open_network
 from evaluation.predict import Predictor
 from evaluation.ranking import write_label_errors
 from evaluation.report import Evaluation, write_report
 from evaluation.score import find_threshold, score_images
-from runtime.device import get_device
-from runtime.distributed import DistributedContext, init_distributed
+from runtime.distributed import DistributedContext
 from runtime.errors import UsageError, plural
 from runtime.files import writable_folder
 
 
-def start(config: EvalConfig) -> None:
-    """Scores on one process or several."""
-    device = get_device(config.device)
-    with init_distributed(device) as context:
-        evaluate(config, device, context)
-
-
-def evaluate(config: EvalConfig, device: torch.device, context: DistributedContext) -> None:
+def evaluate(config: EvalConfig, context: DistributedContext) -> None:
     """Scores the checkpoints of a config and reports. Raises UsageError: they, the flags and the data don't fit."""
     dataset = Dataset(config.data_path)
-    network = open_network(config, device, config.model_path, config.model_name)
+    network = open_network(config, config.model_path, config.model_name)
     part = open_part(config, network, dataset, config.subset)
-    compared = open_compared(config, device, dataset, network, part) if config.compare else None
-    ranked = parts_to_rank(config, device, dataset, network, part) if config.label_errors else []
+    compared = open_compared(config, dataset, network, part) if config.compare else None
+    ranked = parts_to_rank(config, dataset, network, part) if config.label_errors else []
     writable_folder(config.log_dir)
     if config.json:
         writable_folder(Path(config.json).parent)
@@ -44,7 +34,7 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
         refuse_overwriting(writable_folder(config.report), part.samples)
     predictor, checkpoint = network.predictor, network.checkpoint
     print(f"Evaluating {checkpoint.model_name.upper()} ({network.files}; encoder {checkpoint.encoder_start}) ", end="")
-    print(f"on {device}, {predictor.precision}")
+    print(f"on {predictor.precision.device}, {predictor.precision}")
     words = "labelled" if config.subset == "all" else config.subset
     split = "" if dataset.parts else f", split {checkpoint.data.split}"
     print(f"{plural(len(part), f'{words} image')} of {dataset.root}{split}", flush=True)
@@ -61,9 +51,8 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     if not context.first:
         return
     if ranked:
-        count, file = write_label_errors(ranked, config, Path(config.report) / "label_errors")
-        print(f"Ranked {plural(count, 'image')} by likely label error, worst first: {file}")
-    write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds), other_rows)
+        write_label_errors(ranked, config, Path(config.report) / "label_errors")
+    write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds, other_rows))
 
 
 def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str, advice: str = "") -> ImageDataset:
@@ -73,32 +62,31 @@ def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str,
     """
     samples, view = dataset.part_of(network.checkpoint, mode), network.view
     if advice or not config.allow_seen:
-        has_test = not dataset.parts or dataset.parts.get("test")
-        other = "use --subset test, or " if mode != "test" and has_test else ""
-        refuse_seen(network.seen, samples, network.path, advice or f"{other}say --allow_seen")
+        refuse_seen(network.seen, samples, network.path, advice or "name another --subset, or say --allow_seen")
     cached = config.resize == "square"  # tiles are cut from the images themselves
     cache = open_cache(dataset.root, dataset.samples, view) if cached else None
     return ImageDataset(samples, view, cache, dataset.root, mode)
 
 
 def open_compared(
-    config: EvalConfig, device: torch.device, dataset: Dataset, network: Network, part: ImageDataset
+    config: EvalConfig, dataset: Dataset, network: Network, part: ImageDataset
 ) -> tuple[Predictor, ImageDataset]:
     """The network of --compare, and the same images. Raises UsageError: the scores can't be compared."""
-    other = open_network(config, device, [config.compare])
+    other = open_network(config, [config.compare])
     images = open_part(config, other, dataset, config.subset)
     if [s.name for s in images.samples] != [s.name for s in part.samples]:
         raise UsageError(f"{other.path} has other {config.subset} images than {network.path}; compare another file")
     if other.predictor.task.classes != network.predictor.task.classes:
         raise UsageError(f"{other.path} and {network.path} have learned other classes; compare another file")
-    sizes = part.view.size, images.view.size
-    if sizes[0] != sizes[1] and not config.original_size:
-        raise UsageError(f"one sees images at {sizes[0]} pixels, one at {sizes[1]}; compare them with --original_size")
+    if images.view.size != part.view.size and not config.original_size:
+        raise UsageError(
+            f"one sees images at {part.view.size} pixels, one at {images.view.size}; compare them with --original_size"
+        )
     return other.predictor, images
 
 
 def parts_to_rank(
-    config: EvalConfig, device: torch.device, dataset: Dataset, network: Network, part: ImageDataset
+    config: EvalConfig, dataset: Dataset, network: Network, part: ImageDataset
 ) -> list[tuple[Predictor, ImageDataset]]:
     """Of several checkpoints each and its validation images, and all together and the test images.
 
@@ -106,7 +94,7 @@ def parts_to_rank(
     """
     ranked, paths = [], config.model_path or []
     for path in paths if len(paths) > 1 else ():
-        member = open_network(config, device, [path])
+        member = open_network(config, [path])
         ranked.append((member.predictor, open_part(config, member, dataset, "valid", "leave it out of --model_path")))
     if not ranked or config.subset == "test":
         ranked.append((network.predictor, part))

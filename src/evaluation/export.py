@@ -51,16 +51,16 @@ def export(model: SegmentationModel, view: View, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings(), path.open("wb") as file:
         warnings.simplefilter("ignore")  # torch's own, about its own code
         program = torch.export.export(Exported(model), example, dynamic_shapes=shapes)
-        if path.suffix == ".onnx":
-            import onnx
-
-            names = {"input_names": ["images"], "output_names": ["probabilities"]}
-            network = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-            content = network.model_proto  # made anew at each access
-            onnx.helper.set_model_props(content, describe(model, view))
-            file.write(content.SerializeToString())
-        else:
+        if path.suffix != ".onnx":
             torch.export.save(program, file)
+            return
+        import onnx
+
+        names = {"input_names": ["images"], "output_names": ["probabilities"]}
+        network = torch.onnx.export(program, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+        content = network.model_proto  # made anew at each access
+        onnx.helper.set_model_props(content, describe(model, view))
+        file.write(content.SerializeToString())
 
 
 def describe(model: SegmentationModel, view: View) -> dict[str, str]:
@@ -80,7 +80,7 @@ def describe(model: SegmentationModel, view: View) -> dict[str, str]:
 def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
     """Writes an ONNX file in 8 bits from one in float32; the ranges of features are those of images (3, S, S)."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     batches = iter([{"images": image.numpy()[None]} for image in images])
@@ -97,7 +97,7 @@ def quantize(source: Path, images: list[torch.Tensor], path: Path) -> None:
         # need scales and zero points, three numbers in place of one.
         types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
         options = {"per_channel": True, "extra_options": {"QuantizeBias": False}}
-        quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, **types, **options)
+        quantize_static(str(prepared), str(path), Reader(), **types, **options)
     finally:
         logging.disable(level)
     network = onnx.load(path)
@@ -152,13 +152,12 @@ def check(model: SegmentationModel, path: Path, images: list[torch.Tensor], leas
         theirs, alone = exported(batch.numpy()), exported(batch[:1].numpy())
     equal = float((model.task.decided(theirs) == model.task.decided(ours)).mean())
     apart, alone = (float(np.abs(a - b).max()) for a, b in ((theirs, ours), (alone, theirs[:1])))
+    words = f"{equal:.5%} of the pixels of {plural(len(batch), 'mask')} equal ours"
     if equal < least:
-        raise RunError(
-            f"{path.name} does not do what the checkpoint does: {equal:.2%} of pixels are equal; use other --formats"
-        )
+        raise RunError(f"{path.name} does not do what the checkpoint does: {words}; use other --formats")
     return (
-        f"{path.stat().st_size / 1e6:.1f} MB; of the masks of {plural(len(batch), 'image')} {equal:.5%} of the pixels "
-        f"equal ours, probabilities differ by {apart:.1e} at most, and by {alone:.1e} between batch and single image"
+        f"{path.stat().st_size / 1e6:.1f} MB; {words}, probabilities differ by {apart:.1e} at most, and by {alone:.1e} "
+        "between batch and single image"
     )
 
 
@@ -171,20 +170,21 @@ def sample_images(data_path: str | None, checkpoint: Checkpoint, subset: str, co
         return list(drawn.to(torch.uint8) if view.rgb else drawn)
     samples, _ = find_samples([data_path], checkpoint, subset)
     dataset = ImageDataset([dataclasses.replace(sample, mask_path=None) for sample in samples[:count]], view)
-    return [dataset[number]["image"] for number in range(len(dataset))]
+    return list(dataset.read_batch(range(len(dataset)))["image"])
 
 
 def export_checkpoint(config: ExportConfig) -> None:
     """Writes the files of a config and checks them. Raises UsageError: packages or images are missing."""
+    int8 = "onnx-int8" in config.formats
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
-    if {"onnx", "onnx-int8"} & set(config.formats) and lacking:
+    if lacking and (int8 or "onnx" in config.formats):
         raise UsageError(f"ONNX needs {', '.join(lacking)}: pip install -r requirements-export.txt")
-    if "onnx-int8" in config.formats and config.data_path is None:
+    if int8 and config.data_path is None:
         raise UsageError("onnx-int8 takes the ranges of its values from images; name a dataset with --data_path")
     model, checkpoint, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
     folder, view = writable_folder(config.output_path or path.parent), View.of(checkpoint)
     images = sample_images(config.data_path, checkpoint, "test", CHECKED)
-    int8 = "onnx-int8" in config.formats  # its images are looked for before the work on other formats is done
+    # They are looked for before the work on other formats is done.
     calibration = sample_images(config.data_path, checkpoint, "valid", CALIBRATED) if int8 else []
     kind = "bytes" if view.rgb else "floats of 0 to 255"
     print(f"Exporting {checkpoint.model_name.upper()} ({path}): ", end="")
@@ -194,13 +194,12 @@ def export_checkpoint(config: ExportConfig) -> None:
         if file.resolve() == path.resolve():
             raise UsageError(f"{file} is the checkpoint itself; name a folder with --output_path")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # an older file stays until this one is checked
-            fresh = Path(scratch) / file.name
+            fresh, whole = Path(scratch) / file.name, Path(scratch) / "whole.onnx"
             if ending == "weights":
                 save_checkpoint(publishable(checkpoint), [fresh])
-            elif ending == "onnx-int8":
-                export(model, view, fresh.with_name("whole.onnx"))
-                quantize(fresh.with_name("whole.onnx"), calibration, fresh)
             else:
-                export(model, view, fresh)
+                export(model, view, whole if ending == "onnx-int8" else fresh)
+            if ending == "onnx-int8":
+                quantize(whole, calibration, fresh)
             print(f"{file}: {check(model, fresh, images, 0.95 if ending == 'onnx-int8' else 0.999)}")
             put_in_place(fresh, file)

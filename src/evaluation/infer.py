@@ -11,27 +11,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from data.dataset import ImageDataset
+from data.image_io import rgb_profile
 from data.inputs import find_samples, refuse_overwriting
 from data.layout import Sample
 from data.pixels import shown
 from data.view import View
 from evaluation.config import POLYGONS, RESULTS, InferConfig, logit
-from evaluation.ensemble import Network, open_network
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import image_dice, label_counts
+from evaluation.network import Network, open_network
 from evaluation.polygons import regions, write_coco, write_labelme, write_yolo, write_yolo_names
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
 from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
-from runtime.device import get_device
-from runtime.distributed import DistributedContext, init_distributed
+from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, RunError, UsageError, plural, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
 from visual.gallery import write_gallery
-from visual.panels import draw_outline, draw_panel, mask_image, sixteen_bits, trimap_image, with_profile, write_png
+from visual.panels import draw_outline, draw_panel, mask_image, write_png
 
 
 class Outcome(NamedTuple):
@@ -55,35 +54,32 @@ class Segmenter:
     def run(self, samples: list[Sample]) -> list[Outcome]:
         """Segments these images."""
         config, results, writing = self.config, [], collections.deque()
-        dataset, tile = ImageDataset(samples, self.view), config.resize == "tile"
-        predictions = predict_images(self.predictor, dataset, config.batch_size, config.num_workers, tile)
-        bar = tqdm(predictions, total=len(samples), desc="segmenting", unit="image", disable=None, delay=1)
+        dataset = ImageDataset(samples, self.view)
         with ThreadPoolExecutor(config.num_workers or None) as pool:
-            for predicted in bar:
-                final = None if predicted.final is None else predicted.final[0].cpu()
-                writing.append(pool.submit(self.finish, predicted._replace(plain=None, final=final)))
+            for predicted in predict_images(self.predictor, dataset, config, "segmenting"):
+                writing.append(pool.submit(self.finish, predicted))
                 if len(writing) > 2 * max(8, config.batch_size):
                     results.append(writing.popleft().result())
             return results + [future.result() for future in writing]
 
     @torch.inference_mode()
     def finish(self, predicted: Predicted) -> Outcome:
-        """Writes the files of an image, whose decision logits are (D, h, w) on the CPU."""
-        sample, _, decision, labels, error = predicted
+        """Writes the files of an image."""
+        sample, decision, labels, error = predicted
         row = dict.fromkeys(("picture", "width", "height", "pet_share", "dice", "error"), "")
         row |= {"picture": str(sample.image_path), "error": error}
         if decision is None:
             return Outcome(sample, row)
-        task = self.predictor.task
+        task, decision = self.predictor.task, decision.cpu()
         label_map = task.label_map(decision, logit(self.config.threshold))
         row["pet_share"] = round((label_map != BACKGROUND).float().mean().item(), 6)
         if labels is not None:
-            row["dice"] = round(image_dice(label_counts(task, label_map[None], labels)).item(), 6)
+            row["dice"] = round(image_dice(label_counts(task, label_map, labels)).item(), 6)
         try:
             row["width"], row["height"] = size = sample.displayed_size()
             with room_for(*size):
-                polygons = self.write(sample, decision, *size, row["dice"])
-            return Outcome(sample, row, True, polygons, uncertainty(decision) if "uncertain" in self.kinds else 0.0)
+                polygons = self.write(sample, decision[0], *size, row["dice"])
+            return Outcome(sample, row, True, polygons, uncertainty(decision[0]) if "uncertain" in self.kinds else 0.0)
         except DatasetError as problem:  # the network sees only part of a file's detail, and all of it can be broken
             row["error"] = str(problem)
         except OSError as problem:
@@ -93,21 +89,25 @@ class Segmenter:
         return Outcome(sample, row)
 
     def write(self, sample: Sample, decision: torch.Tensor, width: int, height: int, dice) -> tuple | None:
-        """Writes the wanted results, one after the other, at the image's own size; returns `Outcome.polygons`."""
-        kinds, task, file = self.kinds, self.predictor.task, sample.image_path
+        """Writes the wanted results at the image's own size, from decision logits (D, h, w) on the CPU.
 
-        def save(kind: str, result: Image.Image) -> None:
+        Returns `Outcome.polygons`.
+        """
+        kinds, task, file, size = self.kinds, self.predictor.task, sample.image_path, (width, height)
+
+        def save(kind: str, result: Image.Image, icc_profile: bytes | None = None) -> None:
             path = self.folder / f"{sample.name}_{RESULTS[kind]}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(result, path)
+            write_png(result, path, icc_profile)
 
         if "probabilities" in kinds:
-            save("probabilities", Image.fromarray(sixteen_bits(resize_logits(decision[:1], height, width)[0])))
+            levels = resize_logits(decision[:1], height, width)[0].sigmoid_().mul_(65535).round_()
+            save("probabilities", Image.fromarray(levels.numpy().astype(np.uint16)))
         if not kinds - {"probabilities", "uncertain"}:
             return None
         labels = label_map_at_size(task, decision, logit(self.config.threshold), height, width)
         if "trimaps" in kinds:
-            save("trimaps", trimap_image(labels))
+            save("trimaps", Image.fromarray(np.array([2, 1, 3], np.uint8)[labels]))
         if "masks" in kinds:
             save("masks", mask_image(labels, task))
         if {"overlays", "cutouts", "panels"} & kinds:
@@ -117,8 +117,7 @@ class Segmenter:
         if "cutouts" in kinds:
             tile = self.view.size if decision.shape[1:] == (height, width) else None
             cutout = cut_out(shown(image), matting_trimap(labels, task, tile), self.config.matting)
-            save("cutouts", with_profile(cutout, file))
-            del cutout
+            save("cutouts", Image.fromarray(cutout), rgb_profile(file))
         if "panels" in kinds:
             title = file.name + ("" if dice == "" else f"   Dice {dice:.4f}")
             save("panels", draw_panel(image, labels, truth, title, task))
@@ -127,10 +126,10 @@ class Segmenter:
         # Without named classes the border is pet.
         traced = regions(labels if task.classes else np.minimum(labels, PET), dict(enumerate(self.names, start=1)))
         if "labelme" in kinds:
-            write_labelme(self.folder / f"{sample.name}.json", file, (width, height), traced)
+            write_labelme(self.folder / f"{sample.name}.json", file, size, traced)
         if "yolo" in kinds:
-            write_yolo(self.folder / f"labels/{sample.name}.txt", (width, height), traced, self.names)
-        return (Path(sample.name).with_name(file.name).as_posix(), (width, height), traced) if "coco" in kinds else None
+            write_yolo(self.folder / f"labels/{sample.name}.txt", size, traced, self.names)
+        return Path(sample.name).with_name(file.name).as_posix(), size, traced
 
     def write_overviews(self, written: list[Outcome], title: str) -> None:
         """Writes the files that are of all images together."""
@@ -145,21 +144,13 @@ class Segmenter:
             order = "the worst first" if any(dice != "" for _, dice in panels) else "by name"
             print(f"All panels, {order}: {folder / 'index.html'}")
         if "uncertain" in kinds:
-            file = folder / "uncertain.csv"
-            count = write_uncertain(file, [(outcome.sample, outcome.uncertainty) for outcome in written])
-            print(f"{plural(count, 'image')} without a mask, the most uncertain first: {file}")
+            scored = [(outcome.sample, outcome.uncertainty) for outcome in written]
+            write_uncertain(folder / "uncertain.csv", scored)
 
 
-def start(config: InferConfig) -> None:
-    """Segments on one process or several."""
-    device = get_device(config.device)
-    with init_distributed(device) as context:
-        segment_all(config, device, context)
-
-
-def segment_all(config: InferConfig, device: torch.device, context: DistributedContext) -> None:
+def infer(config: InferConfig, context: DistributedContext) -> None:
     """Segments images on one process or several, and says what came of it. For errors see `report`."""
-    network = open_network(config, device, config.model_path, config.model_name)
+    network = open_network(config, config.model_path, config.model_name)
     predictor, checkpoint = network.predictor, network.checkpoint
     if "trimaps" in config.save and not predictor.task.class_scores:
         raise UsageError(f"{network.path} was not trained with --classes trimap; leave trimaps out of --save")
@@ -176,7 +167,7 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
     log = writable_folder(config.log_dir) / f"{name}_inference_log.csv"
     read_rows(log)  # raises before the work is done where rows can't be added
     print(f"Segmenting {plural(len(samples), 'image')} ({words}) with {name.upper()} ({network.files}) ", end="")
-    print(f"on {device}, {predictor.precision}", flush=True)
+    print(f"on {predictor.precision.device}, {predictor.precision}", flush=True)
     segmenter = Segmenter(predictor, network.view, config, kinds, folder)
     began = time.perf_counter()
     outcomes = context.all_gather(segmenter.run(context.shard(samples)))
@@ -199,9 +190,7 @@ def segment_all(config: InferConfig, device: torch.device, context: DistributedC
 def report(outcomes: list[Outcome], network: Network) -> None:
     """Prints the mean Dice, and warns where it says less than it seems.
 
-    Raises:
-        RunError: some of the images could not be segmented, or not be scored.
-        DatasetError: none of them could be segmented.
+    Raises RunError: some of the images could not be segmented, or not be scored; DatasetError: none was segmented.
     """
     scores = {outcome.sample.name: outcome.row["dice"] for outcome in outcomes if outcome.row["dice"] != ""}
     if scores:
@@ -210,11 +199,9 @@ def report(outcomes: list[Outcome], network: Network) -> None:
         print(f"over {plural(len(scores), 'image')} with ground truth", flush=True)
     if seen := scores.keys() & network.seen:
         print(f"WARNING: it was trained on {len(seen)} of them, so this Dice is inflated by leakage.", file=sys.stderr)
-    failed = [outcome.row["error"] for outcome in outcomes if not outcome.written]
-    if len(failed) == len(outcomes):
-        raise_faults(failed, "images")
-    if failed:
-        raise RunError(f"{len(failed)} of {plural(len(outcomes), 'image')} can't be segmented: {' | '.join(failed)}")
-    unscored = [outcome.row["error"] for outcome in outcomes if outcome.row["error"]]
-    if unscored:
-        raise RunError(f"{len(unscored)} of {plural(len(outcomes), 'mask')} can't be used: {' | '.join(unscored)}")
+    errors = [outcome.row["error"] for outcome in outcomes if outcome.row["error"]]
+    if not any(outcome.written for outcome in outcomes):
+        raise_faults(errors, "images")
+    if errors:
+        count = plural(len(outcomes), "image")
+        raise RunError(f"{len(errors)} of {count}, or their masks, can't be used: {' | '.join(errors)}")

@@ -6,6 +6,8 @@ https://doi.org/10.1109/TPAMI.2012.213). The best alpha is found by conjugate gr
 place of a large sparse matrix (He, Sun and Tang, 2010: https://doi.org/10.1109/CVPR.2010.5539896).
 """
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,6 @@ from PIL import Image, ImageFilter
 
 from models.task import BACKGROUND, BORDER, PET, Task
 
-ENGINES = ("guided", "pymatting")
 PIXELS = 500_000  # at which alpha is solved; larger images get their detail afterwards
 CHUNK = 1_000_000  # pixels of the border that get it at a time
 RADIUS, VARIANCE, STEPS = 2, 1e-6, 10  # of the guided filter, and of conjugate gradients on each scale
@@ -24,12 +25,10 @@ FAR, NEAR = 90, 6  # radii of the means of colors
 
 
 def matting_trimap(labels: np.ndarray, task: Task, tile: int | None = None) -> np.ndarray:
-    """The trimap for `cut_out`, uint8 (H, W), from a label map (H, W) of a task.
+    """The trimap for `cut_out`, uint8 (H, W), from a label map (H, W) of a task at the image's own size.
 
-    Args:
-        labels: at the image's own size.
-        task: where it knows no border, a band at the outline takes its place.
-        tile: side of what the network saw at once, in pixels of the image, if that was not all of it.
+    Where the task knows no border, a band at the outline takes its place. Its width is a share of what the network saw
+    at once: a `tile` of so many pixels, or all of the image.
     """
     if task.name == "trimap":
         return labels
@@ -49,15 +48,11 @@ def _mean(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def cut_out(image: np.ndarray, trimap: np.ndarray, engine: str = "guided") -> np.ndarray:
-    """Cuts the pet out.
+    """Cuts the pet out: an image, uint8 (H, W, 3), to colors and alpha, uint8 (H, W, 4).
 
-    Args:
-        image: uint8 (H, W, 3).
-        trimap: (H, W) of PET, BACKGROUND and BORDER. Without one of them, the border counts as pet.
-        engine: `guided`, or `pymatting`: alpha by PyMatting's closed form.
-
-    Returns:
-        uint8 (H, W, 4), colors and alpha. The background is black, so that the file says nothing of it.
+    The trimap, (H, W), is of PET, BACKGROUND and BORDER; without one of them, the border counts as pet. The engine is
+    `guided`, or `pymatting`: alpha by PyMatting's closed form. The background is black, so that the file says nothing
+    of it.
     """
     cutout = np.dstack([image, (trimap != BACKGROUND) * np.uint8(255)])
     cutout[trimap == BACKGROUND] = 0
@@ -157,9 +152,7 @@ def _closed_form(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """The same by PyMatting (Germer et al., 2020: https://github.com/pymatting/pymatting)."""
     from pymatting import estimate_alpha_cf, ichol
 
-    def preconditioner(matrix):
-        return ichol(matrix, shifts=[0.001, 0.01, 0.1, 1.0])  # 0 often fails, which it prints
-
+    preconditioner = functools.partial(ichol, shifts=[0.001, 0.01, 0.1, 1.0])  # 0 often fails, which it prints
     trimap = torch.where((known < 0.999).all(dim=0), 0.5, known[0])
     alpha = estimate_alpha_cf(image.permute(1, 2, 0).numpy(), trimap.numpy(), preconditioner=preconditioner)
     return torch.from_numpy(alpha)

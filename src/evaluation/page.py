@@ -9,17 +9,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.image_io import rgb_profile
 from data.layout import Sample
 from data.pixels import shown
 from data.view import View
 from evaluation.config import DemoConfig, logit
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.predict import Predictor
-from models.checkpoint import PUBLISHED, open_checkpoint
+from models.checkpoint import open_checkpoint
 from runtime.cli import handle_signals
 from runtime.device import choose_precision, get_device
 from runtime.errors import UsageError
-from visual.panels import draw_outline, mask_image, with_profile, write_png
+from visual.panels import draw_outline, mask_image, write_png
 
 try:
     import gradio
@@ -33,55 +34,34 @@ MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000  # of an upload
 CHECKERBOARD = "#cutout img {background: repeating-conic-gradient(#bbb 0 25%, #fff 0 50%) 0 0 / 20px 20px}"
 
 
-def segment(predictor: Predictor, view: View, path: Path, threshold: float) -> list[Image.Image]:
-    """Overlay, cutout and mask of an image. Raises UsageError: it can't be read, or has too many pixels."""
-    sample, task = Sample("upload", path), predictor.task
-    width, height = sample.displayed_size()
-    if width * height > MAX_PIXELS:
-        raise UsageError(f"This image has {math.ceil(width * height / 1e5) / 10} megapixels; at most 50 are accepted.")
-    image, _ = view.read_at(sample)
-    seen, _ = view.read_at(sample, view.size_of(sample))
+def segment(predictor: Predictor, view: View, folder: Path, photograph: str | None, threshold: float) -> list:
+    """What the page calls: gives outline, cutout, and both files to download. Results go into the folder of uploads."""
+    if photograph is None:
+        return [None] * 4
+    path, task = Path(photograph), predictor.task
+    try:
+        # Gradio passes on the path of any file of this machine, if its `meta` is left out.
+        if folder.resolve() not in path.resolve().parents:
+            raise UsageError("Only uploaded photographs are accepted.")
+        sample = Sample("upload", path)
+        width, height = sample.displayed_size()
+        if width * height > MAX_PIXELS:
+            megapixels = math.ceil(width * height / 1e5) / 10
+            raise UsageError(f"This image has {megapixels} megapixels; at most 50 are accepted.")
+        image, _ = view.read_at(sample)
+        seen, _ = view.read_at(sample, view.size_of(sample))
+    except UsageError as error:
+        raise gradio.Error(str(error).replace(f"{path.parent}{os.sep}", ""), print_exception=False) from None
     labels = predictor.segment(seen, width, height, 0.0 if task.classes else logit(threshold))
-    cutout = with_profile(cut_out(shown(image), matting_trimap(labels, task)), path)
-    return [Image.fromarray(draw_outline(image, labels)), cutout, mask_image(labels, task)]
+    results = Path(tempfile.mkdtemp(dir=folder))
+    cutout, mask = results / f"{path.stem}_cutout.png", results / f"{path.stem}_mask.png"
+    write_png(Image.fromarray(cut_out(shown(image), matting_trimap(labels, task))), cutout, rgb_profile(path))
+    write_png(mask_image(labels, task), mask)
+    return [Image.fromarray(draw_outline(image, labels)), str(cutout), str(cutout), str(mask)]
 
 
-def make_handler(config: DemoConfig, folder: Path):
-    """What the page calls: photograph, checkpoint and threshold give outline, cutout, and both files to download."""
-
-    @functools.lru_cache(maxsize=4)
-    def load(path: str, written: int) -> tuple[Predictor, View]:
-        """A training run may replace the file, so its date is part of the key."""
-        model, checkpoint, _ = open_checkpoint(path, None, config.save_dir)
-        view = View.of(checkpoint)
-        precision = choose_precision(config.amp, get_device(config.device), view.size)
-        return Predictor(precision.to_device(model), precision), view
-
-    def handle(photograph: str | None, checkpoint: str, threshold: float):
-        if photograph is None:
-            return [None] * 4
-        path = Path(photograph)
-        try:
-            # Gradio passes on the path of any file of this machine, if its `meta` is left out.
-            if folder.resolve() not in path.resolve().parents:
-                raise UsageError("Only uploaded photographs are accepted.")
-            network = load(checkpoint, Path(checkpoint).stat().st_mtime_ns)
-            outline, cutout, mask = segment(*network, path, threshold)
-        except UsageError as error:
-            raise gradio.Error(str(error).replace(f"{path.parent}{os.sep}", ""), print_exception=False) from None
-        results = Path(tempfile.mkdtemp(dir=folder))
-        cutout_file, mask_file = results / f"{path.stem}_cutout.png", results / f"{path.stem}_mask.png"
-        write_png(cutout, cutout_file)
-        write_png(mask, mask_file)
-        return outline, str(cutout_file), str(cutout_file), str(mask_file)
-
-    return handle
-
-
-def build_page(config: DemoConfig, first: Path, folder: Path) -> gradio.Blocks:
-    """The page, with one checkpoint chosen at first. Results go into the folder."""
-    saved = Path(config.save_dir)
-    offered = {path.resolve(): str(path) for path in (*saved.glob(PUBLISHED), *saved.glob("*_best.pth"), first)}
+def build_page(handler) -> gradio.Blocks:
+    """The page around a handler."""
     with gradio.Blocks(title="Pet segmentation") as page:
         gradio.Markdown("# Pet segmentation\nDrop a photograph, paste one, or use the webcam.")
         with gradio.Row():
@@ -93,16 +73,10 @@ def build_page(config: DemoConfig, first: Path, folder: Path) -> gradio.Blocks:
             cutout = gradio.Image(label="Cutout", elem_id="cutout", interactive=False, type="filepath", format="png")
         with gradio.Row():
             threshold = gradio.Slider(0.05, 0.95, 0.5, step=0.05, label="Threshold", elem_id="threshold")
-            choices = sorted(offered.values())
-            checkpoint = gradio.Dropdown(choices, value=str(first), label="Checkpoint", elem_id="checkpoint")
             cutout_file = gradio.DownloadButton("Download cutout", elem_id="download_cutout")
             mask_file = gradio.DownloadButton("Download mask", elem_id="download_mask")
-        gradio.on(
-            [photograph.change, checkpoint.change, threshold.release],
-            make_handler(config, folder),
-            [photograph, checkpoint, threshold],
-            [outline, cutout, cutout_file, mask_file],
-        )
+        results = [outline, cutout, cutout_file, mask_file]
+        gradio.on([photograph.change, threshold.release], handler, [photograph, threshold], results)
     return page
 
 
@@ -127,17 +101,18 @@ class OwnSite:
 
 def serve(config: DemoConfig) -> None:
     """Serves the page on this machine alone until it is stopped. Raises UsageError: the port can't be used."""
-    _, _, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    model, checkpoint, path = open_checkpoint(config.model_path, config.model_name, config.save_dir)
+    view = View.of(checkpoint)
+    precision = choose_precision(config.amp, get_device(config.device), view.size)
+    predictor = Predictor(precision.to_device(model), precision)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
     handle_signals(lambda signum, _frame: sys.exit(128 + signum))  # so that uploads are deleted
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads, too
-        page = build_page(config, path, Path(folder))
+        page = build_page(functools.partial(segment, predictor, view, Path(folder)))
         print(f"The page is http://127.0.0.1:{config.port} ({path}). Ctrl-C ends it.", flush=True)
+        guards = {"share": False, "max_file_size": MAX_BYTES, "app_kwargs": {"middleware": [Middleware(OwnSite)]}}
         try:
-            guards = {"max_file_size": MAX_BYTES, "app_kwargs": {"middleware": [Middleware(OwnSite)]}}
-            page.launch(
-                server_name="127.0.0.1", server_port=config.port, share=False, quiet=True, css=CHECKERBOARD, **guards
-            )
+            page.launch(server_name="127.0.0.1", server_port=config.port, quiet=True, css=CHECKERBOARD, **guards)
         except OSError as error:
             raise UsageError(f"port {config.port} can't be used ({error}); name another with --port") from None

@@ -33,35 +33,29 @@ def regions(labels: np.ndarray, names: Mapping[int, str], tolerance: float = TOL
 
     `simplify` may move the outlines by as many pixels as `tolerance` says.
     """
-    found = []
+    found: list[Region] = []
     for value, name in names.items():
-        mask = labels == value
+        mask, owners = labels == value, []
         if not mask.any():
             continue
         loops = _trace(mask)
-        places, numbers = _vertical_edges(loops, mask.shape[1] + 1)
-        owners: list[Region] = []
+        starts, ends = (np.concatenate([np.roll(loop, -k, axis=0)[::2] for loop in loops]) for k in (1, 2))
+        left, top, bottom = (
+            starts[:, 0],
+            np.minimum(starts, ends)[:, 1],
+            np.maximum(starts, ends)[:, 1],
+        )  # vertical edges
+        numbers = np.repeat(np.arange(len(loops)), [len(loop) // 2 for loop in loops])
         for loop in loops:  # by their upper left corners, so a hole comes after what it is in
             x, y = loop[0]
             if mask[y, x]:
                 owners.append(Region(name, simplify(loop, tolerance), []))
                 found.append(owners[-1])
             else:  # The pixel above the hole belongs to the same region as the next edge to its left.
-                edge = np.searchsorted(places, (y - 1) * (mask.shape[1] + 1) + x, side="right") - 1
-                owners.append(owners[numbers[edge]])
+                beside = np.flatnonzero((top < y) & (bottom >= y) & (left <= x))
+                owners.append(owners[numbers[beside[left[beside].argmax()]]])
                 owners[-1].holes.append(simplify(loop, tolerance))
     return found
-
-
-def _vertical_edges(loops: list[np.ndarray], stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted places, y * stride + x, of the vertical edges of pixels along some loops, and the numbers of the loops."""
-    start, end = (np.concatenate([np.roll(loop, -k, axis=0)[::2] for loop in loops]) for k in (1, 2))
-    number = np.repeat(np.arange(len(loops)), [len(loop) // 2 for loop in loops])
-    length = np.abs(end - start)[:, 1]
-    first = np.minimum(start, end)[:, 1] - np.cumsum(length) + length
-    places = (np.repeat(first, length) + np.arange(length.sum())) * stride + np.repeat(start[:, 0], length)
-    order = places.argsort()
-    return places[order], np.repeat(number, length)[order]
 
 
 def _trace(mask: np.ndarray) -> list[np.ndarray]:

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from data.dataset import ImageDataset
 from data.layout import Sample
 from data.pixels import to_tensor
+from evaluation.config import PredictConfig
 from models.task import Task
 from runtime.device import Precision
 from runtime.errors import DatasetError
@@ -26,13 +28,6 @@ LARGE = 12_000_000  # pixels; of images above that, one is held in memory at a t
 ONE_LARGE = threading.Lock()
 SPREAD = 1 / 8  # standard deviation of a tile's weights, as a share of its side
 LEAST = 1e-3  # of the weights, so that a corner that one tile alone sees counts at all
-
-
-class Prediction(NamedTuple):
-    """Decision logits (N, D, H, W) of a batch; see models/task.py."""
-
-    plain: torch.Tensor
-    final: torch.Tensor  # with test-time augmentation, if there is any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +48,23 @@ class Predictor:
         with self.precision.autocast():
             return self.model(self.precision.prepare_images(images)).float()
 
-    def predict(self, images: torch.Tensor) -> Prediction:
-        """Images (N, C, H, W) to decision logits on the device."""
-        views = [self.logits(images)]
-        plain = self.task.decision_logits(views[0])
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W) to decision logits (N, D, H, W) on the device; see models/task.py."""
         if not self.tta:
-            return Prediction(plain, plain)
-        size, stride = images.shape[-2:], self.model.stride
-        views += [self.logits(images.flip(-1)).flip(-1)]
-        for step in (-1, 1):  # a quarter smaller and larger, but at least one stride
+            return self.task.decision_logits(self.logits(images))
+        size, stride, views = images.shape[-2:], self.model.stride, []
+        for step in (0, -1, 1):  # as it is, and a quarter smaller and larger, but at least one stride
             sides = [side + step * stride * max(1, round(side / 4 / stride)) for side in size]
             if min(sides) > 0:
                 pixels = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
-                scaled = [self.logits(pixels), self.logits(pixels.flip(-1)).flip(-1)]
-                views += [F.interpolate(view, size, mode="bilinear") for view in scaled]
-        return Prediction(plain, self.task.decision_logits(self.task.average(torch.stack(views))))
+                straight, flipped = self.logits(pixels), self.logits(pixels.flip(-1)).flip(-1)
+                views += [F.interpolate(view, size, mode="bilinear") for view in (straight, flipped)]
+        return self.task.decision_logits(self.task.average(torch.stack(views)))
 
     @torch.inference_mode()
     def segment(self, pixels: np.ndarray, width: int, height: int, threshold: float = 0.0) -> np.ndarray:
         """An image as the network sees it, (h, w, C), to its label map at its own size, uint8 (height, width)."""
-        decision = self.predict(to_tensor(pixels)[None]).final[0].cpu()
+        decision = self.predict(to_tensor(pixels)[None])[0].cpu()
         return label_map_at_size(self.task, decision, threshold, height, width)
 
 
@@ -102,7 +94,7 @@ def predict_tiles(predictor: Predictor, image: np.ndarray, size: int, batch_size
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         tiles = torch.stack([to_tensor(image[top : top + size, left : left + size]) for top, left in batch])
-        for (top, left), decision in zip(batch, predictor.predict(tiles).final.cpu()):
+        for (top, left), decision in zip(batch, predictor.predict(tiles).cpu()):
             if sums is None:
                 sums = torch.zeros(len(decision), *image.shape[:2])
             sums[:, top : top + size, left : left + size] += decision * weights
@@ -114,42 +106,39 @@ class Predicted(NamedTuple):
     """What is known of an image, as large as the network saw it or, in tiles, as it is."""
 
     sample: Sample  # without its mask where that can't be read
-    plain: torch.Tensor | None = None  # decision logits (1, D, h, w); None where the image can't be read
-    final: torch.Tensor | None = None  # likewise, with test-time augmentation
+    decision: torch.Tensor | None = None  # decision logits (1, D, h, w); None where the image can't be read
     labels: torch.Tensor | None = None  # of its mask, (1, 1, h, w) on the CPU
     error: str = ""  # why the image, or its mask alone, can't be read
 
 
 @torch.inference_mode()
 def predict_images(
-    predictor: Predictor, dataset: ImageDataset, batch_size: int, num_workers: int | None, tile: bool
+    predictor: Predictor, dataset: ImageDataset, config: PredictConfig, title: str
 ) -> Iterator[Predicted]:
     """Runs a network over images, with masks or without, in their order, while threads read ahead.
 
-    Args:
-        batch_size: images of one shape at a time, or tiles.
-        num_workers: threads; by default one a core, 8 at most.
-        tile: slide over images that are larger than the network's input, at their own size.
+    A batch is of images of one shape or, with --resize tile, of tiles of an image. The title is that of the progress
+    bar.
     """
-    threads = num_workers or min(8, os.cpu_count() or 1)
-    ahead, count = 2 * max(threads, batch_size), 1 if tile or dataset.view.resize == "keep" else batch_size
+    threads, tile, size = config.num_workers or min(8, os.cpu_count() or 1), config.resize == "tile", config.batch_size
     numbers, reading = iter(range(len(dataset))), collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
+    bar = tqdm(total=len(dataset), desc=title, unit="image", leave=False, disable=None, delay=1)
+    with bar, ThreadPoolExecutor(threads) as pool:
         while True:
-            for number in itertools.islice(numbers, ahead - len(reading)):
+            for number in itertools.islice(numbers, 2 * max(threads, size) - len(reading)):
                 reading.append(pool.submit(_read, dataset, number, tile))
+            count = 1 if config.resize != "square" else size
             batch = [reading.popleft().result() for _ in range(min(count, len(reading)))]
             if not batch:
                 return
             images, decisions = [image for _, image in batch if image is not None], iter(())
             if images and isinstance(images[0], np.ndarray):
-                decision = predict_tiles(predictor, images[0], dataset.view.size, batch_size)[None]
-                decisions = iter([(decision, decision)])
+                decisions = iter([predict_tiles(predictor, images[0], dataset.view.size, size)[None]])
             elif images:
-                decisions = zip(*(logits.split(1) for logits in predictor.predict(torch.cat(images))))
+                decisions = iter(predictor.predict(torch.cat(images)).split(1))
             for predicted, image in batch:
-                plain, final = (None, None) if image is None else next(decisions)
-                yield predicted._replace(plain=plain, final=final)
+                yield predicted if image is None else predicted._replace(decision=next(decisions))
+                bar.update()
 
 
 def _read(dataset: ImageDataset, number: int, tile: bool) -> tuple[Predicted, torch.Tensor | np.ndarray | None]:

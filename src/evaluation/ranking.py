@@ -18,6 +18,7 @@ from evaluation.polygons import regions, write_labelme
 from evaluation.predict import Predictor, label_map_at_size, resize_logits
 from evaluation.score import predictions_to_score
 from models.task import BACKGROUND, BORDER
+from runtime.errors import plural
 from runtime.files import write_rows
 from visual.panels import draw_outline, draw_panel, write_png
 
@@ -50,8 +51,8 @@ def uncertainty(decision: torch.Tensor) -> float:
     return float(nats[near if near.any() else ...].mean()) / math.log(2)
 
 
-def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> int:
-    """Writes rank, name and uncertainty of images without masks, the most uncertain first; returns how many.
+def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> None:
+    """Writes rank, name and uncertainty of images without masks, the most uncertain first.
 
     Near copies of images with masks, and of others that are more uncertain, teach little and are left out.
     """
@@ -66,43 +67,37 @@ def write_uncertain(file: Path, scored: list[tuple[Sample, float]]) -> int:
         for rank, (sample, score) in enumerate(kept, start=1)
     ]
     write_rows(file, rows, ["rank", "name", "picture", "uncertainty"])
-    return len(rows)
+    print(f"{plural(len(rows), 'image')} without a mask, the most uncertain first: {file}")
 
 
 @torch.inference_mode()
-def write_label_errors(
-    parts: list[tuple[Predictor, ImageDataset]], config: EvalConfig, folder: Path
-) -> tuple[int, Path]:
+def write_label_errors(parts: list[tuple[Predictor, ImageDataset]], config: EvalConfig, folder: Path) -> None:
     """Ranks the masks of parts by how wrong they look to what predicts them. The border of trimaps is left out.
 
     Writes label_errors.csv, of all images and the most suspect first, and of the first DRAWN panels, in which the
-    doubtful region is outlined on the image, and their masks for LabelMe. Returns the number of images and the file.
+    doubtful region is outlined on the image, and their masks for LabelMe.
     """
-    rows, sources = [], {}
+    ranked = []
     for predictor, part in parts:
-        for predicted in predictions_to_score(predictor, part, config, "looking for label errors"):
-            confidence, sure = self_confidence(predicted.final[:, :1], predicted.labels), predicted.labels != BORDER
+        for sample, decision, labels, _ in predictions_to_score(predictor, part, config, "looking for label errors"):
+            confidence, sure = self_confidence(decision[:, :1], labels), labels != BORDER
             score, doubtful = softmin(confidence[sure]), ((confidence < 0.5) & sure).sum().item() / sure.numel()
-            name = predicted.sample.name
-            rows.append({"name": name, "score": round(score, 6), "doubtful_share": round(doubtful, 6)})
-            sources[name] = predictor, part, predicted.sample
-    rows.sort(key=lambda row: row["score"])
+            row = {"name": sample.name, "score": round(score, 6), "doubtful_share": round(doubtful, 6)}
+            ranked.append((row, predictor, part.view, sample))
+    ranked.sort(key=lambda entry: entry[0]["score"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "label_errors.csv", [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)])
-    first = [(*sources[row["name"]], f"{row['name']}   {row['score']:.4f}") for row in rows[:DRAWN]]
+    file = folder / "label_errors.csv"
+    write_rows(file, [{"rank": rank, **row} for rank, (row, *_) in enumerate(ranked, start=1)])
+    first = [(*source, f"{row['name']}   {row['score']:.4f}") for row, *source in ranked[:DRAWN]]
     draw_ranked(first, config, 0.0, folder, doubtful=True)
-    return len(rows), folder / "label_errors.csv"
+    print(f"Ranked {plural(len(ranked), 'image')} by likely label error, worst first: {file}")
 
 
 @torch.inference_mode()
 def draw_ranked(
-    ranked: list[tuple[Predictor, ImageDataset, Sample, str]],
-    config: EvalConfig,
-    threshold: float,
-    folder: Path,
-    doubtful: bool = False,
+    ranked: list[tuple], config: EvalConfig, threshold: float, folder: Path, doubtful: bool = False
 ) -> None:
-    """Draws panels `<rank>_<name>.png` of images with what predicts them, their part and the panel's title.
+    """Draws panels `<rank>_<name>.png` of images, given as (predictor, view, sample, title of the panel).
 
     With `doubtful` the pixels where the network finds the other class likelier are outlined, and the outlines of the
     masks are written as `<name>.json` for LabelMe.
@@ -110,15 +105,14 @@ def draw_ranked(
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("[0-9][0-9][0-9]_*.png"):
         earlier.unlink()
-    for rank, (predictor, part, sample, title) in enumerate(ranked, start=1):
-        (predicted,) = predictions_to_score(predictor, ImageDataset([sample], part.view), config, "drawing")
-        image, labels = part.view.read_at(sample)
-        decision, stem = predicted.final[0].cpu(), sample.name.replace("/", "_")
+    for rank, (predictor, view, sample, title) in enumerate(ranked, start=1):
+        (predicted,) = predictions_to_score(predictor, ImageDataset([sample], view), config, "drawing")
+        image, labels = view.read_at(sample)
+        decision, stem = predicted.decision[0].cpu(), sample.name.replace("/", "_")
         if doubtful:
             confidence = self_confidence(resize_logits(decision[:1], *labels.shape)[0], torch.tensor(labels))
             image = draw_outline(image, (confidence.numpy() < 0.5) & (labels != BORDER))
             outlines = regions(labels != BACKGROUND, {True: "pet"})
             write_labelme(folder / f"{stem}.json", sample.image_path, labels.shape[::-1], outlines)
         label_map = label_map_at_size(predictor.task, decision, threshold, *labels.shape)
-        panel = draw_panel(image, label_map, labels, title, predictor.task)
-        write_png(panel, folder / f"{rank:03d}_{stem}.png")
+        write_png(draw_panel(image, label_map, labels, title, predictor.task), folder / f"{rank:03d}_{stem}.png")

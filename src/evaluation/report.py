@@ -1,5 +1,6 @@
 """What evaluate.py says and writes about the scores of a checkpoint."""
 
+import collections
 import json
 import time
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 
 from data.dataset import Dataset, ImageDataset
 from evaluation.config import EvalConfig, logit
-from evaluation.ensemble import Network
-from evaluation.metrics import Interval, intervals, mean_scores
+from evaluation.metrics import Interval, intervals
+from evaluation.network import Network
 from evaluation.ranking import draw_ranked
 from runtime.errors import UsageError, plural
 from runtime.files import append_rows, atomic_write, write_rows
@@ -27,7 +28,7 @@ VERDICTS = [
 
 
 class Evaluation(NamedTuple):
-    """A network and its scores on a part of a dataset; `rows` and `confusion` are those of `score_images`."""
+    """A network and its scores on a part of a dataset; see `score_images`."""
 
     config: EvalConfig
     dataset: Dataset
@@ -37,12 +38,49 @@ class Evaluation(NamedTuple):
     rows: list[dict]
     confusion: np.ndarray | None
     seconds: float
+    other_rows: list[dict] | None  # of --compare, on the same images
+
+
+def write_report(evaluation: Evaluation) -> None:
+    """Prints scores and the verdict; writes the files that are asked for, and a row of the log.
+
+    Raises UsageError: no image has a class in truth or prediction.
+    """
+    config, rows, view = evaluation.config, evaluation.rows, evaluation.part.view
+    classes = evaluation.network.predictor.task.classes
+    scores = intervals(rows, classes[1:])
+    if "dice" not in scores:
+        raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
+    facts = facts_of(evaluation, scores)
+    size = "the images' own sizes" if facts["scored_at"] == "original" else f"{view.size} pixels"
+    tables = {"intervals": (f"Scores at {size}, threshold {evaluation.threshold:g}", scores)}
+    if evaluation.dataset.lists:
+        tables["groups"] = "Dice by group", group_scores(rows, classes[1:])
+    if evaluation.other_rows:
+        tables["differences"] = f"Minus those of {config.compare}", intervals(rows, classes[1:], evaluation.other_rows)
+    copies = evaluation.dataset.copies_of_training(evaluation.network.seen, evaluation.part.samples)
+    if copies and len(copies) < len(rows):
+        title = f"Without {plural(len(copies), 'near copy', 'near copies')} of training images"
+        others = [row for row in rows if row["name"] not in copies]
+        tables["without_near_copies"] = title, intervals(others, classes[1:])
+    lines = [line for title, table in tables.values() for line in table_of(title, table)]
+    details = {name: table for name, (_, table) in tables.items()}
+    if classes:
+        details["confusion"] = evaluation.confusion.tolist()
+        lines += confusion_table(evaluation.confusion, classes)
+    if config.report:
+        lines.append(f"The report goes to {config.report}: scores, images, and panels of the worst images")
+    lines.append(f"{facts['model'].upper()} {config.subset} Dice score: {facts['dice']:.4f}")
+    lines.append(next(words for least, words in VERDICTS if facts["dice"] >= least))
+    try:
+        print(*lines, sep="\n", flush=True)
+    finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
+        write_files(evaluation, facts, details)
 
 
 def facts_of(evaluation: Evaluation, scores: dict[str, Interval]) -> dict:
     """What was scored and how, and the scores: the columns of the log."""
     config, network, size = evaluation.config, evaluation.network, evaluation.part.view.size
-    count = len(evaluation.rows)
     return {
         "model": network.checkpoint.model_name,
         "checkpoint": network.files,
@@ -57,113 +95,54 @@ def facts_of(evaluation: Evaluation, scores: dict[str, Interval]) -> dict:
         "threshold": evaluation.threshold,
         "tta": config.tta,
         "compute": str(network.predictor.precision),
-        "images": count,
-        **{name: round(score.value, 6) for name, score in scores.items()},
+        "images": len(evaluation.rows),
+        **{name: score.value for name, score in scores.items()},
         "seconds": round(evaluation.seconds, 3),
-        "images_per_second": round(count / evaluation.seconds, 1),
+        "images_per_second": round(len(evaluation.rows) / evaluation.seconds, 1),
     }
-
-
-def write_report(evaluation: Evaluation, other_rows: list[dict] | None) -> None:
-    """Prints scores and the verdict; writes the files that are asked for, and a row of the log.
-
-    With `other_rows`, those of another network on the same images, the report says how the scores differ. Raises
-    UsageError: no image has a class in truth or prediction.
-    """
-    config, network, rows = evaluation.config, evaluation.network, evaluation.rows
-    classes, view = network.predictor.task.classes, network.view
-    scores = intervals(rows, classes[1:])
-    if "dice" not in scores:
-        raise UsageError(f"no image has a class in truth or prediction; score another part than {config.subset}")
-    facts = facts_of(evaluation, scores)
-    details: dict = {"intervals": {name: _rounded(score)[1:] for name, score in scores.items()}}
-    size = f"{view.size}x{view.size}" if view.resize == "square" else f"longer side {view.size} pixels"
-    size = "the images' own sizes" if facts["scored_at"] == "original" else size
-    lines = table_of(scores, f"Scores at {size}, threshold {evaluation.threshold:g}")
-    if evaluation.dataset.lists:
-        details["groups"] = {}
-        lines.append(f"  {'group':<28} {'images':>8} {'dice':>8}   95 % interval")
-        for name, (size, dice) in group_scores(rows, classes[1:]).items():
-            details["groups"][name] = {"images": size, "dice": _rounded(dice)[0], "interval": _rounded(dice)[1:]}
-            lines.append(f"  {name:<28} {size:>8} {dice.value:>8.4f}   {dice.low:.4f} to {dice.high:.4f}")
-    if config.tta:
-        plain, dice = (float(np.mean([row[name] for row in rows])) for name in ("plain_dice", "dice"))
-        lines.append(f"Test-time augmentation: Dice {plain:.4f} without, {dice:.4f} with, averaged over images")
-        details["dice_without_tta"] = round(plain, 6)
-    if other_rows:
-        differences = intervals(rows, classes[1:], minus=other_rows)
-        details["differences"] = {name: _rounded(score) for name, score in differences.items()}
-        lines += table_of(differences, f"Minus those of {config.compare}")
-        value, low, high = differences["dice"]
-        verb = "excludes" if low > 0 or high < 0 else "includes"
-        lines.append(f"Difference in Dice: {value:+.4f}; its 95 % interval ({low:+.4f} to {high:+.4f}) {verb} zero.")
-    copies = evaluation.dataset.copies_of_training(network.seen, evaluation.part.samples)
-    if copies and len(copies) < len(rows):
-        means = mean_scores([row for row in rows if row["name"] not in copies], classes[1:])
-        without = {name: round(means[name], 6) for name in ("dice", "dataset_dice")}
-        details["without_near_copies"] = {"near_copies": len(copies), **without}
-        both = f"Dice {means['dice']:.4f}, dataset Dice {means['dataset_dice']:.4f}"
-        lines.append(f"Without {plural(len(copies), 'near copy', 'near copies')} of training images: {both}")
-    if classes:
-        details["confusion"] = evaluation.confusion.tolist()
-        lines += confusion_table(evaluation.confusion, classes)
-    if config.report:
-        lines.append(f"The report goes to {config.report}: scores, images, and panels of the worst images")
-    dice = scores["dice"].value
-    lines.append(f"{facts['model'].upper()} {config.subset} Dice score: {dice:.4f}")
-    lines.append(next(words for least, words in VERDICTS if dice >= least))
-    try:
-        print(*lines, sep="\n", flush=True)
-    finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
-        write_files(evaluation, facts, details)
 
 
 def write_files(evaluation: Evaluation, facts: dict, details: dict) -> None:
     """Writes the files that are asked for, and a row of the log."""
     config, part, folder = evaluation.config, evaluation.part, Path(evaluation.config.report or "")
-    files = [Path(config.json)] if config.json else []
-    for file in [*files, folder / "scores.json"] if config.report else files:
-        with atomic_write(file) as stream:
-            stream.write(json.dumps(facts | details, indent=2, allow_nan=False) + "\n")
+    for file in (config.json, config.report and folder / "scores.json"):
+        if file:
+            with atomic_write(file) as stream:
+                stream.write(json.dumps(facts | details, indent=2, allow_nan=False) + "\n")
     if config.report:
+        # No value, NaN, is an empty cell, as in the logs.
         cells = [{name: "" if value != value else value for name, value in row.items()} for row in evaluation.rows]
-        write_rows(folder / "images.csv", cells)  # no value, NaN, is an empty cell, as in the logs
-        samples = {sample.name: sample for sample in part.samples}
-        worst = sorted(evaluation.rows, key=lambda row: row["dice"])[:WORST]
-        titles = {row["name"]: f"{row['name']}   Dice {row['dice']:.4f}" for row in worst}
-        ranked = [(evaluation.network.predictor, part, samples[name], title) for name, title in titles.items()]
+        write_rows(folder / "images.csv", cells)
+        worst = sorted(zip(evaluation.rows, part.samples), key=lambda pair: pair[0]["dice"])[:WORST]
+        predictor = evaluation.network.predictor
+        ranked = [(predictor, part.view, sample, f"{sample.name}   Dice {row['dice']:.4f}") for row, sample in worst]
         draw_ranked(ranked, config, logit(evaluation.threshold), folder / "worst")
     stamp = {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
     append_rows(Path(config.log_dir) / f"{facts['model']}_evaluation_log.csv", [stamp | facts])
 
 
-def _rounded(score: Interval) -> list[float]:
-    return [round(x, 6) for x in score]
-
-
-def group_scores(rows: list[dict], classes: tuple[str, ...]) -> dict[str, tuple[int, Interval]]:
-    """Number of images and Dice of cats and dogs, and then of breeds, the worst first.
+def group_scores(rows: list[dict], classes: tuple[str, ...]) -> dict[str, Interval]:
+    """Dice of cats and dogs, and then of breeds, the worst first.
 
     File names of cats have capital letters. Classes that no image of a group has don't count in it.
     """
-    groups: dict[str, list[dict]] = {"cats": [], "dogs": []}
+    groups = collections.defaultdict(list)
     for row in rows:
         name = row["name"]
         groups["cats" if name[0].isupper() else "dogs"].append(row)
-        groups.setdefault(name.rpartition("_")[0] or name, []).append(row)
+        groups[name.rpartition("_")[0] or name].append(row)
     scores = {}
     for name, group in groups.items():
-        if group:
-            present = [one for one in classes if any(row[f"pixels_{one}"] for row in group)]
-            scores[name] = len(group), intervals(group, present)["dice"]
-    return dict(sorted(scores.items(), key=lambda item: (item[0] not in ("cats", "dogs"), item[1][1].value)))
+        present = [one for one in classes if any(row[f"pixels_{one}"] for row in group)]
+        scores[name] = intervals(group, present)["dice"]
+    return dict(sorted(scores.items(), key=lambda item: (item[0] not in ("cats", "dogs"), item[1].value)))
 
 
-def table_of(scores: dict[str, Interval], title: str) -> list[str]:
+def table_of(title: str, scores: dict[str, Interval]) -> list[str]:
     """A line for each score, with its interval, below a title."""
-    lines = [title, f"  {'':<18} {'value':>8}   95 % interval"]
+    lines = [title, f"  {'':<28} {'value':>8}   95 % interval"]
     for name, (value, low, high) in scores.items():
-        lines.append(f"  {name.replace('_', ' '):<18} {value:>8.4f}   {low:.4f} to {high:.4f}")
+        lines.append(f"  {name.replace('_', ' '):<28} {value:>8.4f}   {low:.4f} to {high:.4f}")
     return lines
 
 
@@ -172,8 +151,6 @@ def confusion_table(matrix: np.ndarray, classes: tuple[str, ...]) -> list[str]:
     if len(classes) > SHOWN:
         return [f"The confusion matrix of {len(classes)} classes is in the file of --json."]
     width = max(8, *map(len, classes))
-    lines = ["Pixels of a class (row) by predicted class", f"  {'':<{width}} "]
-    lines[-1] += " ".join(f"{name:>{width}}" for name in classes)
-    for name, shares in zip(classes, matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)):
-        lines.append(" ".join([f"  {name:<{width}}", *(f"{share:>{width}.2%}" for share in shares)]))
-    return lines
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cells = [("", *classes)] + [(name, *(f"{share:.2%}" for share in row)) for name, row in zip(classes, shares)]
+    return ["Pixels of a class (row) by predicted class", *(" ".join(f"{c:>{width}}" for c in row) for row in cells)]

@@ -1,7 +1,6 @@
 """Scores a network on images with known masks: quickly for validation, image by image for evaluation."""
 
-import copy
-import math
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,31 +11,16 @@ from tqdm import tqdm
 
 from data.dataset import ImageDataset
 from evaluation.config import EvalConfig
-from evaluation.metrics import (
-    COUNTS,
-    boundary_f,
-    confusion_matrix,
-    dice_from_counts,
-    image_dice,
-    label_counts,
-    pixel_counts,
-    score_counts,
-)
+from evaluation.metrics import confusion_matrix, score_counts, score_image
 from evaluation.predict import Predicted, Predictor, predict_images
-from models.task import BACKGROUND, Task
+from models.task import BACKGROUND
 from runtime.device import copy_to_device
-from runtime.distributed import SINGLE_PROCESS, DistributedContext
+from runtime.distributed import SINGLE_PROCESS
 from runtime.errors import DatasetError
-
-TOLERANCE = 2  # pixels by which outlines may be apart and still agree
 
 
 def validate(
-    predictor: Predictor,
-    loader: DataLoader,
-    loss_fn: Callable,
-    after_batch: Callable[[], None] = lambda: None,
-    context: DistributedContext = SINGLE_PROCESS,
+    predictor: Predictor, loader: DataLoader, loss_fn: Callable, after_batch=lambda: None, context=SINGLE_PROCESS
 ) -> tuple[torch.Tensor, float]:
     """`score_counts` of every image, int64 (n, K, 4) on the CPU, and the mean of a loss over images.
 
@@ -61,26 +45,19 @@ def predictions_to_score(
     predictor: Predictor, dataset: ImageDataset, config: EvalConfig, title: str
 ) -> Iterator[Predicted]:
     """Predictions and labels of a dataset, at the size to score at. Raises DatasetError: one can't be read."""
-    tile = config.resize == "tile"
-    predictions = predict_images(predictor, dataset, config.batch_size, config.num_workers, tile)
-    bar = tqdm(predictions, total=len(dataset), desc=title, unit="image", leave=False, disable=None, delay=1)
-    for sample, plain, final, labels, error in bar:
+    for sample, decision, labels, error in predict_images(predictor, dataset, config, title):
         if error:
             raise DatasetError(error)
-        if config.original_size or tile:
+        if config.original_size or config.resize == "tile":
             labels = torch.from_numpy(dataset.view.read_labels(sample).copy())[None, None]
-            plain, final = (F.interpolate(logits, labels.shape[-2:], mode="bilinear") for logits in (plain, final))
+            decision = F.interpolate(decision, labels.shape[-2:], mode="bilinear")
         device = predictor.precision.device  # tiles are joined on the CPU
-        yield Predicted(sample, plain.to(device), final.to(device), labels.to(device))
+        yield Predicted(sample, decision.to(device), labels.to(device))
 
 
 @torch.inference_mode()
 def score_images(
-    predictor: Predictor,
-    dataset: ImageDataset,
-    config: EvalConfig,
-    threshold: float = 0.0,
-    context: DistributedContext = SINGLE_PROCESS,
+    predictor: Predictor, dataset: ImageDataset, config: EvalConfig, threshold: float = 0.0, context=SINGLE_PROCESS
 ) -> tuple[list[dict], np.ndarray | None]:
     """A row for each image, see `score_image`; and the `confusion_matrix` of all, or None without named classes.
 
@@ -89,42 +66,15 @@ def score_images(
     task, size, rows, confusion = predictor.task, config.batch_size, [], 0
     # Whole batches are shared, so results don't depend on the number of processes.
     batches = context.shard([dataset.samples[i : i + size] for i in range(0, len(dataset), size)])
-    part = copy.copy(dataset)
-    part.samples = [sample for batch in batches for sample in batch]
-    for predicted in predictions_to_score(predictor, part, config, "evaluating"):
-        rows.append(score_image(predicted, task, config, threshold))
+    part = dataclasses.replace(dataset, samples=[sample for batch in batches for sample in batch])
+    for sample, decision, labels, _ in predictions_to_score(predictor, part, config, "evaluating"):
+        label_map = task.label_map(decision, threshold)
+        rows.append({"name": sample.name, **score_image(task, label_map, labels, not sample.binary_mask)})
         if task.classes:
-            confusion = confusion + confusion_matrix(task, task.label_map(predicted.final), predicted.labels)
+            confusion = confusion + confusion_matrix(task, label_map, labels)
     shared = context.all_gather([rows[i : i + size] for i in range(0, len(rows), size)])
     matrices = context.all_gather([confusion])
     return [row for batch in shared for row in batch], sum(matrices) if task.classes else None
-
-
-def score_image(predicted: Predicted, task: Task, config: EvalConfig, threshold: float = 0.0) -> dict:
-    """The scores of one image by name: size scored at, counts, Dice, boundary F; with TTA `plain_dice`.
-
-    With them are the Dice of a trimap's classes; or Dice, IoU and pixels of named classes, NaN for one that is neither
-    in truth nor in prediction.
-    """
-    labels, label_map = predicted.labels, task.label_map(predicted.final, threshold)
-    found, mask, counted = label_map != BACKGROUND, labels != BACKGROUND, task.counted(labels)
-    if counted is not None:
-        found, mask = found & counted, mask & counted
-    row = {"name": predicted.sample.name, "width": labels.shape[-1], "height": labels.shape[-2]}
-    row |= zip(COUNTS, pixel_counts(found, mask, counted)[0].tolist())
-    counts = label_counts(task, label_map, labels)
-    row["dice"] = image_dice(counts).item()
-    row["boundary_f"] = boundary_f(found, mask, TOLERANCE, counted).item()
-    if config.tta:
-        row["plain_dice"] = image_dice(label_counts(task, task.label_map(predicted.plain, threshold), labels)).item()
-    for name, (tp, fp, fn, _) in zip(task.classes[1:], counts[0].tolist()):
-        row[f"pixels_{name}"] = tp + fn
-        row[f"dice_{name}"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
-        row[f"iou_{name}"] = tp / (tp + fp + fn) if tp + fp + fn else math.nan
-    if not task.classes and not predicted.sample.binary_mask:
-        for number, name in task.class_scores.items():
-            row[name] = dice_from_counts(pixel_counts(label_map == number, labels == number)).item()
-    return row
 
 
 @torch.inference_mode()
@@ -133,7 +83,7 @@ def find_threshold(predictor: Predictor, dataset: ImageDataset, config: EvalConf
     rows = []
     for predicted in predictions_to_score(predictor, dataset, config, "threshold"):
         # A pixel of level k is foreground at thresholds of up to k hundredths.
-        levels = (predicted.final[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
+        levels = (predicted.decision[:, :1].sigmoid() * 100).ceil().long().clamp(1, 100) - 1
         codes = levels + 100 * (predicted.labels != BACKGROUND)
         # Pixels by truth and level; summed from above they are what each threshold predicts.
         rows.append(torch.bincount(codes.flatten(), minlength=200).view(2, 100).flip(1).cumsum(1).flip(1).cpu())

@@ -101,7 +101,7 @@ class TensorBoard:
             if name not in ("run_id", "epoch") and value is not None:
                 self.writer.add_scalar(name, value, row["epoch"])
         model = (state.net.ema or state.net).model.eval()
-        labels = model.task.label_map(Predictor(model, state.net.precision).predict(self.batch["image"]).final).cpu()
+        labels = model.task.label_map(Predictor(model, state.net.precision).predict(self.batch["image"])).cpu()
         for path, image, truth, predicted in zip(self.batch["path"], self.batch["image"], self.batch["labels"], labels):
             name, image = Path(path).stem, image.permute(1, 2, 0).numpy()
             panel = draw_panel(image, predicted[0].numpy(), truth[0].numpy(), name, model.task)

@@ -1,8 +1,8 @@
 """Draws the curves of networks from their training logs."""
 
 import itertools
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from PIL import Image, ImageShow
@@ -18,13 +18,12 @@ LOOKS = list(zip(["tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown",
 COLUMNS = {"dice": ("train_dice", "val_dice"), "loss": ("train_loss", "val_loss"), "learning_rate": ("learning_rate",)}
 
 
-@dataclass
-class Run:
+class Run(NamedTuple):
     """A run of a network: its rows by epoch, with None where there is no value."""
 
     run_id: str
     name: str
-    rows: dict[float, dict] = field(default_factory=dict)
+    rows: dict[float, dict]
 
     def points(self, column: str) -> tuple[list, list]:
         """Epochs and values of a column."""
@@ -46,7 +45,7 @@ def read_runs(folder: Path, ending: str = "*.csv") -> dict[str, Run]:
                 for row in read_rows(log):
                     values = {column: float(row[column]) if row[column] else None for column in columns}
                     # A run that went back to an older state has left rows of the same epochs: the log in use is first.
-                    run = runs.setdefault(row["run_id"], Run(row["run_id"], name))
+                    run = runs.setdefault(row["run_id"], Run(row["run_id"], name, {}))
                     run.rows.setdefault(values["epoch"], values)
             except (KeyError, ValueError):
                 raise UsageError(f"{log} is no training log of this program; move it away and train again") from None
@@ -90,13 +89,12 @@ def draw_curves(save_dir: str, log_dir: str, kinds: list[str], ids: list[str] | 
         raise UsageError(f"there is no training log in {folder}; train first, or name its folder with --log_dir")
     # Among the latest runs the first two networks keep their looks where one of them is missing.
     latest = {**dict.fromkeys(TITLES), **{run.name: run for run in known.values()}}
-    looks = zip([known[run_id] for run_id in ids] if ids else latest.values(), itertools.cycle(LOOKS))
-    runs = {
-        TITLES.get(run.name, run.name) + (f" {run.run_id}" if ids else ""): (run, look) for run, look in looks if run
-    }
+    chosen = [known[run_id] for run_id in ids] if ids else latest.values()
+    looks = [(run, *look) for run, look in zip(chosen, itertools.cycle(LOOKS)) if run]
+    titles = [TITLES.get(run.name, run.name) + (f" {run.run_id}" if ids else "") for run, *_ in looks]
     figure = Figure(figsize=(8, 1 + 4 * len(kinds)), layout="tight")
     for kind, axis in zip(kinds, figure.subplots(len(kinds), squeeze=False)[:, 0]):
-        for title, (run, (color, marker)) in runs.items():
+        for title, (run, color, marker) in zip(titles, looks):
             draw_run(axis, run, title, kind, color, marker)
             for number, epoch in enumerate(resumed_after(save_dir, run.name, run.run_id)):
                 label = "" if number else f"{title} resumed"
@@ -109,6 +107,6 @@ def draw_curves(save_dir: str, log_dir: str, kinds: list[str], ids: list[str] | 
     file = writable_folder(folder) / "dice_score_comparison.png"
     with atomic_write(file, "wb") as stream:
         figure.savefig(stream, dpi=150, format="png")
-    print(f"Drew {' and '.join(runs)}: {file}")
+    print(f"Drew {' and '.join(titles)}: {file}")
     if show and not ImageShow.show(Image.open(file)):
         print("There is no program here to show it with.")

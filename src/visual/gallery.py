@@ -1,21 +1,13 @@
-"""A page and a sheet of all panels in a folder: index.html, which needs no server and no network, and index.png."""
+"""A page of all panels in a folder, which needs no server and no network."""
 
 import html
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from runtime.errors import plural
 from runtime.files import atomic_write
-from visual.panels import contact_sheet, write_png
-
-SHEET, COLUMNS = 48, 4  # panels on the sheet and in a row of it, at most
-THUMB = (360, 120)  # width and height of a panel on it
 
 PAGE = """<!DOCTYPE html>
-<html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -33,12 +25,9 @@ img {{ display: block; max-width: 100% }}
 {figures}
 </main>
 <script>
-function sort(order) {{
-  const main = document.querySelector("main");
-  main.append(...[...main.children].sort((a, b) => order(a.dataset, b.dataset)));
-}}
+const main = document.querySelector("main");
+const sort = order => main.append(...[...main.children].sort((a, b) => order(a.dataset, b.dataset)));
 </script>
-</html>
 """
 FIGURE = """<figure data-dice="{dice}" data-name="{name}">
 <a href="{link}"><img src="{link}" alt="{name}" loading="lazy"></a>
@@ -47,23 +36,15 @@ FIGURE = """<figure data-dice="{dice}" data-name="{name}">
 
 
 def write_gallery(folder: Path, panels: list[tuple[str, object]], title: str) -> None:
-    """Writes index.html with all panels and index.png with the first of them, the worst first.
+    """Writes index.html, with the worst panels first.
 
-    Args:
-        folder: where the panels are.
-        panels: path of each, from the folder on, and its Dice, or "" where there is no ground truth.
-        title: stands above the page.
+    Panels are their paths below the folder, each with its Dice, or "" where there is no ground truth.
     """
-    rated = sorted((2 if dice == "" else dice, path) for path, dice in panels)  # those without ground truth last
     figures = []
-    for dice, path in rated:
+    for dice, path in sorted((2 if dice == "" else dice, path) for path, dice in panels):  # without ground truth: last
         name, link = html.escape(path.removesuffix("_panel.png")), html.escape(quote(path, errors="surrogateescape"))
         score = f": Dice {dice:.4f}" if dice <= 1 else ""
         figures.append(FIGURE.format(name=name, score=score, dice=dice, link=link))
-    page = PAGE.format(title=html.escape(title), count=plural(len(panels), "image"), figures="\n".join(figures))
     with atomic_write(folder / "index.html", sync=False) as file:
-        file.write(page)
-    if panels:
-        drawn = (Image.open(folder / path) for _, path in rated[:SHEET])
-        thumbs = [np.asarray(ImageOps.pad(panel, THUMB, color="white", centering=(0, 0))) for panel in drawn]
-        write_png(contact_sheet(thumbs, min(COLUMNS, len(thumbs)), gap=8), folder / "index.png")
+        count = plural(len(panels), "image")
+        file.write(PAGE.format(title=html.escape(title), count=count, figures="\n".join(figures)))

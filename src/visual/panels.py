@@ -1,5 +1,6 @@
 """Panels: the image, the ground truth where there is one, and the prediction, side by side under a title."""
 
+import math
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,11 +8,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from torchvision.utils import make_grid
 
-from data.image_io import rgb_profile
 from data.pixels import shown
 from models.task import BACKGROUND, IGNORED, PET, TASKS, Task
 from runtime.files import atomic_write
@@ -27,9 +25,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _with_palette(labels: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> Image.Image:
     """A label map (H, W) in the colors of its classes; what is left out is white."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors)], palette[IGNORED] = colors, 255
     image = Image.fromarray(labels)
-    rest = [(0, 0, 0)] * (IGNORED - len(colors))
-    image.putpalette([level for color in (*colors, *rest, (255, 255, 255)) for level in color])
+    image.putpalette(palette.tobytes())
     return image
 
 
@@ -40,34 +39,13 @@ def mask_image(labels: np.ndarray, task: Task) -> Image.Image:
     return Image.fromarray((labels != BACKGROUND) * np.uint8(255))
 
 
-def trimap_image(labels: np.ndarray) -> Image.Image:
-    """A label map (H, W) as a trimap file: 1 = pet, 2 = background, 3 = border."""
-    return Image.fromarray(np.array([2, 1, 3], np.uint8)[labels])
-
-
-def _legend(task: Task, width: int) -> list[tuple[float, int]]:
-    """Left edge and line of each class in a legend of this width."""
-    places, left, line = [], MARGIN, 0
-    for name in task.classes:
-        length = _font(13).getlength(name) + 34
-        if left > MARGIN and left + length > width:
-            left, line = MARGIN, line + 1
-        places.append((left, line))
-        left += length
-    return places
-
-
 def draw_panel(
     image: np.ndarray, prediction: np.ndarray, truth: np.ndarray | None, title: str, task: Task = TASKS["binary"]
 ) -> Image.Image:
-    """An RGB image of two or three parts, each 256 pixels high and as wide as the image's shape asks.
+    """Draws two or three parts, each 256 pixels high and as wide as the image's shape asks.
 
-    Args:
-        image: (H, W, C), as the network sees it.
-        prediction: label map of the task, uint8 (H, W).
-        truth: likewise, of any task, or None.
-        title: stands above, shortened in the middle where it is too long.
-        task: gives the colors, and the legend where its classes have names.
+    The image, (H, W, C), is as the network sees it; prediction and ground truth are label maps of any size, uint8. The
+    title is shortened in the middle where it is too long; a task whose classes have names gets a legend.
     """
     parts = {"image": Image.fromarray(shown(image))}
     if truth is not None:
@@ -75,8 +53,9 @@ def draw_panel(
     parts["prediction"] = _with_palette(prediction, task.colors)
     width = min(3 * HEIGHT, max(HEIGHT // 3, round(HEIGHT * image.shape[1] / image.shape[0])))
     across, below = MARGIN + len(parts) * (width + MARGIN), TITLE + HEIGHT + CAPTION
-    legend = _legend(task, across)
-    panel = Image.new("RGB", (across, below + CAPTION * (1 + legend[-1][1] if legend else 0)), "white")
+    cell = 34 + max(map(_font(13).getlength, task.classes), default=0)  # of the legend
+    columns = max(1, int((across - MARGIN) // cell))
+    panel = Image.new("RGB", (across, below + CAPTION * math.ceil(len(task.classes) / columns)), "white")
     draw = ImageDraw.Draw(panel)
     draw.text((across / 2, TITLE / 2), _fit(title, across - 2 * MARGIN), "black", _font(17), anchor="mm")
     for i, (name, part) in enumerate(parts.items()):
@@ -84,8 +63,8 @@ def draw_panel(
         filter = Image.Resampling.NEAREST if part.mode == "P" else Image.Resampling.BILINEAR
         panel.paste(part.resize((width, HEIGHT), filter).convert("RGB"), (left, TITLE))
         draw.text((left + width / 2, below - CAPTION / 2), name, "black", _font(13), anchor="mm")
-    for name, color, (left, line) in zip(task.classes, task.colors, legend):
-        y = below + (line + 0.5) * CAPTION
+    for i, (name, color) in enumerate(zip(task.classes, task.colors)):
+        left, y = MARGIN + i % columns * cell, below + (i // columns + 0.5) * CAPTION
         draw.rectangle((left, y - 6, left + 12, y + 6), fill=color, outline="gray")
         draw.text((left + 18, y), name, "black", _font(13), anchor="lm")
     return panel
@@ -100,37 +79,19 @@ def _fit(title: str, width: int) -> str:
     return fitting
 
 
-def with_profile(cutout: np.ndarray, path: Path) -> Image.Image:
-    """A cutout (H, W, 4) of an image file as an image, which keeps the file's ICC profile when it is saved."""
-    image = Image.fromarray(cutout)
-    image.info["icc_profile"] = rgb_profile(path)
-    return image
-
-
-def contact_sheet(images: list[np.ndarray], columns: int, gap: int) -> Image.Image:
-    """Images (H, W, 3) of one size in rows, from left to right."""
-    grid = make_grid(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), columns, gap, pad_value=255)
-    return Image.fromarray(grid.permute(1, 2, 0).numpy())
-
-
-def write_png(image: Image.Image, path: Path) -> None:
+def write_png(image: Image.Image, path: Path, icc_profile: bytes | None = None) -> None:
     """Writes an image atomically, in half the time of Pillow's own settings."""
     with atomic_write(path, "wb", sync=False) as file:
-        image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE, icc_profile=icc_profile)
 
 
-def sixteen_bits(logits: torch.Tensor) -> np.ndarray:
-    """Logits (H, W), which are overwritten, to probabilities as uint16 of 0 to 65535."""
-    return logits.sigmoid_().mul_(65535).round_().numpy().astype(np.uint16)
-
-
-def draw_outline(image: np.ndarray, mask: np.ndarray, color=(255, 0, 255)) -> np.ndarray:
-    """Draws the outline of a mask (H, W) on a copy of an image (H, W, C), as people see it.
+def draw_outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Draws the magenta outline of a mask (H, W) on a copy of an image (H, W, C), as people see it.
 
     It is a pixel wide to either side of the edge, and a 400th of the shorter side on images larger than 400 pixels.
     """
     blur = ImageFilter.BoxBlur(max(1, min(mask.shape) // 400))
     inside = np.asarray(Image.fromarray((mask != 0) * np.uint8(255)).filter(blur))
     drawn = np.array(shown(image))
-    drawn[(inside > 0) & (inside < 255)] = color
+    drawn[(inside > 0) & (inside < 255)] = 255, 0, 255
     return drawn
