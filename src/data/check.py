@@ -74,7 +74,7 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     home = {sample: mode for mode, part in zip(MODES, parts) for sample in part}
     copied = sum(len(group) - 1 for group in dataset.copies)
     print(f"  split       {split}: {', '.join(f'{len(part):,} {mode}' for mode, part in zip(MODES, parts))}")
-    print(f"  copies      {copied}; {parts.moved} moved into training by the split")
+    print(f"  copies      {copied}; {sum(parts.moved)} moved into training by the split")
     near = [pair for pair in dataset.near_copies if home.keys() >= set(pair)]
     apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
     for pair in apart:

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.cache import PixelCache
-from data.copies import find_copies, near_copies
+from data.cache import PixelCache, open_cache
+from data.copies import find_copies, find_near_copies, near_copies
 from data.layout import Sample, describe_layout, find_parts, find_root, pair_up, read_list, read_lists, require_files
-from data.names import MODES, SPLITS
+from data.names import GROUPINGS, MODES, SPLITS
 from data.pixels import to_floats
-from data.split import Group, Split, split_at_random, split_by_lists, take_fold, unite
+from data.split import Group, Split, split_at_random, split_by_lists, stratified_subset, take_fold, unite
 from data.view import View
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, DataRecord
 from models.task import BACKGROUND, BORDER
 from runtime.errors import DatasetError, UsageError, plural, raise_faults
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -27,12 +27,13 @@ from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 class Dataset:
     """The images of a folder, listed once, and which of them belong together.
 
-    Images of one of the `groups`, such as frames of a video, are never in two parts. Given are the group of each image
-    by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group; or a file
-    with lines of `name group`.
+    Images of one of the `groups`, such as frames of a video, are never in two parts. `near` unites copies and near
+    copies, `bytes` equal files alone, and `off` nothing. Others are united with near copies: the group of each image by
+    its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group; or a file
+    with lines of `name group`. With a `limit` so many images are kept, drawn by the seed.
     """
 
-    def __init__(self, data_path, groups: str | dict[str, str] | None = None):
+    def __init__(self, data_path, groups: str | dict[str, str] = "near", limit: int | None = None, seed: int = 42):
         self.root = find_root(data_path)
         self.layout = describe_layout(self.root)  # in words
         self.lists = read_lists(self.root)
@@ -45,6 +46,26 @@ class Dataset:
         given = self.lists or self.parts
         self.samples = [listed[name] for name in sorted(listed)] if given else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
+        self._keep(limit, seed)
+
+    def _keep(self, limit: int | None, seed: int) -> None:
+        self.limit = limit
+        if limit is not None:
+            self.samples = stratified_subset(self.samples, limit, seed)
+            kept = {*self.samples}
+            self.lists = {name: [s for s in samples if s in kept] for name, samples in self.lists.items()}
+            self.parts = {mode: [s for s in samples if s in kept] for mode, samples in self.parts.items()}
+
+    def under(self, data: DataRecord) -> "Dataset":
+        """The same images under the groups and the limit of a checkpoint."""
+        dataset = copy.copy(self)
+        dataset.groups = data.groups or "near"
+        dataset._keep(data.limit, data.seed)
+        return dataset
+
+    def open_cache(self, view: View) -> PixelCache | None:
+        """The cache of all images under a view; see data/cache.py. A limited dataset has none: it would replace it."""
+        return open_cache(self.root, self.samples, view) if self.limit is None else None
 
     @functools.cached_property
     def copies(self) -> list[Group]:
@@ -54,7 +75,7 @@ class Dataset:
     @functools.cached_property
     def near_copies(self) -> list[Group]:
         """Pairs of images that show one photograph; see data/copies.py."""
-        return near_copies(self.root, self.samples)
+        return near_copies(self.root, self.samples) if self.limit is None else find_near_copies(self.samples)
 
     def split(
         self, name: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None, needed: tuple[str, ...] = MODES
@@ -78,8 +99,8 @@ class Dataset:
             parts = split_at_random(self.samples, seed, self._grouped(self.samples))
         everything = [sample for part in parts.values() for sample in part]
         require_files(self.root, everything)
-        groups = self.copies + self._grouped(everything)
-        near = self.near_copies if name != "official" or fold else []
+        groups = [*([] if self.groups == "off" else self.copies), *self._grouped(everything)]
+        near = self.near_copies if self.groups not in ("off", "bytes") and (name != "official" or fold) else []
         moved = unite(parts, groups if name == "official" else groups + near)
         if fold:
             take_fold(parts, *fold, seed, groups + near)
@@ -87,10 +108,15 @@ class Dataset:
             if not part and mode in needed:
                 raise DatasetError(
                     f"{self.root}: the {mode} part of the split {name} is empty: of {plural(len(everything), 'image')} "
-                    f"{moved} were moved into training, with copies or groups; at least ten different "
-                    "ones are needed, or fewer folds (evaluate.py --subset all needs no parts)"
+                    f"{self.in_groups(moved)}; at least ten different ones are needed, or --groups bytes or off, or "
+                    "fewer folds (evaluate.py --subset all needs no parts)"
                 )
         return Split(**parts, moved=moved)
+
+    def in_groups(self, moved: list[int]) -> str:
+        """The numbers of images of each group that were moved into training, in words."""
+        rule = f"--groups {self.groups}" if isinstance(self.groups, str) else "copies and --groups"
+        return f"{sum(moved):,} were moved into training, in {plural(len(moved), 'group')} ({rule})"
 
     def part(self, mode: str, split: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None) -> list[Sample]:
         """The samples of one part, or with mode `all` every labelled image; see `split`."""
@@ -101,10 +127,9 @@ class Dataset:
 
     def part_of(self, checkpoint: Checkpoint, mode: str) -> list[Sample]:
         """The samples of one part under the split of a checkpoint."""
-        data, grouped = checkpoint.data, copy.copy(self)
-        grouped.groups = data.groups
+        data, dataset = checkpoint.data, self if mode == "all" else self.under(checkpoint.data)
         split = data.split if self.lists else SPLITS[0]  # without lists there is no official one
-        return grouped.part(mode, split, data.seed, None if self.parts else data.fold)
+        return dataset.part(mode, split, data.seed, None if self.parts else data.fold)
 
     def copies_of_training(self, seen: set[str], samples: list[Sample]) -> set[str]:
         """Names of those samples that are not among the `seen` names, but of which a near copy is."""
@@ -117,8 +142,8 @@ class Dataset:
     def _grouped(self, samples: list[Sample]) -> list[Group]:
         """The samples of each group, without copies."""
         members: dict[str, Group] = collections.defaultdict(list)
-        for sample in samples:
-            if self.groups and sample.name in self.groups:
+        for sample in samples if isinstance(self.groups, dict) else ():
+            if sample.name in self.groups:
                 members[self.groups[sample.name]].append(sample)
         return list(members.values())
 
@@ -153,8 +178,10 @@ class Dataset:
                 read_list(self.root, name)  # which says that
 
 
-def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
-    """The group of each image, by its name; see Dataset."""
+def read_groups(source: str, samples: list[Sample]) -> str | dict[str, str]:
+    """The group of each image, by its name, or one of GROUPINGS; see Dataset."""
+    if source in GROUPINGS:
+        return source
     names = {sample.name for sample in samples}
     if source.startswith("regex:"):
         try:
@@ -171,7 +198,9 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise UsageError(f"--groups: {source} can't be read ({reason}); name a text file, or regex:PATTERN") from None
+        raise UsageError(
+            f"--groups: {source} can't be read ({reason}); name a text file, regex:PATTERN, {', '.join(GROUPINGS)}"
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

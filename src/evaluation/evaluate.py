@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from data.cache import open_cache
 from data.check import print_resized_masks
 from data.dataset import Dataset, ImageDataset, refuse_seen
 from data.inputs import refuse_overwriting
@@ -32,6 +31,8 @@ def evaluate(config: EvalConfig, device: torch.device, context: DistributedConte
     """Scores the checkpoints of a config and reports. Raises UsageError: they, the flags and the data don't fit."""
     dataset = Dataset(config.data_path)
     network = open_network(config, device, config.model_path, config.model_name)
+    if config.subset != "all":
+        dataset = dataset.under(network.checkpoint.data)
     part = open_part(config, network, dataset, config.subset)
     compared = open_compared(config, device, dataset, network, part) if config.compare else None
     ranked = parts_to_rank(config, device, dataset, network, part) if config.label_errors else []
@@ -77,7 +78,7 @@ def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str,
         other = "use --subset test, or " if mode != "test" and has_test else ""
         refuse_seen(network.seen, samples, network.path, advice or f"{other}say --allow_seen")
     cached = config.resize == "square"  # tiles are cut from the images themselves
-    cache = open_cache(dataset.root, dataset.samples, view) if cached else None
+    cache = dataset.open_cache(view) if cached else None
     return ImageDataset(samples, view, cache, dataset.root, mode)
 
 

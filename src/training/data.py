@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data.augment import AugmentedDataset
-from data.cache import open_cache
 from data.check import print_resized_masks, require_readable, warn_if_inverted
 from data.dataset import Dataset, ImageDataset
 from data.inputs import list_images
@@ -38,15 +37,23 @@ class Data(NamedTuple):
         return self.parts[1]
 
 
+def open_dataset(config: TrainConfig, saved: DataRecord | None) -> Dataset:
+    """The dataset of a new run, or that of the run that is resumed."""
+    if saved:
+        return Dataset(config.data_path).under(saved)
+    return Dataset(config.data_path, config.groups, config.limit, config.seed)
+
+
 def open_parts(
     config: TrainConfig, saved: DataRecord | None, path: Path | None, dataset: Dataset | None = None
 ) -> Data:
     """The parts of a labelled dataset. With `saved`, the record of the checkpoint `path`, they must be the same."""
-    dataset = dataset or Dataset(config.data_path, saved.groups if saved else config.groups)
+    dataset = dataset or open_dataset(config, saved)
     root = dataset.root
     split = dataset.split(config.split, config.seed, config.fold_of_folds)
     if config.train_fraction < 1:
-        split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
+        count = round(len(split.train) * config.train_fraction)
+        split = split._replace(train=stratified_subset(split.train, count, config.seed))
         if not split.train:
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
@@ -54,10 +61,9 @@ def open_parts(
     samples = {mode: getattr(split, mode) for mode in MODES}
     record = make_record(config, samples, dataset.groups, saved, path)
     if split.moved:
-        words = "copies or groups" if dataset.groups else "copies"
-        print(f"Moved into training, to their {words}: {plural(split.moved, 'image')}.")
+        print(f"Of {plural(len(dataset.samples), 'image')} {dataset.in_groups(split.moved)}.")
     print_resized_masks(sum(samples.values(), []))
-    cache = open_cache(root, dataset.samples, config.view) if config.cache else None
+    cache = dataset.open_cache(config.view) if config.cache else None
     uncertain = {"train": config.augment_uncertain}
     parts = tuple(
         ImageDataset(part, config.view, cache, root, mode, uncertain.get(mode, False), config.seed)
@@ -76,7 +82,7 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     """
     root = Path(config.data_path)
     try:
-        dataset = Dataset(root, saved.groups if saved else config.groups)
+        dataset = open_dataset(config, saved)
     except DatasetError as error:
         if has_lists(root):
             raise
@@ -93,11 +99,11 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
     parts = tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
-    return Data(parts, make_record(config, chosen, None, saved, path))
+    return Data(parts, make_record(config, chosen, config.groups, saved, path))
 
 
 def make_record(
-    config: TrainConfig, parts: dict[str, list], groups: dict | None, saved: DataRecord | None, path: Path | None
+    config: TrainConfig, parts: dict[str, list], groups: dict | str, saved: DataRecord | None, path: Path | None
 ) -> DataRecord:
     """What the checkpoint says of the data. Raises UsageError: the run that is resumed had other images."""
     record = DataRecord(
@@ -105,6 +111,7 @@ def make_record(
         seed=config.seed,
         fold=config.fold_of_folds,
         groups=groups,
+        limit=config.limit,
         fingerprints={mode: fingerprint(samples) for mode, samples in parts.items()},
         train_names=[sample.name for sample in parts["train"]],
     )

@@ -57,7 +57,8 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
         raise UsageError(f"{path} holds a model but no training state; start a new run from it with --init")
     data, kinds = checkpoint.data, saved_settings()
     saved = checkpoint.training.settings | settings_of_network(checkpoint)
-    saved |= {"split": data.split, "seed": data.seed, "fold": data.fold and "/".join(map(str, data.fold))}
+    saved |= {"split": data.split, "seed": data.seed, "limit": data.limit}
+    saved["fold"] = data.fold and "/".join(map(str, data.fold))
     unequal = saved.keys() ^ kinds.keys()
     if unequal:
         raise CheckpointError(f"{path} has other settings than this version ({min(unequal)!r}); start a new run")
