@@ -86,6 +86,48 @@ def test_own_parts_are_taken_as_they_are(tmp_path):
     assert_one_error(run_script("evaluate.py", *flags, cwd=tmp_path), "no test part", "--subset")
 
 
+def nest(root):
+    """Puts the images and masks of a folder into subfolders, where they are called alike."""
+    for folder in ("images", "masks"):
+        for i, path in enumerate(sorted((root / folder).iterdir(), key=lambda path: path.stem)):
+            target = root / folder / ("cats" if i % 2 else "dogs/small") / f"{i // 2}{path.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return root
+
+
+def test_subfolders_are_paired_by_their_names(tmp_path):
+    root = nest(write_own(tmp_path / "own"))
+    (root / "images/.cache").mkdir()
+    shutil.copyfile(next((root / "images/cats").iterdir()), root / "images/.cache/hidden.png")
+    dataset = Dataset(root)
+    assert {sample.name for sample in dataset.samples} == {
+        f"{kind}/{i}" for kind in ("cats", "dogs/small") for i in range(20)
+    }
+    for sample in dataset.samples:
+        image, labels = View().read_at(sample)
+        assert ((image.mean(2) > 110) == labels).mean() > 0.93
+    assert "32 train, 4 valid, 4 test" in run_ok("train.py", "--data_path", root, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert "4 test images" in run_ok("evaluate.py", "--data_path", root, "--report", "report", cwd=tmp_path)
+    run_ok("inference.py", "--data_path", root, "--output_path", "out", cwd=tmp_path)
+    assert (
+        len(list((tmp_path / "out").glob("cats/*_mask.png")) + list((tmp_path / "out").glob("dogs/small/*_mask.png")))
+        == 4
+    )
+    next((root / "masks/cats").iterdir()).unlink()
+    with pytest.raises(DatasetError, match="1 fault: .*cats/.* has no mask"):
+        Dataset(root)
+
+
+def test_subfolders_of_own_parts(tmp_path):
+    for part in ("train", "valid", "test"):
+        nest(write_own(tmp_path / part, count=4))
+    parts = Dataset(tmp_path).split()
+    assert [sample.name for sample in parts.valid] == [
+        f"valid/{name}" for name in ("cats/0", "cats/1", "dogs/small/0", "dogs/small/1")
+    ]
+
+
 def test_copies_in_own_parts_are_named(tmp_path):
     for part in ("train", "valid"):
         write_own(tmp_path / part, count=4)

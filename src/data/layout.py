@@ -6,19 +6,23 @@ A dataset is a folder in one of four layouts:
     images/ annotations/trimaps/                     the same without lists: images and trimaps pair up by stem
     images/ masks/                                   own images; masks of two values, black is background
     train/ valid/ test/ with images/ masks/ in each  own images, divided already
+
+Images may lie in subfolders, such as one for each class; their masks lie in subfolders of the same names.
 """
 
 import collections
+import contextlib
 import hashlib
 import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.image_io import image_size_of, only_images, shown_size
+from data.names import HIDDEN
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
@@ -66,6 +70,12 @@ def find_root(data_path) -> Path:
             return root
     if find_parts(path):
         return path
+    if (path / "SegmentationClass").is_dir():
+        folder, images, output = (shlex.quote(str(p)) for p in (path, path / "JPEGImages", path / "converted"))
+        raise DatasetError(
+            f"{folder} is in the layout of Pascal VOC; convert it with `python tools/convert_masks.py --annotations "
+            f"{folder} --images {images} --output {output}`, and use --data_path {output}"
+        )
     if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
         advice = "put images into images/ and their masks into masks/, or name another folder"
         raise DatasetError(f"no dataset: the folder {path} has no images/ beside annotations/ or masks/; {advice}")
@@ -130,7 +140,7 @@ def read_list(root: Path, name: str) -> list[Sample]:
 
 
 def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample]:
-    """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
+    """Pairs images and masks by stem and subfolder; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
     An image may have several masks, with numbers at their ends, but not several trimaps.
@@ -141,9 +151,10 @@ def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample
     def files_by_stem(folder: Path) -> dict[str, Path]:
         files: dict[str, Path] = {}
         for path in only_images(sorted(_files(folder))):
-            if path.stem in files:
-                faults.append(f"{path} and {files[path.stem].name} have the same stem")
-            files[path.stem] = path
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            if stem in files:
+                faults.append(f"{path} and {files[stem].name} have the same stem")
+            files[stem] = path
         return files
 
     images, files = map(files_by_stem, folders or (root / "images", root / ("masks" if own else "annotations/trimaps")))
@@ -196,12 +207,17 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path], several: bool)
     return paired
 
 
-def _files(folder: Path) -> set[Path]:
-    """The files in a folder, by one listing: 15,000 stats over a network drive take a minute. Only links need one."""
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False) or Path(entry).is_file()}
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and those below; 15,000 stats over a network drive take a minute, and only links need one.
+
+    Hidden folders, and links to folders, are left out.
+    """
+    with os.scandir(folder) if folder.is_dir() else contextlib.nullcontext(()) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from () if HIDDEN.match(entry.name) else _files(Path(entry))
+            elif entry.is_file(follow_symlinks=False) or Path(entry).is_file():
+                yield Path(entry)
 
 
 def require_files(root: Path, samples: Sequence[Sample]) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from runtime.cli import STOPPING, quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
-from runtime.errors import UsageError, plural
+from runtime.errors import UsageError, note, plural, take_notes
 
 
 class Batches:
@@ -82,24 +82,30 @@ def shard_batches(dataset: Dataset, batch_size: int, context: DistributedContext
 
 
 class _WholeBatches(Dataset):
+    """Batches, and what was noted of their files in this process, which may be a worker."""
+
     def __init__(self, dataset):
         self.dataset = dataset
 
-    def __getitem__(self, keys):
-        return self.dataset.read_batch(keys)
+    def __getitem__(self, keys) -> tuple:
+        return self.dataset.read_batch(keys), take_notes()
 
 
 class _Loader(DataLoader):
     """Starts its workers with signals blocked, which they inherit until `_init_worker` has set their handlers."""
 
     def __iter__(self):
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if masks else None
         try:
-            return super().__iter__()
+            batches = super().__iter__()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for batch, notes in batches:
+            for sentence, path in notes:
+                note(sentence, path)
+            yield batch
 
 
 def make_loader(dataset, device: torch.device, batches: Iterable, num_workers: int | None = None) -> DataLoader:
