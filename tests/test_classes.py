@@ -91,7 +91,7 @@ def test_masks_of_numbers_and_what_is_refused(tmp_path):
         image.save(tmp_path / "mask.png")
         expected = numbers.tolist()
         assert read_class_mask(tmp_path / "mask.png", NAMED.classes).tolist() == expected
-    with pytest.raises(DatasetError, match=r"mask\.png holds the value 3, but --classes names 3 classes, 0 to 2"):
+    with pytest.raises(DatasetError, match=r"mask\.png holds the value 3, but --classes names 3 classes, from 0 on"):
         read_class_mask(tmp_path / "mask.png", NAMED.classes[:3])
     Image.fromarray(np.uint8([[[0, 0, 0], [9, 0, 0]]])).save(tmp_path / "mask.png")
     with pytest.raises(DatasetError, match="expected one channel"):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data.cache import CACHE_FOLDER, files_digest, make_once, read_all
-from data.image_io import nearest, read_image, read_mask, read_trimap
+from data.image_io import read_image, read_mask, read_trimap
 from data.layout import Sample
 from runtime.errors import DatasetError
 from runtime.files import atomic_write
@@ -96,10 +96,8 @@ def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -
         lambda s: read_image(s.image_path, (SIDE, SIDE), s.binary_mask, own_range=True), samples, "comparing"
     )
     thumbnails = {i: image for i, image in enumerate(read) if isinstance(image, np.ndarray) and image.std() > 1}
-    if not thumbnails:
-        return []
     numbers, pairs = np.array(list(thumbnails)), set()
-    hashes = np.stack([image_hash(thumbnail) for thumbnail in thumbnails.values()])
+    hashes = [image_hash(thumbnail) for thumbnail in thumbnails.values()]
 
     @functools.cache
     def candidate(i: int, mirrored: bool) -> Candidate:
@@ -109,7 +107,7 @@ def find_near_copies(samples: list[Sample], known: list[Sample] | None = None) -
         return Candidate(thumbnail, mask, small_crops(thumbnail))
 
     for mirrored in (False, True):
-        theirs = np.stack([image_hash(t[:, ::-1]) for t in thumbnails.values()]) if mirrored else hashes
+        theirs = np.array([image_hash(t[:, ::-1]) for t in thumbnails.values()] if mirrored else hashes)
         for i, row in zip(numbers[numbers < count].tolist(), hashes):
             distances = (len(row) - theirs @ row) / 2
             for j in numbers[(distances <= HASH_DISTANCE) & (numbers > (i if known is None else count - 1))].tolist():
@@ -144,12 +142,13 @@ def small_crops(thumbnail: np.ndarray) -> np.ndarray:
 
 
 def _foreground(sample: Sample) -> np.ndarray | None:
-    """What is not background in its masks, uint8 (SIDE, SIDE) of 0 and 255; None where none can be read."""
+    """How much of each place its masks cover, uint8 (SIDE, SIDE) of 0 to 255; None where none can be read."""
     try:
         masks = [read_mask(path, 0) if sample.binary_mask else read_trimap(path) for path in sample.files[1:]]
     except DatasetError:  # it is told elsewhere
         return None
-    return np.max([nearest(mask.clip(0, 1), (SIDE, SIDE)) for mask in masks], axis=0) * 255 if masks else None
+    images = [Image.fromarray(mask.clip(0, 1) * 255).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for mask in masks]
+    return np.max([np.asarray(image) for image in images], axis=0) if images else None
 
 
 def are_copies(a: Candidate, b: Candidate) -> bool:
@@ -163,10 +162,11 @@ def are_copies(a: Candidate, b: Candidate) -> bool:
             # Means of two by two pixels: finer detail depends on how an image was resized.
             first, second = _standardized(pair.reshape(2, SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4)))
             blocks = np.abs(first - second).reshape(8, BLOCK // 2, 8, BLOCK // 2, 3).mean((1, 3, 4))
-            if blocks.mean() <= DIFFERENCE and blocks.max() <= OF_BLOCK:
-                if cropped.mask is None or whole.mask is None:
-                    return True
-                masks = _crop(cropped.mask, BOXES[view]) > 127, whole.mask > 127
-                if 2 * (masks[0] & masks[1]).sum() >= SAME_MASK * (masks[0].sum() + masks[1].sum()):
-                    return True
+            if blocks.mean() > DIFFERENCE or blocks.max() > OF_BLOCK:
+                continue
+            if cropped.mask is None or whole.mask is None:
+                return True
+            mine, other = _crop(cropped.mask, BOXES[view]), whole.mask.astype(np.float32)
+            if 2 * np.minimum(mine, other).sum() >= SAME_MASK * (mine.sum() + other.sum()):
+                return True
     return False

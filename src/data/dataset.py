@@ -13,7 +13,16 @@ import torch
 
 from data.cache import PixelCache, open_cache
 from data.copies import find_copies, find_near_copies, near_copies
-from data.layout import Sample, describe_layout, find_parts, find_root, pair_up, read_list, read_lists, require_files
+from data.layout import (
+    Sample,
+    describe_layout,
+    find_parts,
+    find_root,
+    names_of_lists,
+    pair_up,
+    read_list,
+    require_files,
+)
 from data.names import GROUPINGS, MODES, SPLITS
 from data.pixels import to_floats
 from data.split import Group, Split, split_at_random, split_by_lists, stratified_subset, take_fold, unite
@@ -36,7 +45,7 @@ class Dataset:
     def __init__(self, data_path, groups: str | dict[str, str] = "near", limit: int | None = None, seed: int = 42):
         self.root = find_root(data_path)
         self.layout = describe_layout(self.root)  # in words
-        self.lists = read_lists(self.root)
+        self.lists = {name: read_list(self.root, name) for name in names_of_lists(self.root)}
         # Of a dataset that is divided already, names begin with the part's.
         self.parts = {
             mode: [dataclasses.replace(sample, name=f"{folder.name}/{sample.name}") for sample in pair_up(folder)]
@@ -106,11 +115,10 @@ class Dataset:
             take_fold(parts, *fold, seed, groups + near)
         for mode, part in parts.items():
             if not part and mode in needed:
-                raise DatasetError(
-                    f"{self.root}: the {mode} part of the split {name} is empty: of {plural(len(everything), 'image')} "
-                    f"{self.in_groups(moved)}; at least ten different ones are needed, or --groups bytes or off, or "
-                    "fewer folds (evaluate.py --subset all needs no parts)"
-                )
+                text = f"{self.root}: the {mode} part of the split {name} is empty: "
+                text += f"of {plural(len(everything), 'image')} {self.in_groups(moved)}; at least ten different ones "
+                text += "are needed, or --groups bytes or off, or fewer folds (evaluate.py --subset all needs no parts)"
+                raise DatasetError(text)
         return Split(**parts, moved=moved)
 
     def in_groups(self, moved: list[int]) -> str:
@@ -133,11 +141,9 @@ class Dataset:
 
     def copies_of_training(self, seen: set[str], samples: list[Sample]) -> set[str]:
         """Names of those samples that are not among the `seen` names, but of which a near copy is."""
-        if not any(sample.name in seen for sample in self.samples):
-            return set()
-        pairs = [(a.name, b.name) for a, b in self.near_copies]
-        copied = {a for a, b in pairs if b in seen} | {b for a, b in pairs if a in seen}
-        return (copied - seen) & {sample.name for sample in samples}
+        known = any(sample.name in seen for sample in self.samples)  # else there is no need to look
+        pairs = [{a.name, b.name} for a, b in (self.near_copies if known else ())]
+        return set().union(*(pair for pair in pairs if pair & seen)) & {sample.name for sample in samples} - seen
 
     def _grouped(self, samples: list[Sample]) -> list[Group]:
         """The samples of each group, without copies."""
@@ -162,9 +168,7 @@ class Dataset:
 
     def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
-            raise DatasetError(
-                f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
-            )
+            raise DatasetError(f"{self.root} has no lists for the official split; use --split 80-10-10")
         self.require_lists(*("test" if mode == "test" else "trainval" for mode in needed))
         trainval, test = (self.lists.get(name, []) for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}
@@ -217,10 +221,8 @@ def refuse_seen(seen: set[str], samples: list[Sample], path: Path, advice: str) 
     """Raises UsageError where the network of a checkpoint was trained on some of these samples."""
     hits = [sample.name for sample in samples if sample.name in seen]
     if hits:
-        raise UsageError(
-            f"{path} was trained on {len(hits)} of these {plural(len(samples), 'image')} ({hits[0]}, ...), so a score "
-            f"on them would be inflated by leakage; {advice}"
-        )
+        text = f"{path} was trained on {len(hits)} of these {plural(len(samples), 'image')} ({hits[0]}, ...)"
+        raise UsageError(f"{text}, so a score on them would be inflated by leakage; {advice}")
 
 
 def as_keys(keys: list) -> list[tuple[int, int]]:
@@ -233,11 +235,8 @@ class ImageDataset(torch.utils.data.Dataset):
     """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
     A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
-    (N, 1, H, W), see models/task.py; `path`, a list of files. A key is an index, or a pair (epoch, index) where
-    something is drawn anew every epoch.
-
-    With a view that keeps the shape of images, those of a batch must have one shape. Without a cache images are decoded
-    at every access. With `augment_uncertain` border pixels become pet or background at random, by `seed`.
+    (N, 1, H, W), see models/task.py; `path`, a list of files. Those of a batch must have one shape. A key is an index,
+    or a pair (epoch, index): with `augment_uncertain` border pixels become pet or background anew every epoch.
     """
 
     samples: list[Sample]

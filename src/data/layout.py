@@ -1,13 +1,11 @@
 """Which images there are.
 
-A dataset is a folder in one of four layouts:
+A dataset is a folder in one of four layouts; images may lie in subfolders, and their masks in those of the same names:
 
     images/ annotations/trimaps/ annotations/*.txt   the Oxford-IIIT Pet layout; only what the lists name exists
     images/ annotations/trimaps/                     the same without lists: images and trimaps pair up by stem
     images/ masks/                                   own images; masks of two values, black is background
     train/ valid/ test/ with images/ masks/ in each  own images, divided already
-
-Images may lie in subfolders, such as one for each class; their masks lie in subfolders of the same names.
 """
 
 import collections
@@ -97,26 +95,17 @@ def describe_layout(root: Path) -> str:
         return f"own images, divided: {', '.join(f'{folder.name}/' for folder in parts.values())}"
     if not (root / "annotations").is_dir():
         return "own images: images/ and masks/" if (root / "masks").is_dir() else "images without masks"
-    return "Oxford-IIIT Pet layout" if has_lists(root) else "Oxford-IIIT Pet layout without lists"
+    return "Oxford-IIIT Pet layout" if names_of_lists(root) else "Oxford-IIIT Pet layout without lists"
 
 
-def _list_file(root: Path, name: str) -> Path:
-    return root / "annotations" / f"{name}.txt"
-
-
-def has_lists(root: Path) -> bool:
-    """Whether a dataset has lists of its images."""
-    return any(_list_file(root, name).is_file() for name in LISTS)
-
-
-def read_lists(root: Path) -> dict[str, list[Sample]]:
-    """The lists that a dataset has, by name."""
-    return {name: read_list(root, name) for name in LISTS if _list_file(root, name).is_file()}
+def names_of_lists(root: Path) -> list[str]:
+    """The names of LISTS that a dataset has."""
+    return [name for name in LISTS if (root / f"annotations/{name}.txt").is_file()]
 
 
 def read_list(root: Path, name: str) -> list[Sample]:
     """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments."""
-    file, samples = _list_file(root, name), []
+    file, samples = root / f"annotations/{name}.txt", []
     if not file.is_file():
         raise DatasetError(f"the list {file} is missing; {download_hint(root)}")
     try:
@@ -134,8 +123,8 @@ def read_list(root: Path, name: str) -> list[Sample]:
             samples.append(Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0))
         except ValueError:
             raise DatasetError(f"{file} line {number} is not `name class species breed`: {line.strip()!r}") from None
-    counts = collections.Counter(sample.name for sample in samples)
-    raise_faults([f"{name} stands in {file.name} more than once" for name in counts if counts[name] > 1], root)
+    counts = collections.Counter(sample.name for sample in samples).items()
+    raise_faults([f"{name} stands in {file.name} more than once" for name, count in counts if count > 1], root)
     return samples
 
 
@@ -146,18 +135,15 @@ def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample
     An image may have several masks, with numbers at their ends, but not several trimaps.
     """
     own = folders is not None or not (root / "annotations").is_dir()
-    faults: list[str] = []
-
-    def files_by_stem(folder: Path) -> dict[str, Path]:
+    faults, by_stem = [], []
+    for folder in folders or (root / "images", root / ("masks" if own else "annotations/trimaps")):
         files: dict[str, Path] = {}
         for path in only_images(sorted(_files(folder))):
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in files:
-                faults.append(f"{path} and {files[stem].name} have the same stem")
-            files[stem] = path
-        return files
-
-    images, files = map(files_by_stem, folders or (root / "images", root / ("masks" if own else "annotations/trimaps")))
+            other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+            if other is not path:
+                faults.append(f"{path} and {other.name} have the same stem")
+        by_stem.append(files)
+    images, files = by_stem
     masks = {stem: [file] for stem, file in files.items()}
     if images.keys() != masks.keys():
         masks = pair_loosely(images, files, own)
@@ -169,8 +155,8 @@ def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample
         faults += [f"{images[stem]} has no mask" for stem in lacking]
         faults += [f"{masks[stem][0]} has no image" for stem in left]
     raise_faults(faults, root)
-    kinds = {stem: re.sub(r"_?\d+$", "", stem) for stem in images}
-    breeds = {kind: 0 if own else number for number, kind in enumerate(sorted({*kinds.values()}), start=1)}
+    kinds = {stem: "" if own else re.sub(r"_?\d+$", "", stem) for stem in images}
+    breeds = {kind: number for number, kind in enumerate(sorted({*kinds.values()}), start=0 if own else 1)}
     rows = [(stem, *masks[stem]) for stem in sorted(images)]
     return [Sample(s, images[s], mask, own, breeds[kinds[s]], 0, tuple(more)) for s, mask, *more in rows]
 
@@ -208,10 +194,8 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path], several: bool)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and those below; 15,000 stats over a network drive take a minute, and only links need one.
-
-    Hidden folders, and links to folders, are left out.
-    """
+    """The files in a folder and those below; hidden folders, and links to folders, are left out."""
+    # 15,000 stats over a network drive take a minute; only links need one.
     with os.scandir(folder) if folder.is_dir() else contextlib.nullcontext(()) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -226,10 +210,9 @@ def require_files(root: Path, samples: Sequence[Sample]) -> None:
     present = set().union(*(_files(folder) for folder in {file.parent for file in files}))
     missing = [path for path in files if path not in present]
     if missing:
-        raise DatasetError(
-            f"{len(missing)} of the {len(files)} listed files are missing in {root}: "
-            f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''}; {download_hint(root)}"
-        )
+        text = f"{len(missing)} of the {len(files)} listed files are missing in {root}: "
+        text += ", ".join(map(str, missing[:3])) + ", ..." * (len(missing) > 3)
+        raise DatasetError(f"{text}; {download_hint(root)}")
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

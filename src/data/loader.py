@@ -17,8 +17,7 @@ from runtime.errors import UsageError, note, plural, take_notes
 class Batches:
     """The batches of a training set: order and content are pure functions of (seed, epoch, step).
 
-    Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
-    and 4. Each process of `context` reads its share of every batch.
+    Batches are as equal as can be: none is too small for batch norm. Each process reads its share of every batch.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
@@ -45,10 +44,8 @@ class Batches:
 def require_shares(images: int, context: DistributedContext) -> None:
     """Raises UsageError where a batch has fewer images than there are processes."""
     if images < context.size:
-        raise UsageError(
-            f"steps of {plural(images, 'image')} can't be shared by {context.size} processes; use a larger "
-            "--batch_size, or fewer processes"
-        )
+        text = f"steps of {plural(images, 'image')} can't be shared by {context.size} processes"
+        raise UsageError(f"{text}; use a larger --batch_size, or fewer processes")
 
 
 class StepSampler:

@@ -70,9 +70,7 @@ def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
     if present in (3, 4) and channels in (1, 3):  # the fourth is alpha
         return values[..., :3] if channels == 3 else (values[..., :3] @ LUMA)[..., None]
     first = " (channels stand last)" if values.shape[0] == channels else ""
-    raise DatasetError(
-        f"{path} has {present} channels, but {channels} are wanted{first}; train with --channels {present}"
-    )
+    raise DatasetError(f"{path} has {present} channels, not {channels}{first}; train with --channels {present}")
 
 
 def _range(values: np.ndarray, own: bool, path) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from data.augment import AugmentedDataset
 from data.check import print_resized_masks, require_readable, warn_if_inverted
 from data.dataset import Dataset, ImageDataset
 from data.inputs import list_images
-from data.layout import fingerprint, has_lists
+from data.layout import fingerprint, names_of_lists
 from data.names import DISTORTIONS, MODES
 from data.split import stratified_subset
 from models.checkpoint import DataRecord
@@ -84,7 +84,7 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     try:
         dataset = open_dataset(config, saved)
     except DatasetError as error:
-        if has_lists(root):
+        if names_of_lists(root):
             raise
         if (root / "images").is_dir():
             print(f"The masks are not used: {error}", flush=True)
