@@ -34,7 +34,6 @@ def flip_byte(file) -> None:
 
 
 def replace(file, make) -> None:
-    """Makes something else, such as a folder or a link, in the place of a file."""
     file.unlink()
     make(file)
 

@@ -38,8 +38,8 @@ def fixed_camera(root, count=30):
         (root / folder).mkdir(parents=True)
     for i in range(count):
         mask = np.zeros((64, 80), bool)
-        y, x = 8 * (i // 8) + 12, 8 * (i % 8) + 6
-        mask[y : y + 8, x : x + 8] = True
+        y, x = 8 * (i // 8) + 18, 10 * (i % 8) + 2  # each time in one of the 8x8 blocks that are compared
+        mask[y : y + 5, x : x + 6] = True
         noise = np.random.default_rng(i).normal(0, 4, background.shape)
         pixels = np.where(mask[..., None], 240, background + noise).clip(0, 255)
         save(root / f"images/{i:02d}.png", pixels.astype(np.uint8))

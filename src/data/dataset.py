@@ -168,7 +168,7 @@ class Dataset:
 
     def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
-            raise DatasetError(f"{self.root} has no lists for the official split; use --split 80-10-10")
+            raise DatasetError(f"{self.root} has no trainval.txt and test.txt; use --split 80-10-10")
         self.require_lists(*("test" if mode == "test" else "trainval" for mode in needed))
         trainval, test = (self.lists.get(name, []) for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}

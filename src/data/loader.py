@@ -27,8 +27,7 @@ class Batches:
 
     def length(self, step: int) -> int:
         """Images in the batch of a step, over all processes."""
-        size = len(self.dataset)
-        return size // self.steps + (step < size % self.steps)
+        return len(range(step, len(self.dataset), self.steps))
 
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
         """(epoch, index) of this process's images in a batch."""
@@ -65,8 +64,7 @@ class StepReader:
     """Whole steps: a list with a batch of each of several Batches; None where there is nothing to read."""
 
     def __init__(self, sources: list[Batches | None]):
-        self.sources = sources
-        self.decodes = any(source is not None and source.dataset.decodes for source in sources)
+        self.sources, self.decodes = sources, any(source and source.dataset.decodes for source in sources)
 
     def read_batch(self, at: tuple[int, int]) -> list[dict | None]:
         """The batches of the step `at`, (epoch, step)."""

@@ -43,8 +43,6 @@ def array_pixels(
     and highest of the image, of three channels together, else of each. With `own_range` they are so for all types, and
     what is neither gray nor RGB becomes gray.
     """
-    if stored.ndim not in (2, 3) or 0 in stored.shape or stored.dtype.kind not in "buif":
-        raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")
     if stored.dtype == bool:
         stored = stored.astype(np.uint8) * 255
     if own_range and stored.shape[2:] not in ((), (1,), (3,)):

@@ -99,7 +99,7 @@ def open_images(config: TrainConfig, saved: DataRecord | None, path: Path | None
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
     parts = tuple(ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
-    return Data(parts, make_record(config, chosen, config.groups, saved, path))
+    return Data(parts, make_record(config, chosen, "near", saved, path))
 
 
 def make_record(
