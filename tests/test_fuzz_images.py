@@ -95,7 +95,7 @@ def test_inference_lists_what_it_can_not_read(tmp_path, model_flags, count):
     assert 0.2 * count < len(whole) < 0.8 * count
     if os.name == "nt":
         done.stderr = done.stderr.splitlines()[-1]  # libtiff writes lines of its own
-    assert_one_error(done, f"{count - len(whole)} of {count} images can't be segmented", status=1)
+    assert_one_error(done, f"{count - len(whole)} of {count:,} images can't be segmented", status=1)
     for row in whole:
         with Image.open(tmp_path / "out" / f"{row['picture'][3:].rpartition('.')[0]}_mask.png") as mask:
             assert mask.size == (int(row["width"]), int(row["height"]))
@@ -125,7 +125,7 @@ def test_check_cache_and_training_name_every_broken_file(tmp_path, count):
     dataset, view = Dataset(root), View(64)
     results = zip(dataset.samples, read_all(view.read_at, dataset.samples, "reading"))
     refused = {sample.name for sample, result in results if isinstance(result, DatasetError)}
-    words = f"{len(refused)} faults"
+    words = f"{len(refused):,} faults"
     with pytest.raises(DatasetError, match=words):
         check(dataset, SPLITS[1], 42, view)
     with pytest.raises(DatasetError, match=words):
