@@ -34,7 +34,6 @@ def flip_byte(file) -> None:
 
 
 def replace(file, make) -> None:
-    """Makes something else, such as a folder or a link, in the place of a file."""
     file.unlink()
     make(file)
 
@@ -98,7 +97,7 @@ PETS = {
     "truncated image": (lambda r: truncate(r / IMAGE, 900), [UNREADABLE[0], "truncated"]),
     "trimap of 255": (
         lambda r: save(r / TRIMAP, np.full((64, 80), 255, np.uint8)),
-        [NO_TRIMAP, "255", "only 1 (pet), 2 (background) and 3 (border)"],
+        [NO_TRIMAP, "255", "a trimap holds 1 (pet), 2 (background), 3 (border)"],
     ),
     "RGB trimap": (lambda r: save(r / TRIMAP, np.ones((64, 80, 3), np.uint8)), [NO_TRIMAP, "(64, 80, 3)"]),
     "trimap of another size": (
@@ -137,7 +136,7 @@ OWN = {
     "link to nothing": (lambda r: replace(r / PHOTO, lambda p: p.symlink_to("gone.jpg")), ["photo 0.png has no image"]),
     "bomb": (bomb, ["photo 0.png can't be read", "decompression bomb"]),
     "too few": (few_images, ["of 5 images", "at least ten different ones are needed"]),
-    "only copies": (only_copies, ["is empty", "were moved into training, with copies"]),
+    "only copies": (only_copies, ["is empty", "were moved into training, in 1 group (--groups near)"]),
     "empty folders": (lambda r: [delete(r / name) for name in ("images", "masks")], ["is empty", "of 0 images"]),
     "no masks folder": (lambda r: (r / "masks").rename(r / "labels"), ["no images/ beside annotations/ or masks/"]),
     "flipped byte": (lambda r: flip_byte(r / MASK), ["photo 0.png"]),

@@ -11,6 +11,7 @@ import torch
 
 from data.cache import open_cache
 from data.dataset import Dataset
+from data.image_io import read_mask
 from data.pets import SimpleOxfordPetDataset
 from data.view import View
 from helpers import TINY, Script, run_ok, save, write_list
@@ -164,6 +165,18 @@ def test_training_does_not_depend_on_cache_or_workers(dataset, tmp_path):
         results.append(torch.load(folder / "saved_models/tiny_last.pth", weights_only=True)["weights"])
     for other in results[1:]:
         assert all(torch.equal(value, other[key]) for key, value in results[0].items())
+
+
+def test_what_workers_note_of_files_is_said_once(own, tmp_path):
+    for path in sorted((own / "masks").iterdir())[:30]:
+        mask = read_mask(path) * 255
+        mask[mask.any(axis=1).argmax()] //= 2
+        save(path, mask)
+    flags = ("--data_path", own, *TINY, "--epochs", 2, "--no-cache", "--num_workers")
+    said = [run_ok("train.py", *flags, workers, cwd=tmp_path).splitlines() for workers in (0, 2)]
+    said = [[line for line in lines if line.startswith("Gray levels are divided")] for lines in said]
+    assert said[0] == said[1]
+    assert len(said[0]) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -89,13 +89,9 @@ def test_masks_of_numbers_and_what_is_refused(tmp_path):
     numbers = np.array([[0, 1], [3, 255]], np.uint8)
     for image in (Image.fromarray(numbers), Image.fromarray(numbers).convert("P")):
         image.save(tmp_path / "mask.png")
-        expected = numbers.tolist()
-        assert read_class_mask(tmp_path / "mask.png", NAMED.classes).tolist() == expected
-    with pytest.raises(DatasetError, match=r"mask\.png holds the value 3, but --classes names 3 classes, 0 to 2"):
+        assert read_class_mask(tmp_path / "mask.png", NAMED.classes).tolist() == numbers.tolist()
+    with pytest.raises(DatasetError, match=r"mask\.png holds the value 3, but --classes names 3 classes, from 0 on"):
         read_class_mask(tmp_path / "mask.png", NAMED.classes[:3])
-    Image.fromarray(np.uint8([[[0, 0, 0], [9, 0, 0]]])).save(tmp_path / "mask.png")
-    with pytest.raises(DatasetError, match="expected one channel"):
-        read_class_mask(tmp_path / "mask.png", NAMED.classes)
 
 
 def test_decision_is_the_likeliest_class():
@@ -254,16 +250,9 @@ def test_saved_classes_never_name_a_file(run_of_classes, tmp_path):
 
 
 def test_groups_are_scored_by_the_classes_they_have():
-    row = {
-        **dict.fromkeys(COUNTS, 4),
-        "dice": 0.5,
-        "boundary_f": 0.5,
-        "pixels_cat": 9,
-        "dice_cat": 0.9,
-        "iou_cat": 0.8,
-        "pixels_dog": 0,
-    }
-    row |= {"dice_dog": 0.0, "iou_dog": 0.0}  # some pixels are taken for a dog
+    row = {**dict.fromkeys(COUNTS, 4), "dice": 0.5, "boundary_f": 0.5}
+    row |= {"pixels_cat": 9, "dice_cat": 0.9, "iou_cat": 0.8}
+    row |= {"pixels_dog": 0, "dice_dog": 0.0, "iou_dog": 0.0}  # some pixels are taken for a dog
     rows = [{**row, "name": "Sphynx_1"}, {**row, "name": "Sphynx_2"}, {**row, "name": "Bombay_1", "dice_cat": 0.6}]
     assert intervals(rows[:2], ("cat", "dog"))["dice"].value == pytest.approx(0.45)
     scores = group_scores(rows, ("cat", "dog"))

@@ -4,6 +4,8 @@ import base64
 import io
 import itertools
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -19,7 +21,7 @@ from data.image_io import read_class_mask
 from data.view import View
 from models.names import class_names
 from models.task import BACKGROUND, IGNORED, PET, class_colors
-from runtime.errors import UsageError
+from runtime.errors import DatasetError, UsageError
 
 WIDTH, HEIGHT = 7, 5
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "garden gnome"}]
@@ -427,3 +429,27 @@ def test_command_line_says_it_in_one_line(tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: no.json: there is no .json, .csv, .txt, .png, .bmp, ")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pascal_voc_dataset_is_converted_by_the_command_in_the_error(tmp_path):
+    root = tmp_path / "VOC 2012"
+    for i in range(20):
+        save_image(root / f"JPEGImages/{i}.jpg")
+    for i in range(12):  # of the others boxes alone are known
+        (root / "SegmentationClass").mkdir(exist_ok=True)
+        palette_mask().save(root / f"SegmentationClass/{i}.png")
+    (root / "ImageSets").mkdir()
+    with pytest.raises(DatasetError, match="is in the layout of Pascal VOC") as error:
+        Dataset(root)
+    command, data = re.search(
+        "`python tools/convert_masks.py (.*)`, and use --data_path (.*)", str(error.value)
+    ).groups()
+    convert_masks.main(shlex.split(command))
+    samples = Dataset(*shlex.split(data)).samples
+    assert len(samples) == 12
+    np.testing.assert_array_equal(View().read_labels(samples[0]), (np.asarray(palette_mask()) % 255) > 0)
+    convert_masks.main(
+        [*shlex.split(command)[:-1], str(tmp_path / "named"), "--classes", "--names", "aeroplane,bicycle"]
+    )
+    names = class_names(str(tmp_path / "named/classes.txt"))
+    assert names == "background,aeroplane,bicycle"

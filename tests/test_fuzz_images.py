@@ -12,7 +12,7 @@ from PIL import Image
 from data.cache import open_cache, read_all
 from data.check import check
 from data.dataset import Dataset
-from data.image_io import describe_image, image_size_of, read_class_mask, read_image, read_trimap
+from data.image_io import image_size_of, read_class_mask, read_header, read_image, read_trimap
 from data.layout import Sample
 from data.names import SPLITS
 from data.view import View
@@ -38,7 +38,7 @@ def readers(folder) -> dict:
     save(mask, WHOLE_MASK)
     view, gray = View(64), View(64, "keep", 1)
     return {
-        "describe": describe_image,
+        "describe": read_header,
         "size": lambda file: image_size_of(file, upright=True),
         "full": lambda file: read_image(file, None, upright=True),
         "thumbnail": lambda file: read_image(file, SIZE, upright=True, own_range=True),

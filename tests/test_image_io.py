@@ -79,12 +79,9 @@ def test_every_kind_of_mask_is_read(tmp_path, kind):
     _, mask = disc(0)
     WRITERS[kind](mask).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask)
-
-
-@pytest.mark.parametrize(("value", "label"), [(0, 0), (1, 1), (255, 1)])
-def test_empty_and_full_masks_are_read(tmp_path, value, label):
-    save(tmp_path / "m.png", np.full((9, 9), value, np.uint8))
-    assert (read_mask(tmp_path / "m.png") == label).all()
+    for value in (0, 1, 255):  # empty and full ones
+        save(tmp_path / "m.png", np.full((9, 9), value, np.uint8))
+        assert (read_mask(tmp_path / "m.png") == min(value, 1)).all()
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -142,10 +139,7 @@ def test_soft_masks_and_those_in_alpha_are_read_and_counted(tmp_path, notes, kin
     wanted = nearest((line() if "line" in kind else mask).astype(np.uint8), labels.shape[::-1])
     assert (labels != wanted).mean() < 0.01
     said = notes().splitlines()
-    words = ["alpha channel"] * ("alpha" in kind or kind == "cut out") + ["Gray levels"] * (
-        "alpha" not in kind and kind != "cut out"
-    )
-    assert all(sum(word in row for row in said) == 1 for word in words), said
+    assert sum(("alpha channel" if kind.endswith(("alpha", "out")) else "Gray levels") in row for row in said) == 1
     assert all("3 files, such as" in row for row in said)
     assert not notes()
 

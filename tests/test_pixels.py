@@ -130,10 +130,8 @@ def test_channels():
     assert np.array_equal(seen(five, 5), five)
     assert np.array_equal(seen(five[..., :1], 3)[..., 2], eight_bits[..., 0])
     assert np.array_equal(seen(five[..., 0], 4)[..., 3], five[..., 0])  # gray is repeated
-    with pytest.raises(DatasetError, match="x has 5 channels, but 3 are wanted; train with --channels 5"):
+    with pytest.raises(DatasetError, match="x has 5 channels, not 3; train with --channels 5"):
         seen(five, 3)
-    with pytest.raises(DatasetError, match="not an image"):
-        seen(np.zeros((2, 2, 2, 2)))
     assert np.array_equal(shown(five), eight_bits[..., :3])
     assert np.array_equal(shown(five[..., :1])[..., 2], eight_bits[..., 0])
     assert to_tensor(five).shape == (5, 6, 4)
@@ -255,4 +253,4 @@ def test_a_set_of_arrays_from_training_to_panels(tmp_path):
     image = panel[34 : 34 + 256, 12 : 12 + 256]
     assert (image[..., 0] == image[..., 2]).all()  # gray
     done = run_script("train.py", *data, *TINY, cwd=tmp_path)
-    assert_one_error(done, "has 2 channels, but 3 are wanted; train with --channels 2")
+    assert_one_error(done, "has 2 channels, not 3; train with --channels 2")

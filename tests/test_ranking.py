@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from data.image_io import read_labels
+from data.image_io import read_mask
 from evaluation.ranking import self_confidence, softmin, uncertainty
 from helpers import SRC, TINY, Script, assert_one_error, disc, expect_success, rows, run_ok, run_script, save
 
@@ -61,7 +61,7 @@ def test_suspect_masks_can_be_corrected_and_brought_back(own, trained, tmp_path)
     run_ok("evaluate.py", *flags, "--label_errors", "--report", "report", cwd=tmp_path)
     (tmp_path / "corrected").mkdir()
     names = [row["name"] for row in rows(tmp_path / "report/label_errors/label_errors.csv")]
-    masks = {name: read_labels(own / f"masks/{name}.png", binary_mask=True) for name in names}
+    masks = {name: read_mask(own / f"masks/{name}.png") for name in names}
     for name in names[:3]:  # by hand: nothing is changed
         shutil.move(tmp_path / f"report/label_errors/{name}.json", tmp_path / "corrected")
     flags = ("--annotations", "corrected", "--images", own / "images", "--output", "mended", "--keep_empty")

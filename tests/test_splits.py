@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from data.dataset import Dataset, read_groups
 from data.layout import Sample, read_list
 from data.pets import OxfordPetDataset
 from data.split import _deal_out, connected, stratified_subset
-from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list
+from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list, write_own
 from runtime.errors import UsageError
 from stubs import photograph
 
@@ -61,7 +61,7 @@ def test_copies_are_never_in_two_parts(own):
         pet.mask_path.write_bytes(source.mask_path.read_bytes())
     dataset = Dataset(own)
     again = dataset.split()
-    assert again.moved == 2
+    assert again.moved == [2]
     assert {source.name, *names(copies)} <= set(names(again.train))
     assert sum(map(len, again[:3])) == 40
     ((*group,),) = dataset.copies
@@ -70,14 +70,13 @@ def test_copies_are_never_in_two_parts(own):
 
 def test_training_fractions_are_stratified_and_nested():
     pets = [SimpleNamespace(breed=i % 4, name=str(i)) for i in range(83)]
-    parts = [{p.name for p in stratified_subset(pets, percent / 100, 3)} for percent in range(1, 100)]
+    parts = [{p.name for p in stratified_subset(pets, round(83 * percent / 100), 3)} for percent in range(1, 100)]
     assert [len(part) for part in parts] == [round(83 * percent / 100) for percent in range(1, 100)]
     assert all(small <= large for small, large in zip(parts, parts[1:]))
     for part in parts:
         breeds = [sum(int(name) % 4 == breed for name in part) for breed in range(4)]
         assert max(breeds) - min(breeds) <= 2
-    assert parts[49] != {p.name for p in stratified_subset(pets, 0.5, 4)}
-    assert stratified_subset(pets, 0.001, 3) == []
+    assert parts[49] != {p.name for p in stratified_subset(pets, 42, 4)}
 
 
 def test_subset_all_scores_every_labelled_image_of_any_layout(trained, dataset, own, tmp_path):
@@ -100,10 +99,11 @@ def test_subset_all_scores_every_labelled_image_of_any_layout(trained, dataset, 
 
 
 def make_near_copies(samples, photo=3):
-    """Makes the first of these samples a photograph and the others near copies of it."""
-    image = photograph(photo).resize((80, 64))
+    """Makes the first of these samples a photograph and the others mirror images of it, with their trimaps."""
+    image, trimap = photograph(photo).resize((80, 64)), Image.open(samples[0].mask_path)
     for number, sample in enumerate(samples):
         (ImageOps.mirror(image) if number else image).save(sample.image_path, quality=95 - number)
+        (ImageOps.mirror(trimap) if number else trimap).save(sample.mask_path)
 
 
 def test_near_copies_stay_together_in_80_10_10_alone(dataset):
@@ -111,11 +111,59 @@ def test_near_copies_stay_together_in_80_10_10_alone(dataset):
     copies = [parts.test[0], parts.valid[0], parts.valid[1]]
     make_near_copies(copies)
     together = Dataset(dataset).split()
-    assert together.moved == 3
+    assert together.moved == [3]
     assert set(copies) <= set(together.train)
     official = Dataset(dataset).split("official")
     make_near_copies([official.test[0], official.train[0]], photo=4)
     assert Dataset(dataset).split("official") == official
+
+
+@pytest.mark.parametrize(("groups", "sizes"), [("near", (36, 2, 2)), ("bytes", (34, 3, 3)), ("off", (32, 4, 4))])
+def test_groups_choose_which_copies_stay_together(dataset, tmp_path, groups, sizes):
+    parts = Dataset(dataset).split()
+    shutil.copyfile(parts.test[0].image_path, parts.valid[0].image_path)
+    make_near_copies([parts.test[1], parts.valid[1]])
+    flags = ("train.py", "--data_path", dataset, *TINY, "--epochs", 1, "--groups", groups)
+    counts = "{} train, {} valid, {} test".format(*sizes)
+    said = run_ok(*flags, cwd=tmp_path)
+    assert counts in said
+    assert ("moved into training, in 2 groups (--groups near)" in said) == (groups == "near")
+    assert counts in run_ok("train.py", "--data_path", dataset, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert f"{sizes[2]} test images" in run_ok("evaluate.py", "--data_path", dataset, cwd=tmp_path)
+
+
+def test_copies_that_leave_a_part_empty_are_counted(dataset, tmp_path):
+    for sample in Dataset(dataset).samples:
+        photograph(0).resize((80, 64)).save(sample.image_path)
+        Image.new("L", (80, 64), 1).save(sample.mask_path)
+    flags = ("train.py", "--data_path", dataset, *TINY, "--epochs", 1)
+    done = run_script(*flags, cwd=tmp_path)
+    assert_one_error(done, "8 were moved into training, in 1 group (--groups near)", "or --groups bytes or off")
+    assert "32 train, 4 valid" in run_ok(*flags, "--groups", "off", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("split", ["80-10-10", "official"])
+def test_a_limit_draws_images_evenly_for_all_parts(dataset, tmp_path, split):
+    limited = Dataset(dataset, limit=20, seed=3)
+    assert [sum(sample.breed == breed for sample in limited.samples) for breed in (1, 2, 3, 4)] == [5] * 4
+    assert limited.samples == Dataset(dataset, limit=20, seed=3).samples != Dataset(dataset, limit=20).samples
+    parts = Dataset(dataset, limit=20).split(split)
+    counts = "{} train, {} valid, {} test".format(*map(len, parts[:3]))
+    assert sum(map(len, parts[:3])) == 20
+    flags = ("--data_path", dataset)
+    assert counts in run_ok("train.py", *flags, *TINY, "--split", split, "--limit", 20, "--epochs", 1, cwd=tmp_path)
+    assert counts in run_ok("train.py", *flags, "--resume", "--epochs", 1, cwd=tmp_path)
+    assert f"{len(parts.test)} test image" in run_ok("evaluate.py", *flags, "--report", "report", cwd=tmp_path)
+    assert [row["name"] for row in rows(tmp_path / "report/images.csv")] == names(parts.test)
+    assert not (dataset / ".pixel_cache").exists()  # that of the whole dataset stays as it is
+    done = run_script("train.py", *flags, "--resume", "--limit", 30, cwd=tmp_path)
+    assert_one_error(done, "was trained with limit 20 (now 30)")
+
+
+def test_a_limit_takes_images_of_every_own_part(tmp_path):
+    for number, part in enumerate(("train", "valid", "test")):
+        write_own(tmp_path / part, count=(24, 8, 8)[number])
+    assert [len(part) for part in Dataset(tmp_path, limit=10).split()[:3]] == [6, 2, 2]
 
 
 def test_near_copies_are_looked_for_once(dataset, monkeypatch, capsys):
@@ -155,7 +203,7 @@ def test_near_copies_of_training_images_are_told(dataset, tmp_path):
     report = json.loads((tmp_path / "scores.json").read_text())
     assert report["without_near_copies"]["dice"][0] == pytest.approx(without, abs=1e-6)
     said = run_ok("train.py", *data, *TINY, "--epochs", 1, "--save_dir", "divided", cwd=tmp_path)
-    assert "Moved into training, to their copies: 1 image." in said
+    assert "Of 40 images 1 were moved into training, in 1 group (--groups near)." in said
     assert "near copies" not in run_ok("evaluate.py", *data, "--save_dir", "divided", cwd=tmp_path)
 
 

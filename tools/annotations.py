@@ -20,13 +20,17 @@ from PIL import Image
 from data.image_io import nearest, read_image, read_mask
 from data.layout import pair_up
 from data.names import IMAGE_SUFFIXES
-from models.task import PET
+from models.task import PET, class_colors
 from runtime.errors import UsageError
 
 # What reading raises: our own words, or what a file of another structure leads to.
 FAULTS = (UsageError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, csv.Error)
 COLOR = r"(?P<color>#[0-9a-fA-F]{6}|\d{1,3}[ ,]+\d{1,3}[ ,]+\d{1,3})"
 VOID = 0xE0E0C0  # Pascal VOC's color of pixels that are left out
+VOC_NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+)
+VOC_NAMES += "pottedplant sheep sofa train tvmonitor"  # of a SegmentationClass/ without a file of names
 LABEL_MAPS = ("labelmap.txt", "label_colors.txt", "labelmap.json")
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 BACKGROUNDS, LEFT_OUT = ("background", "_background_"), ("__ignore__", "ignore", "void")  # LabelMe's names, and others'
@@ -298,12 +302,13 @@ def draw_pairs(text: str, size: tuple[int, int]) -> np.ndarray:
 def read_colors(file: Path, source: Source) -> tuple[list[Annotated], list[str]]:
     """A mask whose colors have names: Pascal VOC, CVAT, CamVid, or any with a label map."""
     place = _label_map(file, source, LABEL_MAPS)
-    if place is None:
+    if place is None and file.parent.name != "SegmentationClass":
         raise UsageError("the names of its colors are missing; give lines such as `cat: 128,0,0` with --label_map")
-    names = {VOID: LEFT_OUT[0], **label_map_of(place)}
+    voc = {int(bytes(c).hex(), 16): name for c, name in zip(class_colors(21), VOC_NAMES.split())}
+    names = {VOID: LEFT_OUT[0], **(label_map_of(place) if place else voc)}
     codes = np.unique(_codes(file))
     if len(unknown := [code for code in codes if code not in names and code]):
-        shown = f"{len(unknown)} colors that {place} doesn't name, such as #{unknown[0]:06x}"
+        shown = f"{len(unknown)} colors that {place or 'Pascal VOC'} doesn't name, such as #{unknown[0]:06x}"
         raise UsageError(f"it has {shown}; add them, or save the mask as PNG without smooth edges")
     shapes = [Shape(file.name, names[c], lambda _, c=c: _codes(file) == c) for c in codes if c in names]
     return [Annotated(file.name, _image_of_stem(file, source), shapes, _codes(file).shape[::-1])], list(names.values())

@@ -25,14 +25,14 @@ def draw_augmentation(
 ) -> np.ndarray:
     """Draws a rotation, a horizontal flip, a scaled crop, or any combination of them, as float32 (2, 3).
 
-    The matrix takes output to input coordinates, both from -1 to 1 across the image. The crop's side is a share of the
-    image's; above 1 the image shrinks and its mirror images surround it.
+    The matrix takes output to input coordinates, both from -1 to 1 across the image. A scale is the crop's side as a
+    share of the image's; above 1 the image shrinks and its mirror images surround it.
     """
-    rotate, flip, crop = [(bits >> i) & 1 for bits in [int(rng.integers(1, 8))] for i in range(3)]
-    angle = math.radians(rng.uniform(-degrees, degrees)) * rotate
-    scale = rng.uniform(min_scale, max_scale) if crop else 1.0
+    combination = int(rng.integers(1, 8))
+    angle = math.radians(rng.uniform(-degrees, degrees)) * (combination & 1)
+    mirror = -1.0 if combination & 2 else 1.0
+    scale = rng.uniform(min_scale, max_scale) if combination & 4 else 1.0
     shift = rng.uniform(-1, 1, size=2) * (1 - scale)  # a crop of this scale anywhere inside the image
-    mirror = -1.0 if flip else 1.0
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     return np.array([[mirror * cos, -sin, shift[0]], [mirror * sin, cos, shift[1]]], dtype=np.float32)
 
@@ -49,15 +49,10 @@ def augment_dataset(dataset, num_augmentations: int = 3, seed: int = 42, color_j
 
 @dataclass(eq=False, repr=False)
 class AugmentedDataset(Dataset):
-    """The n samples of a dataset and fixed variants of them, or its samples varied anew every epoch.
+    """The n samples of a dataset and `variants` * n fixed variants of them (bulk); 0 varies the n anew every epoch.
 
     A sample gains `affine`, float32 (2, 3); with `color_jitter` `colors`, float32 (3,); with `distort`, names of
     DISTORTIONS with commas, `distortions`, float32 (K,), and `seeds`. `augment_batch` applies them to whole batches.
-
-    Args:
-        variants: k > 0 makes n originals and n * k variants (bulk); 0 draws n anew every epoch (online), of which one
-            in eight stays as it is: the eighth combination of rotation, flip and crop or none.
-        strength: a key of STRENGTHS.
     """
 
     dataset: ImageDataset
@@ -86,7 +81,7 @@ class AugmentedDataset(Dataset):
         variant, source = divmod(index, len(self.dataset))
         original, version = self.variants and not variant, max(0, variant - 1) if self.variants else epoch
         rng = sample_rng(self.seed, version, self.dataset.samples[source].name, AUGMENTATION)
-        stays = original if self.variants else rng.random() < 1 / 8
+        stays = original if self.variants else rng.random() < 1 / 8  # the eighth combination: nothing is changed
         drawn = {"affine": IDENTITY if stays else draw_augmentation(rng, *STRENGTHS[self.strength])}
         colors = draw_colors(rng)  # also where they are not used: the distortions come after them
         if self.color_jitter:
@@ -100,10 +95,7 @@ class AugmentedDataset(Dataset):
 def apply_augmentations(
     image: torch.Tensor, mask: torch.Tensor, affine: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Applies what `draw_augmentation` drew, (2, 3), to an image (C, H, W) and its mask (1, H, W), or to whole batches.
-
-    The image becomes float32, bilinear; the mask uint8, nearest neighbour. Outside of both are their mirror images.
-    """
+    """Applies what `draw_augmentation` drew, (2, 3), to an image (C, H, W) and its mask (1, H, W), or to batches."""
     if image.ndim == 3:
         images, masks = apply_augmentations(image[None], mask[None], affine[None])
         return images[0], masks[0]

@@ -1,7 +1,7 @@
-"""The pixel cache: images and label maps of a dataset, decoded and resized once, as bytes in one file.
+"""The pixel cache: images and label maps of a dataset, decoded and resized once, in one file.
 
-The file is a plain .npy array of uint8 (n, 4, S, S): red, green, blue, labels; of images that are not 8-bit RGB it is
-of uint16 (n, C + 1, S, S). It is read by position: mapped pages would count as this process's memory.
+It is an .npy array of uint8 (n, 4, S, S): red, green, blue, labels; of images that are not 8-bit RGB of uint16
+(n, C + 1, S, S). It is read by position: mapped pages would count as this process's memory.
 """
 
 import hashlib
@@ -58,10 +58,9 @@ class PixelCache:
 
 
 def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | None:
-    """Opens the cache of all samples of a dataset under a view, and makes it first where these files have none.
+    """The cache of all samples of a dataset under a view, made first where these files have none.
 
-    None, with a line on stderr that says why, where the disk has no room or can't be written. Raises DatasetError:
-    images or masks can't be used.
+    None, and a line on stderr says why, where the disk can't hold it. Raises DatasetError: images can't be used.
     """
     view.require_labels(samples)
     if any(not sample.binary_mask for sample in samples):
@@ -79,10 +78,7 @@ def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | No
 
 
 def make_once(file: Path, outdated: str, make: Callable[[], None]) -> None:
-    """Calls `make` where a file of the cache folder is missing, and then removes others that match `outdated`.
-
-    Of several processes that call this at once, one makes the file and the others wait for it.
-    """
+    """Calls `make` where a file of the cache folder is missing, in one process at a time; removes `outdated` ones."""
     folder = file.parent
     folder.mkdir(exist_ok=True)
     if file.is_file():

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.cache import read_all
 from data.dataset import Dataset
-from data.image_io import describe_image, image_size_of
+from data.image_io import image_size_of, read_header
 from data.layout import Sample
 from data.names import MODES
 from data.view import View
@@ -28,11 +28,8 @@ def warn_if_inverted(masks: list[np.ndarray], root: Path) -> None:
     """Warns on stderr where most masks, (H, W) of bool, look inverted."""
     inverted = sum(map(looks_inverted, masks))
     if 2 * inverted > len(masks):
-        print(
-            f"WARNING: {inverted} of {len(masks)} masks looked at in {root} seem INVERTED: their rim is pet and their "
-            "middle is background. In a mask black is background and the other value is pet.",
-            file=sys.stderr,
-        )
+        text = f"WARNING: {inverted} of {len(masks)} masks looked at in {root} seem INVERTED: their rim is pet"
+        print(f"{text} and their middle is background; in a mask black is background.", file=sys.stderr)
 
 
 def print_resized_masks(samples: list[Sample]) -> None:
@@ -56,7 +53,7 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     """Verifies every file of a dataset and prints what is in it. Raises DatasetError: there are faults."""
 
     def inspect(sample: Sample) -> tuple:
-        kind, (image, labels) = describe_image(sample.image_path), view.read_at(sample)
+        kind, (image, labels) = read_header(sample.image_path)[0], view.read_at(sample)
         mask = labels != BACKGROUND
         return kind, image.shape[1::-1], float(mask.mean()), looks_inverted(mask), sample.name
 
@@ -65,7 +62,7 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     results = list(read_all(inspect, samples, "checking"))
     print(f"{root}: {dataset.layout}, {plural(len(samples), 'image')}")
     if whole := [result for result in results if not isinstance(result, DatasetError)]:
-        print_contents(*zip(*whole), named_classes=bool(view.classes))
+        print_contents(whole, bool(view.classes))
     print_resized_masks(samples)
     raise_faults([str(result) for result in results if isinstance(result, DatasetError)], root)
     for group in dataset.copies[:10]:
@@ -74,7 +71,7 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     home = {sample: mode for mode, part in zip(MODES, parts) for sample in part}
     copied = sum(len(group) - 1 for group in dataset.copies)
     print(f"  split       {split}: {', '.join(f'{len(part):,} {mode}' for mode, part in zip(MODES, parts))}")
-    print(f"  copies      {copied}; {parts.moved} moved into training by the split")
+    print(f"  copies      {copied}; {sum(parts.moved)} moved into training by the split")
     near = [pair for pair in dataset.near_copies if home.keys() >= set(pair)]
     apart = [pair for pair in near if len({home[sample] for sample in pair}) > 1]
     for pair in apart:
@@ -83,14 +80,14 @@ def check(dataset: Dataset, split: str, seed: int, view: View) -> None:
     print("No faults.")
 
 
-def print_contents(kinds, sizes, shares, inverted, names, named_classes: bool) -> None:
-    """Prints what is in the images: sequences with an entry for each, as `check` has found them."""
-    sides, shares = sorted(set(sizes)), np.array(shares)
-    smallest, largest = ("x".join(map(str, size)) for size in (sides[0], sides[-1]))
+def print_contents(rows: list[tuple], named_classes: bool) -> None:
+    """Prints what is in the images, by rows of what `check` has found in each."""
+    kinds, sizes, shares, inverted, names = zip(*rows)
+    sides, shares = ["{}x{}".format(*size) for size in sorted(set(sizes))], np.array(shares)
     counts = collections.Counter(kinds).most_common()
     empty = [name for name, share in zip(names, shares) if not share]
     print(f"  kinds       {', '.join(f'{count:,} {kind}' for kind, count in counts)}")
-    print(f"  sizes       {smallest} to {largest}, {len(sides):,} different ones")
+    print(f"  sizes       {sides[0]} to {sides[-1]}, {len(sides):,} different ones")
     print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
     print(f"{plural(len(empty), 'mask')} empty, {(shares == 1).sum()} full")
     if empty:

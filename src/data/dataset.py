@@ -11,14 +11,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.cache import PixelCache
-from data.copies import find_copies, near_copies
-from data.layout import Sample, describe_layout, find_parts, find_root, pair_up, read_list, read_lists, require_files
-from data.names import MODES, SPLITS
+from data.cache import PixelCache, open_cache
+from data.copies import find_copies, find_near_copies, near_copies
+from data.layout import (
+    Sample,
+    describe_layout,
+    find_parts,
+    find_root,
+    names_of_lists,
+    pair_up,
+    read_list,
+    require_files,
+)
+from data.names import GROUPINGS, MODES, SPLITS
 from data.pixels import to_floats
-from data.split import Group, Split, split_at_random, split_by_lists, take_fold, unite
+from data.split import Group, Split, split_at_random, split_by_lists, stratified_subset, take_fold, unite
 from data.view import View
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, DataRecord
 from models.task import BACKGROUND, BORDER
 from runtime.errors import DatasetError, UsageError, plural, raise_faults
 from runtime.seeding import UNCERTAIN_BORDER, sample_rng
@@ -27,15 +36,16 @@ from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 class Dataset:
     """The images of a folder, listed once, and which of them belong together.
 
-    Images of one of the `groups`, such as frames of a video, are never in two parts. Given are the group of each image
-    by its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group; or a file
-    with lines of `name group`.
+    Images of one of the `groups`, such as frames of a video, are never in two parts. `near` unites copies and near
+    copies, `bytes` equal files alone, and `off` nothing. Others are united with near copies: the group of each image by
+    its name; or `regex:R`, where the first bracket of R in the name, or all that it matches, is the group; or a file
+    with lines of `name group`. With a `limit` so many images are kept, drawn by the seed.
     """
 
-    def __init__(self, data_path, groups: str | dict[str, str] | None = None):
+    def __init__(self, data_path, groups: str | dict[str, str] = "near", limit: int | None = None, seed: int = 42):
         self.root = find_root(data_path)
         self.layout = describe_layout(self.root)  # in words
-        self.lists = read_lists(self.root)
+        self.lists = {name: read_list(self.root, name) for name in names_of_lists(self.root)}
         # Of a dataset that is divided already, names begin with the part's.
         self.parts = {
             mode: [dataclasses.replace(sample, name=f"{folder.name}/{sample.name}") for sample in pair_up(folder)]
@@ -45,6 +55,26 @@ class Dataset:
         given = self.lists or self.parts
         self.samples = [listed[name] for name in sorted(listed)] if given else pair_up(self.root)
         self.groups = read_groups(groups, self.samples) if isinstance(groups, str) else groups
+        self._keep(limit, seed)
+
+    def _keep(self, limit: int | None, seed: int) -> None:
+        self.limit = limit
+        if limit is not None:
+            self.samples = stratified_subset(self.samples, limit, seed)
+            kept = {*self.samples}
+            self.lists = {name: [s for s in samples if s in kept] for name, samples in self.lists.items()}
+            self.parts = {mode: [s for s in samples if s in kept] for mode, samples in self.parts.items()}
+
+    def under(self, data: DataRecord) -> "Dataset":
+        """The same images under the groups and the limit of a checkpoint."""
+        dataset = copy.copy(self)
+        dataset.groups = data.groups or "near"
+        dataset._keep(data.limit, data.seed)
+        return dataset
+
+    def open_cache(self, view: View) -> PixelCache | None:
+        """The cache of all images under a view; see data/cache.py. A limited dataset has none: it would replace it."""
+        return open_cache(self.root, self.samples, view) if self.limit is None else None
 
     @functools.cached_property
     def copies(self) -> list[Group]:
@@ -54,7 +84,7 @@ class Dataset:
     @functools.cached_property
     def near_copies(self) -> list[Group]:
         """Pairs of images that show one photograph; see data/copies.py."""
-        return near_copies(self.root, self.samples)
+        return near_copies(self.root, self.samples) if self.limit is None else find_near_copies(self.samples)
 
     def split(
         self, name: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None, needed: tuple[str, ...] = MODES
@@ -78,19 +108,23 @@ class Dataset:
             parts = split_at_random(self.samples, seed, self._grouped(self.samples))
         everything = [sample for part in parts.values() for sample in part]
         require_files(self.root, everything)
-        groups = self.copies + self._grouped(everything)
-        near = self.near_copies if name != "official" or fold else []
+        groups = [*([] if self.groups == "off" else self.copies), *self._grouped(everything)]
+        near = self.near_copies if self.groups not in ("off", "bytes") and (name != "official" or fold) else []
         moved = unite(parts, groups if name == "official" else groups + near)
         if fold:
             take_fold(parts, *fold, seed, groups + near)
         for mode, part in parts.items():
             if not part and mode in needed:
-                raise DatasetError(
-                    f"{self.root}: the {mode} part of the split {name} is empty: of {plural(len(everything), 'image')} "
-                    f"{moved} were moved into training, with copies or groups; at least ten different "
-                    "ones are needed, or fewer folds (evaluate.py --subset all needs no parts)"
-                )
+                text = f"{self.root}: the {mode} part of the split {name} is empty: "
+                text += f"of {plural(len(everything), 'image')} {self.in_groups(moved)}; at least ten different ones "
+                text += "are needed, or --groups bytes or off, or fewer folds (evaluate.py --subset all needs no parts)"
+                raise DatasetError(text)
         return Split(**parts, moved=moved)
+
+    def in_groups(self, moved: list[int]) -> str:
+        """The numbers of images of each group that were moved into training, in words."""
+        rule = f"--groups {self.groups}" if isinstance(self.groups, str) else "copies and --groups"
+        return f"{sum(moved):,} were moved into training, in {plural(len(moved), 'group')} ({rule})"
 
     def part(self, mode: str, split: str = SPLITS[0], seed: int = 42, fold: list[int] | None = None) -> list[Sample]:
         """The samples of one part, or with mode `all` every labelled image; see `split`."""
@@ -101,24 +135,21 @@ class Dataset:
 
     def part_of(self, checkpoint: Checkpoint, mode: str) -> list[Sample]:
         """The samples of one part under the split of a checkpoint."""
-        data, grouped = checkpoint.data, copy.copy(self)
-        grouped.groups = data.groups
+        data, dataset = checkpoint.data, self if mode == "all" else self.under(checkpoint.data)
         split = data.split if self.lists else SPLITS[0]  # without lists there is no official one
-        return grouped.part(mode, split, data.seed, None if self.parts else data.fold)
+        return dataset.part(mode, split, data.seed, None if self.parts else data.fold)
 
     def copies_of_training(self, seen: set[str], samples: list[Sample]) -> set[str]:
         """Names of those samples that are not among the `seen` names, but of which a near copy is."""
-        if not any(sample.name in seen for sample in self.samples):
-            return set()
-        pairs = [(a.name, b.name) for a, b in self.near_copies]
-        copied = {a for a, b in pairs if b in seen} | {b for a, b in pairs if a in seen}
-        return (copied - seen) & {sample.name for sample in samples}
+        known = any(sample.name in seen for sample in self.samples)  # else there is no need to look
+        pairs = [{a.name, b.name} for a, b in (self.near_copies if known else ())]
+        return set().union(*(pair for pair in pairs if pair & seen)) & {sample.name for sample in samples} - seen
 
     def _grouped(self, samples: list[Sample]) -> list[Group]:
         """The samples of each group, without copies."""
         members: dict[str, Group] = collections.defaultdict(list)
-        for sample in samples:
-            if self.groups and sample.name in self.groups:
+        for sample in samples if isinstance(self.groups, dict) else ():
+            if sample.name in self.groups:
                 members[self.groups[sample.name]].append(sample)
         return list(members.values())
 
@@ -137,9 +168,7 @@ class Dataset:
 
     def _official_parts(self, needed: tuple[str, ...]) -> dict[str, list[Sample]]:
         if not self.lists:
-            raise DatasetError(
-                f"{self.root} has no trainval.txt and test.txt for the official split; use --split 80-10-10"
-            )
+            raise DatasetError(f"{self.root} has no trainval.txt and test.txt; use --split 80-10-10")
         self.require_lists(*("test" if mode == "test" else "trainval" for mode in needed))
         trainval, test = (self.lists.get(name, []) for name in ("trainval", "test"))
         both = {sample.name for sample in trainval} & {sample.name for sample in test}
@@ -153,8 +182,10 @@ class Dataset:
                 read_list(self.root, name)  # which says that
 
 
-def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
-    """The group of each image, by its name; see Dataset."""
+def read_groups(source: str, samples: list[Sample]) -> str | dict[str, str]:
+    """The group of each image, by its name, or one of GROUPINGS; see Dataset."""
+    if source in GROUPINGS:
+        return source
     names = {sample.name for sample in samples}
     if source.startswith("regex:"):
         try:
@@ -171,7 +202,9 @@ def read_groups(source: str, samples: list[Sample]) -> dict[str, str]:
         lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise UsageError(f"--groups: {source} can't be read ({reason}); name a text file, or regex:PATTERN") from None
+        raise UsageError(
+            f"--groups: {source} can't be read ({reason}); name a text file, regex:PATTERN, {', '.join(GROUPINGS)}"
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -188,10 +221,8 @@ def refuse_seen(seen: set[str], samples: list[Sample], path: Path, advice: str) 
     """Raises UsageError where the network of a checkpoint was trained on some of these samples."""
     hits = [sample.name for sample in samples if sample.name in seen]
     if hits:
-        raise UsageError(
-            f"{path} was trained on {len(hits)} of these {plural(len(samples), 'image')} ({hits[0]}, ...), so a score "
-            f"on them would be inflated by leakage; {advice}"
-        )
+        text = f"{path} was trained on {len(hits)} of these {plural(len(samples), 'image')} ({hits[0]}, ...)"
+        raise UsageError(f"{text}, so a score on them would be inflated by leakage; {advice}")
 
 
 def as_keys(keys: list) -> list[tuple[int, int]]:
@@ -204,11 +235,8 @@ class ImageDataset(torch.utils.data.Dataset):
     """Images, and labels where all have masks, as a network takes them: in whole batches, as tensors.
 
     A batch is a dict: `image` uint8 (N, C, H, W), or float32 in 0..255 of images that are not 8-bit RGB; `labels` uint8
-    (N, 1, H, W), see models/task.py; `path`, a list of files. A key is an index, or a pair (epoch, index) where
-    something is drawn anew every epoch.
-
-    With a view that keeps the shape of images, those of a batch must have one shape. Without a cache images are decoded
-    at every access. With `augment_uncertain` border pixels become pet or background at random, by `seed`.
+    (N, 1, H, W), see models/task.py; `path`, a list of files. Those of a batch must have one shape. A key is an index,
+    or a pair (epoch, index): with `augment_uncertain` border pixels become pet or background anew every epoch.
     """
 
     samples: list[Sample]

@@ -31,14 +31,10 @@ def _normal(shape: tuple, generators: Generators, device: torch.device) -> torch
     return copy_to_device(torch.stack([torch.randn(shape, generator=g) for g in generators]), device)
 
 
-def _column(values: torch.Tensor) -> torch.Tensor:
-    return values[:, None, None, None]
-
-
 def elastic(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
     """Bends the image smoothly, by shifts at a grid of 5x5 points, as UNet was trained (Ronneberger et al., 2015)."""
     size = images.shape[-2:]
-    shifts = _normal((2, 5, 5), generators, images.device) * _column(amounts) * 0.05
+    shifts = _normal((2, 5, 5), generators, images.device) * amounts.view(-1, 1, 1, 1) * 0.05
     shifts = F.interpolate(shifts, size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     y, x = ((torch.arange(side, device=images.device) * 2 + 1) / side - 1 for side in size)
     return resample(images, targets, torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) + shifts)
@@ -47,7 +43,7 @@ def elastic(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, 
 def gamma(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
     """Makes dark parts brighter or darker: raises values to a power of 0.6 to 1.65 at medium strength."""
     powers = torch.exp(_normal((), generators, images.device).clamp(-1, 1) * amounts * 0.5)
-    return 255 * (images / 255).clamp(min=0) ** _column(powers), targets
+    return 255 * (images / 255).clamp(min=0) ** powers.view(-1, 1, 1, 1), targets
 
 
 def blur(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
@@ -65,7 +61,7 @@ def blur(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, gen
 
 def noise(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:
     """Adds normal noise of standard deviation 15 of 255 at medium strength."""
-    return images + _normal(images.shape[1:], generators, images.device) * _column(amounts) * 15, targets
+    return images + _normal(images.shape[1:], generators, images.device) * amounts.view(-1, 1, 1, 1) * 15, targets
 
 
 def jpeg(images: torch.Tensor, targets: torch.Tensor, amounts: torch.Tensor, generators: Generators) -> Pair:

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 from data.dataset import Dataset
-from data.layout import find_root, has_lists, require_files
+from data.layout import find_root, names_of_lists, require_files
 from runtime.errors import DatasetError, first_line
 
 NEEDED_BYTES = 1_700_000_000  # 0.8 GB of archives, and as much again unpacked
@@ -18,10 +18,9 @@ UNFINISHED = ".download"  # the folder for what is not whole yet
 
 
 def download(data_path) -> Path:
-    """Downloads the dataset into <data_path>/oxford-iiit-pet, torchvision's layout; safe to repeat.
+    """Downloads the dataset into <data_path>/oxford-iiit-pet, torchvision's layout, and returns that; safe to repeat.
 
-    torchvision downloads into a folder inside, and verifies the archives by MD5. Images and annotations appear under
-    their own names only when they are whole. No whole archive is downloaded twice. Returns their folder.
+    torchvision verifies the archives by MD5. Images and annotations appear under their names only when they are whole.
     """
     try:
         root = find_root(data_path)
@@ -34,19 +33,21 @@ def download(data_path) -> Path:
                 shutil.rmtree(root / UNFINISHED, ignore_errors=True)
                 print(f"The dataset in {root} is complete.")
                 return root
-        if not has_lists(root):
+        if not names_of_lists(root):
             raise DatasetError(f"{root} holds images of your own; name another folder for the download")
     free = shutil.disk_usage(data_path).free
     if free < NEEDED_BYTES:
-        raise DatasetError(
-            f"the download needs {NEEDED_BYTES / 1e9:.1f} GB and {data_path} has {free / 1e9:.1f} GB free; make room, "
-            "or name a folder on another disk with --data_path"
-        )
+        text = f"the download needs {NEEDED_BYTES / 1e9:.1f} GB and {data_path} has {free / 1e9:.1f} GB free"
+        raise DatasetError(f"{text}; make room, or name a folder on another disk with --data_path")
     _fetch(root / UNFINISHED)
     if hasattr(os, "sync"):  # not on Windows
         os.sync()  # else a power failure could leave empty files in a folder that looks whole
     for part in ("images", "annotations"):
-        place_whole(root / UNFINISHED / "oxford-iiit-pet" / part, root / part)
+        source = root / UNFINISHED / "oxford-iiit-pet" / part
+        if (root / part).exists():  # what is there already, and not in the download, stays
+            shutil.copytree(source, root / part, copy_function=os.replace, dirs_exist_ok=True)
+        else:
+            source.rename(root / part)
     _require_whole(root)
     shutil.rmtree(root / UNFINISHED)
     return root
@@ -71,21 +72,7 @@ def _fetch(folder: Path) -> None:
     try:
         OxfordIIITPet(folder, download=True)
     except (OSError, http.client.HTTPException, RuntimeError, tarfile.TarError, EOFError, ValueError) as error:
-        raise DatasetError(
-            f"the dataset can't be downloaded into {folder.parent} ({first_line(error)}); check the connection and the "
-            "free space, and start it again"
-        ) from None
+        text = f"the dataset can't be downloaded into {folder.parent} ({first_line(error)})"
+        raise DatasetError(f"{text}; check the connection and the free space, and start it again") from None
     finally:
         socket.setdefaulttimeout(before)
-
-
-def place_whole(source: Path, target: Path) -> None:
-    """Moves a folder to where it belongs; what is there already and not in it stays."""
-    if not target.exists():
-        source.rename(target)
-        return
-    for path in source.iterdir():
-        if path.is_dir():
-            place_whole(path, target / path.name)
-        else:
-            path.replace(target / path.name)

@@ -23,12 +23,10 @@ FROM_TRIMAP = np.array([0, 1, 0, 2], np.uint8)  # pet, background, border: the v
 SHAPE_TOLERANCE = 0.02  # by how much width / height of a mask may differ from that of its image
 
 
-def _is_array(path) -> bool:
-    return Path(path).suffix.lower() == ARRAY
-
-
-def _load_array(path) -> np.ndarray:
-    """The array of a file of `numpy.save`, mapped, not read. Raises DatasetError: it is none, or holds objects."""
+def _load_array(path) -> np.ndarray | None:
+    """The array of a file of `numpy.save`, mapped, not read; None of other files. Raises DatasetError: it is none."""
+    if Path(path).suffix.lower() != ARRAY:
+        return None
     with _readable(path, "an array"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
@@ -86,8 +84,8 @@ def read_image(
     height, bilinear with antialiasing; `upright` turns it as its EXIF orientation says; of `own_range` see
     `array_pixels`. Raises DatasetError: it can't be read, or has another number of channels.
     """
-    if _is_array(path):
-        return array_pixels(_load_array(path), channels, size, path, own_range)
+    if (array := _load_array(path)) is not None:
+        return array_pixels(array, channels, size, path, own_range)
     with _opened(path) as image:
         if size is not None and channels == 3:
             # Lets the JPEG decoder skip detail that the resize would average away.
@@ -99,27 +97,22 @@ def read_image(
 
 def rgb_profile(path) -> bytes | None:
     """The ICC profile of an image in RGB. Raises DatasetError: it can't be read as an image."""
-    if _is_array(path):
+    if _load_array(path) is not None:
         return None
     with _opened(path) as image:
         profile = image.info.get("icc_profile") or b""
         return profile if profile[16:20] == b"RGB " else None
 
 
-def describe_image(path) -> str:
-    """Format and mode of an image file. Raises DatasetError: it can't be read as an image."""
-    if _is_array(path):
-        return f"NumPy {_load_array(path).dtype}"
-    with _opened(path) as image:
-        return f"{image.format} {image.mode}"
+def read_header(path, upright: bool = False) -> tuple[str, tuple[int, int], bool]:
+    """Format and mode of an image, width and height as stored, and whether `upright` turns it by a quarter.
 
-
-def _stored_size(path, upright: bool) -> tuple[tuple[int, int], bool]:
-    """Width and height of an image as stored, and whether its EXIF orientation turns it by a quarter."""
-    if _is_array(path):
-        return _load_array(path).shape[1::-1], False
+    Raises DatasetError: it can't be read as an image.
+    """
+    if (array := _load_array(path)) is not None:
+        return f"NumPy {array.dtype}", array.shape[1::-1], False
     with _opened(path) as image:
-        return image.size, _turned(image, upright)
+        return f"{image.format} {image.mode}", image.size, _turned(image, upright)
 
 
 def _turned(image: Image.Image, upright: bool) -> bool:
@@ -128,7 +121,7 @@ def _turned(image: Image.Image, upright: bool) -> bool:
 
 def image_size_of(path, upright: bool = False) -> tuple[int, int]:
     """Width and height of an image, from the first bytes of its file. Raises DatasetError: it is no image."""
-    size, turned = _stored_size(path, upright)
+    _, size, turned = read_header(path, upright)
     return size[::-1] if turned else size
 
 
@@ -138,16 +131,14 @@ def shown_size(image_path: Path, mask_path: Path, mask_size: tuple[int, int], bi
     Beside a mask, not a trimap, the image is turned upright, as people saw it when they drew it, and the mask may be
     smaller or larger, if its shape is that of the image. Raises DatasetError: it has another one.
     """
-    size, quarter_turn = _stored_size(image_path, binary_mask)
-    views = [(size[::-1], True), (size, False)] if quarter_turn else [(size, binary_mask)]
+    _, size, turned = read_header(image_path, upright=binary_mask)
+    views = [(size[::-1], True), (size, False)] if turned else [(size, binary_mask)]
     ratio = mask_size[0] / mask_size[1]
     similar = [view for view in views if binary_mask and abs(view[0][0] / view[0][1] / ratio - 1) <= SHAPE_TOLERANCE]
     for shown, upright in [view for view in views if view[0] == mask_size] + similar:
         return *shown, upright
-    raise DatasetError(
-        f"{image_path} is {size[0]}x{size[1]} but its mask {mask_path} is {mask_size[0]}x{mask_size[1]}; "
-        f"they must have the same {'shape' if binary_mask else 'size'}"
-    )
+    sizes = "{}x{} but its mask {} is {}x{}".format(*size, mask_path, *mask_size)
+    raise DatasetError(f"{image_path} is {sizes}; they must have the same {'shape' if binary_mask else 'size'}")
 
 
 def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
@@ -157,28 +148,19 @@ def nearest(values: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
 
 
-def read_labels(path, binary_mask: bool, classes: tuple[str, ...] = ()) -> np.ndarray:
-    """Reads a trimap, a mask, or with `classes` a mask of classes as a label map, uint8 (H, W); see models/task.py."""
-    if binary_mask and classes:
-        return read_class_mask(path, classes)
-    return (read_mask if binary_mask else read_trimap)(path)
-
-
 def read_trimap(path) -> np.ndarray:
-    """Reads a trimap of 1 = pet, 2 = background, 3 = border; see `read_labels`."""
+    """Reads a trimap of 1 = pet, 2 = background, 3 = border as a label map, uint8 (H, W); see models/task.py."""
     values = _read_values(path, "trimap")
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DatasetError(f"{path} is no trimap: expected one channel of 8 bits, got an array of shape {values.shape}")
     if values.min() < 1 or values.max() > 3:
         shown = ", ".join(map(str, np.unique(values)[:6]))
-        raise DatasetError(
-            f"{path} is no trimap: it holds {shown}; only 1 (pet), 2 (background) and 3 (border) may occur"
-        )
+        raise DatasetError(f"{path} is no trimap: it holds {shown}; a trimap holds 1 (pet), 2 (background), 3 (border)")
     return FROM_TRIMAP[values]
 
 
 def read_mask(path, threshold: float | None = None) -> np.ndarray:
-    """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1; see `read_labels`.
+    """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1, uint8 (H, W).
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
     where the colors are all one, or no mask. Soft edges are divided in the middle. With a threshold, pet is brighter.
@@ -216,7 +198,7 @@ def _two_sides(values: np.ndarray, path) -> np.ndarray | None:
         return None
     white, dark = (gray > top - top / 4).mean(), ((gray > 0) & (gray < top / 4)).mean()
     # Where more is dark, that may be pet, as in a mask of 0, 1 and 2; noise is only around what is white.
-    seen = white > dark or (white > 0 and describe_image(path).startswith(("JPEG", "MPO", "WEBP")))
+    seen = white > dark or (white > 0 and read_header(path)[0].startswith(("JPEG", "MPO", "WEBP")))
     if not seen or 1 - white - dark - (gray == 0).mean() > 0.1:
         return None
     note("Gray levels are divided in the middle, those above are pet, in {}.", path)
@@ -235,13 +217,13 @@ def _no_mask(path, values: np.ndarray) -> DatasetError:
         advice = f"none is {'black' if colored else 0}, so which one is background? make it that"
     elif count <= IGNORED if colored else numbered:
         option, advice = "--threshold 0", f"all but {'black' if colored else 0} become pet"
-        if not colored or describe_image(path).endswith(" P"):
+        if not colored or read_header(path)[0].endswith(" P"):
             advice = f"classes get names with --classes FILE, or {advice}"
     if not colored and levels.tolist() == [1, 2, 3]:
         return DatasetError(f"{path} is a trimap, no mask of two values; put trimaps into `annotations/trimaps`")
     shown = ", ".join(f"#{v:06x}" if colored else f"{v:g}" for v in levels[:6]) + ", ..." * (count > 6)
-    what = f"it holds {count} {'colors' if colored else 'values'}, {shown}"
-    return DatasetError(f"{path} is no mask of two values: {what}; {advice} with `{_convert(path)} {option}`")
+    text = f"{path} is no mask of two values: it holds {count} {'colors' if colored else 'values'}, {shown}"
+    return DatasetError(f"{text}; {advice} with `{_convert(path)} {option}`")
 
 
 def _convert(path) -> str:
@@ -252,7 +234,7 @@ def _convert(path) -> str:
 
 
 def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
-    """Reads a mask whose values, or indices of its palette, are the numbers of classes or 255; see `read_labels`."""
+    """Reads a mask whose values, or indices of its palette, are numbers of classes or 255, as a label map (H, W)."""
     values = _read_values(path, "class mask")
     if values.ndim == 3 and values.shape[2] > 2 and not np.ptp(values[..., :3], axis=2).any():
         values = values[..., 0]  # gray, saved as RGB
@@ -261,20 +243,15 @@ def read_class_mask(path, classes: tuple[str, ...]) -> np.ndarray:
         raise DatasetError(f"{text} `{_convert(path)} --classes --label_map FILE`")
     unnamed = values[((values < 0) | (values >= len(classes))) & (values != IGNORED)]
     if len(unnamed):
-        raise DatasetError(
-            f"{path} holds the value {unnamed.min()}, but --classes names {len(classes)} classes, 0 to "
-            f"{len(classes) - 1}; name it, or write {IGNORED} for pixels to leave out"
-        )
+        text = f"{path} holds the value {unnamed.min()}, but --classes names {len(classes)} classes, from 0 on"
+        raise DatasetError(f"{text}; name it, or write {IGNORED} for pixels to leave out")
     return values.astype(np.uint8)
 
 
 def _read_values(path, what: str) -> np.ndarray:
-    if _is_array(path):
-        array = _load_array(path)
+    if (array := _load_array(path)) is not None:
         if array.shape[2:] not in ((), (1,)):
-            raise DatasetError(
-                f"{path} holds an array of shape {array.shape}, not a {what}; save one of height x width"
-            )
+            raise DatasetError(f"{path} holds an array of shape {array.shape}; save a {what} of height x width")
         return np.asarray(array).reshape(array.shape[:2])
     with _opened(path, f"a {what}") as image:
         if image.mode != "P" or what != "mask":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.dataset import Dataset
 from data.image_io import only_images
-from data.layout import Sample, find_parts, find_root, has_lists
+from data.layout import Sample, find_parts, find_root, names_of_lists
 from data.names import HIDDEN, IMAGE_SUFFIXES
 from data.view import View
 from models.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ def _find(paths: list[str], checkpoint: Checkpoint, subset: str, output: Path | 
             dataset = Dataset(path)
             return dataset.part_of(checkpoint, subset), f"{subset} images of {root} ({dataset.layout})"
         except DatasetError:
-            if has_lists(root) or find_parts(root):
+            if names_of_lists(root) or find_parts(root):
                 raise
             path = root / "images"  # own images that can't be divided, being few or without masks
     words = f"images in {path}" if path.is_dir() else f"images that match {path}"

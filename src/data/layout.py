@@ -1,6 +1,6 @@
 """Which images there are.
 
-A dataset is a folder in one of four layouts:
+A dataset is a folder in one of four layouts; images may lie in subfolders, and their masks in those of the same names:
 
     images/ annotations/trimaps/ annotations/*.txt   the Oxford-IIIT Pet layout; only what the lists name exists
     images/ annotations/trimaps/                     the same without lists: images and trimaps pair up by stem
@@ -9,16 +9,18 @@ A dataset is a folder in one of four layouts:
 """
 
 import collections
+import contextlib
 import hashlib
 import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.image_io import image_size_of, only_images, shown_size
+from data.names import HIDDEN
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
@@ -66,6 +68,12 @@ def find_root(data_path) -> Path:
             return root
     if find_parts(path):
         return path
+    if (path / "SegmentationClass").is_dir():
+        folder, images, output = (shlex.quote(str(p)) for p in (path, path / "JPEGImages", path / "converted"))
+        raise DatasetError(
+            f"{folder} is in the layout of Pascal VOC; convert it with `python tools/convert_masks.py --annotations "
+            f"{folder} --images {images} --output {output}`, and use --data_path {output}"
+        )
     if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
         advice = "put images into images/ and their masks into masks/, or name another folder"
         raise DatasetError(f"no dataset: the folder {path} has no images/ beside annotations/ or masks/; {advice}")
@@ -87,26 +95,17 @@ def describe_layout(root: Path) -> str:
         return f"own images, divided: {', '.join(f'{folder.name}/' for folder in parts.values())}"
     if not (root / "annotations").is_dir():
         return "own images: images/ and masks/" if (root / "masks").is_dir() else "images without masks"
-    return "Oxford-IIIT Pet layout" if has_lists(root) else "Oxford-IIIT Pet layout without lists"
+    return "Oxford-IIIT Pet layout" if names_of_lists(root) else "Oxford-IIIT Pet layout without lists"
 
 
-def _list_file(root: Path, name: str) -> Path:
-    return root / "annotations" / f"{name}.txt"
-
-
-def has_lists(root: Path) -> bool:
-    """Whether a dataset has lists of its images."""
-    return any(_list_file(root, name).is_file() for name in LISTS)
-
-
-def read_lists(root: Path) -> dict[str, list[Sample]]:
-    """The lists that a dataset has, by name."""
-    return {name: read_list(root, name) for name in LISTS if _list_file(root, name).is_file()}
+def names_of_lists(root: Path) -> list[str]:
+    """The names of LISTS that a dataset has."""
+    return [name for name in LISTS if (root / f"annotations/{name}.txt").is_file()]
 
 
 def read_list(root: Path, name: str) -> list[Sample]:
     """Reads annotations/<name>.txt, rows of `Name CLASS-ID SPECIES BREED-ID`; lines that start with # are comments."""
-    file, samples = _list_file(root, name), []
+    file, samples = root / f"annotations/{name}.txt", []
     if not file.is_file():
         raise DatasetError(f"the list {file} is missing; {download_hint(root)}")
     try:
@@ -124,29 +123,27 @@ def read_list(root: Path, name: str) -> list[Sample]:
             samples.append(Sample(stem, image, trimap, False, int(breed), int(species) if species.isdigit() else 0))
         except ValueError:
             raise DatasetError(f"{file} line {number} is not `name class species breed`: {line.strip()!r}") from None
-    counts = collections.Counter(sample.name for sample in samples)
-    raise_faults([f"{name} stands in {file.name} more than once" for name in counts if counts[name] > 1], root)
+    counts = collections.Counter(sample.name for sample in samples).items()
+    raise_faults([f"{name} stands in {file.name} more than once" for name, count in counts if count > 1], root)
     return samples
 
 
 def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample]:
-    """Pairs images and masks by stem; the breed is the name without its number, as in `Abyssinian_12`.
+    """Pairs images and masks by stem and subfolder; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
     An image may have several masks, with numbers at their ends, but not several trimaps.
     """
     own = folders is not None or not (root / "annotations").is_dir()
-    faults: list[str] = []
-
-    def files_by_stem(folder: Path) -> dict[str, Path]:
+    faults, by_stem = [], []
+    for folder in folders or (root / "images", root / ("masks" if own else "annotations/trimaps")):
         files: dict[str, Path] = {}
         for path in only_images(sorted(_files(folder))):
-            if path.stem in files:
-                faults.append(f"{path} and {files[path.stem].name} have the same stem")
-            files[path.stem] = path
-        return files
-
-    images, files = map(files_by_stem, folders or (root / "images", root / ("masks" if own else "annotations/trimaps")))
+            other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+            if other is not path:
+                faults.append(f"{path} and {other.name} have the same stem")
+        by_stem.append(files)
+    images, files = by_stem
     masks = {stem: [file] for stem, file in files.items()}
     if images.keys() != masks.keys():
         masks = pair_loosely(images, files, own)
@@ -158,8 +155,8 @@ def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample
         faults += [f"{images[stem]} has no mask" for stem in lacking]
         faults += [f"{masks[stem][0]} has no image" for stem in left]
     raise_faults(faults, root)
-    kinds = {stem: re.sub(r"_?\d+$", "", stem) for stem in images}
-    breeds = {kind: 0 if own else number for number, kind in enumerate(sorted({*kinds.values()}), start=1)}
+    kinds = {stem: "" if own else re.sub(r"_?\d+$", "", stem) for stem in images}
+    breeds = {kind: number for number, kind in enumerate(sorted({*kinds.values()}), start=0 if own else 1)}
     rows = [(stem, *masks[stem]) for stem in sorted(images)]
     return [Sample(s, images[s], mask, own, breeds[kinds[s]], 0, tuple(more)) for s, mask, *more in rows]
 
@@ -196,12 +193,15 @@ def pair_loosely(images: dict[str, Path], masks: dict[str, Path], several: bool)
     return paired
 
 
-def _files(folder: Path) -> set[Path]:
-    """The files in a folder, by one listing: 15,000 stats over a network drive take a minute. Only links need one."""
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False) or Path(entry).is_file()}
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and those below; hidden folders, and links to folders, are left out."""
+    # 15,000 stats over a network drive take a minute; only links need one.
+    with os.scandir(folder) if folder.is_dir() else contextlib.nullcontext(()) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from () if HIDDEN.match(entry.name) else _files(Path(entry))
+            elif entry.is_file(follow_symlinks=False) or Path(entry).is_file():
+                yield Path(entry)
 
 
 def require_files(root: Path, samples: Sequence[Sample]) -> None:
@@ -210,10 +210,9 @@ def require_files(root: Path, samples: Sequence[Sample]) -> None:
     present = set().union(*(_files(folder) for folder in {file.parent for file in files}))
     missing = [path for path in files if path not in present]
     if missing:
-        raise DatasetError(
-            f"{len(missing)} of the {len(files)} listed files are missing in {root}: "
-            f"{', '.join(map(str, missing[:3]))}{', ...' if len(missing) > 3 else ''}; {download_hint(root)}"
-        )
+        text = f"{len(missing)} of the {len(files)} listed files are missing in {root}: "
+        text += ", ".join(map(str, missing[:3])) + ", ..." * (len(missing) > 3)
+        raise DatasetError(f"{text}; {download_hint(root)}")
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

@@ -11,14 +11,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from runtime.cli import STOPPING, quiet_pillow
 from runtime.distributed import SINGLE_PROCESS, DistributedContext
-from runtime.errors import UsageError, plural
+from runtime.errors import UsageError, note, plural, take_notes
 
 
 class Batches:
     """The batches of a training set: order and content are pure functions of (seed, epoch, step).
 
-    Batches are as equal as can be, so that none is too small for batch norm: 9 images in batches of at most 8 are 5
-    and 4. Each process of `context` reads its share of every batch.
+    Batches are as equal as can be: none is too small for batch norm. Each process reads its share of every batch.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, context: DistributedContext = SINGLE_PROCESS):
@@ -28,8 +27,7 @@ class Batches:
 
     def length(self, step: int) -> int:
         """Images in the batch of a step, over all processes."""
-        size = len(self.dataset)
-        return size // self.steps + (step < size % self.steps)
+        return len(range(step, len(self.dataset), self.steps))
 
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
         """(epoch, index) of this process's images in a batch."""
@@ -45,10 +43,8 @@ class Batches:
 def require_shares(images: int, context: DistributedContext) -> None:
     """Raises UsageError where a batch has fewer images than there are processes."""
     if images < context.size:
-        raise UsageError(
-            f"steps of {plural(images, 'image')} can't be shared by {context.size} processes; use a larger "
-            "--batch_size, or fewer processes"
-        )
+        text = f"steps of {plural(images, 'image')} can't be shared by {context.size} processes"
+        raise UsageError(f"{text}; use a larger --batch_size, or fewer processes")
 
 
 class StepSampler:
@@ -68,8 +64,7 @@ class StepReader:
     """Whole steps: a list with a batch of each of several Batches; None where there is nothing to read."""
 
     def __init__(self, sources: list[Batches | None]):
-        self.sources = sources
-        self.decodes = any(source is not None and source.dataset.decodes for source in sources)
+        self.sources, self.decodes = sources, any(source and source.dataset.decodes for source in sources)
 
     def read_batch(self, at: tuple[int, int]) -> list[dict | None]:
         """The batches of the step `at`, (epoch, step)."""
@@ -82,24 +77,30 @@ def shard_batches(dataset: Dataset, batch_size: int, context: DistributedContext
 
 
 class _WholeBatches(Dataset):
+    """Batches, and what was noted of their files in this process, which may be a worker."""
+
     def __init__(self, dataset):
         self.dataset = dataset
 
-    def __getitem__(self, keys):
-        return self.dataset.read_batch(keys)
+    def __getitem__(self, keys) -> tuple:
+        return self.dataset.read_batch(keys), take_notes()
 
 
 class _Loader(DataLoader):
     """Starts its workers with signals blocked, which they inherit until `_init_worker` has set their handlers."""
 
     def __iter__(self):
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if masks else None
         try:
-            return super().__iter__()
+            batches = super().__iter__()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for batch, notes in batches:
+            for sentence, path in notes:
+                note(sentence, path)
+            yield batch
 
 
 def make_loader(dataset, device: torch.device, batches: Iterable, num_workers: int | None = None) -> DataLoader:

@@ -15,6 +15,7 @@ HIDDEN = re.compile(r"\.(?!\.)")  # how the names of hidden files and folders be
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")
+GROUPINGS = ("near", "bytes", "off")  # which copies are kept in one part
 # How strong augmentation is: the largest rotation in degrees, and the sides of the crop as shares of the image's.
 STRENGTHS = {"light": (8.0, 0.85, 1.0), "medium": (10.0, 0.8, 1.0), "strong": (20.0, 0.6, 1.1)}
 DISTORTIONS = ("elastic", "gamma", "blur", "noise", "jpeg", "cutout")  # each changes three images in ten

@@ -43,8 +43,6 @@ def array_pixels(
     and highest of the image, of three channels together, else of each. With `own_range` they are so for all types, and
     what is neither gray nor RGB becomes gray.
     """
-    if stored.ndim not in (2, 3) or 0 in stored.shape or stored.dtype.kind not in "buif":
-        raise DatasetError(f"{path} holds an array of shape {stored.shape} and type {stored.dtype}, not an image")
     if stored.dtype == bool:
         stored = stored.astype(np.uint8) * 255
     if own_range and stored.shape[2:] not in ((), (1,), (3,)):
@@ -70,9 +68,7 @@ def _with_channels(values: np.ndarray, channels: int, path) -> np.ndarray:
     if present in (3, 4) and channels in (1, 3):  # the fourth is alpha
         return values[..., :3] if channels == 3 else (values[..., :3] @ LUMA)[..., None]
     first = " (channels stand last)" if values.shape[0] == channels else ""
-    raise DatasetError(
-        f"{path} has {present} channels, but {channels} are wanted{first}; train with --channels {present}"
-    )
+    raise DatasetError(f"{path} has {present} channels, not {channels}{first}; train with --channels {present}")
 
 
 def _range(values: np.ndarray, own: bool, path) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Which part of a dataset an image belongs to."""
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ class Split(NamedTuple):
     train: list[Sample]
     valid: list[Sample]
     test: list[Sample]
-    moved: int = 0  # images moved into training because a copy, or one of their group, is in another part
+    moved: Sequence[int] = ()  # images of each group that were moved into training, since it was in several parts
 
 
 def connected(groups: Iterable[Group]) -> list[Group]:
@@ -57,17 +57,17 @@ def take_fold(parts: dict[str, list[Sample]], number: int, count: int, seed: int
     parts["train"] = [sample for fold in folds.values() for sample in fold]
 
 
-def unite(parts: dict[str, list[Sample]], groups: list[Group]) -> int:
-    """Moves images of groups that are in several parts into training; returns how many were moved."""
+def unite(parts: dict[str, list[Sample]], groups: list[Group]) -> list[int]:
+    """Moves images of groups that are in several parts into training; returns how many of each such group."""
     home = {sample: mode for mode, part in parts.items() for sample in part}
-    moved = 0
+    moved = []
     for group in connected([[sample for sample in group if sample in home] for group in groups]):
         away = [sample for sample in group if home[sample] != "train"]
         if len({home[sample] for sample in group}) > 1:
             for sample in away:
                 parts[home[sample]].remove(sample)
             parts["train"] += away
-            moved += len(away)
+            moved.append(len(away))
     return moved
 
 
@@ -102,12 +102,12 @@ def _deal_out(order: list[Sample], groups: list[Group], shares: dict) -> dict:
     return parts
 
 
-def stratified_subset(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
-    """A random part of the samples, the same of every breed; a smaller part lies within a larger one."""
+def stratified_subset(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """So many random samples, the same share of every breed and folder; fewer of them lie within more."""
     order = np.random.default_rng(seed).permutation(len(samples)).tolist()
-    size, drawn, place = collections.Counter(sample.breed for sample in samples), collections.Counter(), {}
-    for i in order:  # each sample's place in its breed, from 0 to 1
-        drawn[samples[i].breed] += 1
-        place[i] = (drawn[samples[i].breed] - 0.5) / size[samples[i].breed]
-    kept = sorted(order, key=place.get)[: round(len(samples) * fraction)]
-    return [samples[i] for i in sorted(kept)]
+    kinds = [(sample.breed, sample.name.rpartition("/")[0]) for sample in samples]
+    size, drawn, place = collections.Counter(kinds), collections.Counter(), {}
+    for i in order:  # each sample's place in its kind, from 0 to 1
+        drawn[kinds[i]] += 1
+        place[i] = (drawn[kinds[i]] - 0.5) / size[kinds[i]]
+    return [samples[i] for i in sorted(sorted(order, key=place.get)[:count])]

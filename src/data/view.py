@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.image_io import nearest, read_image, read_labels, shown_size
+from data.image_io import nearest, read_class_mask, read_image, read_mask, read_trimap, shown_size
 from data.layout import Sample
 from models.checkpoint import Checkpoint
 from models.task import BACKGROUND, SPECIES
@@ -51,11 +51,15 @@ class View(NamedTuple):
 
     def read_labels(self, sample: Sample) -> np.ndarray:
         """The label map at the mask's own size, uint8 (H, W)."""
-        labels = read_labels(sample.mask_path, sample.binary_mask, self.classes)
-        for path in sample.more_masks:
-            other = nearest(read_labels(path, sample.binary_mask, self.classes), labels.shape[::-1])
+        if not sample.binary_mask:
+            return self.relabel(sample, read_trimap(sample.mask_path))
+        labels, *others = (
+            read_class_mask(path, self.classes) if self.classes else read_mask(path) for path in sample.files[1:]
+        )
+        for other in others:
+            other = nearest(other, labels.shape[::-1])
             labels = np.where(other == BACKGROUND, labels, other)
-        return self.relabel(sample, labels)
+        return labels
 
     def relabel(self, sample: Sample, stored: np.ndarray) -> np.ndarray:
         """A label map (H, W) where, with species as classes, pet and border of a trimap have got their number."""
@@ -68,9 +72,7 @@ class View(NamedTuple):
         trimaps = [sample for sample in samples if sample.mask_path is not None and not sample.binary_mask]
         for sample in trimaps if self.classes else ():
             if self.classes != SPECIES.classes:
-                raise DatasetError(
-                    f"{sample.mask_path} is a trimap and has no classes {','.join(self.classes)}; they need masks of "
-                    "images of your own"
-                )
+                text = f"{sample.mask_path} is a trimap and has no classes {','.join(self.classes)}"
+                raise DatasetError(f"{text}; they need masks of images of your own")
             if sample.species not in (1, 2):
                 raise DatasetError(f"no list says the species of {sample.name}; use --classes binary")

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-from data.cache import open_cache
 from data.check import print_resized_masks
 from data.dataset import Dataset, ImageDataset, refuse_seen
 from data.inputs import refuse_overwriting
@@ -22,6 +21,8 @@ def evaluate(config: EvalConfig, context: DistributedContext) -> None:
     """Scores the checkpoints of a config and reports. Raises UsageError: they, the flags and the data don't fit."""
     dataset = Dataset(config.data_path)
     network = open_network(config, config.model_path, config.model_name)
+    if config.subset != "all":
+        dataset = dataset.under(network.checkpoint.data)
     part = open_part(config, network, dataset, config.subset)
     compared = open_compared(config, dataset, network, part) if config.compare else None
     ranked = parts_to_rank(config, dataset, network, part) if config.label_errors else []
@@ -64,7 +65,7 @@ def open_part(config: EvalConfig, network: Network, dataset: Dataset, mode: str,
     if advice or not config.allow_seen:
         refuse_seen(network.seen, samples, network.path, advice or "name another --subset, or say --allow_seen")
     cached = config.resize == "square"  # tiles are cut from the images themselves
-    cache = open_cache(dataset.root, dataset.samples, view) if cached else None
+    cache = dataset.open_cache(view) if cached else None
     return ImageDataset(samples, view, cache, dataset.root, mode)
 
 

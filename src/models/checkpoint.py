@@ -32,12 +32,13 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(kw_only=True)
 class DataRecord:
-    """Which images a network was trained on. Split, seed, fold and groups are those of `Dataset.split`."""
+    """Which images a network was trained on. Groups and limit are those of `Dataset`, the others of its `split`."""
 
     split: str
     seed: int
     fold: list[int] | None = None
-    groups: dict[str, str] | None = None
+    groups: dict[str, str] | str | None = None  # None is `near`
+    limit: int | None = None
     fingerprints: dict[str, str]  # by part; see `data.layout.fingerprint`
     train_names: list[str]
     seen_names: list[str] = field(default_factory=list)  # by initial weights or a teacher, or learned without masks

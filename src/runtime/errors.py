@@ -58,6 +58,13 @@ def note(sentence: str, path) -> None:
     NOTED.setdefault(sentence, set()).add(str(path))
 
 
+def take_notes() -> list[tuple[str, str]]:
+    """What was noted, for another process to note; it is no longer noted here."""
+    notes = [(sentence, path) for sentence, files in NOTED.items() for path in files]
+    NOTED.clear()
+    return notes
+
+
 def say_notes() -> None:
     """Prints the sentences that were not said before in this process."""
     for sentence, files in NOTED.items():

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import re
 
-from data.names import CHANGES, SPLITS, STRENGTHS, change_names, size_plan
+from data.names import CHANGES, GROUPINGS, SPLITS, STRENGTHS, change_names, size_plan
 from models.names import ATTENTION, DECODERS, DEFAULT_MODEL, DENOISING, TASKS, class_names, known_model
 from runtime.options import (
     CommonConfig,
@@ -80,9 +80,12 @@ class TrainConfig(CommonConfig):
     fold: str | None = fixed(
         None, "of K folds of all but the test images the I-th validates; files go into fold_I", fold, metavar="I/K"
     )
-    groups: str | None = fixed(
-        None, "groups that stay in one part: a file of lines `name group`, or a pattern", metavar="FILE|regex:R"
+    groups: str = fixed(
+        GROUPINGS[0],
+        "what stays in one part: near copies, files of equal bytes, nothing; or groups: lines `name group`, a pattern",
+        metavar="near|bytes|off|FILE|regex:R",
     )
+    limit: int | None = fixed(None, "use so many of all images, for a quick try", whole_number(10), metavar="N")
     image_size: int = fixed(256, "side of the network's input", whole_number(64, 4096), metavar="PX")
     channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100))
     classes: str = fixed("binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]))

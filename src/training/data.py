@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.augment import AugmentedDataset
-from data.cache import open_cache
 from data.check import print_resized_masks, require_readable, warn_if_inverted
 from data.dataset import Dataset, ImageDataset
 from data.inputs import list_images
-from data.layout import fingerprint, has_lists
+from data.layout import fingerprint, names_of_lists
 from data.names import DISTORTIONS, MODES
 from data.split import stratified_subset
 from models.checkpoint import DataRecord
@@ -31,26 +30,33 @@ class Data(NamedTuple):
     dataset: Dataset | None = None
 
 
+def open_dataset(config: TrainConfig, saved: DataRecord | None) -> Dataset:
+    """The dataset of a new run, or that of the run that is resumed."""
+    if saved:
+        return Dataset(config.data_path).under(saved)
+    return Dataset(config.data_path, config.groups, config.limit, config.seed)
+
+
 def open_parts(
     config: TrainConfig, saved: DataRecord | None = None, path: Path | None = None, dataset: Dataset | None = None
 ) -> Data:
     """The parts of a labelled dataset. With `saved`, the record of the checkpoint `path`, they must be the same."""
-    dataset = dataset or Dataset(config.data_path, saved.groups if saved else config.groups)
+    dataset = dataset or open_dataset(config, saved)
     root, view = dataset.root, config.view
     split = dataset.split(config.split, config.seed, config.fold_of_folds)
     if config.train_fraction < 1:
-        split = split._replace(train=stratified_subset(split.train, config.train_fraction, config.seed))
+        count = round(len(split.train) * config.train_fraction)
+        split = split._replace(train=stratified_subset(split.train, count, config.seed))
         if not split.train:
             raise UsageError(f"--train_fraction {config.train_fraction:g} leaves no image to train on; use more")
     if config.classes == "trimap" and any(sample.binary_mask for sample in split.train):
         raise UsageError(f"--classes trimap needs trimaps, but {root} has masks without a border; use --classes binary")
     if split.moved:
-        words = "copies or groups" if dataset.groups else "copies"
-        print(f"Moved into training, to their {words}: {plural(split.moved, 'image')}.")
+        print(f"Of {plural(len(dataset.samples), 'image')} {dataset.in_groups(split.moved)}.")
     samples = {mode: getattr(split, mode) for mode in MODES}
     record = make_record(config, samples, dataset.groups, saved, path)
     print_resized_masks(sum(samples.values(), []))
-    cache = open_cache(root, dataset.samples, view) if config.cache else None
+    cache = dataset.open_cache(view) if config.cache else None
     train, valid, test = (ImageDataset(part, view, cache, root, mode) for mode, part in samples.items())
     train = dataclasses.replace(train, augment_uncertain=config.augment_uncertain, seed=config.seed)
     if config.task.classes:
@@ -64,9 +70,9 @@ def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path
     """The images of a pre-training: a dataset's, as in `open_parts`; or of a folder, a tenth of them for validation."""
     root = Path(config.data_path)
     try:
-        dataset = Dataset(root, saved.groups if saved else config.groups)
+        dataset = open_dataset(config, saved)
     except DatasetError as error:
-        if has_lists(root):
+        if names_of_lists(root):
             raise
         if (root / "images").is_dir():
             print(f"The masks are not used: {error}", flush=True)
@@ -80,11 +86,11 @@ def open_images(config: TrainConfig, saved: DataRecord | None = None, path: Path
     drawn = {"train": order[tenth:], "valid": order[:tenth]}
     chosen = {mode: [samples[i] for i in sorted(numbers)] for mode, numbers in drawn.items()}
     parts = (ImageDataset(part, config.view, None, root, mode) for mode, part in chosen.items())
-    return Data(make_record(config, chosen, None, saved, path), *parts)
+    return Data(make_record(config, chosen, "near", saved, path), *parts)
 
 
 def make_record(
-    config: TrainConfig, parts: dict[str, list], groups: dict | None, saved: DataRecord | None, path: Path | None
+    config: TrainConfig, parts: dict[str, list], groups: dict | str, saved: DataRecord | None, path: Path | None
 ) -> DataRecord:
     """What the checkpoint says of the data. Raises UsageError: the run that is resumed had other images."""
     prints = {mode: fingerprint(samples) for mode, samples in parts.items()}
@@ -94,8 +100,8 @@ def make_record(
             f"{path} was trained on other images ({len(saved.train_names)} for training, now {len(names)}): "
             f"{config.data_path} has changed; use the same dataset, or start a new run"
         )
-    split = {"split": config.split, "seed": config.seed, "fold": config.fold_of_folds, "groups": groups}
-    return DataRecord(**split, fingerprints=prints, train_names=names)
+    split = {"split": config.split, "seed": config.seed, "fold": config.fold_of_folds}
+    return DataRecord(**split, groups=groups, limit=config.limit, fingerprints=prints, train_names=names)
 
 
 def spread_batch(dataset: ImageDataset, most: int = 256) -> dict:

@@ -11,7 +11,8 @@ from runtime.options import FIXED, is_valid, options_of
 from training.config import RECIPES, TrainConfig
 
 # Settings that a checkpoint has as entries of its own, and checks itself: those of the network and of the data.
-IN_CHECKPOINT = ("model_name", "attention", "decoder", "classes", "channels", "image_size", "split", "seed", "fold")
+IN_CHECKPOINT = ("model_name", "attention", "decoder", "classes", "channels", "image_size")
+IN_CHECKPOINT += ("split", "seed", "fold", "limit")
 
 
 def new_config(flags: dict, pretrained: bool, initial: Checkpoint | None) -> TrainConfig:
@@ -41,7 +42,8 @@ def resumed_config(flags: dict, checkpoint: Checkpoint, path: Path) -> TrainConf
         raise UsageError(f"{path} holds a model but no training state; start a new run from it with --init")
     data, kinds = checkpoint.data, saved_settings()
     saved = checkpoint.training.settings | settings_of_network(checkpoint)
-    saved |= {"split": data.split, "seed": data.seed, "fold": data.fold and "/".join(map(str, data.fold))}
+    saved |= {"split": data.split, "seed": data.seed, "limit": data.limit}
+    saved["fold"] = data.fold and "/".join(map(str, data.fold))
     unequal = saved.keys() ^ kinds.keys()
     if unequal:
         raise CheckpointError(f"{path} has other settings than this version ({min(unequal)!r}); start a new run")
