@@ -31,7 +31,7 @@ def main(argv=None) -> None:
     flags = build_parser().parse_overrides(argv)
     if "fold" in flags:
         for name in ("save_dir", "log_dir"):
-            folder = flags.get(name, getattr(TrainConfig(), name))
+            folder = flags.get(name, getattr(TrainConfig, name))
             flags[name] = str(Path(folder) / f"fold_{flags['fold'].partition('/')[0]}")
     cli.import_torch()
     from training.setup import start

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from evaluation.matting import INNER, OUTER, cut_out, matting_trimap
+from evaluation.matting import CONTACT, INNER, OUTER, cut_out, matting_trimap
 from helpers import assert_one_error, run_ok, run_script, scene, turned, write_scenes
 from models.task import BACKGROUND, BORDER, PET, TASKS
 from runtime.errors import UsageError
@@ -82,9 +82,16 @@ def test_trimap_of_a_mask_has_a_band_at_the_outline_alone():
     assert (matting_trimap(labels, TASKS["binary"])[10:18, 180:188] == PET).any()
 
 
-def test_trimap_of_a_network_that_learns_the_border_is_what_it_predicts():
+def test_a_learned_border_stays_and_lies_also_where_pet_touches_background():
     _, labels, _ = soft_disc()
     assert (matting_trimap(labels, TASKS["trimap"]) == labels).all()
+    labels = np.repeat(np.array([PET, BORDER, BACKGROUND], np.uint8), (90, 20, 90))[None].repeat(200, axis=0)
+    labels[100:] = np.where(np.arange(200) < 100, PET, BACKGROUND)  # without a border
+    trimap, reach = matting_trimap(labels, TASKS["trimap"]), round(CONTACT * 200)
+    assert (trimap[:90] == labels[:90]).all()
+    assert (trimap[110:, 100 - reach : 100 + reach] == BORDER).all()
+    assert (trimap[110:, : 98 - reach] == PET).all()
+    assert (trimap[110:, 102 + reach :] == BACKGROUND).all()
 
 
 def test_a_photograph_needs_no_flag(tmp_path, model_flags):

@@ -157,7 +157,7 @@ def test_a_limit_draws_images_evenly_for_all_parts(dataset, tmp_path, split):
     assert [row["name"] for row in rows(tmp_path / "report/images.csv")] == names(parts.test)
     assert not (dataset / ".pixel_cache").exists()  # that of the whole dataset stays as it is
     done = run_script("train.py", *flags, "--resume", "--limit", 30, cwd=tmp_path)
-    assert_one_error(done, "was trained with limit 20 (now 30)")
+    assert_one_error(done, "has limit 20 (now 30)")
 
 
 def test_a_limit_takes_images_of_every_own_part(tmp_path):

@@ -27,7 +27,8 @@ class Batches:
 
     def length(self, step: int) -> int:
         """Images in the batch of a step, over all processes."""
-        return len(range(step, len(self.dataset), self.steps))
+        whole, rest = divmod(len(self.dataset), self.steps)
+        return whole + (step < rest)
 
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
         """(epoch, index) of this process's images in a batch."""

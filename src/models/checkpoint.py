@@ -201,8 +201,8 @@ def save_checkpoint(checkpoint: Checkpoint, paths: list[Path]) -> None:
     broken = [name for name, value in checkpoint.weights.items() if not value.isfinite().all()]
     if broken:
         raise RunError(
-            f"{plural(len(broken), 'weight')} not finite ({broken[0]}, ...), so nothing was saved; the last good "
-            f"checkpoint is still in {paths[-1].parent}: go on from it with --resume and a smaller --learning_rate"
+            f"{plural(len(broken), 'weight')} not finite ({broken[0]}, ...), so nothing was saved; use a smaller "
+            f"--learning_rate, with --resume if this run has a checkpoint in {paths[-1].parent} already"
         )
     content = io.BytesIO()  # torch's own writer of files hides the errors of the file system
     torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **plain(checkpoint)}, content)

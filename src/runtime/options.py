@@ -92,7 +92,7 @@ def words_of(known, what: str) -> Callable[[str], list[str]]:
 
 
 WORKERS = "processes, in evaluation and inference threads, that read images; by default one per core, 8 at most, but "
-WORKERS += "none beside a training on the CPU, or where images are cached"
+WORKERS += "none beside a training on the CPU; always none where images are cached"
 
 
 def batch_size_option(default: int):

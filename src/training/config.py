@@ -90,7 +90,7 @@ class TrainConfig(CommonConfig):
     channels: int = fixed(3, "channels of the images; gray ones are repeated", whole_number(1, 100))
     classes: str = fixed("binary", "task; FILE: names of classes", class_names, metavar="|".join([*TASKS, "FILE"]))
     train_fraction: float = fixed(1.0, "train on this part of the images", fraction_or_one, metavar="P")
-    unlabeled: str | None = fixed(
+    unlabeled: str | None = changeable(
         None, "images without masks, with --ema; rest: those that --train_fraction leaves out", metavar="DIR|rest"
     )
 
@@ -142,7 +142,7 @@ class TrainConfig(CommonConfig):
         return tuple(self.distort.split(",")) if self.distort else ()
 
     @property
-    def fold_of_folds(self) -> list[int] | None:
+    def fold_numbers(self) -> list[int] | None:
         """[I, K], for fold I of K; None without folds."""
         return [int(number) for number in self.fold.split("/")] if self.fold else None
 

@@ -15,6 +15,7 @@ from data.layout import fingerprint, names_of_lists
 from data.names import DISTORTIONS, MODES
 from data.split import stratified_subset
 from models.checkpoint import DataRecord
+from models.names import DENOISING
 from models.task import BACKGROUND, IGNORED, Task
 from runtime.errors import DatasetError, UsageError, plural
 from training.config import TrainConfig
@@ -43,7 +44,7 @@ def open_parts(
     """The parts of a labelled dataset. With `saved`, the record of the checkpoint `path`, they must be the same."""
     dataset = dataset or open_dataset(config, saved)
     root, view = dataset.root, config.view
-    split = dataset.split(config.split, config.seed, config.fold_of_folds)
+    split = dataset.split(config.split, config.seed, config.fold_numbers)
     if config.train_fraction < 1:
         count = round(len(split.train) * config.train_fraction)
         split = split._replace(train=stratified_subset(split.train, count, config.seed))
@@ -61,7 +62,7 @@ def open_parts(
     train = dataclasses.replace(train, augment_uncertain=config.augment_uncertain, seed=config.seed)
     if config.task.classes:
         require_classes(train, config.task, root)
-    else:
+    elif config.classes != DENOISING:  # which uses no mask
         warn_if_inverted([labels[0].numpy() != BACKGROUND for labels in spread_batch(train, 64)["labels"]], root)
     return Data(record, train, valid, test, dataset)
 
@@ -100,7 +101,7 @@ def make_record(
             f"{path} was trained on other images ({len(saved.train_names)} for training, now {len(names)}): "
             f"{config.data_path} has changed; use the same dataset, or start a new run"
         )
-    split = {"split": config.split, "seed": config.seed, "fold": config.fold_of_folds}
+    split = {"split": config.split, "seed": config.seed, "fold": config.fold_numbers}
     return DataRecord(**split, groups=groups, limit=config.limit, fingerprints=prints, train_names=names)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.names import automatic_plan, planned_sizes
+from data.names import MIXES, automatic_plan, planned_sizes
 from models.build import NETWORKS
 from models.checkpoint import Checkpoint
 from models.names import DEFAULT_MODEL, DENOISING
@@ -93,8 +93,9 @@ def check_flags(config: TrainConfig, flags: dict, processes: int) -> None:
     sizes, least, decoders = planned_sizes(c.sizes), 2 * network.stride, ", ".join(network.decoders)
     has_weights = flags.get("encoder_weights", "none") != "none"
     of_encoder = network.encoder_name is None and (c.freeze_encoder or c.encoder_lr_scale != 1)
-    pairs = {"paste", "cutmix"} & {*c.changes} and c.batch_size < 2 * processes
-    off, bulk, uncertain = c.augment == "off", c.augment == "bulk", c.augment_uncertain and c.classes != "binary"
+    pairs = {*MIXES} & {*c.changes} and c.batch_size < 2 * processes
+    off, bulk = c.augment == "off", c.augment == "bulk"
+    uncertain = c.augment_uncertain and c.classes != "binary"
     rules = [
         (off and "augment_strength" in flags, "--augment_strength needs --augment bulk or online"),
         (off and flags.get("distort"), "--distort needs --augment bulk or online"),

@@ -37,6 +37,7 @@ class Source(NamedTuple):
 
     path: Path | None = None
     resumed: Checkpoint | None = None
+    written: int = 0  # when, in nanoseconds
     initial: Checkpoint | None = None
     encoder: Path | None = None
     encoder_start: str = ""
@@ -82,6 +83,8 @@ def prepare(
     open_data = open_images if config.classes == DENOISING else open_parts
     data = open_data(config, resumed and resumed.data, source.path)
     lock = lock_run(config) if context.first else None
+    if lock and resumed and source.path.stat().st_mtime_ns != source.written:
+        raise UsageError(f"another run has just written {source.path}; try again")
     batches = Batches(augmented(config, data.train), config.batch_size, config.seed, context)
     progress = start_progress(config, "epochs" in flags, batches.steps, resumed, source.path)
     net, encoder_start = build_net(config, source, device, context, progress.epoch)
@@ -105,8 +108,9 @@ def load_source(flags: dict) -> Source:
     config = TrainConfig(**flags)
     if config.resume is not None:
         path = Path(config.resume or find_checkpoint(config.save_dir, flags.get("model_name"), "last"))
+        written = path.stat().st_mtime_ns if path.is_file() else 0  # before it is read
         checkpoint = load_checkpoint(path, "leave --resume out to start a new run")
-        return Source(path, checkpoint, encoder_start=checkpoint.encoder_start)
+        return Source(path, checkpoint, written, encoder_start=checkpoint.encoder_start)
     if config.init is not None:
         return Source(initial=load_checkpoint(config.init))
     encoder, encoder_start = find_encoder_weights(config.model_name, config.encoder_weights)

@@ -1,4 +1,4 @@
-"""Shows what training sees of a dataset."""
+"""Shows training images with their masks, and examples of augmentation."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     scale: float = 1.0  # how much each image counts in the loss of the step
 
     def split(self, micro_batches: int) -> list["Batch"]:
-        """In so many micro-batches, some of which may have no image."""
+        """In so many micro-batches, which are as equal as can be."""
         nothing = [None] * micro_batches
         columns = [nothing if t is None else t.tensor_split(micro_batches) for t in self[:4]]
         return [Batch(*column, self.scale) for column in zip(*columns)]

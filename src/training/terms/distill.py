@@ -4,12 +4,14 @@ Hinton, Vinyals, Dean, 2015 (https://arxiv.org/abs/1503.02531); pixel by pixel a
 (https://arxiv.org/abs/1903.04197).
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
 from data.view import View
 from evaluation.predict import Predictor
-from models.checkpoint import checkpoint_path, open_checkpoint
+from models.checkpoint import open_checkpoint
 from runtime.device import choose_precision
 from runtime.errors import UsageError
 from training.config import TrainConfig
@@ -46,9 +48,9 @@ class DistillTerm(Term):
 def open_distillation(config: TrainConfig, net: Net) -> DistillTerm:
     """The term of --teacher. Raises UsageError: it learned another task; see also `open_checkpoint`."""
     model, checkpoint, path = open_checkpoint(config.teacher, None, config.save_dir)
-    own = [checkpoint_path(config.save_dir, config.model_name, kind).resolve() for kind in ("best", "last")]
-    if config.resume is None and path.resolve() in own:
-        raise UsageError(f"this run replaces its teacher {path}; copy that elsewhere, or name another --save_dir")
+    own = path.parent.resolve() == Path(config.save_dir).resolve() and path.stem.startswith(f"{config.model_name}_")
+    if config.resume is None and own:
+        raise UsageError(f"this run may rename its teacher {path}; copy that elsewhere, or name another --save_dir")
     learned, classes = model.task.name, config.task.name
     if learned != classes:
         raise UsageError(f"{path} has learned {learned} classes, this run learns {classes}; use another one")

@@ -52,11 +52,13 @@ class UnlabeledBatches(Batches):
 
     def keys(self, epoch: int, step: int) -> list[tuple[int, int]]:
         """(pass, index) of this process's images in a batch."""
-        first, keys = (epoch * self.steps + step) * self.batch_size, []
-        for cycle, position in (divmod(first + i, len(self.dataset)) for i in range(self.batch_size)):
-            order = np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(len(self.dataset))
-            keys.append((cycle, int(order[position])))
-        return self.context.shard(keys)
+        first = (epoch * self.steps + step) * self.batch_size
+        places = [divmod(first + i, len(self.dataset)) for i in range(self.batch_size)]
+        orders = {
+            cycle: np.random.default_rng([self.seed, cycle, UNLABELED]).permutation(len(self.dataset))
+            for cycle in {cycle for cycle, _ in places}
+        }
+        return self.context.shard([(cycle, int(orders[cycle][position])) for cycle, position in places])
 
     def read(self, epoch: int, step: int) -> dict:
         keys = self.keys(epoch, step)
@@ -147,7 +149,7 @@ def open_rest(config: TrainConfig, data: Data) -> tuple[ImageDataset, int]:
         raise UsageError("--unlabeled rest are the images that --train_fraction leaves out; give one below 1")
     learned = {sample.name for sample in data.train.samples}
     scored = {sample.name for sample in [*data.valid.samples, *data.test.samples]}
-    split = data.dataset.split(config.split, config.seed, config.fold_of_folds)
+    split = data.dataset.split(config.split, config.seed, config.fold_numbers)
     rest = [sample for sample in split.train if sample.name not in learned]
     pairs = [{sample.name for sample in pair} for pair in data.dataset.near_copies]
     near = set().union(*(pair for pair in pairs if pair & scored))
