@@ -35,7 +35,9 @@ class OfCurve(NamedTuple):
     def __call__(self, first: Trained, second: Trained) -> Judged:
         """Whether the first experiment has the better figure; the interval is over seeds (Welch's t)."""
         figures = [self.by_seed(first), self.by_seed(second)]
-        means = " against ".join(f"{statistics.mean(values):.{self.digits}f}" for values in figures)
+        means = " against ".join(
+            f"{statistics.mean(values):.{self.digits}f} ({one.name})" for one, values in zip((first, second), figures)
+        )
         sign = -1 if self.less_is_better else 1
         difference = estimate([(sign, figures[0]), (-sign, figures[1])])
         return Judged(f"{self.name}: {means}; better by {difference.text(digits=self.digits)}", difference)
