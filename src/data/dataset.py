@@ -34,7 +34,7 @@ from runtime.seeding import UNCERTAIN_BORDER, sample_rng
 
 
 class Dataset:
-    """The images of a folder, listed once, and which of them belong together.
+    """The samples of a folder, listed once, and which of them belong together. `ImageDataset` reads them.
 
     Images of one of the `groups`, such as frames of a video, are never in two parts. `near` unites copies and near
     copies, `bytes` equal files alone, and `off` nothing. Others are united with near copies: the group of each image by
@@ -91,10 +91,11 @@ class Dataset:
     ) -> Split:
         """Divides the images into the parts train, valid and test, disjoint in names and in content.
 
-        `official` takes trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles each breed
-        once and gives every part the same share of it. Files that are equal byte for byte are kept in one part; near
-        copies, too, but for the lists of `official`. A fold [I, K] divides all images but the test part into K folds
-        with the same share of every breed; the I-th, from 1 on, is for validation. The parts `needed` are not empty.
+        A folder that has these parts already is taken as it is, with a warning of copies. `official` takes
+        trainval.txt, every tenth of it for validation, and test.txt. `80-10-10` shuffles each breed once and gives
+        every part the same share of it. Equal files are kept in one part; near copies, too, except in `official`. A
+        fold [I, K] divides all images but the test part into K folds with the same share of every breed; the I-th,
+        from 1 on, is for validation. The parts `needed` are not empty.
         """
         if name not in SPLITS:
             raise DatasetError(f"no split is called {name!r}; there are {', '.join(SPLITS)}")

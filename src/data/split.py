@@ -13,7 +13,7 @@ Group = list[Sample]
 
 
 class Split(NamedTuple):
-    """The parts of a dataset, disjoint in names and in content."""
+    """The parts of a dataset, disjoint in names."""
 
     train: list[Sample]
     valid: list[Sample]

@@ -22,7 +22,7 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UpBlock(nn.Module):
-    """A decoder step: doubles height and width, concatenates the skip, convolves twice, applies attention."""
+    """A decoder step: doubles height and width, joins the skip, convolves twice, applies attention."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, attention: str = "none"):
         super().__init__()
@@ -58,7 +58,7 @@ class MaxPool(nn.MaxPool2d):
 
 
 class UNet(SegmentationModel):
-    """The original: five levels, 64 to 1024 channels, max-pooling down, transposed convolutions up, 31 M parameters."""
+    """Five levels of 64 to 1024 channels as in the paper, max-pooling down, transposed convolutions up; 31 M weights."""
 
     stride = 16
     widths = (64, 128, 256, 512, 1024)  # channels of the levels, from full resolution down

@@ -21,10 +21,13 @@ from training.terms import Batch
 
 @dataclass
 class Trainer:
-    """A run: its state, which is saved and restored, and what it needs to go on."""
+    """A run: its state, which is saved and restored, and what it needs to go on.
+
+    It learns from a list of terms, such as masks or a teacher's probabilities; the first of them validates.
+    """
 
     state: RunState
-    loader: DataLoader  # gives a list for each step: what is read for each term
+    loader: DataLoader  # gives a list for each step: for each term the dict that it reads, or None
     stop: StopRequest  # asked between steps
     listeners: list[Callable[[RunState, dict], None]] = field(default_factory=list)  # told each row of the log
 
@@ -108,7 +111,7 @@ class Trainer:
         return metrics.averages(progress.sums) | {"seconds": progress.seconds, "images_per_second": rate}
 
     def train_batch(self, read: list[dict | None], metrics: MetricLogger) -> None:
-        """One step of the optimizer, of the average and of the learning rate."""
+        """One step of the optimizer, then of the moving average and of the cosine schedule."""
         state, net, epoch, step = self.state, self.state.net, self.state.progress.epoch, self.state.progress.step
         batches: list[Batch] = []
         for term, of_term in zip(state.terms, read):

@@ -73,8 +73,8 @@ def training_step(net: Net, terms: list[Term], batches: list[Batch], micro_batch
 class MetricLogger:
     """Averages over the images of an epoch: of the loss, and of the columns of all terms.
 
-    `sums`, float64 (K,), are of this process: of loss and images, and of each term of images and columns. On a GPU the
-    metrics of 16 steps wait for `fetch`, because the host waits for the GPU then.
+    `sums`, float64 (K,), of this process: loss times images, images, then for each term its images and its columns. On
+    a GPU the metrics of 16 steps are fetched at once, because the program waits there for the GPU.
     """
 
     def __init__(self, terms: list[Term], sums: torch.Tensor | None = None):
