@@ -58,7 +58,7 @@ class MaxPool(nn.MaxPool2d):
 
 
 class UNet(SegmentationModel):
-    """Five levels of 64 to 1024 channels as in the paper, max-pooling down, transposed convolutions up; 31 M weights."""
+    """Five levels of 64 to 1024 channels as published, max-pooling down, transposed convolutions up; 31 M weights."""
 
     stride = 16
     widths = (64, 128, 256, 512, 1024)  # channels of the levels, from full resolution down
