@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import socket
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -95,9 +94,9 @@ def load_encoder_weights(model: SegmentationModel, path: Path) -> None:
             raise ValueError("a weight is not finite")
         model.encoder.load_state_dict(weights)
     except Exception as error:  # noqa: BLE001  torch raises whatever a damaged file leads to
-        reason = textwrap.shorten(str(error) or type(error).__name__, 200)  # torch names every key
         raise CheckpointError(
-            f"{path} can't be loaded into the encoder ({reason}); it must be a state dict of {model.encoder_name}"
+            f"{path} can't be loaded into the encoder ({first_line(error)}); it must be a state dict of "
+            f"{model.encoder_name}"
         ) from None
 
 
@@ -116,7 +115,7 @@ def read_state_dict(path: Path) -> dict:
 
 
 def fitted(weights: dict, model: SegmentationModel) -> dict:
-    """The weights of the encoder among those of a file, under its keys and for its channels."""
+    """The weights of the encoder among those of a file, under its keys. Raises ValueError: they don't fit."""
     own = model.encoder.state_dict()
     for prefix in ("module.", "model.", "encoder."):
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)} or weights
@@ -127,4 +126,11 @@ def fitted(weights: dict, model: SegmentationModel) -> dict:
     first = next(key for key, value in own.items() if value.ndim == 4)
     if model.in_channels != 3 and first in weights and weights[first].shape[1] == 3:
         weights[first] = fold_channels(weights[first], model.in_channels)
+    problems = {  # old files lack the counters of batch norm; torch adds them
+        "missing": [key for key in own if key not in weights and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": [key for key in weights if key in own and weights[key].shape != own[key].shape],
+    }
+    if any(problems.values()):
+        raise ValueError("; ".join(f"{kind} {', '.join(keys[:3])}" for kind, keys in problems.items() if keys))
     return weights
