@@ -77,7 +77,7 @@ PUPIL = f"{DATA} {OWN} --unlabeled rest"
 TRAIN = [
     (f"{DATA} {OWN}", "--resume", "leave --resume out", ""),
     (f"{DATA} {OWN}", f"--resume {PUBLISHED}", "with --init", f"--init {PUBLISHED}"),
-    (f"{DATA} --save_dir larger --log_dir larger --resume", "--ema --loss dice", "leave these flags out", ""),
+    (f"{DATA} --save_dir larger --log_dir larger --resume", "--ema --loss dice", "leave out --ema, --loss", ""),
     (f"{DATA} --save_dir cosine --log_dir cosine --resume", "--patience 2", "leave it out", ""),
     (f"--data_path divided {OWN}", "--fold 1/2", "leave --fold out", ""),
     (f"--data_path own {OWN}", "--split official", "use --split 80-10-10", "--split 80-10-10"),

@@ -27,7 +27,7 @@ def test_check_counts_sound_data(shared_own, shared_dataset, tmp_path):
         assert words in said
     assert said.splitlines()[-1] == "No faults."
     said = run_ok("oxford_pet.py", "--check", "--split", "official", "--data_path", shared_dataset, cwd=tmp_path)
-    assert "sizes       80x64 to 80x64, 1 different" in said
+    assert "sizes       80x64 to 80x64, 1 size" in said
     assert "official: 24 train, 2 valid, 14 test" in said
 
 

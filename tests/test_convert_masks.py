@@ -386,7 +386,7 @@ ERRORS = {  # content, words of the error, flags
     "run pairs": ({"a.csv": "img,rle\na.png,30 7\n"}, ["row 2", "7x5"]),
     "odd pairs": ({"a.csv": "img,rle\na.png,30\n"}, ["row 2", "export it again"]),
     "no label map": ({"a.png": palette_mask()}, ["a.png", "--label_map"]),
-    "unknown color": (colored("cat:128,0,0::"), ["1 colors", "#008000", "labelmap.txt", "add them"]),
+    "unknown color": (colored("cat:128,0,0::"), ["1 color that", "#008000", "labelmap.txt", "add them"]),
     "one color": (colored("cat:128,0,0\ndog:#800000"), ["gives cat and dog one color"]),
     "label map": (colored("cat:128,0,0\n\nwhat 7"), ["line 3 of", "no name and color"]),
     "size of colors": (colored(LABEL_MAP, palette_mask().resize((3, 2))), ["3x2", "7x5"]),

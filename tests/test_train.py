@@ -65,7 +65,7 @@ def test_resume_takes_a_learning_rate_and_refuses_fixed_flags(trained, shared_da
     flags = ("train.py", "--data_path", shared_dataset, "--resume")
     before = (folder / "saved_models/tiny_last.pth").read_bytes()
     done = run_script(*flags, "--batch_size", 4, "--image_size", 96, cwd=folder)
-    assert_one_error(done, "batch_size 8 (now 4)", "image_size 64 (now 96)", "leave these flags out")
+    assert_one_error(done, "batch_size 8 (now 4)", "image_size 64 (now 96)", "leave out --batch_size, --image_size")
     assert_one_error(run_script(*flags, "--split", "official", cwd=folder), "split 80-10-10 (now official)")
     assert_one_error(run_script(*flags, "--model_name", "unet", cwd=folder), "no checkpoint", "tiny_last.pth")
     assert (folder / "saved_models/tiny_last.pth").read_bytes() == before

@@ -21,7 +21,7 @@ from data.image_io import nearest, read_image, read_mask
 from data.layout import pair_up
 from data.names import IMAGE_SUFFIXES
 from models.task import PET, class_colors
-from runtime.errors import UsageError
+from runtime.errors import UsageError, plural
 
 # What reading raises: our own words, or what a file of another structure leads to.
 FAULTS = (UsageError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, csv.Error)
@@ -308,7 +308,7 @@ def read_colors(file: Path, source: Source) -> tuple[list[Annotated], list[str]]
     names = {VOID: LEFT_OUT[0], **(label_map_of(place) if place else voc)}
     codes = np.unique(_codes(file))
     if len(unknown := [code for code in codes if code not in names and code]):
-        shown = f"{len(unknown)} colors that {place or 'Pascal VOC'} doesn't name, such as #{unknown[0]:06x}"
+        shown = f"{plural(len(unknown), 'color')} that {place or 'Pascal VOC'} doesn't name, such as #{unknown[0]:06x}"
         raise UsageError(f"it has {shown}; add them, or save the mask as PNG without smooth edges")
     shapes = [Shape(file.name, names[c], lambda _, c=c: _codes(file) == c) for c in codes if c in names]
     return [Annotated(file.name, _image_of_stem(file, source), shapes, _codes(file).shape[::-1])], list(names.values())

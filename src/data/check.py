@@ -87,7 +87,7 @@ def print_contents(rows: list[tuple], named_classes: bool) -> None:
     counts = collections.Counter(kinds).most_common()
     empty = [name for name, share in zip(names, shares) if not share]
     print(f"  kinds       {', '.join(f'{count:,} {kind}' for kind, count in counts)}")
-    print(f"  sizes       {sides[0]} to {sides[-1]}, {len(sides):,} different ones")
+    print(f"  sizes       {sides[0]} to {sides[-1]}, {plural(len(sides), 'size')}")
     print(f"  pet share   {shares.min():.1%} to {shares.max():.1%}, median {np.median(shares):.1%}; ", end="")
     print(f"{plural(len(empty), 'mask')} empty, {(shares == 1).sum()} full")
     if empty:

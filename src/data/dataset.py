@@ -116,10 +116,12 @@ class Dataset:
             take_fold(parts, *fold, seed, groups + near)
         for mode, part in parts.items():
             if not part and mode in needed:
-                text = f"{self.root}: the {mode} part of the split {name} is empty: "
-                text += f"of {plural(len(everything), 'image')} {self.in_groups(moved)}; at least ten different ones "
-                text += "are needed, or --groups bytes or off, or fewer folds (evaluate.py --subset all needs no parts)"
-                raise DatasetError(text)
+                count = plural(len(everything), "image")
+                text = f"{self.root}: the {mode} part of the split {name} is empty: of {count} "
+                if isinstance(self.groups, dict):
+                    text += f"--groups makes {plural(len({*self.groups.values()}), 'group')}, and "
+                text += f"{self.in_groups(moved)}; at least ten different ones are needed, or --groups bytes or off, "
+                raise DatasetError(f"{text}or fewer folds (evaluate.py --subset all needs no parts)")
         return Split(**parts, moved=moved)
 
     def in_groups(self, moved: list[int]) -> str:

@@ -75,7 +75,8 @@ def find_root(data_path) -> Path:
             f"{folder} --images {images} --output {output}`, and use --data_path {output}"
         )
     if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        advice = "put images into images/ and their masks into masks/, or name another folder"
+        advice = "put images into images/ and their masks into masks/, or name another folder; "
+        advice += "tools/convert_masks.py makes masks of files of LabelMe, COCO, YOLO and others"
         raise DatasetError(f"no dataset: the folder {path} has no images/ beside annotations/ or masks/; {advice}")
     state = "is empty" if path.is_dir() else "does not exist"
     raise DatasetError(f"no dataset: the folder {path} {state}; name another one, or {download_hint(path)}")

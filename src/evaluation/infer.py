@@ -184,6 +184,9 @@ def infer(config: InferConfig, context: DistributedContext) -> None:
     elif written:
         print(f"Results ({', '.join(kinds)}) are in {folder}")
         segmenter.write_overviews(written, f"{name.upper()}, {network.path.name}")
+    nothing = sum(outcome.row["pet_share"] == 0 for outcome in written)
+    if nothing:
+        print(f"Nothing was found in {nothing:,} of them")
     report(outcomes, network)
 
 

@@ -70,11 +70,10 @@ def settings_of_network(checkpoint: Checkpoint) -> dict:
 
 def refuse_differing(path, saved: dict, flags: dict, names: set[str]) -> None:
     """Raises UsageError where flags of these names differ from what a checkpoint says."""
-    differing = [
-        f"{name} {saved[name]} (now {value})" for name, value in flags.items() if name in names and value != saved[name]
-    ]
+    differing = [name for name, value in flags.items() if name in names and value != saved[name]]
     if differing:
-        raise UsageError(f"{path} has {', '.join(differing)}; leave these flags out, or start another run")
+        facts = ", ".join(f"{name} {saved[name]} (now {flags[name]})" for name in differing)
+        raise UsageError(f"{path} has {facts}; leave out {', '.join(f'--{name}' for name in differing)}")
 
 
 def saved_settings() -> dict[str, str]:
