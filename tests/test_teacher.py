@@ -106,7 +106,7 @@ def test_init_takes_network_weights_and_size(trained, shared_dataset, shared_own
     file = trained / "saved_models/tiny_best.pth"
     before = load_checkpoint(file)
     flags = ("train.py", "--data_path", shared_own, "--init", file, "--epochs", 1, "--learning_rate", 1e-30)
-    assert_one_error(run_script(*flags, "--attention", "se", cwd=tmp_path), "has attention none (now se); leave out --attention")
+    assert_one_error(run_script(*flags, "--attention", "se", cwd=tmp_path), "none (now se); leave out --attention")
     said = run_ok(*flags, cwd=tmp_path)
     assert "encoder from tiny_best.pth, like the whole network" in said
     after = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
