@@ -19,9 +19,6 @@ SMP_LITE0 = f"{SMP} --image_size 128 --encoder timm-tf_efficientnet_lite0"
 FIVE = f"--image_size 96 {LITE0} {IMAGENET} --epochs 5"
 BASE = f"{FIVE} --batch_size 16 --optimizer adamw --learning_rate 1e-3 --scheduler cosine"  # of the strong recipe
 STRONG = "--image_size 96 --recipe strong"
-# Report B trains 10 epochs, then twice 2 more with --resume, at a fixed rate.
-REPORT_B = "--image_size 96 --batch_size 8 --learning_rate 1e-4 --scheduler none --epochs 10+2+2"
-REPORT_A = f"--image_size 96 --batch_size 8 --learning_rate 1e-4 --model_name resnet34_unet {SCRATCH}"
 
 # Group, arm, estimated minutes of one core with scoring, flags.
 QUEUE: dict[str, dict[str, tuple[int, str]]] = {
@@ -30,7 +27,7 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "segmentation_models.pytorch's recipe": (38, f"{SMP_LITE0} --epochs 10"),
         "segmentation_models.pytorch's recipe, float32": (50, f"{SMP_LITE0} --epochs 10 --amp off"),
     },
-    # Each but the last is one change to the first.
+    # Each but the last two is one change to the first.
     "choice, Lite0": {
         "plain": (14, f"{BASE} --loss bce"),
         "`--loss dice`": (11, f"{BASE} --loss dice"),
@@ -38,6 +35,9 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "light augmentation": (11, f"{BASE} --augment online --augment_strength light"),
         "medium augmentation": (11, f"{BASE} --augment online --augment_strength medium"),
         "growing sizes": (9, f"{BASE} --sizes grow"),
+        "squeeze-and-excitation": (11, f"{BASE} --attention se"),
+        "`--amp off`": (18, f"{BASE} --amp off"),
+        "light augmentation and color jitter": (11, f"{BASE} --augment online --augment_strength light --distort color"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
     # Each is one change to `--recipe strong` above; what is best on the validation images becomes the recipe.
@@ -48,24 +48,14 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "average 0.999": (9, f"{FIVE} --recipe strong --ema 0.999"),
         "growing sizes": (8, f"{FIVE} --recipe strong --sizes grow"),
     },
-    # As many epochs as fit into the same minutes.
+    # As many epochs as fit into about the same minutes.
     "encoders, ImageNet": {
-        "lite0": (21, f"{STRONG} {LITE0} {IMAGENET} --epochs 10"),
-        "lite0 from scratch": (21, f"{STRONG} {LITE0} {SCRATCH} --sizes fixed --epochs 10"),
-        "lite1": (21, f"{STRONG} --model_name efficientnet_lite1_unet {IMAGENET} --epochs 8"),
-        "lite2": (21, f"{STRONG} --model_name efficientnet_lite2_unet {IMAGENET} --epochs 7"),
-    },
-    "report B": {
-        "resnet34_unet": (38, f"{REPORT_B} --model_name resnet34_unet {SCRATCH}"),
-        "efficientnet_lite0_unet": (28, f"{REPORT_B} {LITE0} {IMAGENET}"),
-        "unet": (125, f"{REPORT_B} --model_name unet {SCRATCH}"),
-    },
-    # 20 passes over the images each: an epoch with 3 variants is four passes.
-    "report A": {
-        "plain": (50, f"{REPORT_A} --epochs 20"),
-        "3 variants": (50, f"{REPORT_A} --augment bulk --num_augmentations 3 --epochs 5"),
-        "fixed rate": (50, f"{REPORT_A} --scheduler none --epochs 20"),
+        "lite0": (7, f"{STRONG} {LITE0} {IMAGENET} --epochs 5"),
+        "lite0 from scratch": (7, f"{STRONG} {LITE0} {SCRATCH} --sizes fixed --epochs 5"),
+        "lite1": (7, f"{STRONG} --model_name efficientnet_lite1_unet {IMAGENET} --epochs 4"),
+        "lite2": (7, f"{STRONG} --model_name efficientnet_lite2_unet {IMAGENET} --epochs 3"),
     },
 }
-ONE_SEED = ("encoders, ImageNet", "time to Dice", "recipe from weights, Lite0")  # groups; the others have three
+# Groups and arms; the others have three.
+ONE_SEED = ("encoders, ImageNet", "time to Dice", "recipe from weights, Lite0", "choice, Lite0/`--amp off`")
 WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too

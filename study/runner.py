@@ -66,9 +66,10 @@ def list_runs(patterns: list[str], out: Path, table: Path) -> list[Run]:
     runs = [
         Run(name, flags, minutes, seed, out / re.sub("[^a-z0-9]+", "-", f"{name} s{seed}".lower()))
         for group, arms in experiments.QUEUE.items()
-        for seed in ((1,) if group in experiments.ONE_SEED else (1, 2, 3))
+        for seed in (1, 2, 3)
         for arm, (minutes, flags) in arms.items()
         if any(fnmatch.fnmatch(name := f"{group}/{arm}", pattern) for pattern in patterns)
+        and (seed == 1 or not {group, name} & {*experiments.ONE_SEED})
     ]
     return [run for run in runs if (run.experiment, str(run.seed)) not in done]
 
