@@ -17,9 +17,8 @@ def main(argv=None) -> None:
     config = EvalConfig(**build_parser().parse_overrides(argv))
     cli.import_torch()
     from evaluation.evaluate import evaluate
-    from runtime.distributed import launch
 
-    launch(evaluate, config)
+    evaluate(config)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,8 @@ def main(argv=None) -> None:
     config = InferConfig(**overrides)
     cli.import_torch()
     from evaluation.infer import infer
-    from runtime.distributed import launch
 
-    launch(infer, config)
+    infer(config)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def resume(data, file: Path) -> None:
 
 
 def score(data, **flags) -> None:
-    evaluate.evaluate(EvalConfig(data_path=str(data), num_workers=0, log_dir="out", **flags), SINGLE_PROCESS)
+    evaluate.evaluate(EvalConfig(data_path=str(data), num_workers=0, log_dir="out", **flags))
 
 
 READERS = {

@@ -12,12 +12,11 @@ from evaluation.predict import Predictor
 from evaluation.ranking import write_label_errors
 from evaluation.report import Evaluation, write_report
 from evaluation.score import find_threshold, score_images
-from runtime.distributed import DistributedContext
 from runtime.errors import UsageError, plural
 from runtime.files import writable_folder
 
 
-def evaluate(config: EvalConfig, context: DistributedContext) -> None:
+def evaluate(config: EvalConfig) -> None:
     """Scores the checkpoints of a config and reports. Raises UsageError: they, the flags and the data don't fit."""
     dataset = Dataset(config.data_path)
     network = open_network(config, config.model_path, config.model_name)
@@ -46,11 +45,9 @@ def evaluate(config: EvalConfig, context: DistributedContext) -> None:
         threshold, dice = find_threshold(predictor, valid, config)
         print(f"Threshold {threshold:.2f}: Dice {dice:.4f} on {plural(len(valid), 'validation image')}")
     began = time.perf_counter()
-    rows, confusion = score_images(predictor, part, config, logit(threshold), context)
+    rows, confusion = score_images(predictor, part, config, logit(threshold))
     seconds = time.perf_counter() - began
-    other_rows = score_images(*compared, config, logit(threshold), context)[0] if compared else None
-    if not context.first:
-        return
+    other_rows = score_images(*compared, config, logit(threshold))[0] if compared else None
     if ranked:
         write_label_errors(ranked, config, Path(config.report) / "label_errors")
     write_report(Evaluation(config, dataset, network, part, threshold, rows, confusion, seconds, other_rows))

@@ -26,7 +26,6 @@ from evaluation.polygons import regions, write_coco, write_labelme, write_yolo, 
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
 from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
-from runtime.distributed import DistributedContext
 from runtime.errors import DatasetError, RunError, UsageError, plural, raise_faults
 from runtime.files import DISK_FULL, append_rows, read_rows, writable_folder
 from visual.gallery import write_gallery
@@ -148,8 +147,8 @@ class Segmenter:
             write_uncertain(folder / "uncertain.csv", scored)
 
 
-def infer(config: InferConfig, context: DistributedContext) -> None:
-    """Segments images on one process or several, and says what came of it. For errors see `report`."""
+def infer(config: InferConfig) -> None:
+    """Segments images, and says what came of it. For errors see `report`."""
     network = open_network(config, config.model_path, config.model_name)
     predictor, checkpoint = network.predictor, network.checkpoint
     if "trimaps" in config.save and not predictor.task.class_scores:
@@ -170,9 +169,7 @@ def infer(config: InferConfig, context: DistributedContext) -> None:
     print(f"on {predictor.precision.device}, {predictor.precision}", flush=True)
     segmenter = Segmenter(predictor, network.view, config, kinds, folder)
     began = time.perf_counter()
-    outcomes = context.all_gather(segmenter.run(context.shard(samples)))
-    if not context.first:
-        return
+    outcomes = segmenter.run(samples)
     seconds, stamp = time.perf_counter() - began, time.strftime("%Y-%m-%d %H:%M:%S")
     head = {"time": stamp, "checkpoint": network.files, "run_id": network.run_id}
     append_rows(log, [{**head, **outcome.row} for outcome in outcomes])

@@ -1,6 +1,5 @@
 """Scores a network on images with known masks: quickly for validation, image by image for evaluation."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -57,24 +56,16 @@ def predictions_to_score(
 
 @torch.inference_mode()
 def score_images(
-    predictor: Predictor, dataset: ImageDataset, config: EvalConfig, threshold: float = 0.0, context=SINGLE_PROCESS
+    predictor: Predictor, dataset: ImageDataset, config: EvalConfig, threshold: float = 0.0
 ) -> tuple[list[dict], np.ndarray | None]:
-    """A row for each image, see `score_image`; and the `confusion_matrix` of all, or None without named classes.
-
-    The processes of `context` share the images, and all get the whole result.
-    """
-    task, size, rows, confusion = predictor.task, config.batch_size, [], 0
-    # Whole batches are shared, so results don't depend on the number of processes.
-    batches = context.shard([dataset.samples[i : i + size] for i in range(0, len(dataset), size)])
-    part = dataclasses.replace(dataset, samples=[sample for batch in batches for sample in batch])
-    for sample, decision, labels, _ in predictions_to_score(predictor, part, config, "evaluating"):
+    """A row for each image, see `score_image`; and the `confusion_matrix` of all, or None without named classes."""
+    task, rows, confusion = predictor.task, [], None
+    for sample, decision, labels, _ in predictions_to_score(predictor, dataset, config, "evaluating"):
         label_map = task.label_map(decision, threshold)
         rows.append({"name": sample.name, **score_image(task, label_map, labels, not sample.binary_mask)})
         if task.classes:
-            confusion = confusion + confusion_matrix(task, label_map, labels)
-    shared = context.all_gather([rows[i : i + size] for i in range(0, len(rows), size)])
-    matrices = context.all_gather([confusion])
-    return [row for batch in shared for row in batch], sum(matrices) if task.classes else None
+            confusion = confusion_matrix(task, label_map, labels) + (0 if confusion is None else confusion)
+    return rows, confusion
 
 
 @torch.inference_mode()

@@ -7,14 +7,13 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from runtime.device import get_device
 from runtime.errors import UsageError
 
 STATISTICS = ("running_mean", "running_var")  # of batch norms, in which processes differ by the last step's shard
@@ -120,9 +119,3 @@ def init_distributed(device: torch.device):
             yield DistributedContext(rank, size)
     gc.collect()  # a DistributedDataParallel that outlives its group can abort the process when Python ends
     dist.destroy_process_group()  # not after an error: the others may no longer be there to answer
-
-
-def launch(work: Callable, config) -> None:
-    """Calls `work(config, context)` on one process or several."""
-    with init_distributed(get_device(config.device)) as context:
-        work(config, context)
