@@ -1,7 +1,7 @@
 """The pixel cache: images and label maps of a dataset, decoded and resized once, in one file.
 
 It is an .npy array of uint8 (n, 4, S, S): red, green, blue, labels; of images that are not 8-bit RGB of uint16
-(n, C + 1, S, S). It is read by position: mapped pages would count as this process's memory.
+(n, C + 1, S, S). The file is mapped: a batch reads its own records alone.
 """
 
 import hashlib
@@ -33,28 +33,17 @@ class PixelCache:
 
     def __init__(self, file: Path, names: list[str]):
         try:
-            array = np.load(file, mmap_mode="r")
+            self.records = np.load(file, mmap_mode="r")
         except ValueError:
             raise DatasetError(f"{file} is damaged; delete it and start again") from None
-        self.file, self.shape, self.dtype, self.offset = file, array.shape[1:], array.dtype, array.offset
-        self.rows = {name: row for row, name in enumerate(names)}
-        self.handle: int | None = None  # it stays open: a run with other images may remove the file
+        self.file, self.rows = file, {name: row for row, name in enumerate(names)}
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "handle": None}  # a worker process opens the file for itself
+    def __reduce__(self) -> tuple:  # a process that is spawned maps the file for itself
+        return PixelCache, (self.file, list(self.rows))
 
     def read(self, names: list[str]) -> np.ndarray:
         """The records of these images, (N, C + 1, S, S), the caller's own."""
-        if not hasattr(os, "preadv"):  # Windows
-            return np.load(self.file, mmap_mode="r")[[self.rows[name] for name in names]]
-        if self.handle is None:
-            self.handle = os.open(self.file, os.O_RDONLY)
-        records = np.empty((len(names), *self.shape), self.dtype)
-        for record, name in zip(records, names):
-            # The position is in the call: threads and forked processes share the handle.
-            if os.preadv(self.handle, [record], self.offset + self.rows[name] * record.nbytes) != record.nbytes:
-                raise DatasetError(f"{self.file} has been cut off; delete it and start again")
-        return records
+        return self.records[[self.rows[name] for name in names]]
 
 
 def open_cache(root: Path, samples: list[Sample], view: View) -> PixelCache | None:
