@@ -18,6 +18,7 @@ LITE0 = "--model_name efficientnet_lite0_unet"
 SMP_LITE0 = f"{SMP} --image_size 128 --encoder timm-tf_efficientnet_lite0"
 FIVE = f"--image_size 96 {LITE0} {IMAGENET} --epochs 5"
 BASE = f"{FIVE} --batch_size 16 --optimizer adamw --learning_rate 1e-3 --scheduler cosine"  # of the strong recipe
+LIGHT = f"{BASE} --augment online --augment_strength light"
 STRONG = "--image_size 96 --recipe strong"
 
 # Group, arm, estimated minutes of one core with scoring, flags.
@@ -32,12 +33,12 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "plain": (14, f"{BASE} --loss bce"),
         "`--loss dice`": (11, f"{BASE} --loss dice"),
         "`--loss bce_dice`": (11, f"{BASE} --loss bce_dice"),
-        "light augmentation": (11, f"{BASE} --augment online --augment_strength light"),
+        "light augmentation": (11, LIGHT),
         "medium augmentation": (11, f"{BASE} --augment online --augment_strength medium"),
         "growing sizes": (9, f"{BASE} --sizes grow"),
         "squeeze-and-excitation": (11, f"{BASE} --attention se"),
         "`--amp off`": (18, f"{BASE} --amp off"),
-        "light augmentation and color jitter": (11, f"{BASE} --augment online --augment_strength light --distort color"),
+        "light augmentation and color jitter": (11, f"{LIGHT} --distort color"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
     # Each is one change to `--recipe strong` above; what is best on the validation images becomes the recipe.

@@ -175,6 +175,3 @@ def test_what_workers_note_of_files_is_said_once(own, tmp_path):
     said = [[line for line in lines if line.startswith("Gray levels are divided")] for lines in said]
     assert said[0] == said[1]
     assert len(said[0]) == 1
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
