@@ -78,7 +78,7 @@ def test_names_come_from_a_file_or_with_commas(tmp_path):
     file = tmp_path / "classes.txt"
     file.write_text("\ufeffbackground\n\n  road sign \nStraße\n", encoding="utf-8")
     assert class_names(str(file)) == class_names("background,road sign,Straße") == "background,road sign,Straße"
-    assert class_names("species") == "species"
+    assert class_names("species") == class_names("background, cat, dog") == "species"
     assert task_named("background,cat,dog") is SPECIES
     for text in ("background", "a,b,a", "a,,b", "a,b/c", str(tmp_path), ",".join(map(str, range(300)))):
         with pytest.raises(ArgumentTypeError):

@@ -64,6 +64,12 @@ def test_a_plan_of_sizes_stays(tmp_path, shared_dataset):
     assert_one_error(run_script(*flags, "--resume", "--sizes", "64:2", cwd=tmp_path), "sizes 64:1 (now 64:2)")
 
 
+def test_sizes_that_could_not_grow_are_no_other_setting(tmp_path, shared_dataset):
+    flags = ("train.py", "--data_path", shared_dataset, "--sizes", "grow")
+    run_ok(*flags, *TINY, "--epochs", 1, cwd=tmp_path)
+    assert "in epoch 2 of 2" in run_ok(*flags, "--resume", "--epochs", 1, cwd=tmp_path)
+
+
 def test_a_frozen_encoder_stays_for_its_epochs(tmp_path, shared_dataset):
     flags = (SRC / "train.py", "--data_path", shared_dataset, "--model_name", "resnet18_unet", "--epochs", 3)
     flags += ("--encoder_weights", "none", "--image_size", 64, "--freeze_encoder", 2, "--train_fraction", 0.5)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models import names
 from models.names import DENOISING, MAX_CLASSES, are_class_names
 
 BACKGROUND, PET, BORDER, IGNORED = 0, 1, 2, 255
@@ -143,7 +144,7 @@ def class_colors(count: int) -> list[tuple[int, int, int]]:
     return [tuple(sum(b[3 * i + channel] << (7 - i) for i in range(3)) for channel in range(3)) for b in bits]
 
 
-SPECIES = ClassesTask(("background", "cat", "dog"), "species")
+SPECIES = ClassesTask(names.SPECIES, "species")
 TASKS: dict[str, Task] = {task.name: task for task in (Task(), TrimapTask(), SPECIES)}
 
 

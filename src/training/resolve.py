@@ -29,7 +29,7 @@ def new_config(flags: dict, pretrained: bool, initial: Checkpoint | None) -> Tra
     if values.get("sizes") == "grow":  # written out: epochs that --resume adds don't change it
         plain = TrainConfig(**values)
         stride = NETWORKS[plain.model_name].stride
-        values["sizes"] = automatic_plan(plain.image_size, stride, plain.epochs) or "fixed"
+        values["sizes"] = automatic_plan(plain.image_size, stride, plain.epochs) or "grow"
     return TrainConfig(**values)
 
 
