@@ -65,12 +65,6 @@ def dice(first: Trained, second: Trained) -> Judged:
     return Judged(f"dataset Dice {difference.text()}", difference)
 
 
-def lead(first: Trained, second: Trained) -> Judged:
-    """Whether the first experiment's validation Dice is higher after every epoch; the interval is over seeds."""
-    difference = estimate([(1, (first.curves() - second.curves()).min(axis=1).tolist())])
-    return Judged(f"smallest lead in validation Dice of any epoch: {difference.text(digits=3)}", difference)
-
-
 def of_tta(trained: Trained) -> Judged:
     """What test-time augmentation adds to the same weights; the interval is over seeds."""
     both = zip(trained.figures("test_dataset_dice_tta"), trained.figures("test_dataset_dice"))
@@ -91,7 +85,6 @@ MEASURES = {
     "unrest": UNREST,
     "gap": GAP,
     "fall": FALL,
-    "lead": lead,
     "tta": of_tta,
     "diminishing": diminishing,
 }

@@ -41,14 +41,6 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "light augmentation and color jitter": (11, f"{LIGHT} --distort color"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
-    # Each is one change to `--recipe strong` above; what is best on the validation images becomes the recipe.
-    "recipe from weights, Lite0": {
-        "encoder at a tenth of the rate": (9, f"{FIVE} --recipe strong --encoder_lr_scale 0.1"),
-        "rate 5e-4": (9, f"{FIVE} --recipe strong --learning_rate 5e-4"),
-        "rate 2e-3": (9, f"{FIVE} --recipe strong --learning_rate 2e-3"),
-        "average 0.999": (9, f"{FIVE} --recipe strong --ema 0.999"),
-        "growing sizes": (8, f"{FIVE} --recipe strong --sizes grow"),
-    },
     # As many epochs as fit into about the same minutes.
     "encoders, ImageNet": {
         "lite0": (7, f"{STRONG} {LITE0} {IMAGENET} --epochs 5"),
@@ -58,5 +50,5 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
     },
 }
 # Groups and arms; the others have three.
-ONE_SEED = ("encoders, ImageNet", "time to Dice", "recipe from weights, Lite0", "choice, Lite0/`--amp off`")
+ONE_SEED = ("encoders, ImageNet", "time to Dice", "choice, Lite0/`--amp off`")
 WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too

@@ -38,7 +38,7 @@ def table_of(group: dict[str, Trained], base: str) -> str:
         scores = [f"{np.mean(trained.figures('test_dice')):.4f}", contrast([(1, trained)]).text(sign="")]
         verdict = [difference.text(), difference.verdict()] if difference else ["", ""]
         rows.append([name, f"{images:,}", len(trained.rows), *scores, *verdict])
-        rows[-1].insert(1, f"{np.mean(minutes):.0f}" if minutes else "")
+        rows[-1].insert(1, f"{np.median(minutes):.0f}" if minutes else "")
     header = ["", "minutes", "test images", "seeds", "Dice", "dataset Dice", f"minus {base}", "verdict"]
     timed = 1 if any(row[1] for row in rows) else 2  # the second column is left out where nothing stands in it
     return table([header[0], *header[timed:]], [[row[0], *row[timed:]] for row in rows])

@@ -15,7 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 
 import argparse
 import fnmatch
-import itertools
 import json
 import platform
 import re
@@ -102,18 +101,13 @@ def call(run: Run, *command) -> None:
 
 def training_command(run: Run, common: list) -> list | None:
     """The command that starts the training or goes on with it; None where it is complete."""
-    epochs = re.search(r"--epochs (\S+)", run.flags)[1]
-    totals = list(itertools.accumulate(map(int, epochs.split("+"))))  # 10+2+2: 10, 12, 14
-    done, last = len(run.history), list(run.folder.glob("*_last.pth"))
-    if done >= totals[-1]:
+    if len(run.history) >= int(re.search(r"--epochs (\d+)", run.flags)[1]):
         return None
-    flags = shlex.split(run.flags.replace(epochs, str(totals[0]))) + ["--seed", run.seed]
+    flags = [*shlex.split(run.flags), "--seed", run.seed]
     if flags[0] == SMP:  # it starts again
         return [ROOT / "study" / SMP, *common, *flags[1:], "--out", run.folder]
-    start = [*shlex.split(COMMON), *flags]
-    if last:  # --epochs after --resume are so many more
-        more = ["--epochs", totals[totals.index(done) + 1] - done] if done in totals else []
-        start = ["--resume", last[0], *more]
+    last = list(run.folder.glob("*_last.pth"))
+    start = ["--resume", *last] if last else [*shlex.split(COMMON), *flags]
     return [ROOT / "src/train.py", *common, "--save_dir", run.folder, "--log_dir", run.folder, *start]
 
 
@@ -181,7 +175,7 @@ def main() -> None:
     """Does the runs that are not done yet. One that fails is reported, and the queue continues."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", type=Path, default=Path("dataset"))
-    parser.add_argument("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "report B/*"')
+    parser.add_argument("--experiments", nargs="+", default=["*"], metavar="PATTERN", help='such as "choice*"')
     parser.add_argument("--out", type=Path, default=ROOT / "study/runs", help="folder of the runs")
     parser.add_argument("--table", type=Path, default=TABLE, help="where the rows go")
     parser.add_argument("--list", action="store_true", help="print what is still to be done")
