@@ -1,4 +1,4 @@
-"""How well cutouts follow fur: the test photographs of the dataset that have their own size, all engines in one run.
+"""How well cutouts follow fur: the test photographs of the dataset that have their own size, both engines in one run.
 
     python benchmarks/cutouts.py --data_path dataset
 
@@ -7,7 +7,6 @@ to PyMatting's closed form from the true trimap, on its border. boundary_f: of t
 seconds of one core and memory above the process, on a photograph of 12 megapixels, each engine in a process of its own.
 """
 
-import dataclasses
 import json
 import resource
 import subprocess
@@ -61,18 +60,14 @@ def score(sample: Sample, predictor: Predictor, view: View) -> dict[str, dict[st
     if not all((trimap == value).any() for value in (PET, BACKGROUND, BORDER)):
         return None
     seen = to_tensor(view.read_at(sample, view.size_of(sample))[0])
-    best, truth, scores = reference(image, trimap), torch.from_numpy(trimap != BACKGROUND)[None, None], {}
-    for tta, engines in ((False, ENGINES), (True, ENGINES[:1])):
-        decision = dataclasses.replace(predictor, tta=tta).predict(seen[None])[0].cpu()
-        labels = label_map_at_size(predictor.task, decision, 0.0, *trimap.shape)
-        outline = boundary_f(torch.from_numpy(labels != BACKGROUND)[None, None], truth, 2).item()
-        made, ending = matting_trimap(labels, predictor.task), ", --tta" * tta
-        alphas = {"mask alone": (labels != BACKGROUND) * 1.0}
-        alphas |= {engine: cut_out(image, made, engine)[..., 3] / 255 for engine in engines}
-        for name, alpha in alphas.items():
-            scores[name + ending] = {**alpha_scores(alpha, trimap, best), "boundary_f": outline}
-    alpha = cut_out(image, trimap)[..., 3] / 255
-    return scores | {"guided, true trimap": {**alpha_scores(alpha, trimap, best), "boundary_f": 1.0}}
+    labels = label_map_at_size(predictor.task, predictor.predict(seen[None])[0].cpu(), 0.0, *trimap.shape)
+    masks = (torch.from_numpy(array != BACKGROUND)[None, None] for array in (labels, trimap))
+    outline, best = boundary_f(*masks, 2).item(), reference(image, trimap)
+    made = matting_trimap(labels, predictor.task)
+    alphas = {"mask alone": (labels != BACKGROUND) * 1.0}
+    alphas |= {engine: cut_out(image, made, engine)[..., 3] / 255 for engine in ENGINES}
+    alphas["guided, true trimap"] = cut_out(image, trimap)[..., 3] / 255
+    return {name: {**alpha_scores(alpha, trimap, best), "boundary_f": outline} for name, alpha in alphas.items()}
 
 
 def cost(engine: str) -> dict[str, float]:
