@@ -90,6 +90,26 @@ def term_loss(model, read, term) -> float:
     return term.loss(model(read["image"]), batch)[0].item() / len(read["image"])
 
 
+def test_of_equal_dice_the_lower_loss_is_the_best_also_after_a_resume():
+    # Loss and Dice of each epoch, and the best epoch after it.
+    epochs = [(0.9, 0.0, 1), (0.7, 0.0, 2), (0.8, 0.0, 2), (0.7, 0.0, 2), (0.6, 0.0, 5), (0.9, 0.1, 6), (0.1, 0.0, 6)]
+    found = []
+    for stopped in (False, True):
+        run = make_run(Plain())
+        run.train_one_epoch = lambda: {"seconds": 1.0}
+        for loss, dice, best in epochs:
+            run.validate = lambda loss=loss, dice=dice: (loss, dice)
+            run.run_epoch()
+            found.append(run.state.progress.best_epoch == best)
+            if stopped:  # the best checkpoint may be an epoch ahead of the last one: that is trained again
+                ahead, before = run.state.progress, copy.deepcopy(run.state.progress)
+                before.epoch, before.history = ahead.epoch - 1, ahead.history[:-1]
+                run.state.progress = before
+                run.run_epoch()
+                found.append(run.state.progress == ahead)
+    assert all(found), found
+
+
 def test_sums_do_not_depend_on_when_metrics_are_fetched():
     rows, sums = torch.rand(50, 3) * 1000, []
     for every in (1, 7, 50):

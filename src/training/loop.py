@@ -64,7 +64,9 @@ class Trainer:
             net.scheduler.step(score)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, None, 0.0
         kinds: list[str | int] = [progress.epoch] if progress.epoch % settings.KEEP_EVERY == 0 else []
-        if progress.best_score is None or score > progress.best_score:
+        best = progress.history[progress.best_epoch - 1 : progress.best_epoch]  # its row; none before the first
+        tie = score == progress.best_score and any(row["val_loss"] < other["val_loss"] for other in best)
+        if progress.best_score is None or score > progress.best_score or tie:
             progress.best_score, progress.best_epoch = score, progress.epoch
             kinds = ["best", *kinds]
         state.save(*kinds)

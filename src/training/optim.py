@@ -79,7 +79,10 @@ class ModelEMA:
 
 
 def score_of(row: dict) -> float:
-    """By which the best epoch is chosen, from its row of the log: validation Dice, or where there is none -loss."""
+    """By which the best epoch is chosen, from its row of the log: validation Dice, or where there is none -loss.
+
+    Of epochs with the same Dice, such as 0, the one with the lower validation loss is the best.
+    """
     return -row["val_loss"] if row["val_dice"] is None else row["val_dice"]
 
 
