@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.names import MODES, SPLITS
+from data.names import GROUPINGS, MODES, SPLITS
 from models.names import TASKS, class_names
 from runtime import cli
 from runtime.files import writable_folder
@@ -42,6 +42,10 @@ class DatasetConfig:
         None, "write a contact sheet of augmented training images", bare="preview.png", metavar="FILE"
     )
     split: str = option(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
+    groups: str = option(
+        GROUPINGS[0], "what stays in one part, as in train.py", metavar="near|bytes|off|FILE|regex:R"
+    )
+    limit: int | None = option(None, "use so many of all images, as in train.py", whole_number(10), metavar="N")
     classes: str = option(
         "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])
     )
@@ -67,7 +71,7 @@ def main(argv=None) -> None:
 
     if config.download:
         download(writable_folder(config.data_path))
-    dataset = Dataset(config.data_path)
+    dataset = Dataset(config.data_path, config.groups, config.limit, config.seed)
     classes = task_named(config.classes).classes
     view = View(192, channels=config.channels, classes=classes)
     if config.check:

@@ -31,6 +31,15 @@ def test_check_counts_sound_data(shared_own, shared_dataset, tmp_path):
     assert "official: 24 train, 2 valid, 14 test" in said
 
 
+def test_check_divides_the_images_that_train_takes(own, tmp_path):
+    flags = ("--data_path", own, "--groups", r"regex:\d", "--limit", 20)
+    said = run_ok("train.py", *flags, "--epochs", 1, *TINY, cwd=tmp_path)
+    sizes = re.search(r"(\d+ train, \d+ valid, \d+ test)", said)[1]
+    assert sizes != "16 train, 2 valid, 2 test"  # as without groups
+    assert f"80-10-10: {sizes}" in run_ok("oxford_pet.py", "--check", *flags, cwd=tmp_path)
+    assert sizes in run_ok("oxford_pet.py", *flags, cwd=tmp_path)
+
+
 def test_check_lists_all_faults(own, tmp_path):
     for i in range(0, 36, 3):
         save(own / f"masks/photo {i}.png", disc(0)[0])

@@ -22,14 +22,16 @@ def test_evaluation_reports_verdict_log_and_json(trained, shared_dataset, tmp_pa
     assert float(said[-2].split()[-1]) == pytest.approx(report["dice"], abs=1e-4)
     verdicts = ((0.9, "Outstanding"), (0.85, "Good"), (0.8, "Passable"), (0, "Below"))
     assert said[-1].startswith(next(verdict for least, verdict in verdicts if report["dice"] >= least))
-    assert report["images"] == 4
+    assert report["images"] == 4 and said[-1].endswith(" (on 4 images alone)")
     assert report["encoder_start"] == "from scratch"
     (row,) = log_rows(folder, "evaluation")
     assert float(row["dataset_iou"]) == report["dataset_iou"]
     assert report["compute"] in said[0]
     assert 0 < report["precision"] <= 1
     run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "valid", cwd=folder)
-    *_, row = log_rows(folder, "evaluation")
+    said = run_ok("evaluate.py", "--data_path", shared_dataset, "--subset", "all", "--allow_seen", cwd=folder)
+    assert "alone" not in said  # of 40
+    *_, row, _ = log_rows(folder, "evaluation")
     assert row["subset"] == "valid"
     assert float(row["dice"]) == pytest.approx(max(float(row["val_dice"]) for row in log_rows(folder)), abs=2e-4)
 

@@ -16,6 +16,7 @@ from evaluation.ranking import draw_ranked
 from runtime.errors import UsageError, plural
 from runtime.files import append_rows, atomic_write, write_rows
 
+FEW = 20  # images, below which the verdict says how many they are
 SHOWN = 12  # classes, at most, of a confusion matrix on the screen
 WORST = 24  # images with the lowest Dice, of which panels are drawn
 # The rubric of the course that report B was written for.
@@ -71,7 +72,8 @@ def write_report(evaluation: Evaluation) -> None:
     if config.report:
         lines.append(f"The report goes to {config.report}: scores, images, and panels of the worst images")
     lines.append(f"{facts['model'].upper()} {config.subset} Dice score: {facts['dice']:.4f}")
-    lines.append(next(words for least, words in VERDICTS if facts["dice"] >= least))
+    verdict = next(words for least, words in VERDICTS if facts["dice"] >= least)
+    lines.append(verdict + f" (on {plural(len(rows), 'image')} alone)" * (len(rows) < FEW))
     try:
         print(*lines, sep="\n", flush=True)
     finally:  # a reader who went away must not cost the files, nor an unwritable log the figures
