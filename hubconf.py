@@ -115,8 +115,8 @@ def pets() -> torch.nn.Module:
 def from_checkpoint(path) -> torch.nn.Module:
     """The network of a checkpoint of train.py, on the CPU in evaluation mode.
 
-    `model.segment(image)` takes a PIL image and returns its mask, uint8 (H, W) of 0 and 255, or with `alpha=True` how
-    much of each pixel is pet, float32 (H, W) of 0 to 1.
+    `model.segment(image)` takes a file, a PIL image or an array in RGB, uint8 (H, W, 3), and returns its mask, uint8
+    (H, W) of 0 and 255, or with `alpha=True` how much of each pixel is pet, float32 (H, W) of 0 to 1.
     """
     with _own_modules():
         from evaluation.network import segment

@@ -1,5 +1,7 @@
 """Networks as users name them, ready to predict: of one checkpoint, or of several whose probabilities are averaged."""
 
+import functools
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from data.image_io import image_size_of, read_image
 from data.pixels import image_pixels
 from data.view import View
 from evaluation.config import PredictConfig
@@ -70,16 +73,28 @@ def open_network(config: PredictConfig, paths: list[str] | None, model_name: str
     return Network(predictor, view, checkpoint, path, " ".join(paths or [str(path)]), run_ids, seen)
 
 
-def segment(model: SegmentationModel, checkpoint: Checkpoint, image: Image.Image, alpha: bool = False) -> np.ndarray:
-    """The mask of an image of any mode, as inference.py writes it, by the network of a checkpoint in evaluation mode.
+def segment(
+    model: SegmentationModel, checkpoint: Checkpoint, image: str | os.PathLike | Image.Image | np.ndarray, alpha=False
+) -> np.ndarray:
+    """The mask of an image, as inference.py writes it, by the network of a checkpoint in evaluation mode.
 
-    Returns uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or with `alpha`, for a cutout, how
-    much of each pixel is pet, float32 (H, W) of 0 to 1. The image's EXIF orientation is not looked at.
+    The image is a file, a PIL image of any mode, or an array in RGB, uint8 (H, W, 3). A file alone is turned as its
+    EXIF orientation says. Returns uint8 (H, W), 255 where the pet is, border included, and 0 elsewhere; or with
+    `alpha`, for a cutout, how much of each pixel is pet, float32 (H, W) of 0 to 1. Raises TypeError: it is no image.
     """
     view = View.of(checkpoint)
-    pixels = image_pixels(image, view.channels, view.fit(image.size))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        size, read = image.size, functools.partial(image_pixels, image)
+    elif isinstance(image, (str, os.PathLike)):
+        size = image_size_of(image, upright=True)
+        read = lambda channels=3, size=None: read_image(image, size, True, channels)  # noqa: E731  as image_pixels
+    else:
+        what = f"array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"segment takes a file, a PIL image or an array of uint8 (H, W, 3), no {what}")
     precision = choose_precision("auto", next(model.parameters()).device, view.size)
-    labels = Predictor(model, precision).segment(pixels, *image.size)
+    labels = Predictor(model, precision).segment(read(view.channels, view.fit(size)), *size)
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)
-    return cut_out(image_pixels(image), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255
+    return cut_out(read(), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255

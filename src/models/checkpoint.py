@@ -224,10 +224,12 @@ def load_checkpoint(path, advice: str = "name another file") -> Checkpoint:
     Raises CheckpointError: the file is missing, damaged, of another program or version, or malformed.
     """
     path = Path(path)
-    others = sorted(p.name for p in path.parent.glob("*.pth") if p != path)
-    beside = f" (in {path.parent} there is {', '.join(others[:6])})" if others else ""
+    folder = path if path.is_dir() else path.parent
+    others = sorted(p.name for p in folder.glob("*.pth") if p != path)
+    beside = f" (in {folder} there is {', '.join(others[:6])})" if others else ""
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}{beside}; {advice}")
+        what = f"{path} is a folder, no checkpoint" if folder is path else f"there is no checkpoint {path}"
+        raise CheckpointError(f"{what}{beside}; {advice}")
     try:
         content = read_archive(path)
     except Exception as error:  # noqa: BLE001  zipfile and torch raise anything on damaged files
