@@ -42,9 +42,7 @@ class DatasetConfig:
         None, "write a contact sheet of augmented training images", bare="preview.png", metavar="FILE"
     )
     split: str = option(SPLITS[0], "how the images are split into train, valid and test", choices=SPLITS)
-    groups: str = option(
-        GROUPINGS[0], "what stays in one part, as in train.py", metavar="near|bytes|off|FILE|regex:R"
-    )
+    groups: str = option(GROUPINGS[0], "what stays in one part, as in train.py", metavar="near|bytes|off|FILE|regex:R")
     limit: int | None = option(None, "use so many of all images, as in train.py", whole_number(10), metavar="N")
     classes: str = option(
         "binary", "what the masks hold, as in train.py", class_names, metavar="|".join([*TASKS, "FILE"])

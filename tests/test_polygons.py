@@ -11,7 +11,17 @@ import convert_masks
 from annotations import draw_polygon
 from data.image_io import read_class_mask
 from evaluation.config import POLYGONS
-from evaluation.polygons import Region, cut, regions, simplify, write_coco, write_labelme, write_yolo, write_yolo_names
+from evaluation.polygons import (
+    Region,
+    cut,
+    proposals,
+    regions,
+    simplify,
+    write_coco,
+    write_labelme,
+    write_yolo,
+    write_yolo_names,
+)
 from helpers import run_ok, write_scenes
 
 NAMES = {1: "cat", 2: "garden gnome"}
@@ -104,6 +114,20 @@ def test_tolerance_trades_points_for_pixels(tolerance, least):
         counts.append(sum(len(region.outline) for region in found))
     exact = [sum(len(region.outline) for region in regions(smooth_labels(seed), NAMES, 0)) for seed in range(5)]
     assert tolerance == 0 or sum(counts) < sum(exact) * {FAULTLESS: 0.75, 0.5: 0.5, 1.0: 0.3, 2.0: 0.2}[tolerance]
+
+
+@pytest.mark.parametrize("share", [1, 0.3])
+def test_proposals_are_as_fine_as_what_the_network_saw(share):
+    """Of a ragged outline with specks and small holes in and around it."""
+    rng, (y, x) = np.random.default_rng(0), np.indices((200, 200))
+    noise = ndimage.gaussian_filter(rng.normal(size=(200, 200)), 1.5) * 25
+    mask = ndimage.zoom(np.hypot(y - 100, x - 100) + noise, 1 / share, order=1) < 70
+    found, exact = proposals(mask, {True: "pet"}, (200, 200)), regions(mask, {True: "pet"}, 0)
+    large = [region for region in exact if draw_polygon(region.outline, mask.shape[::-1]).sum() >= 6 / share**2]
+    assert len(exact) > len(found) == len(large)
+    points, before = (sum(len(cut(region)) for region in some) for some in (found, regions(mask, {True: "pet"})))
+    assert points < before * (0.9 if share == 1 else 0.4)
+    assert iou(np.logical_or.reduce([fill(region, mask.shape) for region in found]), mask) > 0.97
 
 
 def test_no_corner_that_is_dropped_is_farther_than_the_tolerance():

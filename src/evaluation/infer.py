@@ -22,7 +22,7 @@ from evaluation.config import POLYGONS, RESULTS, InferConfig, logit
 from evaluation.matting import cut_out, matting_trimap
 from evaluation.metrics import image_dice, label_counts
 from evaluation.network import Network, open_network
-from evaluation.polygons import regions, write_coco, write_labelme, write_yolo, write_yolo_names
+from evaluation.polygons import proposals, write_coco, write_labelme, write_yolo, write_yolo_names
 from evaluation.predict import Predicted, Predictor, label_map_at_size, predict_images, resize_logits, room_for
 from evaluation.ranking import uncertainty, write_uncertain
 from models.task import BACKGROUND, PET
@@ -123,7 +123,8 @@ class Segmenter:
         if not kinds & set(POLYGONS):
             return None
         # Without named classes the border is pet.
-        traced = regions(labels if task.classes else np.minimum(labels, PET), dict(enumerate(self.names, start=1)))
+        named = labels if task.classes else np.minimum(labels, PET)
+        traced = proposals(named, dict(enumerate(self.names, start=1)), decision.shape[1:])
         if "labelme" in kinds:
             write_labelme(self.folder / f"{sample.name}.json", file, size, traced)
         if "yolo" in kinds:

@@ -16,6 +16,7 @@ import numpy as np
 from runtime.files import atomic_write
 
 TOLERANCE = 0.5  # pixels
+SPECK = 6  # pixels that the network saw: smaller regions and holes are not proposed
 LABELME = "5.8.1"  # the version whose format is written
 SHARP = 3  # pixels: a corner between two edges of at least this length is no stair of a slope
 
@@ -28,10 +29,13 @@ class Region(NamedTuple):
     holes: list[np.ndarray]
 
 
-def regions(labels: np.ndarray, names: Mapping[int, str], tolerance: float = TOLERANCE) -> list[Region]:
+def regions(
+    labels: np.ndarray, names: Mapping[int, str], tolerance: float = TOLERANCE, least: float = 0
+) -> list[Region]:
     """Traces regions of pixels that share an edge, for each value of a label map (H, W) that has a name.
 
-    `simplify` may move the outlines by as many pixels as `tolerance` says.
+    `simplify` may move the outlines by as many pixels as `tolerance` says. Regions and holes of an area below `least`
+    pixels are left out.
     """
     found: list[Region] = []
     for value, name in names.items():
@@ -47,15 +51,21 @@ def regions(labels: np.ndarray, names: Mapping[int, str], tolerance: float = TOL
         )  # vertical edges
         numbers = np.repeat(np.arange(len(loops)), [len(loop) // 2 for loop in loops])
         for loop in loops:  # by their upper left corners, so a hole comes after what it is in
-            x, y = loop[0]
+            (x, y), large = loop[0], _area(loop) >= least
             if mask[y, x]:
                 owners.append(Region(name, simplify(loop, tolerance), []))
-                found.append(owners[-1])
+                found += owners[-1:] * large
             else:  # The pixel above the hole belongs to the same region as the next edge to its left.
                 beside = np.flatnonzero((top < y) & (bottom >= y) & (left <= x))
                 owners.append(owners[numbers[beside[left[beside].argmax()]]])
-                owners[-1].holes.append(simplify(loop, tolerance))
+                owners[-1].holes.extend([simplify(loop, tolerance)] * large)
     return found
+
+
+def proposals(labels: np.ndarray, names: Mapping[int, str], seen: tuple[int, int]) -> list[Region]:
+    """Regions to be corrected by hand: no finer than a network that saw the image at this height and width."""
+    scale = max(1.0, labels.size / (seen[0] * seen[1]))  # its pixels in one that the network saw
+    return regions(labels, names, TOLERANCE * scale**0.5, SPECK * scale)
 
 
 def _trace(mask: np.ndarray) -> list[np.ndarray]:
