@@ -192,6 +192,31 @@ def test_other_masks_are_refused_once_and_the_command_helps(tmp_path, monkeypatc
     assert [values.mean() for values in labels] == pytest.approx([share] * 12, abs=0.01)
 
 
+def test_the_command_for_one_mask_leaves_the_others_as_they_are(tmp_path):
+    root, good = tmp_path / "my data", {}
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number, (kind, (make, ending)) in enumerate(SOFT.items()):
+        photo, mask = disc(number, 120, 90)
+        good[f"{number}"] = line() if "line" in kind else mask
+        save(root / f"images/{number}.png", photo)
+        write(root / f"masks/{number}.{ending}", make(mask, photo))
+    for kind, (content, ending, *_) in REFUSED.items():
+        save(root / f"images/{kind}.png", disc(0, 60, 44)[0])
+        write(root / f"masks/{kind}.{ending}", content)
+    with pytest.raises(DatasetError, match=f"{len(REFUSED)} faults") as caught:
+        open_cache(root, Dataset(root).samples, View(32))
+    commands = {*re.findall("`(python .*?)`", str(caught.value))}
+    assert len(commands) == 1
+    convert_masks.main(shlex.split(commands.pop())[2:])
+    for sample in Dataset(root / "converted").samples:
+        labels = View().read_labels(sample)
+        if sample.name in good:
+            assert (labels != nearest(good[sample.name].astype(np.uint8), labels.shape[::-1])).mean() < 0.01, sample
+        else:
+            assert labels.mean() == pytest.approx(REFUSED[sample.name][3], abs=0.01), sample
+
+
 def test_trimaps_among_masks_are_named(tmp_path):
     save(tmp_path / "m.png", stripes([1, 2, 3]))
     with pytest.raises(DatasetError, match="m.png is a trimap, .*annotations/trimaps"):

@@ -314,7 +314,7 @@ def read_colors(file: Path, source: Source) -> tuple[list[Annotated], list[str]]
     return [Annotated(file.name, _image_of_stem(file, source), shapes, _codes(file).shape[::-1])], list(names.values())
 
 
-def read_thresholded(masks: Path, images: Path, threshold: float) -> tuple[list[Annotated], list[str]]:
+def read_thresholded(masks: Path, images: Path, threshold: float | str) -> tuple[list[Annotated], list[str]]:
     """Masks that are images, paired as those of a dataset: their pixels above a threshold are one category."""
 
     def draw(file: Path, size: tuple[int, int]) -> np.ndarray:

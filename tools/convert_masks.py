@@ -3,7 +3,7 @@
     python tools/convert_masks.py --annotations instances.json --images photos --output my_images --names cat,dog
 
 It reads COCO, LabelMe, YOLO segments, CSV files of run lengths, and masks of palettes or colors: see annotations.py;
-with --threshold masks of any values.
+with --threshold masks of any values, where auto leaves those of two values as they are.
 A mask holds the shapes of the wanted categories in order, crowds included; where they overlap, the later one counts.
 """
 
@@ -73,6 +73,11 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
     return mask
 
 
+def threshold(text: str) -> float | str:
+    """Returns a value, or `auto`."""
+    return text if text == "auto" else number(float, "finite", isfinite)(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """The flags of this script."""
@@ -83,8 +88,11 @@ class ConvertConfig:
     names: list[str] | None = option(None, "take these categories alone", aliases=("--category",), nargs="+")
     classes: bool = option(False, "write numbers of classes, 0 background, 1 and on in the order of --names")
     label_map: str | None = option(None, "names of colors or of YOLO's classes, if none is found", metavar="FILE")
-    threshold: float | None = option(
-        None, "of masks that are images, take what is above this value", number(float, "finite", isfinite), metavar="V"
+    threshold: float | str | None = option(
+        None,
+        "of masks that are images, take what is above this value; auto: as each of them needs",
+        threshold,
+        metavar="V|auto",
     )
     keep_empty: bool = option(False, "give images without a shape of these categories an empty mask")
     strict: bool = option(False, "end where a shape covers nothing, instead of leaving it out")

@@ -159,11 +159,12 @@ def read_trimap(path) -> np.ndarray:
     return FROM_TRIMAP[values]
 
 
-def read_mask(path, threshold: float | None = None) -> np.ndarray:
+def read_mask(path, threshold: float | str | None = None) -> np.ndarray:
     """Reads a mask of two values, in an image of any mode, as a label map of 0 and 1, uint8 (H, W).
 
     Black is background and the other value is pet; in a palette without black, index 0 is background. Alpha counts
-    where the colors are all one, or no mask. Soft edges are divided in the middle. With a threshold, pet is brighter.
+    where the colors are all one, or no mask. Soft edges are divided in the middle. With a threshold, pet is brighter;
+    with `auto` masks of other values than two get the threshold that without it the error names.
     """
     values = np.nan_to_num(_read_values(path, "mask"))
     planes, alpha = [values], None
@@ -171,14 +172,17 @@ def read_mask(path, threshold: float | None = None) -> np.ndarray:
         colors, alpha = values[..., :3] if values.shape[2] == 4 else values[..., 0], values[..., -1]
         planes = [colors, alpha] if np.ptp(alpha) else [colors]
         planes = planes[-1:] if (colors == colors[0, 0]).all() else planes
-    if threshold is not None:
-        return (np.atleast_3d(planes[0]).max(axis=2) > threshold).astype(np.uint8)
-    for plane in planes:
-        if (labels := _two_sides(plane, path)) is not None:
-            if plane is alpha:
-                note("The alpha channel is the mask in {}.", path)
-            return labels.astype(np.uint8)
-    raise _no_mask(path, planes[0])
+    if threshold in (None, "auto"):
+        for plane in planes:
+            if (labels := _two_sides(plane, path)) is not None:
+                if plane is alpha:
+                    note("The alpha channel is the mask in {}.", path)
+                return labels.astype(np.uint8)
+        limit, error = _no_mask(path, planes[0])
+        if threshold is None or limit is None:
+            raise error
+        threshold = limit
+    return (np.atleast_3d(planes[0]).max(axis=2) > threshold).astype(np.uint8)
 
 
 def _codes_and_levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,25 +209,27 @@ def _two_sides(values: np.ndarray, path) -> np.ndarray | None:
     return gray > top / 2
 
 
-def _no_mask(path, values: np.ndarray) -> DatasetError:
-    """What a mask holds instead of two values, and the command that mends it."""
+def _no_mask(path, values: np.ndarray) -> tuple[float | None, DatasetError]:
+    """Above which value all could be pet, if any is known; and what a mask holds, with the command that mends it."""
     levels, colored = _codes_and_levels(values)[1], values.ndim == 3
     count, low, high = len(levels), float(levels[0]), float(levels[-1])
     numbered = values.dtype.kind in "bui" and levels[levels < IGNORED].max(initial=0) < 2 * count
-    limit = 127 if colored or 127 < high < 256 else high / 2
-    option, advice = f"--threshold {limit:g}", f"what is above {limit:g} becomes pet"
+    limit = 127.0 if colored or 127 < high < 256 else high / 2
+    option, advice = "--threshold auto", f"what is above {limit:g} becomes pet"
     if count == 2 or (colored and low and count <= IGNORED):
-        option = "--label_map FILE" if colored else f"--threshold {low:g}"
-        advice = f"none is {'black' if colored else 0}, so which one is background? make it that"
+        limit, option = (None, "--label_map FILE") if colored else (low, option)
+        advice = f"none is {'black' if colored else 0}, so which one is background? "
+        advice += "make it that" if colored else f"{low:g} becomes it"
     elif count <= IGNORED if colored else numbered:
-        option, advice = "--threshold 0", f"all but {'black' if colored else 0} become pet"
+        limit, advice = 0.0, f"all but {'black' if colored else 0} become pet"
         if not colored or read_header(path)[0].endswith(" P"):
             advice = f"classes get names with --classes FILE, or {advice}"
     if not colored and levels.tolist() == [1, 2, 3]:
-        return DatasetError(f"{path} is a trimap, no mask of two values; put trimaps into `annotations/trimaps`")
+        text = f"{path} is a trimap, no mask of two values; put trimaps into `annotations/trimaps`"
+        return None, DatasetError(text)
     shown = ", ".join(f"#{v:06x}" if colored else f"{v:g}" for v in levels[:6]) + ", ..." * (count > 6)
     text = f"{path} is no mask of two values: it holds {count} {'colors' if colored else 'values'}, {shown}"
-    return DatasetError(f"{text}; {advice} with `{_convert(path)} {option}`")
+    return limit, DatasetError(f"{text}; {advice} with `{_convert(path)} {option}`")
 
 
 def _convert(path) -> str:
