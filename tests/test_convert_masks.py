@@ -193,7 +193,7 @@ def test_labelme_folder_finds_images_and_takes_the_embedded_one_where_there_is_n
         "._3.json": "what macOS leaves on other disks",
     }
     out = convert(files)
-    assert {k: v.sum() for k, v in read_back(out).items()} == {"a": 6, "b": 6, "lost": 6}
+    assert {k: v.sum() for k, v in read_back(out).items()} == {"a": 6, "inside/b": 6, "lost": 6}
     assert (out / "images/lost.jfif").read_bytes() == base64.b64decode(data)
     assert (out / "images/a.png").read_bytes() == (tmp_path / "photos/a.png").read_bytes()
 
@@ -216,7 +216,7 @@ def test_categories_and_images_without_any(convert, tmp_path, capsys):
     content["images"].append({"id": 6, "file_name": "b.png"})
     out = convert(content, "--category", "garden gnome")
     np.testing.assert_array_equal(read_back(out)["a"], pixels(TRIANGLE_MASK))
-    assert "1 image, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
+    assert "1 image, 0 with an empty mask; 1 without a shape skipped, b.png\n" in capsys.readouterr().out
     (tmp_path / "out").rename(tmp_path / "first")
     assert {k: v.sum() for k, v in read_back(convert(content, "--keep_empty")).items()} == {"a": 14, "b": 0}
 
@@ -278,6 +278,115 @@ def test_run_length_pairs_by_hand():
     expected = pixels(["#  ", "# #"])
     assert pairs(expected) == "1 2 6 1"
     np.testing.assert_array_equal(annotations.draw_pairs("1 2 6 1", (3, 2)), expected)
+
+
+def test_of_images_without_a_shape_three_are_named(convert, tmp_path, capsys):
+    for name in "bcdef":
+        save_image(tmp_path / f"photos/{name}.png")
+    convert(
+        {"a.json": labelme(("polygon", SQUARE))} | {f"{name}.json": labelme(path=f"{name}.png") for name in "bcdef"}
+    )
+    assert "; 5 without a shape skipped, b.png, c.png, d.png, ...\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("images", ["photos", ".", "photos/cats"])
+def test_paths_of_labelme_are_those_from_its_file(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    names = ["cats/a", "cats/b"] if "cats" in images else ["a", "cats/a", "dogs/a"]
+    for number, name in enumerate(names):
+        save_image(tmp_path / f"photos/{name}.png", (WIDTH + number, HEIGHT))
+        file = tmp_path / f"deep/notes/{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        path = f"{'../' * (2 + name.count('/'))}photos/{name}.png"
+        file.write_text(json.dumps(labelme(("polygon", SQUARE), path=path, size=(WIDTH + number, HEIGHT))))
+    convert_masks.main(["--annotations", "deep/notes", "--images", images, "--output", "out"])
+    below = {"photos": "", ".": "photos/", "photos/cats": ""}[images]
+    masks = read_back(tmp_path / "out")
+    assert sorted(masks) == sorted(f"{below}{name.removeprefix('cats/' * ('cats' in images))}" for name in names)
+    assert sorted(mask.shape[1] for mask in masks.values()) == [WIDTH + number for number in range(len(names))]
+
+
+def test_files_of_labelme_that_were_moved_beside_their_images(tmp_path):
+    for kind in ("cats", "dogs"):
+        save_image(tmp_path / f"corrected/{kind}/a.png")
+        content = labelme(("polygon", SQUARE), path=f"../../photos/{kind}/a.png")
+        (tmp_path / f"corrected/{kind}/a.json").write_text(json.dumps(content))
+    flags = ["--annotations", tmp_path / "corrected", "--images", tmp_path / "corrected", "--output", tmp_path / "out"]
+    convert_masks.main([*map(str, flags)])
+    assert sorted(read_back(tmp_path / "out")) == ["cats/a", "dogs/a"]
+
+
+@pytest.mark.parametrize(
+    "layout", ["{part}/images/{n}.png {part}/labels/{n}.txt", "images/{part}/{n}.png labels/{part}/{n}.txt"]
+)
+@pytest.mark.parametrize("parts", [("train", "valid", "test"), ("train", "val"), ("train", "test")])
+def test_a_division_into_parts_is_kept(tmp_path, layout, parts):
+    image, label = layout.split()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/data.yaml").write_text("names: [cat]")
+    (tmp_path / "in/README.roboflow.txt").write_text("exported")
+    for part in parts:
+        for n in range(3):  # the same names in all parts
+            save_image(tmp_path / "in" / image.format(part=part, n=n))
+            file = tmp_path / "in" / label.format(part=part, n=n)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"0 {YOLO_SQUARE}\n")
+    convert_masks.main(
+        ["--annotations", str(tmp_path / "in"), "--images", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    )
+    dataset = Dataset(tmp_path / "out")
+    assert [sample.name for sample in dataset.samples] == sorted(f"{part}/{n}" for part in parts for n in range(3))
+    assert len(dataset.parts) == (
+        0 if parts == ("train", "test") else len(parts)
+    )  # train.py needs a part to validate on
+
+
+def test_coco_files_of_parts(tmp_path):
+    for part in ("train", "valid"):
+        save_image(tmp_path / f"in/{part}/a.png")
+        (tmp_path / f"in/{part}/_annotations.coco.json").write_text(json.dumps(coco([SQUARE])))
+    convert_masks.main(
+        ["--annotations", str(tmp_path / "in"), "--images", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    )
+    assert {*Dataset(tmp_path / "out").parts} == {"train", "valid"}
+
+
+@pytest.mark.parametrize(("photo", "mask"), [("{}.jpg", "{}_mask.png"), ("sub/{}.png", "sub/{}-Label_1.png")])
+def test_masks_beside_their_images_are_no_images(tmp_path, photo, mask, capsys):
+    folder = tmp_path / "mixed"
+    for number in range(4):
+        save_image(folder / photo.format(f"x_{number}"), (WIDTH + number, HEIGHT))
+        Image.fromarray(pixels(SQUARE_MASK)).resize((WIDTH + number, HEIGHT)).save(folder / mask.format(f"x_{number}"))
+    flags = ["--annotations", str(folder), "--images", str(folder), "--output", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match="--threshold auto"):
+        convert_masks.main(flags)
+    convert_masks.main([*flags, "--threshold", "auto"])
+    assert (
+        f"Masks are called like their images with '{mask.lower()[mask.index('}') + 1 : -4].replace('1', '0')}'"
+        in capsys.readouterr().out
+    )
+    masks = read_back(tmp_path / "out")
+    assert {mask.shape[1] for mask in masks.values()} == {WIDTH + number for number in range(4)}
+    assert all(0 < mask.mean() < 0.5 for mask in masks.values())
+
+
+def test_images_without_masks_beside_them_are_an_error_whose_advice_works(tmp_path):
+    for number in range(2):
+        save_image(tmp_path / f"mixed/{number}.png")
+    flags = [
+        "--annotations",
+        str(tmp_path / "mixed"),
+        "--images",
+        str(tmp_path / "mixed"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(UsageError, match="call them like their images with _mask at the end, or name another folder"):
+        convert_masks.main([*flags, "--threshold", "auto"])
+    for number in range(2):
+        Image.fromarray(pixels(SQUARE_MASK)).save(tmp_path / f"mixed/{number}_mask.png")
+    convert_masks.main([*flags, "--threshold", "auto"])
+    assert {mask.sum() for mask in read_back(tmp_path / "out").values()} == {6}
 
 
 def test_rows_of_a_csv_without_pixels_are_images_without_shapes(convert, tmp_path):
@@ -373,12 +482,15 @@ ERRORS = {  # content, words of the error, flags
     "no categories": ({"images": []}, ["'categories' is missing", "export it again"]),
     "unknown id": (coco([SQUARE], category_id=3), ["annotation 0", "not listed"]),
     "no such category": (coco([SQUARE]), ["no category 'dog'", "cat, garden gnome"], "--category", "dog"),
-    "missing image": (coco([SQUARE], file_name="no.png"), ["1 of 1 image missing", "no.png", "--images"]),
+    "missing image": (
+        coco([SQUARE], file_name="no.png"),
+        ["1 of 1 image missing", "no.png of notes.json, image 5", "--images"],
+    ),
     "odd": (coco([SQUARE[:-1]]), ["annotation 0", "7 coordinates", "draw it again"]),
     "not finite": (coco([[float("nan"), *SQUARE[1:]]]), ["annotation 0", "coordinates"]),
     "no PNG": (labelme() | {"shapes": [NO_PNG]}, ["notes.json, shape 1", "its mask is no PNG"]),
     "no mask": (labelme(("mask", [1, 1, 2, 2])), ["shape 1", "'mask' is missing"]),
-    "YOLO without image": ({"b.txt": f"0 {YOLO_SQUARE}"}, ["1 of 1 image missing", "photos/b", "--images"]),
+    "YOLO without image": ({"b.txt": f"0 {YOLO_SQUARE}"}, ["1 of 1 image missing", "photos/b of b.txt", "--images"]),
     "YOLO words": ({"a.txt": "cat 1 2 3"}, ["a.txt", "invalid literal", "export it again"]),
     "unnamed": ({"labels/a.txt": f"3 {YOLO_SQUARE}", "data.yaml": "names: [cat]"}, ["data.yaml names no class 3"]),
     "no names": ({"labels/a.txt": "", "data.yaml": "nc: 3"}, ["data.yaml has no names"]),
@@ -386,7 +498,15 @@ ERRORS = {  # content, words of the error, flags
     "run pairs": ({"a.csv": "img,rle\na.png,30 7\n"}, ["row 2", "7x5"]),
     "odd pairs": ({"a.csv": "img,rle\na.png,30\n"}, ["row 2", "export it again"]),
     "no label map": ({"a.png": palette_mask()}, ["a.png", "--label_map"]),
-    "unknown color": (colored("cat:128,0,0::"), ["1 color that", "#008000", "labelmap.txt", "add them"]),
+    "unknown color": (colored("cat:128,0,0::"), ["1 color that", "`cat: #008000` to", "labelmap.txt"]),
+    "unknown colors": (
+        {f"{n}.png": Image.new("RGB", (7, 5), (0, n, 0)) for n in (5, 6, 7)} | {"labelmap.txt": "cat:0,6,0"},
+        ["notes has 2 colors", "labelmap.txt doesn't name", "add lines such as", "out: #000500, #000700"],
+    ),
+    "colors unlike VOC's": (
+        {"SegmentationClass/a.png": Image.new("RGB", (7, 5), (0, 7, 0))},
+        ["1 color that Pascal VOC doesn't name", "`cat: #000700` of all colors to a file for --label_map"],
+    ),
     "one color": (colored("cat:128,0,0\ndog:#800000"), ["gives cat and dog one color"]),
     "label map": (colored("cat:128,0,0\n\nwhat 7"), ["line 3 of", "no name and color"]),
     "size of colors": (colored(LABEL_MAP, palette_mask().resize((3, 2))), ["3x2", "7x5"]),

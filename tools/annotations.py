@@ -19,7 +19,7 @@ from PIL import Image
 
 from data.image_io import nearest, read_image, read_mask
 from data.layout import pair_up
-from data.names import IMAGE_SUFFIXES
+from data.names import IMAGE_SUFFIXES, MASK_ENDING
 from models.task import PET, class_colors
 from runtime.errors import UsageError, plural
 
@@ -61,19 +61,21 @@ class Annotated(NamedTuple):
     shapes: list[Shape]
     size: tuple = (None, None)  # width and height; None where the annotations don't say
     embedded: str | None = None  # the image in base64
+    place: tuple[str, str] = ("", "")  # of image and mask in the output: a part, such as train, and the path in it
 
 
 class Source(NamedTuple):
-    """Folders of the annotations and of the images, and the file of names or colors, if one is given."""
+    """Folders of the annotations and of the images, the file of names or colors, if one is given, and what it lacks."""
 
     root: Path
     images: Path
-    label_map: Path | None = None
+    label_map: Path | None
+    unnamed: set[int]  # colors, 0xrrggbb, that are found without a name
 
 
 def read_annotations(path: Path, images: Path, label_map: Path | None = None) -> tuple[list[Annotated], list[str]]:
     """Images of a file of annotations, or of all of one kind in a folder, and all categories in order."""
-    source = Source(path if path.is_dir() else path.parent, images, label_map)
+    source = Source(path if path.is_dir() else path.parent, images, label_map, set())
     found, names = [], {}
     for file in annotation_files(path):
         try:
@@ -82,6 +84,14 @@ def read_annotations(path: Path, images: Path, label_map: Path | None = None) ->
             raise UsageError(f"{file}: {explain(error)}") from None
         found += new
         names |= dict.fromkeys(more)
+    if codes := sorted(source.unnamed):
+        place = _label_map(file, source, LABEL_MAPS)
+        text = f"{path} has {plural(len(codes), 'color')} that {place or 'Pascal VOC'} doesn't name; add lines such as "
+        text += (
+            f"`cat: #{codes[0]:06x}` {f'to {place}' if place else 'of all colors to a file for --label_map'}, or leave "
+        )
+        text += "photographs and masks with smooth edges out: " + ", ".join(f"#{code:06x}" for code in codes[:99])
+        raise UsageError(text + ", ..." * (len(codes) > 99))
     undeclared = {shape.name for image in found for shape in image.shapes} - names.keys()
     return found, [*names, *sorted(undeclared)]
 
@@ -106,22 +116,26 @@ def explain(error: Exception) -> str:
 
 
 def _find_image(name: str, source: Source, folder: str = "") -> Path:
-    """An image by its path, its name or, without a suffix, its stem; where there is none, the path it should have."""
+    """An image by its path from its annotations, or the longest end of that; else the path that it should have."""
     # Names may hold a path of the machine that wrote them; nothing outside of the folder is read.
+    home, place = source.images.resolve(), (source.root / folder / name).resolve()
+    if place.is_file() and place.is_relative_to(home):
+        return source.images / place.relative_to(home)
     parts = PurePosixPath(name.replace("\\", "/")).parts
     parts = [part for part in parts if part not in ("..", "/") and not part.endswith(":")]
-    tries = source.images.joinpath(folder, *parts), source.images.joinpath(*parts), source.images / parts[-1]
-    return next((path for path in tries if path.is_file()), tries[-1])
+    tries = [source.images.joinpath(inner, *parts[k:]) for k in range(len(parts)) for inner in (folder, "")]
+    return next((path for path in tries if path.is_file()), source.images / folder / parts[-1])
 
 
 def _image_of_stem(file: Path, source: Source) -> Path:
-    """The image of a file of annotations: that of its stem, also without `_mask` and the like."""
-    stems = file.stem, re.sub(r"[_-](mask|labels?|seg)$", "", file.stem)
+    """The image of a file of annotations: that of its stem, also without `_mask` and the like, in the likest folder."""
+    stems = file.stem, MASK_ENDING.sub("", file.stem)
     listed = ([image for image in _images_by_stem(source.images).get(stem, ()) if image != file] for stem in stems)
     images = next(filter(None, listed), [source.images / file.stem])
-    if len(images) > 1:
-        raise UsageError(f"{images[0]} and {images[1]} would get one name; name one folder by --images")
-    return images[0]
+    unlike = [len({*image.parent.parts} ^ {*file.parent.parts}) for image in images]
+    if unlike.count(min(unlike)) > 1:
+        raise UsageError(f"{images[0]} and {images[1]} are of one name; name one folder by --images")
+    return images[unlike.index(min(unlike))]
 
 
 @functools.lru_cache(maxsize=1)
@@ -303,13 +317,11 @@ def read_colors(file: Path, source: Source) -> tuple[list[Annotated], list[str]]
     """A mask whose colors have names: Pascal VOC, CVAT, CamVid, or any with a label map."""
     place = _label_map(file, source, LABEL_MAPS)
     if place is None and file.parent.name != "SegmentationClass":
-        raise UsageError("the names of its colors are missing; give lines such as `cat: 128,0,0` with --label_map")
+        raise UsageError("its colors need names, such as `cat: 128,0,0` in a file for --label_map; or --threshold auto")
     voc = {int(bytes(c).hex(), 16): name for c, name in zip(class_colors(21), VOC_NAMES.split())}
     names = {VOID: LEFT_OUT[0], **(label_map_of(place) if place else voc)}
-    codes = np.unique(_codes(file))
-    if len(unknown := [code for code in codes if code not in names and code]):
-        shown = f"{plural(len(unknown), 'color')} that {place or 'Pascal VOC'} doesn't name, such as #{unknown[0]:06x}"
-        raise UsageError(f"it has {shown}; add them, or save the mask as PNG without smooth edges")
+    codes = np.unique(_codes(file)).tolist()
+    source.unnamed.update({*codes} - names.keys() - {0})
     shapes = [Shape(file.name, names[c], lambda _, c=c: _codes(file) == c) for c in codes if c in names]
     return [Annotated(file.name, _image_of_stem(file, source), shapes, _codes(file).shape[::-1])], list(names.values())
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import annotations as notes  # noqa: E402  the path must be set first
 from data.image_io import image_size_of  # noqa: E402
+from data.layout import PART_NAMES  # noqa: E402
 from data.names import IMAGE_SUFFIXES  # noqa: E402
 from models.names import are_class_names  # noqa: E402
 from models.task import IGNORED  # noqa: E402
@@ -34,18 +35,16 @@ SHOWN = 20  # shapes that a message names
 
 
 def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, faults: list[str]) -> np.ndarray | None:
-    """Writes an image and its mask, uint8 (H, W), unless none of its shapes covers anything.
+    """Writes an image and its mask, uint8 (H, W), into a dataset, unless none of its shapes covers anything.
 
-    Args:
-        image: with its wanted shapes.
-        values: of the categories in the mask.
-        folder: with images/ and masks/.
-        faults: gets words for each shape that is left out.
-
-    Raises UsageError: the image can't be read, or its annotations don't fit it.
+    Faults get words for each shape that is left out. Raises UsageError: the image can't be read, or its annotations
+    don't fit it.
     """
     suffix = image.file.suffix if image.file.suffix.lower() in IMAGE_SUFFIXES else ".jpg"  # the content decides
-    copy, where, drawn = folder / "images" / f"{image.file.stem}{suffix}", image.where, 0
+    (part, name), where, drawn = image.place, image.where, 0
+    copy, target = folder / part / f"images/{name}{suffix}", folder / part / f"masks/{name}.png"
+    for path in (copy, target):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         source = image.file if image.file.is_file() else copy
         if source is copy:
@@ -58,9 +57,9 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
             shown = "{}x{}, but {} is {}x{}".format(*image.size, image.file, *sizes[0])
             raise UsageError(f"it is for an image of {shown}; annotate that file")
         mask = np.zeros(size[::-1], np.uint8)
-        for where, name, draw in image.shapes:  # noqa: B007  messages name it
+        for where, category, draw in image.shapes:  # noqa: B007  messages name it
             try:
-                mask[draw(size)] = values[name]
+                mask[draw(size)] = values[category]
                 drawn += 1
             except notes.ShapeError as error:
                 faults.append(f"{where} ({notes.explain(error)})")
@@ -69,7 +68,7 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
     if image.shapes and not drawn:  # an empty mask would say that there is nothing in the image
         copy.unlink()
         return None
-    Image.fromarray(mask).save(folder / "masks" / f"{copy.stem}.png")
+    Image.fromarray(mask).save(target)
     return mask
 
 
@@ -98,10 +97,22 @@ class ConvertConfig:
     strict: bool = option(False, "end where a shape covers nothing, instead of leaving it out")
 
 
-def choose(config: ConvertConfig) -> tuple[list[notes.Annotated], dict[str, int], int]:
-    """Images with their wanted shapes, values of categories in masks, and how many images have none and are skipped.
+def with_places(images: list[notes.Annotated], folder: Path) -> list[notes.Annotated]:
+    """Images with their places: their paths in a folder, but for folders called images.
 
-    Raises UsageError: a category or an image is missing, two images have one stem, or no image is left.
+    If all are in folders of parts, training and validation among them, the parts stay.
+    """
+    paths = [[*image.file.relative_to(folder).parent.parts, image.file.stem] for image in images]
+    paths = [[*(part for part in path[:-1] if part != "images"), path[-1]] for path in paths]
+    modes = {next((mode for mode, names in PART_NAMES.items() if path[0] in names and path[1:]), "") for path in paths}
+    cut = int("" not in modes and {"train", "valid"} <= modes)
+    return [image._replace(place=("/".join(path[:cut]), "/".join(path[cut:]))) for image, path in zip(images, paths)]
+
+
+def choose(config: ConvertConfig) -> tuple[list[notes.Annotated], dict[str, int], list[Path]]:
+    """Images with their wanted shapes and places, values of categories in masks, and all files that have annotations.
+
+    Raises UsageError: a category or an image is missing, two images get one name, or no image is left.
     """
     label_map = Path(config.label_map) if config.label_map else None
     if config.threshold is None:
@@ -124,32 +135,33 @@ def choose(config: ConvertConfig) -> tuple[list[notes.Annotated], dict[str, int]
     images = [image for image in images if config.keep_empty or any(shape.name in values for shape in image.shapes)]
     if not images:
         raise UsageError(f"{config.annotations}: of its {plural(len(found), 'image')} none has a shape; draw one")
-    if missing := [image.file for image in images if not (image.embedded or image.file.is_file())]:
-        some = f"{len(missing)} of {plural(len(images), 'image')} missing, such as {missing[0]}"
-        raise UsageError(f"{some}; name their folder with --images")
-    stems: dict[str, notes.Annotated] = {}
-    for image in images:
-        other = stems.setdefault(image.file.stem.casefold(), image)  # on some file systems A.png is a.png
+    if missing := [image for image in images if not (image.embedded or image.file.is_file())]:
+        some = f"{len(missing)} of {plural(len(images), 'image')} missing, such as"
+        raise UsageError(f"{some} {missing[0].file} of {missing[0].where}; name their folder with --images")
+    taken: dict[str, notes.Annotated] = {}
+    for image in (images := with_places(images, Path(config.images))):
+        other = taken.setdefault("/".join(image.place).casefold(), image)  # on some file systems A.png is a.png
         if other is not image:
             raise UsageError(f"{image.file} ({image.where}) and {other.file} would get one name; rename one")
-    return images, drawn, len(found) - len(images)
+    return images, drawn, [image.file for image in found]
 
 
-def write_all(images: list[notes.Annotated], values: dict[str, int], folder: Path, strict: bool) -> tuple[int, int]:
-    """Writes images and masks; returns how many there are, and how many masks are empty.
+def write_all(images: list[notes.Annotated], values: dict[str, int], folder: Path, strict: bool) -> dict[Path, bool]:
+    """Writes images and masks; returns of each image whether its mask is empty.
 
     Raises UsageError: as `write_pair`; no shape covers anything; or one doesn't, and `strict`.
     """
     faults: list[str] = []
     bar = tqdm(images, unit="image", disable=None)  # no bar unless on a terminal
-    written = [mask.any() for image in bar if (mask := write_pair(image, values, folder, faults)) is not None]
+    masks = ((image.file, write_pair(image, values, folder, faults)) for image in bar)
+    written = {file: not mask.any() for file, mask in masks if mask is not None}
     if faults:
         shown = "; ".join(faults[:SHOWN]) + f" and {len(faults) - SHOWN} more" * (len(faults) > SHOWN)
         text = f"{len(faults)} of {sum(len(image.shapes) for image in images)} shapes cover nothing: {shown}"
         if strict or not written:
             raise UsageError(text + "; without --strict they are left out" * bool(written))
         print(f"warning: left out, {text}", file=sys.stderr)
-    return len(written), written.count(False)
+    return written
 
 
 def main(argv=None) -> None:
@@ -162,13 +174,11 @@ def main(argv=None) -> None:
     home = Path(config.output).resolve()
     if home.exists() and (home.is_file() or any(home.iterdir())):
         raise UsageError(f"{home} is not empty and is left alone; name another --output")
-    images, values, skipped = choose(config)
+    images, values, files = choose(config)
     draft = writable_folder(home.parent) / f".{home.name}.unfinished"
     shutil.rmtree(draft, ignore_errors=True)  # left by a broken-off run
     try:
-        for folder in ("images", "masks"):
-            (draft / folder).mkdir(parents=True)
-        count, empty = write_all(images, values, draft, config.strict)
+        written = write_all(images, values, draft, config.strict)
         classes = ["background", *(name for name, value in values.items() if 0 < value < IGNORED)]
         if config.classes:
             (draft / "classes.txt").write_text("\n".join([*classes, ""]), encoding="utf-8")
@@ -177,8 +187,9 @@ def main(argv=None) -> None:
         draft.rename(home)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    skipped += len(images) - count
-    print(f"{home}: {plural(count, 'image')}, {empty} with an empty mask; {skipped} without a shape skipped")
+    skipped = [file.name for file in files if file not in written]
+    print(f"{home}: {plural(len(written), 'image')}, {sum(written.values())} with an empty mask; ", end="")
+    print(f"{len(skipped)} without a shape skipped", *skipped[:3], *["..."] * (len(skipped) > 3), sep=", ")
     if config.classes:
         print(f"classes: {', '.join(classes)}; train with --classes {home / 'classes.txt'}")
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.image_io import image_size_of, only_images, shown_size
-from data.names import HIDDEN
+from data.names import HIDDEN, MASK_ENDING
 from runtime.errors import DatasetError, raise_faults
 
 LISTS = ("list", "trainval", "test")
@@ -133,11 +133,12 @@ def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample
     """Pairs images and masks by stem and subfolder; the breed is the name without its number, as in `Abyssinian_12`.
 
     Case and Unicode's forms of a letter do not matter, and masks may have a suffix of their own, as in `x_mask.png`.
-    An image may have several masks, with numbers at their ends, but not several trimaps.
+    An image may have several masks, with numbers at their ends, but not several trimaps. Both may lie in one folder.
     """
     own = folders is not None or not (root / "annotations").is_dir()
+    folders = folders or (root / "images", root / ("masks" if own else "annotations/trimaps"))
     faults, by_stem = [], []
-    for folder in folders or (root / "images", root / ("masks" if own else "annotations/trimaps")):
+    for folder in folders:
         files: dict[str, Path] = {}
         for path in only_images(sorted(_files(folder))):
             other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
@@ -145,6 +146,11 @@ def pair_up(root: Path, folders: tuple[Path, Path] | None = None) -> list[Sample
                 faults.append(f"{path} and {other.name} have the same stem")
         by_stem.append(files)
     images, files = by_stem
+    if folders[0].resolve() == folders[1].resolve():
+        files = {stem: images.pop(stem) for stem in files if MASK_ENDING.search(stem)}
+        if not images or not files:
+            advice = "call them like their images with _mask at the end, or name another folder of masks"
+            raise DatasetError(f"{folders[0]} does not hold both images and masks; {advice}")
     masks = {stem: [file] for stem, file in files.items()}
     if images.keys() != masks.keys():
         masks = pair_loosely(images, files, own)

@@ -12,6 +12,7 @@ IMAGE_SUFFIXES |= HEIF
 OTHER_PHOTOGRAPHS = dict.fromkeys((".jp2", ".dng", ".cr2", ".nef", ".arw", ".svg"), "save it as PNG")  # and what to do
 OTHER_PHOTOGRAPHS |= {} if HEIF else dict.fromkeys((".heic", ".heif"), "run `pip install pillow-heif`")
 HIDDEN = re.compile(r"\.(?!\.)")  # how the names of hidden files and folders begin: with one dot, not with two
+MASK_ENDING = re.compile(r"[_-](masks?|labels?|seg)([_-]?\d+)?$", re.IGNORECASE)  # in one folder with the images
 MODES = ("train", "valid", "test")
 SUBSETS = (*MODES, "all")
 SPLITS = ("80-10-10", "official")
