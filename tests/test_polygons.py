@@ -9,6 +9,7 @@ from scipy import ndimage
 
 import convert_masks
 from annotations import draw_polygon
+from data.dataset import Dataset
 from data.image_io import read_class_mask
 from evaluation.config import POLYGONS
 from evaluation.polygons import (
@@ -22,7 +23,7 @@ from evaluation.polygons import (
     write_yolo,
     write_yolo_names,
 )
-from helpers import run_ok, write_scenes
+from helpers import run_ok, scene
 
 NAMES = {1: "cat", 2: "garden gnome"}
 RING = ["#######", "#     #", "# ### #", "# # # #", "# ### #", "#     #", "#######"]
@@ -220,13 +221,19 @@ def test_yolo_files(written):
 
 @pytest.mark.parametrize("kind", POLYGONS)
 def test_inference_writes_what_convert_masks_reads(tmp_path, model_flags, kind):
-    write_scenes(tmp_path / "in", "a.png", "b.png")
-    flags = ("--data_path", "in", "--output_path", "out", "--save", f"masks,{kind}")
+    names = ("a", "cats/a", "cats/old/a", "dogs/a")
+    for number, name in enumerate(names):
+        (tmp_path / f"in/{name}").parent.mkdir(parents=True, exist_ok=True)
+        scene(90 + 9 * number).save(tmp_path / f"in/{name}.png")
+    flags = ("--data_path", "in/**/*.png", "--output_path", "out", "--save", f"masks,{kind}")
     assert f"Results (masks, {kind}) are in out" in run_ok("inference.py", *model_flags, *flags, cwd=tmp_path)
     flags = ("--annotations", tmp_path / "out", "--images", tmp_path / "in", "--output", tmp_path / "back")
     convert_masks.main([*map(str, flags)])
-    for name in "ab":
+    samples = Dataset(tmp_path / "back").samples
+    assert [sample.name for sample in samples] == [*names]
+    for sample in samples:
+        assert sample.image_path.read_bytes() == (tmp_path / f"in/{sample.name}.png").read_bytes()
         found, mask = (
-            np.asarray(Image.open(tmp_path / f)) > 0 for f in (f"back/masks/{name}.png", f"out/{name}_mask.png")
+            np.asarray(Image.open(file)) > 0 for file in (sample.mask_path, tmp_path / f"out/{sample.name}_mask.png")
         )
         assert iou(found, mask) > 0.97
