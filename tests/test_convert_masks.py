@@ -498,14 +498,14 @@ ERRORS = {  # content, words of the error, flags
     "run pairs": ({"a.csv": "img,rle\na.png,30 7\n"}, ["row 2", "7x5"]),
     "odd pairs": ({"a.csv": "img,rle\na.png,30\n"}, ["row 2", "export it again"]),
     "no label map": ({"a.png": palette_mask()}, ["a.png", "--label_map"]),
-    "unknown color": (colored("cat:128,0,0::"), ["1 color that", "`cat: #008000` to", "labelmap.txt"]),
+    "unknown color": (colored("cat:128,0,0::"), ["1 color without", "`cat: #008000` to", "labelmap.txt"]),
     "unknown colors": (
         {f"{n}.png": Image.new("RGB", (7, 5), (0, n, 0)) for n in (5, 6, 7)} | {"labelmap.txt": "cat:0,6,0"},
-        ["notes has 2 colors", "labelmap.txt doesn't name", "add lines such as", "out: #000500, #000700"],
+        ["notes has 2 colors without a name", "labelmap.txt, or", "out: #000500, #000700"],
     ),
     "colors unlike VOC's": (
         {"SegmentationClass/a.png": Image.new("RGB", (7, 5), (0, 7, 0))},
-        ["1 color that Pascal VOC doesn't name", "`cat: #000700` of all colors to a file for --label_map"],
+        ["1 color without", "`cat: #000700` to a file of all colors for --label_map"],
     ),
     "one color": (colored("cat:128,0,0\ndog:#800000"), ["gives cat and dog one color"]),
     "label map": (colored("cat:128,0,0\n\nwhat 7"), ["line 3 of", "no name and color"]),

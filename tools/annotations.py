@@ -85,13 +85,10 @@ def read_annotations(path: Path, images: Path, label_map: Path | None = None) ->
         found += new
         names |= dict.fromkeys(more)
     if codes := sorted(source.unnamed):
-        place = _label_map(file, source, LABEL_MAPS)
-        text = f"{path} has {plural(len(codes), 'color')} that {place or 'Pascal VOC'} doesn't name; add lines such as "
-        text += (
-            f"`cat: #{codes[0]:06x}` {f'to {place}' if place else 'of all colors to a file for --label_map'}, or leave "
-        )
-        text += "photographs and masks with smooth edges out: " + ", ".join(f"#{code:06x}" for code in codes[:99])
-        raise UsageError(text + ", ..." * (len(codes) > 99))
+        shown = ", ".join(f"#{code:06x}" for code in codes[:99]) + ", ..." * (len(codes) > 99)
+        place = _label_map(file, source, LABEL_MAPS) or "a file of all colors for --label_map"
+        text = f"{path} has {plural(len(codes), 'color')} without a name; add lines such as `cat: #{codes[0]:06x}` to"
+        raise UsageError(f"{text} {place}, or leave photographs and masks with smooth edges out: {shown}")
     undeclared = {shape.name for image in found for shape in image.shapes} - names.keys()
     return found, [*names, *sorted(undeclared)]
 

@@ -43,8 +43,8 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
     suffix = image.file.suffix if image.file.suffix.lower() in IMAGE_SUFFIXES else ".jpg"  # the content decides
     (part, name), where, drawn = image.place, image.where, 0
     copy, target = folder / part / f"images/{name}{suffix}", folder / part / f"masks/{name}.png"
-    for path in (copy, target):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         source = image.file if image.file.is_file() else copy
         if source is copy:
@@ -72,11 +72,6 @@ def write_pair(image: notes.Annotated, values: dict[str, int], folder: Path, fau
     return mask
 
 
-def threshold(text: str) -> float | str:
-    """Returns a value, or `auto`."""
-    return text if text == "auto" else number(float, "finite", isfinite)(text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """The flags of this script."""
@@ -90,7 +85,7 @@ class ConvertConfig:
     threshold: float | str | None = option(
         None,
         "of masks that are images, take what is above this value; auto: as each of them needs",
-        threshold,
+        lambda text: text if text == "auto" else number(float, "finite", isfinite)(text),
         metavar="V|auto",
     )
     keep_empty: bool = option(False, "give images without a shape of these categories an empty mask")
