@@ -88,13 +88,12 @@ def segment(
     if isinstance(image, Image.Image):
         size, read = image.size, functools.partial(image_pixels, image)
     elif isinstance(image, (str, os.PathLike)):
-        size = image_size_of(image, upright=True)
-        read = lambda channels=3, size=None: read_image(image, size, True, channels)  # noqa: E731  as image_pixels
+        size, read = image_size_of(image, upright=True), functools.partial(read_image, image, upright=True)
     else:
         what = f"array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise TypeError(f"segment takes a file, a PIL image or an array of uint8 (H, W, 3), no {what}")
     precision = choose_precision("auto", next(model.parameters()).device, view.size)
-    labels = Predictor(model, precision).segment(read(view.channels, view.fit(size)), *size)
+    labels = Predictor(model, precision).segment(read(channels=view.channels, size=view.fit(size)), *size)
     if not alpha:
         return (labels != BACKGROUND) * np.uint8(255)
     return cut_out(read(), matting_trimap(labels, model.task))[..., 3].astype(np.float32) / 255
