@@ -18,7 +18,7 @@ from models.build import build_model
 from models.efficientnet_lite import efficientnet_lite
 from models.weights import WHEELS, find_encoder_weights, load_encoder_weights
 from runtime.errors import CheckpointError
-from test_efficientnet_lite import randomize
+from test_encoders import randomize
 
 
 @pytest.fixture(scope="module")

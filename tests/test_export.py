@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.pets import load_dataset
 from data.view import View
-from evaluation.export import check, export, load_exported, quantize
+from evaluation.export import check, export, load_exported
 from helpers import SRC, assert_one_error, run_ok, run_script, scene, turned, write_own
 from models.checkpoint import load_checkpoint
 from runtime.errors import RunError
@@ -134,14 +134,6 @@ def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_p
     assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
     assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
     assert_one_error(run_script("export.py", "--save_dir", ".", cwd=tmp_path), "no checkpoint")
-
-
-@pytest.mark.long
-def test_the_published_network_in_int8_has_a_byte_for_each_weight(tmp_path):
-    checkpoint = load_checkpoint(PUBLISHED)  # the file's size depends neither on that of images nor on their content
-    export(checkpoint.build(PUBLISHED), View.of(checkpoint, 64), tmp_path / "whole.onnx")
-    quantize(tmp_path / "whole.onnx", [torch.zeros(3, 64, 64, dtype=torch.uint8)], tmp_path / "int8.onnx")
-    assert (tmp_path / "int8.onnx").stat().st_size <= 4_050_000
 
 
 def test_export_never_replaces_the_checkpoint(trained, tmp_path):

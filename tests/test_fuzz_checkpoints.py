@@ -10,7 +10,6 @@ import io
 import os
 import random
 import shutil
-import signal
 import time
 import zipfile
 from collections.abc import Hashable, Iterator
@@ -31,7 +30,6 @@ from training import setup
 from training.resolve import resumed_config
 
 OF_RESUME = ("training", "progress", "terms")  # that no other reads
-counts: collections.Counter = collections.Counter()
 DELETE = object()
 
 
@@ -136,7 +134,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def content(trained) -> dict:
     """What a real checkpoint's file holds, with all that one may have, in the middle of an epoch."""
     content = torch.load(trained / "saved_models/tiny_last.pth", weights_only=True)
@@ -146,14 +144,6 @@ def content(trained) -> dict:
     content["progress"] |= {"step": 2, "sums": torch.tensor([9.0, 16.0, 16.0, 12.0]).double(), "seconds": 1.0}
     training["optimizer"]["state"] = {number: training["optimizer"]["state"][number] for number in (0, 1)}
     return content
-
-
-@pytest.fixture(scope="module")
-def light(content) -> dict:
-    """The same with few tensors: quick to read, and refused for the same reasons."""
-    few = {name: content["weights"][name] for name in ("mean", "head.bias")}
-    training = {**content["training"], "trained_weights": {name: value.clone() for name, value in few.items()}}
-    return {**content, "weights": few, "training": training}
 
 
 @pytest.fixture
@@ -177,81 +167,55 @@ class Encoder(torch.nn.Module):
         self.in_channels, self.encoder = channels, torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3))
 
 
-def train(data, **flags) -> None:
-    flags = {"data_path": str(data), "num_workers": 0, "save_dir": "out", "log_dir": "out", "epochs": 1, **flags}
-    setup.run(flags, CPU, SINGLE_PROCESS)
-
-
-def resume(data, file: Path) -> None:
+def train(data, file: Path, flag: str) -> None:
+    shutil.rmtree("out", ignore_errors=True)
+    Path("out").mkdir()
     for kind in ("last", "best"):
         os.link(file, f"out/tiny_{kind}.pth")
-    train(data, resume="out/tiny_last.pth")
+    flags = {"data_path": str(data), "num_workers": 0, "save_dir": "out", "log_dir": "out", "epochs": 1}
+    setup.run({**flags, flag: "out/tiny_last.pth"}, CPU, SINGLE_PROCESS)
 
 
-def score(data, **flags) -> None:
-    evaluate.evaluate(EvalConfig(data_path=str(data), num_workers=0, log_dir="out", **flags), SINGLE_PROCESS)
+def score(data, file: Path) -> None:
+    config = EvalConfig(data_path=str(data), num_workers=0, log_dir="out", model_path=[str(file)])
+    evaluate.evaluate(config, SINGLE_PROCESS)
 
 
 READERS = {
-    "--resume": resume,
-    "--model_path": lambda data, file: score(data, model_path=[str(file)]),
-    "--compare": lambda data, file: score(data, model_path=["good.pth"], compare=str(file)),
-    "--init": lambda data, file: train(data, init=str(file)),
-    "--teacher": lambda data, file: train(data, model_name="tiny", teacher=str(file), image_size=64),
+    "--resume": lambda data, file: train(data, file, "resume"),
+    "--init": lambda data, file: train(data, file, "init"),
+    "--model_path": score,
     "--encoder_weights": lambda _, file: [load_encoder_weights(Encoder(channels), Path(file)) for channels in (3, 1)],
 }
 
 
-def attempt(name: str, reader: str, read, *arguments) -> tuple | None:
-    """What a reader returns, or None where it refuses; fails with the name of the case on a traceback or a hang."""
-
-    def hangs(*_):
-        raise AssertionError("it hangs")
-
-    before, start, result = signal.signal(signal.SIGALRM, hangs), time.process_time(), None
-    signal.alarm(60)
+def attempt(name: str, read, *arguments) -> tuple | None:
+    """What a reader returns, or None where it refuses; fails with the name of the case on a traceback."""
+    start, result = time.process_time(), None
     try:
         result = (read(*arguments),)
     except Exception as error:  # noqa: BLE001  whatever it is
-        assert explain(error, "")[0] is not None, f"{name}, {reader}: {error!r}"
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        assert explain(error, "")[0] is not None, f"{name}: {error!r}"
     assert time.process_time() - start < 20, name
-    counts[reader, "refused" if result is None else "works"] += 1
     return result
 
 
-def feed(case: Case, content: dict, light: dict, data) -> None:
-    """Writes a checkpoint and reads it in every way; with few tensors as long as it is refused."""
-    file = Path("case.pth")
-    try:
-        torch.save(edited(light, case), file)
-    except TypeError:
-        return  # it can't be saved
-    loaded = attempt(case.name, "load", load_checkpoint, file)
-    if loaded and case.name.startswith("training.settings"):
-        loaded = attempt(case.name, "settings", resumed_config, {}, *loaded, file)
-    field = case.name.partition(":")[0]
-    counts[field] += loaded is not None
-    if loaded is None or counts[field] > 3:  # values of one entry that are all right work alike
-        return
-    torch.save(edited(content, case), file)
-    for reader in ["--resume"] if case.path[0] in OF_RESUME else READERS:
-        shutil.rmtree("out", ignore_errors=True)
-        Path("out").mkdir()
-        attempt(case.name, reader, READERS[reader], data, file)
-
-
 @pytest.mark.parametrize("share", [0.01, pytest.param(1, marks=pytest.mark.long)])
-def test_checkpoints_with_wrong_entries_are_refused_or_work(content, light, shared_dataset, folder, share):
-    torch.save(content, "good.pth")
-    cases = list(single_cases(light))
+def test_checkpoints_with_wrong_entries_are_refused_or_work(content, shared_dataset, folder, share):
+    cases, file, works, tried = list(single_cases(content)), Path("case.pth"), collections.Counter(), 0
     for case in random.Random(0).sample(cases, round(share * len(cases))):
-        feed(case, content, light, shared_dataset)
-    tried = {what: number for what, number in counts.items() if isinstance(what, tuple)}
-    print(f"{len(cases)} entries, {tried}")  # seen with pytest -s
-    assert tried["load", "refused"] and tried["load", "works"]
+        with contextlib.suppress(TypeError):  # what can't be saved
+            torch.save(edited(content, case), file)
+            tried += 1
+            loaded = attempt(case.name, load_checkpoint, file)
+            if loaded and case.name.startswith("training.settings"):
+                loaded = attempt(case.name, resumed_config, {}, *loaded, file)
+            works[case.path] += loaded is not None
+            if loaded and works[case.path] <= 3:  # values of one entry that are all right work alike
+                for reader in ["--resume"] if case.path[0] in OF_RESUME else READERS:
+                    attempt(f"{case.name}, {reader}", READERS[reader], shared_dataset, file)
+    print(f"{tried} checkpoints, of which {works.total()} load")  # seen with pytest -s
+    assert 0 < works.total() < tried / 2
 
 
 def test_encoder_weights_with_wrong_entries_are_refused_or_work(folder):
@@ -260,23 +224,23 @@ def test_encoder_weights_with_wrong_entries_are_refused_or_work(folder):
     for name, content in [*contents, *odd_values().items()]:
         with contextlib.suppress(TypeError):  # what can't be saved
             torch.save(content, "w.pth")
-            attempt(name, "--encoder_weights", READERS["--encoder_weights"], None, "w.pth")
+            attempt(name, READERS["--encoder_weights"], None, "w.pth")
     torch.save(good, "w.pth")
     READERS["--encoder_weights"](None, "w.pth")
 
 
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.long)])
-def test_damaged_files_and_changed_pickles_are_refused_or_work(light, folder, count, pickled):
+def test_damaged_files_and_changed_pickles_are_refused_or_work(content, folder, count, pickled):
     rng, file = random.Random(count), Path("case.pth")
-    torch.save(light, file)
+    torch.save(content, file)
     good, expected = file.read_bytes(), load_checkpoint(file)
     for number in range(count):
         # With right checksums a changed pickle may be another checkpoint.
         file.write_bytes(with_pickle(good, lambda raw: damaged(raw, rng)) if pickled else damaged(good, rng))
-        loaded = attempt(f"damage {number}", "damaged", load_checkpoint, file)
+        loaded = attempt(f"damage {number}", load_checkpoint, file)
         if loaded and not pickled:
             assert (loaded[0].fingerprint(), loaded[0].data) == (expected.fingerprint(), expected.data)
-        attempt(f"damage {number}", "progress", read_progress, file)
+        attempt(f"damage {number}", read_progress, file)
         if loaded is None and number % 10 == 0:
-            attempt(f"damage {number}", "--encoder_weights", READERS["--encoder_weights"], None, file)
+            attempt(f"damage {number}", READERS["--encoder_weights"], None, file)

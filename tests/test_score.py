@@ -11,7 +11,6 @@ from evaluation.config import EvalConfig, logit
 from evaluation.metrics import COUNTS, dice_score, intervals, score_image
 from evaluation.predict import Predictor, resize_logits
 from evaluation.score import find_threshold, score_images
-from helpers import rows, run_ok
 from models.task import BACKGROUND, IGNORED, TASKS, ClassesTask
 from stubs import FP32, Brightness
 
@@ -61,14 +60,6 @@ def test_original_size_scores_the_resized_prediction(shared_dataset):
         mask = resize_logits(PREDICTOR.predict(small["image"][None])[0], *own.shape)[0].numpy() > 0
         assert (row["height"], row["width"]) == own.shape == (64, 80)
         assert row["dice"] == pytest.approx(f1_score((own != BACKGROUND).ravel(), mask.ravel()), abs=1e-6)
-
-
-def test_rows_do_not_depend_on_the_batch(trained, shared_dataset, tmp_path):
-    path = trained / "saved_models/tiny_last.pth"
-    for size in (1, 3):
-        flags = ("--model_path", path, "--batch_size", size, "--report", size, "--amp", "off")
-        run_ok("evaluate.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
-    assert rows(tmp_path / "1/images.csv") == rows(tmp_path / "3/images.csv")
 
 
 def test_class_dice_equals_scikit_learns():

@@ -4,16 +4,13 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
-import claims
 import evidence
 import experiments
 import label_next
@@ -109,35 +106,6 @@ def test_the_most_uncertain_images_are_labeled_next(monkeypatch, tmp_path, share
     assert labeled[1] == labeled[0] | set(ranked[:4])
 
 
-STUDY = """
-import sys, experiments, runner
-experiments.QUEUE, experiments.ONE_SEED = {"a": {"long": (1, "--epochs 300 --image_size 64")}}, ("a",)
-runner.PYTHON = sys.argv.pop().split()
-runner.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_stopped_queue_stops_its_run_and_resumes_it(tmp_path, shared_dataset):
-    out, environment = tmp_path / "runs", {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    flags = ["--data_path", shared_dataset, "--out", out, "--table", tmp_path / "study.csv", " ".join(PYTHON)]
-    command = list(map(str, [sys.executable, "-c", STUDY, *flags]))
-    for started in (1, 2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        try:
-            while [log.read_text().count("Run  ") for log in out.glob("*/output.txt")] != [started]:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.05)
-        finally:
-            process.terminate()
-            printed, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert "the same command continues" in printed
-        (output,) = [log.read_text() for log in out.glob("*/output.txt")]
-        assert (output.count("To go on: "), output.count("--resume ")) == (started, started - 1)
-    assert not (tmp_path / "study.csv").exists()
-
-
 def made_up(shift: float, seeds: int = 3) -> evidence.Trained:
     """Runs on 200 images with 50 pixels of pet each; on average 40 + `shift` of them are predicted."""
     rows = []
@@ -147,18 +115,6 @@ def made_up(shift: float, seeds: int = 3) -> evidence.Trained:
         pixels = ";".join(f"{n} 5 {50 - n}" for n in tp)
         rows.append({"seed": str(seed), "test_pixels": pixels, "test_dataset_dice": str(dice), "images": "1 1 200"})
     return evidence.Trained("", rows)
-
-
-def test_differences_have_intervals_and_verdicts():
-    better, base = made_up(2.0), made_up(0.0)
-    difference = evidence.compare(better, base)
-    assert 0 < difference.low < difference.value < difference.high
-    assert difference.verdict() == "better"
-    assert evidence.compare(base, better).verdict() == "worse"
-    assert evidence.compare(made_up(0.05), base).verdict() == "inconclusive"
-    assert evidence.compare(made_up(2.0, seeds=2), base).verdict() == "2 seeds: no claim"
-    assert evidence.compare(better, None) is None
-    assert evidence.contrast([(2, better), (-1, base), (-1, better)]).value == pytest.approx(difference.value)
 
 
 def test_intervals_over_seeds_are_those_of_welchs_test():
@@ -176,30 +132,6 @@ def test_intervals_include_the_spread_of_images():
         drawn.append(2 * tp / (2 * tp + fp + fn))
     score = evidence.contrast([(1, run)])
     assert score.high - score.low == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.06)
-
-
-def test_claims_on_curves():
-    def curves(*valid):
-        return evidence.Trained("", [{"valid_curve": one, "train_curve": "0.5 0.9 0.99"} for one in valid])
-
-    quick = curves("0.70 0.72 0.725", "0.60 0.75 0.76", "0.71 0.73 0.735")
-    slow = curves("0.30 0.50 0.72", "0.20 0.60 0.75", "0.61 0.62 0.73")
-    judged = claims.SPEED(quick, slow)
-    assert judged.measured.startswith(
-        "epochs to 98 % of its own best validation Dice: 2.0 () against 3.0 (); better by +1.0"
-    )
-    assert claims.lead(quick, slow).difference.value == pytest.approx((0.005 + 0.01 + 0.005) / 3)
-    assert claims.START(slow, quick).difference.value < 0
-
-
-def test_a_claim_without_three_seeds_is_not_listed():
-    of_b = {"resnet34_unet": made_up(2.0, seeds=2), "unet": made_up(0.0)}
-    assert claims.judge_claims({claims.WHOLE: {"report B": of_b}, claims.PART: {}}) == []
-
-
-def test_the_moment_is_interpolated_between_epochs():
-    curve, minutes = np.array([0.5, 0.7, 0.9]), np.array([1.0, 2.0, 4.0])
-    assert [report.minutes_until(dice, curve, minutes) for dice in (0.8, 0.4, 0.95)] == [pytest.approx(3), 1, None]
 
 
 def test_the_report_is_written_from_the_table(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from evaluation.predict import label_map_at_size
-from helpers import TINY, assert_one_error, rows, run_ok, run_script
+from helpers import TINY, rows, run_ok
 from models.checkpoint import load_checkpoint
 from models.task import BACKGROUND, BORDER, TASKS
 from stubs import three
@@ -35,13 +35,6 @@ def test_threshold_moves_the_pet_and_not_the_border_inside():
     assert (high > 0).sum() < (low > 0).sum()
     assert np.array_equal(low[high > 0], high[high > 0])
     assert set(np.unique(label_map_at_size(BINARY, decided[:1], 0.0, 8, 8))) == {0, 1}
-
-
-def test_trimaps_need_a_network_and_a_dataset_with_borders(model_flags, own, tmp_path):
-    done = run_script("inference.py", *model_flags, "--data_path", ".", "--save", "trimaps", cwd=tmp_path)
-    assert_one_error(done, "was not trained with --classes trimap")
-    done = run_script("train.py", "--data_path", own, "--classes", "trimap", *TINY, cwd=tmp_path)
-    assert_one_error(done, "--classes trimap needs trimaps", "masks without a border")
 
 
 @pytest.fixture(scope="module")

@@ -90,23 +90,6 @@ def term_loss(model, read, term) -> float:
     return term.loss(model(read["image"]), batch)[0].item() / len(read["image"])
 
 
-def test_sums_do_not_depend_on_when_metrics_are_fetched():
-    rows, sums = torch.rand(50, 3) * 1000, []
-    for every in (1, 7, 50):
-        metrics = MetricLogger([make_masks(Plain())])
-        for i, row in enumerate(rows, start=1):
-            metrics.waiting.append((row, 8, "step"))
-            if i % every == 0:
-                metrics.fetch()
-        metrics.fetch()
-        assert not metrics.waiting
-        sums.append(metrics.sums)
-    assert torch.equal(sums[0], sums[1])
-    assert torch.equal(sums[0], sums[2])
-    loss, *others = rows.double().sum(0)
-    assert torch.allclose(sums[0], torch.stack([8 * loss, torch.tensor(8 * 50).double(), *others]))
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_loss_names_its_step(bad):
     metrics = MetricLogger([make_masks(Plain())])
