@@ -1,16 +1,20 @@
-"""Every way in which a dataset can be wrong: one clear line, and nothing is trained on it."""
+"""Every way in which a dataset can be wrong: one clear line, and nothing is trained on it; and the dataset check."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.cache import CACHE_FOLDER, open_cache
 from data.dataset import Dataset, ImageDataset
+from data.image_io import read_mask
 from data.inputs import list_images
 from data.layout import read_list
 from data.view import View
-from helpers import TINY, assert_one_error, disc, run_script, save, write_list, write_scenes
+from helpers import TINY, assert_one_error, disc, run_ok, run_script, save, write_list, write_scenes
+from models.task import BACKGROUND
 from runtime.errors import DatasetError
 
 IMAGE, TRIMAP = "images/Cat0_0.jpg", "annotations/trimaps/Cat0_0.png"  # of the pets
@@ -143,18 +147,6 @@ def test_bad_data_is_one_line_and_never_read(request, layout, kind):
     assert not list((root / CACHE_FOLDER).glob("*.[nt][pm][yp]"))
 
 
-@pytest.mark.parametrize("kind", ["photograph as mask", "truncated image", "only copies"])
-def test_bad_data_ends_a_script_with_one_line(own, tmp_path, kind):
-    break_it, words = OWN[kind]
-    break_it(own)
-    done = run_script("train.py", "--data_path", own, *TINY, cwd=tmp_path)
-    lines = done.stderr.strip().splitlines()
-    assert (done.returncode, len([line for line in lines if line.startswith("error: ")])) == (2, 1)
-    assert words[0] in lines[-1]
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("saved_models/*.pth"))
-
-
 def test_missing_data_names_the_download(tmp_path):
     done = run_script("train.py", "--data_path", tmp_path / "nowhere", cwd=tmp_path)
     assert_one_error(done, "nowhere does not exist", "--download")
@@ -184,3 +176,33 @@ def test_a_cache_of_another_user_is_not_a_damaged_one(dataset, monkeypatch, caps
     monkeypatch.setattr(np, "load", forbidden)
     assert open_cache(dataset, samples, View(32)) is None
     assert "No cache in" in capsys.readouterr().err
+
+
+def test_inverted_masks_are_reported(own, tmp_path):
+    for pet in Dataset(own).samples:
+        save(pet.mask_path, (read_mask(pet.mask_path) == BACKGROUND).astype(np.uint8) * 255)
+    done = run_script("train.py", "--data_path", own, "--epochs", 1, *TINY, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "INVERTED" in done.stderr
+    said = run_ok("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
+    assert "inverted    40 masks by the look of it" in said
+
+
+def test_check_counts_sound_data(shared_own, shared_dataset, tmp_path):
+    said = run_ok("oxford_pet.py", "--check", "--data_path", shared_own, cwd=tmp_path)
+    for words in ("own images: images/ and masks/, 40 images", "JPEG RGB", "TIFF CMYK"):
+        assert words in said
+    assert said.splitlines()[-1] == "No faults."
+    said = run_ok("oxford_pet.py", "--check", "--split", "official", "--data_path", shared_dataset, cwd=tmp_path)
+    assert "sizes       80x64 to 80x64, 1 size" in said
+    assert "official: 24 train, 2 valid, 14 test" in said
+
+
+def test_check_lists_all_faults(own, tmp_path):
+    for i in range(0, 36, 3):
+        save(own / f"masks/photo {i}.png", disc(0)[0])
+    next((own / "images").glob("photo 1.*")).unlink()
+    Image.new("1", (14000, 14000)).save(own / "images/photo 1.png")  # a decompression bomb
+    done = run_script("oxford_pet.py", "--check", "--data_path", own, cwd=tmp_path)
+    assert_one_error(done, "13 faults", "photo 0.png is no mask", "(12 files)", "photo 1.png")
+    assert len(re.findall("is no mask", done.stderr)) == 1

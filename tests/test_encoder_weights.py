@@ -59,10 +59,6 @@ def serve(monkeypatch):
         server.shutdown()
 
 
-def holds(model, state: dict) -> bool:
-    return all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
-
-
 @pytest.mark.parametrize("cached", [True, False])
 def test_weights_from_the_cache_or_the_download(published, cache, serve, cached):
     def answer(request):
@@ -141,7 +137,7 @@ def test_weights_of_an_installed_package(tmp_path, monkeypatch, capsys):
     assert words == f"ImageNet (weights-{digest}.pth)"
     model = build_model("efficientnet_lite0_unet")
     load_encoder_weights(model, found)
-    assert holds(model, state)
+    assert all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
     assert capsys.readouterr().err == ""
 
 

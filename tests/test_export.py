@@ -14,7 +14,7 @@ from PIL import Image
 from data.pets import load_dataset
 from data.view import View
 from evaluation.export import check, export, load_exported
-from helpers import SRC, assert_one_error, run_ok, run_script, scene, turned, write_own
+from helpers import SRC, assert_one_error, run_ok, run_script, scene, turned
 from models.checkpoint import load_checkpoint
 from runtime.errors import RunError
 
@@ -70,17 +70,6 @@ def test_the_documented_lines_give_the_masks_of_inference(kind, exported, traine
         assert (ours == theirs).mean() > 0.999
 
 
-def test_the_images_of_int8_are_looked_for_before_other_formats_are_written(trained, tmp_path):
-    divided = tmp_path / "divided"
-    write_own(divided / "train", 4)
-    write_own(divided / "test", 4)
-    write_own(divided / "valid", 1)
-    (divided / "valid/images").rename(divided / "valid/elsewhere")
-    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--formats", "pt2,onnx-int8")
-    done = run_script("export.py", *flags, "--data_path", divided, cwd=tmp_path)
-    assert done.returncode == 2 and not list(tmp_path.glob("*.pt2"))
-
-
 def test_published_weights_are_a_small_checkpoint(trained, shared_dataset, tmp_path):
     source = trained / "saved_models/tiny_best.pth"
     flags = ("--formats", "weights", "--data_path", shared_dataset / "images", "--output_path", tmp_path)
@@ -133,7 +122,6 @@ def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_p
     assert "100.00000% of the pixels of 4 masks equal ours" in said
     assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
     assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
-    assert_one_error(run_script("export.py", "--save_dir", ".", cwd=tmp_path), "no checkpoint")
 
 
 def test_export_never_replaces_the_checkpoint(trained, tmp_path):

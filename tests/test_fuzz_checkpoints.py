@@ -1,10 +1,9 @@
 """Hostile checkpoints through every reader: each works, or is refused in one line.
 
-Each has one entry changed, a changed pickle with right checksums, or damaged bytes.
+Each has an odd entry, a changed pickle with right checksums, or damaged bytes.
 """
 
 import collections
-import contextlib
 import copy
 import io
 import os
@@ -12,9 +11,7 @@ import random
 import shutil
 import time
 import zipfile
-from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,7 +19,6 @@ import torch
 from evaluation import evaluate
 from evaluation.config import EvalConfig
 from models.checkpoint import load_checkpoint, read_progress
-from models.weights import load_encoder_weights
 from runtime.cli import explain
 from runtime.distributed import SINGLE_PROCESS
 from stubs import CPU
@@ -30,76 +26,38 @@ from training import setup
 from training.resolve import resumed_config
 
 OF_RESUME = ("training", "progress", "terms")  # that no other reads
-DELETE = object()
 
 
-class Case(NamedTuple):
-    """A checkpoint with one entry changed, by the keys that lead to it; the value DELETE removes it."""
-
-    name: str
-    path: tuple
-    value: Any
-
-
-def odd_values() -> dict[str, Any]:
-    """Values of every kind, by name; each is right for few entries or for none."""
-    attributed, small, state = collections.OrderedDict(a=1), torch.zeros(3), torch.get_rng_state()
-    attributed.items = 5
+def odd_values() -> list:
+    """Values of every kind; each is right for few entries or for none."""
+    small, state = torch.zeros(3), torch.get_rng_state()
     numbers = [None, True, 0, 1, -1, 64, 10**18, 10**80, 0.5, -0.5, 1e308, float("nan"), float("inf"), 1j]
     texts = ["", "a", "../a", "a\n\x1b[2J\0", "a\udcff", "(" * 2000, "x{9999999999}", "1" * 5000, "x" * 10**5, "0" * 64]
     texts += ["a,b", "1,99", "near", "keep", "stem", "unet", "official", "test", "transformer", "trimap", "denoising"]
-    others = [b"a", [], [1], [[[]]], ["a", "b"], [1, 2], [1.0, 99.0], [None] * 101, (1,), {}, {"a": 1}, {1}, object()]
-    values = {f"{type(value).__name__} {value!r}"[:40]: value for value in [*numbers, *texts, *others]}
-    return values | {
-        "attributes": attributed,
-        "empty tensor": torch.zeros(0),
-        "scalar": torch.tensor(1.0),
-        "tensor of three": small + 1,
-        "tensor of six": torch.ones(6, dtype=torch.float64),
-        "half": small.half(),
-        "whole": small.long(),
-        "complex": small.cfloat(),
-        "negative view": small.cfloat().conj().imag,
-        "bytes": torch.arange(len(state)).to(torch.uint8),
-        "strided": state.repeat(2)[::2],
-        "nan": small * float("nan"),
-        "sparse": small.to_sparse(),
-        "expanded": small[:1].expand(10**6, 10**6),
-        "overlapping": torch.zeros(64).as_strided((8, 8), (1, 1)),
-        "gradient": small.clone().requires_grad_(),
-        "parameter": torch.nn.Parameter(small),
-    }
+    others = [b"a", [], [1], [[[]]], ["a", "b"], [1, 2], [1.0, 99.0], [None] * 101, (1,), {}, {"a": 1}, {1}]
+    tensors = [torch.zeros(0), torch.tensor(1.0), small + 1, torch.ones(6, dtype=torch.float64), small.half()]
+    tensors += [small.long(), small.cfloat(), small.cfloat().conj().imag, torch.arange(len(state)).to(torch.uint8)]
+    tensors += [state.repeat(2)[::2], small * float("nan"), small.to_sparse(), small[:1].expand(10**6, 10**6)]
+    tensors += [torch.zeros(64).as_strided((8, 8), (1, 1)), small.clone().requires_grad_(), torch.nn.Parameter(small)]
+    return [*numbers, *texts, *others, *tensors]
 
 
-def single_cases(content, path=()) -> Iterator[Case]:
-    """A case for every value in the place of every entry of a checkpoint, or of its part at a path."""
-    values, where = odd_values(), ".".join(map(str, path))
-    if path:
-        yield Case(f"{where}: missing", path, DELETE)
-        yield from (Case(f"{where}: {name}", path, value) for name, value in values.items())
-    if isinstance(content, list) and content:
-        yield from single_cases(content[-1], (*path, len(content) - 1))
-    elif isinstance(content, dict):
-        keys = [key for key in ("extra", 7, *values.values()) if isinstance(key, Hashable) and type(key) is not object]
-        yield from (Case(f"{where}: extra entry {key!r}"[:60], (*path, key), 1) for key in keys)
-        keys = list(content)
-        few = keys if len(keys) < 20 or path == ("training", "settings") else keys[:1] + keys[-1:]
-        for key in few:
-            yield from single_cases(content[key], (*path, key))
-
-
-def edited(content: dict, case: Case) -> dict:
-    """The checkpoint of a case; what is not changed is shared."""
+def with_odd_entry(content: dict, rng: random.Random) -> tuple[dict, tuple]:
+    """A checkpoint in which an entry is missing, odd, or one too many, and the keys that lead to it."""
     made = place = copy.copy(content)
-    *path, last = case.path
-    for key in path:
-        place[key] = copy.copy(place[key])
-        place = place[key]
-    if case.value is DELETE:
-        del place[last]
+    path = (rng.choice(list(place)),)
+    while isinstance(place[path[-1]], dict) and place[path[-1]] and rng.random() < 0.9:
+        place[path[-1]] = copy.copy(place[path[-1]])
+        place = place[path[-1]]
+        path = (*path, rng.choice(list(place)))
+    kind = rng.random()
+    if kind < 0.1:
+        del place[path[-1]]
+    elif kind < 0.2:
+        place[rng.choice(("extra", 7, None, 0.5))] = 1
     else:
-        place[last] = case.value
-    return made
+        place[path[-1]] = rng.choice(odd_values())
+    return made, path
 
 
 def with_pickle(data: bytes, change) -> bytes:
@@ -114,24 +72,14 @@ def with_pickle(data: bytes, change) -> bytes:
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """A file with flipped bits, cut off, or with a part zeroed, moved, doubled or left out."""
-    start, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
-    end = min(end, start + rng.choice((1, 8, 64, 512, len(data))))
-    place = rng.randrange(len(data) + 1)
-    flipped = bytearray(data)
+    """A file with flipped bits, cut off, or with a part zeroed, left out or doubled."""
+    start = rng.randrange(len(data))
+    part = data[start : start + rng.choice((1, 8, 64, 512, len(data)))]
+    rest, flipped = data[start + len(part) :], bytearray(data)
     for _ in range(rng.randint(1, 8)):
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    part = data[start:end]
-    return rng.choice(
-        (
-            bytes(flipped),
-            data[:start],
-            data[:start] + bytes(len(part)) + data[end:],
-            data[:start] + data[end:],
-            data[:place] + part + data[place:],
-            data[:place] + part + data[place + len(part) :],
-        )
-    )
+    kinds = (flipped, data[:start], data[:start] + bytes(len(part)) + rest, data[:start] + rest)
+    return bytes(rng.choice((*kinds, data[:start] + 2 * part + rest)))
 
 
 @pytest.fixture
@@ -157,16 +105,6 @@ def folder(tmp_path, monkeypatch):
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, False
 
 
-class Encoder(torch.nn.Module):
-    """The part of a network that takes weights."""
-
-    encoder_name = "resnet18"
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.in_channels, self.encoder = channels, torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3))
-
-
 def train(data, file: Path, flag: str) -> None:
     shutil.rmtree("out", ignore_errors=True)
     Path("out").mkdir()
@@ -185,7 +123,6 @@ READERS = {
     "--resume": lambda data, file: train(data, file, "resume"),
     "--init": lambda data, file: train(data, file, "init"),
     "--model_path": score,
-    "--encoder_weights": lambda _, file: [load_encoder_weights(Encoder(channels), Path(file)) for channels in (3, 1)],
 }
 
 
@@ -200,33 +137,21 @@ def attempt(name: str, read, *arguments) -> tuple | None:
     return result
 
 
-@pytest.mark.parametrize("share", [0.01, pytest.param(1, marks=pytest.mark.long)])
-def test_checkpoints_with_wrong_entries_are_refused_or_work(content, shared_dataset, folder, share):
-    cases, file, works, tried = list(single_cases(content)), Path("case.pth"), collections.Counter(), 0
-    for case in random.Random(0).sample(cases, round(share * len(cases))):
-        with contextlib.suppress(TypeError):  # what can't be saved
-            torch.save(edited(content, case), file)
-            tried += 1
-            loaded = attempt(case.name, load_checkpoint, file)
-            if loaded and case.name.startswith("training.settings"):
-                loaded = attempt(case.name, resumed_config, {}, *loaded, file)
-            works[case.path] += loaded is not None
-            if loaded and works[case.path] <= 3:  # values of one entry that are all right work alike
-                for reader in ["--resume"] if case.path[0] in OF_RESUME else READERS:
-                    attempt(f"{case.name}, {reader}", READERS[reader], shared_dataset, file)
-    print(f"{tried} checkpoints, of which {works.total()} load")  # seen with pytest -s
-    assert 0 < works.total() < tried / 2
-
-
-def test_encoder_weights_with_wrong_entries_are_refused_or_work(folder):
-    good = {name: value.clone() for name, value in Encoder(3).encoder.state_dict().items()}
-    contents = [(case.name, edited(good, case)) for case in single_cases(good)]
-    for name, content in [*contents, *odd_values().items()]:
-        with contextlib.suppress(TypeError):  # what can't be saved
-            torch.save(content, "w.pth")
-            attempt(name, READERS["--encoder_weights"], None, "w.pth")
-    torch.save(good, "w.pth")
-    READERS["--encoder_weights"](None, "w.pth")
+@pytest.mark.parametrize("count", [200, pytest.param(12000, marks=pytest.mark.long)])
+def test_checkpoints_with_odd_entries_are_refused_or_work(content, shared_dataset, folder, count):
+    rng, file, works = random.Random(count), Path("case.pth"), collections.Counter()
+    for number in range(count):
+        made, path = with_odd_entry(content, rng)
+        torch.save(made, file)
+        loaded = attempt(f"{number}, {path}", load_checkpoint, file)
+        if loaded and path[:2] == ("training", "settings"):
+            loaded = attempt(f"{number}, {path}", resumed_config, {}, *loaded, file)
+        works[path] += loaded is not None
+        if loaded and works[path] <= 3:  # values of one entry that are all right work alike
+            for reader in ["--resume"] if path[0] in OF_RESUME else READERS:
+                attempt(f"{number}, {path}, {reader}", READERS[reader], shared_dataset, file)
+    print(f"{works.total()} of {count} load")  # seen with pytest -s
+    assert 0 < works.total() < count / 2
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -242,5 +167,3 @@ def test_damaged_files_and_changed_pickles_are_refused_or_work(content, folder, 
         if loaded and not pickled:
             assert (loaded[0].fingerprint(), loaded[0].data) == (expected.fingerprint(), expected.data)
         attempt(f"damage {number}", read_progress, file)
-        if loaded is None and number % 10 == 0:
-            attempt(f"damage {number}", READERS["--encoder_weights"], None, file)

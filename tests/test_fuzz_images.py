@@ -10,7 +10,6 @@ import io
 import os
 import random
 import struct
-import sys
 import time
 import zlib
 
@@ -26,7 +25,7 @@ from runtime.errors import DatasetError
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as in scripts
 SEED, SIZE = 1, (64, 64)
-SECONDS, GIGABYTES = 10, 8  # for an image; one of 179 million pixels, where Pillow draws the line, takes the most
+SECONDS = 10  # for an image; one of 179 million pixels, where Pillow draws the line, takes the most
 ENDINGS = ("jpg", "png", "bmp", "gif", "tif", "webp", "npy")
 # Sizes, counts, types and offsets that break decoders; 13000 is a side that Pillow lets pass.
 EDGES = (0, 1, 2, 3, 4, 5, 8, 16, 127, 128, 255, 256, 4000, 13000, 32767, 32768, 65535, 2**24)
@@ -144,18 +143,9 @@ def readers(folder) -> dict:
     }
 
 
-def peak_gigabytes() -> float:
-    """The most memory that this process has had."""
-    if sys.platform != "linux":
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
 @short_and_long(300, 7000)
 def test_files_are_read_or_refused(tmp_path, count):
-    ways, ends, before = readers(tmp_path), collections.Counter(), peak_gigabytes()
+    ways, ends = readers(tmp_path), collections.Counter()
     for number in range(count):
         name, data = fuzz_image(SEED, number)
         file = tmp_path / name  # of a failure it stays
@@ -172,7 +162,6 @@ def test_files_are_read_or_refused(tmp_path, count):
             assert time.process_time() - start < SECONDS, (way, name)
         file.unlink()
     assert all(ends[way, end] for way in ways for end in ("read", "refused")), ends
-    assert peak_gigabytes() - before < GIGABYTES
 
 
 @short_and_long(60, 3000)

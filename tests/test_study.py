@@ -1,11 +1,9 @@
 """The study trains, resumes and scores; the report computes what it says."""
 
-import argparse
 import itertools
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +11,8 @@ import scipy.stats
 
 import evidence
 import experiments
-import label_next
 import report
 import runner
-from data.dataset import Dataset
 from helpers import PYTHON, Script, expect_success, run_ok
 from runtime.files import read_rows
 from train import build_parser
@@ -85,25 +81,6 @@ def test_the_smp_recipe_trains_and_scores(tmp_path, shared_dataset):
     expect_success(Script(str(runner.ROOT / "study" / experiments.SMP), flags, tmp_path).finish())
     assert len(read_rows(tmp_path / "run/smp_training_log.csv")) == 2
     assert 0 < json.loads((tmp_path / "run/best/scores.json").read_text())["dice"] < 1
-
-
-@pytest.mark.long
-def test_the_most_uncertain_images_are_labeled_next(monkeypatch, tmp_path, shared_dataset):
-    monkeypatch.setattr(label_next, "MORE", 4)
-    monkeypatch.setattr(label_next, "STEPS", 2)
-    monkeypatch.setattr(
-        runner, "call", lambda run, script, *flags: expect_success(Script(str(script), flags, tmp_path).finish())
-    )
-    split = Dataset(shared_dataset).split("official")
-    parts = {"train": split.train, "valid": split.valid, "test": split.test}
-    args = argparse.Namespace(out=tmp_path, table=tmp_path / "study.csv")
-    label_next.follow("by rank", 1, parts, args, "1 1 1")
-    runs = [row["experiment"] for row in read_rows(args.table)]
-    assert runs == ["4 masks/at random", "8 masks/by rank", "12 masks/by rank"]
-    first, second = tmp_path / "1-4-masks-at-random", tmp_path / "1-8-masks-by-rank"
-    ranked = [Path(row["name"]).stem for row in read_rows(first / "uncertain.csv")]
-    labeled = [{path.stem for path in (run / "data/train/masks").iterdir()} for run in (first, second)]
-    assert labeled[1] == labeled[0] | set(ranked[:4])
 
 
 def made_up(shift: float, seeds: int = 3) -> evidence.Trained:
