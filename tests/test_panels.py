@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from helpers import log_rows, run_ok, write_scenes
-from models.task import TASKS, TRIMAP_COLORS
 from visual.gallery import write_gallery
-from visual.panels import draw_outline, draw_panel
+from visual.panels import draw_outline
 
 
 def test_outline_width_grows_with_the_image():
@@ -22,13 +21,6 @@ def test_outline_width_grows_with_the_image():
         drawn = draw_outline(np.zeros((*mask.shape, 3), np.uint8), mask)[side // 2].any(1)
         found = np.flatnonzero(drawn)
         assert (len(found), found[0]) == (width, side // 2 - width // 2)
-
-
-def test_panels_show_three_colors():
-    trimap = np.repeat(np.array([[0, 1, 2]], np.uint8), 3, axis=0)
-    panel = draw_panel(np.zeros((3, 3, 3), np.uint8), trimap, trimap, "three", TASKS["trimap"])
-    colours = {colour for _, colour in panel.getcolors(1 << 20)}
-    assert set(TRIMAP_COLORS) <= colours
 
 
 def test_preview_shows_images_and_variants(shared_own, tmp_path):

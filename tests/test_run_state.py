@@ -131,12 +131,3 @@ def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "lockf", lockf)
     with pytest.raises(UsageError, match=r"\.unet\.lock can't be locked \(Function not implemented\)"):
         lock_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
-
-
-def test_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):
-    before, run_id = contents(copy_run(trained, tmp_path)), log_rows(tmp_path)[0]["run_id"]
-    said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
-    assert said.count("An earlier file is now") == len(before) == 3
-    after = contents(tmp_path)
-    for path, data in before.items():
-        assert after[path.with_stem(f"{path.stem}_{run_id}")] == data != after[path]

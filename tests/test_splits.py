@@ -12,8 +12,7 @@ from PIL import Image, ImageOps
 
 from data.dataset import Dataset, read_groups
 from data.layout import Sample, read_list
-from data.pets import OxfordPetDataset
-from data.split import _deal_out, connected, stratified_subset
+from data.split import _deal_out, stratified_subset
 from helpers import TINY, assert_one_error, make_dataset, rows, run_ok, run_script, write_list, write_own
 from runtime.errors import UsageError
 from stubs import photograph
@@ -42,13 +41,6 @@ def test_official_split_takes_the_lists(shared_dataset):
     assert parts.valid == trainval[9::10]
     assert parts.train == [pet for i, pet in enumerate(trainval, 1) if i % 10]
     assert parts.test == read_list(shared_dataset, "test")
-
-
-def test_unknown_split_and_mode_are_named(shared_dataset):
-    with pytest.raises(ValueError, match="80-10-10, official"):
-        Dataset(shared_dataset).split("70-30")
-    with pytest.raises(ValueError, match="train, valid, test"):
-        OxfordPetDataset(shared_dataset, "validation")
 
 
 def test_training_fractions_are_stratified_and_nested():
@@ -147,12 +139,6 @@ def test_near_copies_are_looked_for_once(dataset, monkeypatch, capsys):
     (dataset / ".pixel_cache").write_text("a file, not a folder")
     assert Dataset(dataset).near_copies == []
     assert "Near copies are not kept in" in capsys.readouterr().err
-
-
-def test_copies_of_copies_are_united():
-    a, b, c, d, e = (Sample(name, Path(name)) for name in "abcde")
-    assert connected([(a, b), (d, e), (c, b)]) == [[c, a, b], [d, e]]
-    assert connected([]) == []
 
 
 def test_near_copies_of_training_images_are_told(dataset, tmp_path):
