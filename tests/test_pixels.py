@@ -1,5 +1,6 @@
 """Images that are not 8-bit RGB, from the file to the network and to what people look at."""
 
+import pickle
 import struct
 import zlib
 from functools import partial
@@ -155,7 +156,8 @@ def test_broken_arrays_are_one_error(tmp_path):
     whole = "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, 3), }"
     kinds = [header(whole.replace("'|u1'", kind)) for kind in ("'|O'", "'<U0'", "[('a', '<i4')]")]
     shapes = [header(whole.replace("4, 4, 3", sides)) for sides in ("-4, 4", "0, 4", "", "10**9")]
-    for content in (b"", header(whole[:20]), header("(" * 5000), header(whole)[:-1], *kinds, *shapes):
+    pickled = pickle.dumps(np.zeros((4, 4)))  # which could run code
+    for content in (b"", pickled, header(whole[:20]), header("(" * 5000), header(whole)[:-1], *kinds, *shapes):
         (tmp_path / "image.npy").write_bytes(content)
         for read in (read_image, read_gray):
             with pytest.raises(DatasetError, match=r"image\.npy (can't be read as|holds) an array"):
