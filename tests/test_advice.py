@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from helpers import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script, scene, write_own
+from helpers import TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script, scene, write_own
 from runtime.errors import UsageError
 
 DATA, BEST = "--data_path dataset", "--model_path saved_models/tiny_best.pth"
@@ -134,14 +134,3 @@ def test_without_a_checkpoint_the_command_and_the_path_of_the_message_work(folde
     script, *words = shlex.split(command)
     run_ok(script, *words, *DATA.split(), *TINY, "--epochs", 1, cwd=folder)
     run_ok("evaluate.py", *flags, cwd=folder)
-
-
-@pytest.mark.parametrize("script", [path.name for path in sorted(SRC.glob("*.py")) if path.name != "utils.py"])
-def test_the_help_that_a_wrong_flag_names_is_there(script, monkeypatch, capsys):
-    main = importlib.import_module(script.removesuffix(".py")).main
-    for flag, status, words in (("--wrong", 2, f"see python src/{script} --help"), ("--help", 0, "usage")):
-        with pytest.raises(SystemExit) as left:
-            main([flag])
-        said = capsys.readouterr()
-        assert left.value.code == status
-        assert words in (said.err if status else said.out)

@@ -116,14 +116,6 @@ def test_a_network_that_differs_is_not_passed_off(exported, trained):
         check(model, folder / "tiny_best.onnx", images)
 
 
-def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_path):
-    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--data_path")
-    said = run_ok("export.py", *flags, shared_dataset / "images", cwd=tmp_path)
-    assert "100.00000% of the pixels of 4 masks equal ours" in said
-    assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
-    assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
-
-
 def test_export_never_replaces_the_checkpoint(trained, tmp_path):
     source = tmp_path / "model.pt2"
     os.link(trained / "saved_models/tiny_best.pth", source)

@@ -1,6 +1,5 @@
 """Runs that are stopped, killed, doubled or out of disk: nothing is lost, and a resumed run has the same bits."""
 
-import json
 import os
 import shlex
 import signal
@@ -12,7 +11,6 @@ import torch
 
 import torture
 from helpers import (
-    PYTHON,
     SRC,
     TINY,
     Script,
@@ -208,17 +206,3 @@ def test_a_run_that_is_stopped_while_it_validates_goes_on_there(tmp_path, shared
     run_ok("train.py", *flags, cwd=tmp_path / "whole")
     rows = [log_rows(tmp_path / name)[0] for name in ("stopped", "whole")]
     assert all(rows[0][column] == rows[1][column] for column in ("train_loss", "train_dice", "val_loss", "val_dice"))
-
-
-@pytest.mark.slow
-def test_torture_in_short(capsys, monkeypatch):
-    monkeypatch.setattr(torture, "PYTHON", PYTHON)
-    monkeypatch.setattr(torture, "KINDS", {"tiny": "--model_name tiny --image_size 96 --augment online"})
-    short = "--kills 1 --workers 2 --epochs 1 --count 12 --seed 1"
-    status = torture.main(short.split())
-    *_, table, verdict = capsys.readouterr().out.strip().splitlines()
-    row = json.loads(table)
-    assert status == 0, row
-    assert row["kills"] == 1
-    assert verdict.startswith("1 kills survived")
-    assert verdict.endswith(" 0 corrupt files or differences")
