@@ -137,7 +137,7 @@ def attempt(name: str, read, *arguments) -> tuple | None:
     return result
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(12000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [100, pytest.param(3000, marks=pytest.mark.long)])
 def test_checkpoints_with_odd_entries_are_refused_or_work(content, shared_dataset, folder, count):
     rng, file, works = random.Random(count), Path("case.pth"), collections.Counter()
     for number in range(count):
@@ -158,7 +158,8 @@ def test_checkpoints_with_odd_entries_are_refused_or_work(content, shared_datase
 @pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.long)])
 def test_damaged_files_and_changed_pickles_are_refused_or_work(content, folder, count, pickled):
     rng, file = random.Random(count), Path("case.pth")
-    torch.save(content, file)
+    few = {"head.bias": content["weights"]["head.bias"]}  # is quick to read
+    torch.save({**content, "weights": few, "training": {**content["training"], "trained_weights": few}}, file)
     good, expected = file.read_bytes(), load_checkpoint(file)
     for number in range(count):
         # With right checksums a changed pickle may be another checkpoint.
