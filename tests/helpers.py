@@ -1,5 +1,6 @@
 """Datasets that the tests make for themselves, and the scripts as real processes."""
 
+import contextlib
 import csv
 import json
 import os
@@ -7,7 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +170,15 @@ def copy_run(trained: Path, folder: Path, pattern: str = "*") -> Path:
         for file in (trained / part).glob(f"tiny_{pattern}"):
             (os.link if file.suffix == ".pth" else shutil.copy)(file, folder / part / file.name)
     return folder
+
+
+@contextlib.contextmanager
+def serving(handler) -> Iterator[str]:
+    """The address of a server on this machine that answers as a class of request handlers does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def rows(path):

@@ -7,9 +7,8 @@ import shlex
 import pytest
 import torch
 
-from helpers import SRC, TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script, scene, write_own
+from helpers import TINY, assert_one_error, copy_run, make_dataset, run_ok, run_script, scene, write_own
 from runtime.errors import UsageError
-from runtime.files import lock_file
 
 DATA, BEST = "--data_path dataset", "--model_path saved_models/tiny_best.pth"
 PUBLISHED = "published/tiny_best_weights.pth"
@@ -135,28 +134,3 @@ def test_without_a_checkpoint_the_command_and_the_path_of_the_message_work(folde
     script, *words = shlex.split(command)
     run_ok(script, *words, *DATA.split(), *TINY, "--epochs", 1, cwd=folder)
     run_ok("evaluate.py", *flags, cwd=folder)
-
-
-def test_a_pre_trained_network_is_given_to_training(folder, tmp_path):
-    done = run_script("evaluate.py", *DATA.split(), "--save_dir", "noise", cwd=folder)
-    assert_one_error(done, "give it to train.py as --init")
-    flags = ("--init", "noise/tiny_best.pth", "--epochs", 1, "--save_dir", tmp_path, "--log_dir", tmp_path)
-    run_ok("train.py", *DATA.split(), *flags, cwd=folder)
-
-
-def test_a_run_beside_another_needs_folders_of_its_own(folder, tmp_path):
-    with lock_file(folder / "saved_models/.tiny.lock", wait=False):
-        flags = (*DATA.split(), *TINY, "--epochs", 1)
-        assert_one_error(run_script("train.py", *flags, cwd=folder), "a --save_dir and a --log_dir of its own")
-        run_ok("train.py", *flags, "--save_dir", tmp_path, "--log_dir", tmp_path, cwd=folder)
-
-
-@pytest.mark.parametrize("script", [path.name for path in sorted(SRC.glob("*.py")) if path.name != "utils.py"])
-def test_the_help_that_a_wrong_flag_names_is_there(script, monkeypatch, capsys):
-    main = importlib.import_module(script.removesuffix(".py")).main
-    for flag, status, words in (("--wrong", 2, f"see python src/{script} --help"), ("--help", 0, "usage")):
-        with pytest.raises(SystemExit) as left:
-            main([flag])
-        said = capsys.readouterr()
-        assert left.value.code == status
-        assert words in (said.err if status else said.out)

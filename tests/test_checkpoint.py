@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from helpers import assert_one_error, copy_run, run_script, same
+from helpers import same
 from models import checkpoint
 from models.build import build_model
 from models.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -122,14 +122,6 @@ def test_fingerprint_is_of_names_and_weights():
     assert len({first, *others}) == 3
 
 
-def test_what_is_published_has_no_training_state(trained):
-    whole = load_checkpoint(trained / "saved_models/tiny_last.pth")
-    bare, kept = whole.without_training(), ("run_id", "planned_epochs", "best_score", "best_epoch")
-    assert bare.training is None
-    assert bare.progress == Progress(**{name: getattr(whole.progress, name) for name in kept})
-    assert whole.training and whole.progress.history  # which is left as it was
-
-
 # ------------------------------------------------------------------------------------------- entries that can't be
 
 
@@ -196,14 +188,6 @@ def test_missing_entries_are_named_and_new_ones_may_have_defaults(content, tmp_p
     progress = {key: value for key, value in content["progress"].items() if key != "patient_from"}
     torch.save(changed(content, "progress", progress), tmp_path / "x.pth")
     assert load_checkpoint(tmp_path / "x.pth").progress.patient_from == 0
-
-
-def test_bad_checkpoints_are_one_error_line(trained, shared_dataset, tmp_path):
-    folder, best = copy_run(trained, tmp_path), "saved_models/tiny_best.pth"
-    flags = ("evaluate.py", "--data_path", shared_dataset, "--model_type", "unet")
-    assert_one_error(run_script(*flags, cwd=folder), "unet_best.pth", "tiny_best.pth")
-    done = run_script(*flags, "--model", best, cwd=folder)
-    assert_one_error(done, "holds a tiny, but --model_name says unet")
 
 
 STATES = {

@@ -1,5 +1,6 @@
-"""Settings of a run, recipes, and what may change on resume."""
+"""Settings of a run, recipes, what may change on resume, and one definition per flag."""
 
+import argparse
 import dataclasses
 
 import pytest
@@ -7,20 +8,23 @@ import torch
 
 from data import names as data_names
 from data.distortions import DISTORTIONS
-from helpers import TINY, run_ok, same
+from helpers import SRC, TINY, run_ok, same
 from models import names
 from models.attention import ATTENTION
 from models.build import NETWORKS
 from models.checkpoint import Checkpoint, TrainingState, load_checkpoint
 from models.task import TASKS
-from runtime.errors import CheckpointError, UsageError
-from runtime.options import is_valid, options_of
+from runtime.cli import Parser
+from runtime.errors import CheckpointError
+from runtime.options import changeable, fixed, fraction, is_valid, options_of, positive_number, whole_number
 from stubs import make_checkpoint
 from train import build_parser
 from training import config as training_config
+from training import resolve
 from training.config import RECIPES, TrainConfig
 from training.losses import LOSSES
-from training.resolve import new_config, resumed_config, settings_to_save
+from training.resolve import new_config, resumed_config, saved_settings, settings_to_save
+from write_cli_docs import document, flag_table
 
 
 def test_defaults_are_valid_and_configs_are_frozen():
@@ -36,12 +40,9 @@ def test_defaults_are_valid_and_configs_are_frozen():
     [
         ("batch_size", 10**9),
         ("learning_rate", float("nan")),
-        ("learning_rate", 1),
         ("loss", None),
-        ("augment", 3),
         ("augment", "twice"),
         pytest.param("patience", 10**5000, id="huge"),
-        ("init", ["unet"]),
         ("augment_uncertain", "yes"),
     ],
 )
@@ -65,16 +66,6 @@ def resumable(**settings) -> Checkpoint:
         trained_weights={} if settings.get("ema") else None,
     )
     return make_checkpoint(model_name="resnet34_unet", training=training)
-
-
-def test_resume_keeps_fixed_settings_and_takes_changeable_ones(tmp_path):
-    checkpoint = resumable(batch_size=4, learning_rate=0.01, accumulate=3, ema=0.5)
-    config = resumed_config({"learning_rate": 0.02, "epochs": 3, "data_path": "here"}, checkpoint, tmp_path)
-    assert (config.batch_size, config.learning_rate, config.accumulate) == (4, 0.02, 3)
-    assert (config.epochs, config.data_path) == (3, "here")
-    for flags, words in (({"batch_size": 8}, "batch_size 4 .now 8"), ({"seed": 7}, "seed 1 .now 7")):
-        with pytest.raises(UsageError, match=words):
-            resumed_config(flags, checkpoint, tmp_path)
 
 
 def test_recipes_hold_valid_settings():
@@ -119,3 +110,45 @@ def test_names_of_flags_are_those_of_the_tables():
     assert tuple(TASKS) == names.TASKS
     assert tuple(DISTORTIONS) == data_names.DISTORTIONS
     assert tuple(LOSSES) == training_config.LOSSES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extended(TrainConfig):
+    """TrainConfig with flags added, one line each."""
+
+    sharpness: float = fixed(0.5, "how sharp", fraction, metavar="S")
+    patience: bool = changeable(False, "wait longer")
+
+
+def test_flag_is_added_by_one_field(monkeypatch):
+    for module in (training_config, resolve):
+        monkeypatch.setattr(module, "TrainConfig", Extended)
+    parser = Parser("train.py", "", Extended)
+    assert parser.parse_overrides(["--sharpness", "0.7", "--patience"]) == {"sharpness": 0.7, "patience": True}
+    assert "how sharp (default: 0.5)" in parser.format_help()
+    assert "| `--sharpness S` | how sharp | 0.5 |" in flag_table(Extended)
+    assert (saved_settings()["sharpness"], saved_settings()["patience"]) == ("fixed", "changeable")
+    assert settings_to_save(Extended())["sharpness"] == 0.5
+    monkeypatch.setitem(training_config.RECIPES, "strong", {"all": {"sharpness": 0.9}})
+    assert new_config({"recipe": "strong"}, False, None).sharpness == 0.9
+    assert is_valid(Extended, "sharpness", 0.7)
+    assert not any(is_valid(Extended, "sharpness", value) for value in (1.5, 1, "0.7", None, True, [0.7]))
+    assert not any(is_valid(Extended, "patience", value) for value in (0, "true", None))
+
+
+def test_numbers_outside_of_their_limits_are_named():
+    assert (whole_number(1, 5)("5"), positive_number("1e9")) == (5, 1e9)
+    for parse, text, words in (
+        (whole_number(1, 5), "6", "6 is not between 1 and 5"),
+        (whole_number(1), "1" * 400, "is not between 1 and 1000000000"),
+        (whole_number(1), "1.5", "'1.5' is no whole number"),
+        (positive_number, "inf", "inf is not a number above 0"),
+        (fraction, "nan", "nan is not between 0 and 1"),
+        (fraction, "0", "0 is not between 0 and 1"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=words):
+            parse(text)
+
+
+def test_flag_documentation_is_up_to_date():
+    assert (SRC.parent / "docs/cli.md").read_text() == document(), "run `python tools/write_cli_docs.py`"

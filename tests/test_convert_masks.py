@@ -252,12 +252,6 @@ def test_an_image_whose_only_shape_is_left_out_gets_no_empty_mask(convert, tmp_p
     assert "1 image, 0 with an empty mask; 1 without a shape skipped" in capsys.readouterr().out
 
 
-def test_a_long_list_of_shapes_without_area_is_cut(convert, capsys):
-    convert(coco([SQUARE], *([[1, 1]] for _ in range(50))))
-    warning = capsys.readouterr().err
-    assert "50 of 51 shapes" in warning and "and 30 more" in warning and "annotation 21 " not in warning
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -272,12 +266,6 @@ def test_a_long_list_of_shapes_without_area_is_cut(convert, capsys):
 def test_names_of_data_yaml(tmp_path, text, expected):
     (tmp_path / "data.yaml").write_text(text)
     assert annotations.yolo_names(tmp_path / "data.yaml") == expected
-
-
-def test_run_length_pairs_by_hand():
-    expected = pixels(["#  ", "# #"])
-    assert pairs(expected) == "1 2 6 1"
-    np.testing.assert_array_equal(annotations.draw_pairs("1 2 6 1", (3, 2)), expected)
 
 
 def test_of_images_without_a_shape_three_are_named(convert, tmp_path, capsys):

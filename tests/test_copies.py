@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 from data.copies import find_near_copies
 from data.dataset import Dataset
 from data.layout import Sample
-from helpers import TINY, run_ok, save
+from helpers import run_ok, save
 from stubs import photograph
 
 CHANGES = {
@@ -58,12 +58,6 @@ def test_frames_of_a_fixed_camera_are_no_copies(tmp_path, known_by):
             photograph(0).resize((80, 64)).save(sample.image_path)
     assert find_near_copies(samples) == []
     assert find_near_copies([]) == []
-
-
-def test_a_fixed_camera_can_be_trained_on(tmp_path):
-    fixed_camera(tmp_path / "frames")
-    said = run_ok("train.py", "--data_path", "frames", "--epochs", 1, *TINY, cwd=tmp_path)
-    assert "24 train, 3 valid, 3 test" in said
 
 
 def test_check_names_near_copies_in_different_parts_and_empty_masks(dataset, tmp_path):

@@ -1,11 +1,17 @@
 """Samples at their own size and as square tensors."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from data.augment import AugmentedDataset
+from data.loader import Batches, StepReader
 from data.pets import OxfordPetDataset, SimpleOxfordPetDataset, load_dataset
+from training.terms.denoise import NoisyDataset
+from training.terms.fixmatch import UnlabeledBatches
 
 
 def invert(sample: dict) -> dict:
@@ -56,3 +62,12 @@ def test_uncertain_border_is_a_function_of_seed_epoch_and_image(shared_dataset):
     assert torch.equal(sample["mask"][~border], (sample["trimap"][~border] == 1).to(torch.uint8))
     assert torch.equal(sample["mask"], again["mask"])
     assert not torch.equal(sample["mask"], later["mask"])
+
+
+def test_datasets_reach_processes_that_start_afresh(dataset):
+    plain = load_dataset(dataset, "train", image_size=64, cache=True)
+    sets = (plain, AugmentedDataset(plain, 3), NoisyDataset(plain, 3))
+    reader = StepReader([*(Batches(one, 8, 3) for one in sets), UnlabeledBatches(plain, 3, 3, 4), None])
+    theirs = pickle.loads(pickle.dumps(reader)).read_batch((1, 2))  # noqa: S301
+    for one, other in zip(reader.read_batch((1, 2)), theirs):
+        assert (one is other is None) or (torch.equal(one["image"], other["image"]) and one.keys() == other.keys())

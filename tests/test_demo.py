@@ -237,12 +237,6 @@ class TestAttacks:
         assert attacker.upload(b"large.png", b"x" * 51_000_000)[0] == 413
 
 
-def test_cutouts_are_shown_on_a_checkerboard(attacker):
-    assert b"#cutout img {background: repeating-conic-gradient" in b"".join(
-        attacker.ask("GET", path)[2] for path in ("/", "/config", "/theme.css")
-    )
-
-
 def test_a_port_in_use_is_one_error(trained, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

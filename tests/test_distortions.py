@@ -11,7 +11,6 @@ from data.augment import AugmentedDataset, augment_batch
 from data.distortions import DISTORTIONS, apply_distortions, draw_distortions
 from data.names import change_names
 from data.pets import load_dataset
-from helpers import TINY, assert_one_error, run_script
 from stubs import photograph
 
 NAMES = list(DISTORTIONS)
@@ -97,10 +96,3 @@ def test_a_draw_depends_on_seed_epoch_and_image_alone(shared_dataset, variants):
     assert not torch.equal(together, images([(4, first + index) for index in range(12)], seed=2))
     same = torch.equal(together, images([(5, first + index) for index in range(12)]))
     assert same == bool(variants)
-
-
-def test_flags(shared_dataset, tmp_path):
-    flags = ("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY)
-    assert_one_error(run_script(*flags, "--distort", "all", cwd=tmp_path), "--distort needs --augment")
-    done = run_script(*flags, "--augment", "online", "--distort", "jpeg,noise", cwd=tmp_path)
-    assert "distort noise,jpeg" in done.stdout

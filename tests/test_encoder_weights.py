@@ -1,10 +1,11 @@
 """What an encoder starts from: an installed package, torch's cache, a download, a file, or nothing."""
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import ResNet34_Weights, resnet34
 
-from helpers import SRC, same
+from helpers import SRC, same, serving
 from models.build import build_model
 from models.efficientnet_lite import efficientnet_lite
 from models.weights import WHEELS, find_encoder_weights, load_encoder_weights
 from runtime.errors import CheckpointError
-from test_efficientnet_lite import randomize
+from test_encoders import randomize
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +49,14 @@ def set_address(monkeypatch, address: str) -> None:
 def serve(monkeypatch):
     """Starts a server on this machine, at the address of ResNet34's weights, that answers as a function does."""
 
-    def start(name: str, answer) -> None:
-        silent = {"do_GET": answer, "log_message": lambda *_: None}
-        server.RequestHandlerClass = type("Handler", (BaseHTTPRequestHandler,), silent)
-        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-        set_address(monkeypatch, f"http://127.0.0.1:{server.server_port}/{name}")
+    with contextlib.ExitStack() as servers:
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        def start(name: str, answer) -> None:
+            silent = {"do_GET": answer, "log_message": lambda *_: None}
+            address = servers.enter_context(serving(type("Handler", (BaseHTTPRequestHandler,), silent)))
+            set_address(monkeypatch, f"{address}/{name}")
+
         yield start
-        server.shutdown()
-
-
-def holds(model, state: dict) -> bool:
-    return all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -141,7 +137,7 @@ def test_weights_of_an_installed_package(tmp_path, monkeypatch, capsys):
     assert words == f"ImageNet (weights-{digest}.pth)"
     model = build_model("efficientnet_lite0_unet")
     load_encoder_weights(model, found)
-    assert holds(model, state)
+    assert all(torch.equal(value, state[key]) for key, value in model.encoder.state_dict().items())
     assert capsys.readouterr().err == ""
 
 

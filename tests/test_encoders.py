@@ -1,14 +1,15 @@
-"""Networks on encoders of torchvision and EfficientNet-Lite."""
+"""Networks on encoders of torchvision, and on EfficientNet-Lite, whose logits are timm's."""
 
 import pytest
+import timm
 import torch
 
 from helpers import run_ok
 from models.build import build_model
+from models.efficientnet_lite import LITE, efficientnet_lite
 from models.encoders import build_classifier, encode
 from models.names import ENCODERS
 from models.weights import load_encoder_weights
-from runtime.errors import CheckpointError
 
 LONG = set(ENCODERS) - {"resnet18"}  # seconds each
 
@@ -48,14 +49,6 @@ def test_features_are_torchvisions_bit_for_bit(pair):
     assert torch.equal(features[32], last)
 
 
-def test_weights_of_another_classifier_are_refused(pair, tmp_path):
-    name, _, model = pair
-    other = "resnet18" if name != "resnet18" else "resnet50"
-    torch.save(build_classifier(other).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=f"must be a state dict of {name}"):
-        load_encoder_weights(model, tmp_path / "other.pth")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in ENCODERS])
 def test_every_encoder_trains_resumes_scores_and_infers(name, shared_dataset, tmp_path):
@@ -69,3 +62,28 @@ def test_every_encoder_trains_resumes_scores_and_infers(name, shared_dataset, tm
     assert len(list((tmp_path / "out").glob("*_mask.png"))) == 4
     if name in ("efficientnet_b0", "swin_t"):
         assert "of the pixels equal ours" in run_ok("export.py", cwd=tmp_path)
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Draws weights with which features neither vanish nor explode."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
+            value.uniform_(0.5, 1.5, generator=generator)
+        elif value.ndim == 1:
+            value.normal_(0, 0.1, generator=generator)
+        elif value.ndim > 1:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_logits_equal_timms(name):
+    ours = efficientnet_lite(name).eval()
+    randomize(ours)
+    theirs = timm.create_model(name, bn_eps=1e-3).eval()  # tf_efficientnet_lite0 with torch's padding at stride 2
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values())))
+    images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = theirs(images)
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(ours(images), expected, atol=1e-3, rtol=0)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from data.pets import load_dataset
 from data.view import View
-from evaluation.export import check, export, load_exported, quantize
-from helpers import SRC, assert_one_error, run_ok, run_script, scene, turned, write_own
+from evaluation.export import check, export, load_exported
+from helpers import SRC, assert_one_error, run_ok, run_script, scene, turned
 from models.checkpoint import load_checkpoint
 from runtime.errors import RunError
 
@@ -70,17 +70,6 @@ def test_the_documented_lines_give_the_masks_of_inference(kind, exported, traine
         assert (ours == theirs).mean() > 0.999
 
 
-def test_the_images_of_int8_are_looked_for_before_other_formats_are_written(trained, tmp_path):
-    divided = tmp_path / "divided"
-    write_own(divided / "train", 4)
-    write_own(divided / "test", 4)
-    write_own(divided / "valid", 1)
-    (divided / "valid/images").rename(divided / "valid/elsewhere")
-    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--formats", "pt2,onnx-int8")
-    done = run_script("export.py", *flags, "--data_path", divided, cwd=tmp_path)
-    assert done.returncode == 2 and not list(tmp_path.glob("*.pt2"))
-
-
 def test_published_weights_are_a_small_checkpoint(trained, shared_dataset, tmp_path):
     source = trained / "saved_models/tiny_best.pth"
     flags = ("--formats", "weights", "--data_path", shared_dataset / "images", "--output_path", tmp_path)
@@ -125,23 +114,6 @@ def test_a_network_that_differs_is_not_passed_off(exported, trained):
     images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     with pytest.raises(RunError, match="does not do what the checkpoint does"):
         check(model, folder / "tiny_best.onnx", images)
-
-
-def test_export_checks_on_pictures_that_are_given(trained, shared_dataset, tmp_path):
-    flags = ("--save_dir", trained / "saved_models", "--output_path", ".", "--data_path")
-    said = run_ok("export.py", *flags, shared_dataset / "images", cwd=tmp_path)
-    assert "100.00000% of the pixels of 4 masks equal ours" in said
-    assert_one_error(run_script("export.py", *flags, "nowhere", cwd=tmp_path), "nowhere does not exist")
-    assert_one_error(run_script("export.py", "--formats", "tflite", cwd=tmp_path), "no format is called 'tflite'")
-    assert_one_error(run_script("export.py", "--save_dir", ".", cwd=tmp_path), "no checkpoint")
-
-
-@pytest.mark.long
-def test_the_published_network_in_int8_has_a_byte_for_each_weight(tmp_path):
-    checkpoint = load_checkpoint(PUBLISHED)  # the file's size depends neither on that of images nor on their content
-    export(checkpoint.build(PUBLISHED), View.of(checkpoint, 64), tmp_path / "whole.onnx")
-    quantize(tmp_path / "whole.onnx", [torch.zeros(3, 64, 64, dtype=torch.uint8)], tmp_path / "int8.onnx")
-    assert (tmp_path / "int8.onnx").stat().st_size <= 4_050_000
 
 
 def test_export_never_replaces_the_checkpoint(trained, tmp_path):

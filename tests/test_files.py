@@ -1,12 +1,16 @@
-"""Atomic writes and CSV logs."""
+"""Atomic writes, locks and CSV logs."""
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import utils
+from helpers import SRC
+from runtime.files import lock_file
 
 
 def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
@@ -59,3 +63,25 @@ def test_logs_gain_rows_and_columns(tmp_path):
     log.write_text("a,b\n1,2")  # without an end, as some editors leave it
     utils.append_rows(log, [{"a": 3, "b": 4}])
     assert log.read_text() == "a,b\n1,2\n3,4\n"
+
+
+HOLDS = """
+from runtime.files import lock_file
+
+with lock_file("lock", wait=True):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_lock_of_another_process_is_seen_until_it_ends(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-c", HOLDS]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=-1, stdout=-1, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), lock_file(tmp_path / "lock", wait=False):
+            pass
+        holder.kill()
+        holder.wait()
+        with lock_file(tmp_path / "lock", wait=False) as file:
+            file.write("mine")

@@ -120,15 +120,6 @@ def test_subfolders_are_paired_by_their_names(tmp_path):
         Dataset(root)
 
 
-def test_subfolders_of_own_parts(tmp_path):
-    for part in ("train", "valid", "test"):
-        nest(write_own(tmp_path / part, count=4))
-    parts = Dataset(tmp_path).split()
-    assert [sample.name for sample in parts.valid] == [
-        f"valid/{name}" for name in ("cats/0", "cats/1", "dogs/small/0", "dogs/small/1")
-    ]
-
-
 def test_copies_in_own_parts_are_named(tmp_path):
     for part in ("train", "valid"):
         write_own(tmp_path / part, count=4)

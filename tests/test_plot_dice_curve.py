@@ -1,9 +1,12 @@
-"""plot_dice_curve.py as a process."""
+"""Curves: plot_dice_curve.py as a process, and TensorBoard."""
 
 import numpy as np
+import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers import TINY, assert_one_error, copy_run, rows, run_ok, run_script
+from helpers import TINY, assert_one_error, copy_run, log_rows, rows, run_ok, run_script
+from training.state import LOG_COLUMNS
 from visual.curves import read_runs, resumed_after
 
 LOG_HEADER = "run_id,epoch,train_loss,train_dice,val_loss,val_dice,learning_rate,seconds,images_per_second"
@@ -64,3 +67,34 @@ def test_plot_needs_a_training_log(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/unet_training_log.csv").write_text("a,b\n1,2\n")
     assert_one_error(run_script("plot_dice_curve.py", cwd=tmp_path), "unet_training_log.csv is no training log")
+
+
+def test_curves_are_those_of_the_log_without_doubles_after_a_resume(tmp_path, shared_dataset):
+    data, first = ("--data_path", shared_dataset), ("--resume", "saved_models/first.pth")
+    run_ok("train.py", *data, *TINY, "--epochs", 1, "--tensorboard", cwd=tmp_path)
+    (tmp_path / "saved_models/first.pth").write_bytes((tmp_path / "saved_models/tiny_last.pth").read_bytes())
+    run_ok("train.py", *data, "--resume", "--epochs", 2, "--tensorboard", cwd=tmp_path)
+    run_ok("train.py", *data, *first, "--epochs", 2, "--learning_rate", 1e-3, "--tensorboard", cwd=tmp_path)
+    rows = log_rows(tmp_path)
+    (folder,) = (tmp_path / "logs/tensorboard").iterdir()
+    assert folder.name == rows[0]["run_id"]
+    events = EventAccumulator(str(folder)).Reload()
+    assert set(events.Tags()["scalars"]) == set(LOG_COLUMNS[2:])
+    for name in LOG_COLUMNS[2:]:
+        points = events.Scalars(name)
+        assert [point.step for point in points] == [1, 2, 3]
+        assert [point.value for point in points] == pytest.approx([float(row[name]) for row in rows], rel=1e-5)
+    assert len(events.Tags()["images"]) == 4
+    for name in events.Tags()["images"]:
+        assert [image.step for image in events.Images(name)] == [1, 2, 3]
+        assert (events.Images(name)[0].width, events.Images(name)[0].height) == (3 * 268 + 12, 314)
+
+
+@pytest.mark.long
+def test_a_run_with_a_board_is_the_same_run(tmp_path, shared_dataset):
+    losses = []
+    for name, more in (("with", ["--tensorboard"]), ("without", [])):
+        run_ok("train.py", "--data_path", shared_dataset, *TINY, "--epochs", 2, *more, cwd=tmp_path / name)
+        losses.append([row["val_loss"] for row in log_rows(tmp_path / name)])
+    assert losses[0] == losses[1]
+    assert len(list((tmp_path / "with/logs/tensorboard").iterdir())) == 1

@@ -51,8 +51,6 @@ def test_spoiled_masks_come_first(dataset, trained, tmp_path):
     assert panels == [f"{i:03d}_{row['name']}.png" for i, row in enumerate(ranked, start=1)]
     shown = np.asarray(Image.open(tmp_path / "out/label_errors" / panels[0]))
     assert (shown == (255, 0, 255)).all(-1).sum() > 20  # the doubtful region is outlined
-    done = run_script(*flags, "--label_errors", cwd=tmp_path)
-    assert_one_error(done, "--label_errors needs a folder", "--report DIR")
 
 
 def test_suspect_masks_can_be_corrected_and_brought_back(own, trained, tmp_path):

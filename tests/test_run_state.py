@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import TINY, assert_one_error, copy_run, log_rows, run_ok, run_script
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.checkpoint import load_checkpoint
 from runtime import files
 from runtime.errors import UsageError
 from training.config import TrainConfig
@@ -65,14 +65,6 @@ def test_damaged_last_is_named_with_alternatives(tmp_path, trained, shared_datas
     assert_one_error(done, "tiny_last.pth is", "checksum", "there is tiny_best.pth")
     flags = ("--resume", "saved_models/tiny_best.pth", "--epochs", 1)
     assert "from saved_models/tiny_best.pth" in run_ok("train.py", "--data_path", shared_dataset, *flags, cwd=tmp_path)
-
-
-def test_checkpoint_without_training_state_is_not_resumed(tmp_path, trained, shared_dataset):
-    flags = ("--data_path", shared_dataset)
-    bare = load_checkpoint(trained / "saved_models/tiny_best.pth").without_training()
-    save_checkpoint(bare, [tmp_path / "bare.pth"])
-    assert_one_error(run_script("train.py", *flags, "--resume", "bare.pth", cwd=tmp_path), "no training state")
-    run_ok("evaluate.py", *flags, "--model_path", "bare.pth", cwd=tmp_path)  # but it can be scored
 
 
 def test_resuming_an_older_checkpoint_keeps_the_newer_one(tmp_path, trained, shared_dataset):
@@ -139,12 +131,3 @@ def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "lockf", lockf)
     with pytest.raises(UsageError, match=r"\.unet\.lock can't be locked \(Function not implemented\)"):
         lock_run(TrainConfig(save_dir=tmp_path, log_dir=tmp_path, model_name="unet"))
-
-
-def test_new_run_keeps_the_files_of_the_old_one(trained, shared_dataset, tmp_path):
-    before, run_id = contents(copy_run(trained, tmp_path)), log_rows(tmp_path)[0]["run_id"]
-    said = run_ok("train.py", "--data_path", shared_dataset, "--epochs", 1, *TINY, cwd=tmp_path)
-    assert said.count("An earlier file is now") == len(before) == 3
-    after = contents(tmp_path)
-    for path, data in before.items():
-        assert after[path.with_stem(f"{path.stem}_{run_id}")] == data != after[path]

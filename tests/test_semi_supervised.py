@@ -5,7 +5,6 @@ import torch
 from PIL import Image
 
 from data.dataset import Dataset, ImageDataset
-from data.loader import Batches, StepReader, StepSampler
 from data.view import View
 from evaluation.predict import Predictor
 from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_script
@@ -41,22 +40,6 @@ def test_every_image_comes_once_in_each_pass():
     assert [index for _, index in keys[:5]] != [index for _, index in keys[5:10]]
 
 
-def test_a_resumed_epoch_reads_the_same_batches_of_all_terms(shared_dataset):
-    dataset = part_of(shared_dataset, "train")
-    reader = StepReader([Batches(dataset, 12, 1), None, UnlabeledBatches(dataset, 2, 1, 3)])
-    whole, rest = StepSampler(3), StepSampler(3)
-    whole.epoch, rest.epoch, rest.start = 4, 4, 1
-    assert list(whole) == [(4, 0), (4, 1), (4, 2)]
-    assert list(rest) == [(4, 1), (4, 2)]
-    for at in rest:
-        first, nothing, extra = reader.read_batch(at)
-        assert nothing is None
-        assert (len(first["image"]), len(extra["image"])) == (11 - at[1] // 2, 2)
-        again = reader.read_batch(at)
-        assert torch.equal(first["image"], again[0]["image"])
-        assert all(torch.equal(extra[name], again[2][name]) for name in extra if name != "path")
-
-
 def fixmatch(dataset, confidence: float) -> FixMatchTerm:
     """Labels are how bright pixels are."""
     return FixMatchTerm(UnlabeledBatches(dataset, 4, 3, 8), Predictor(Brightness(), Precision(CPU)), confidence, True)
@@ -81,12 +64,6 @@ def test_confident_pixels_alone_count_and_labels_follow_the_images(shared_datase
     expected = 4 * (by_hand * part.counted).sum() / by_hand.numel()
     torch.testing.assert_close(loss, expected)
     assert part.scale == 1 / 4
-    micro_batches = part.split(3)
-    assert torch.equal(torch.cat([piece.images for piece in micro_batches]), part.images)
-    assert {piece.scale for piece in micro_batches} == {part.scale}
-    losses, sums = zip(*(term.loss(share, piece) for piece, share in zip(micro_batches, logits.tensor_split(3))))
-    torch.testing.assert_close(sum(losses), expected)
-    torch.testing.assert_close(sum(sums), torch.stack([share, dice]))
     smaller = term.prepare(batch, Batch(torch.zeros(1, 3, 48, 48), None), 0, 0)  # at the size of the step
     assert smaller.images.shape == (4, 3, 48, 48)
     assert smaller.target.shape == smaller.counted.shape == (4, 1, 48, 48)
@@ -156,12 +133,3 @@ def test_a_folder_in_two_processes(shared_dataset, tmp_path):
     photograph(9).save(tmp_path / "more/9.png")
     done = run_script("train.py", "--data_path", shared_dataset, "--resume", "--epochs", 1, cwd=tmp_path)
     assert_one_error(done, "was trained with another --unlabeled (its content counts")
-
-
-def test_flags_that_contradict(shared_dataset, tmp_path):
-    for flags, words in (
-        (("--unlabeled", "rest", "--ema"), "--train_fraction leaves out; give one below 1"),
-        (("--unlabeled", "nowhere", "--ema"), "the folder nowhere does not exist"),
-        (("--unlabeled", "rest", "--train_fraction", 0.5), "--unlabeled needs an average of the weights"),
-    ):
-        assert_one_error(run_script("train.py", "--data_path", shared_dataset, *flags, *TINY, cwd=tmp_path), words)

@@ -1,13 +1,9 @@
 """The study trains, resumes and scores; the report computes what it says."""
 
-import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +12,8 @@ import scipy.stats
 import claims
 import evidence
 import experiments
-import label_next
 import report
 import runner
-from data.dataset import Dataset
 from helpers import PYTHON, Script, expect_success, run_ok
 from runtime.files import read_rows
 from train import build_parser
@@ -89,54 +83,6 @@ def test_the_smp_recipe_trains_and_scores(tmp_path, shared_dataset):
     assert 0 < json.loads((tmp_path / "run/best/scores.json").read_text())["dice"] < 1
 
 
-@pytest.mark.long
-def test_the_most_uncertain_images_are_labeled_next(monkeypatch, tmp_path, shared_dataset):
-    monkeypatch.setattr(label_next, "MORE", 4)
-    monkeypatch.setattr(label_next, "STEPS", 2)
-    monkeypatch.setattr(
-        runner, "call", lambda run, script, *flags: expect_success(Script(str(script), flags, tmp_path).finish())
-    )
-    split = Dataset(shared_dataset).split("official")
-    parts = {"train": split.train, "valid": split.valid, "test": split.test}
-    args = argparse.Namespace(out=tmp_path, table=tmp_path / "study.csv")
-    label_next.follow("by rank", 1, parts, args, "1 1 1")
-    runs = [row["experiment"] for row in read_rows(args.table)]
-    assert runs == ["4 masks/at random", "8 masks/by rank", "12 masks/by rank"]
-    first, second = tmp_path / "1-4-masks-at-random", tmp_path / "1-8-masks-by-rank"
-    ranked = [Path(row["name"]).stem for row in read_rows(first / "uncertain.csv")]
-    labeled = [{path.stem for path in (run / "data/train/masks").iterdir()} for run in (first, second)]
-    assert labeled[1] == labeled[0] | set(ranked[:4])
-
-
-STUDY = """
-import sys, experiments, runner
-experiments.QUEUE, experiments.ONE_SEED = {"a": {"long": (1, "--epochs 300 --image_size 64")}}, ("a",)
-runner.PYTHON = sys.argv.pop().split()
-runner.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_stopped_queue_stops_its_run_and_resumes_it(tmp_path, shared_dataset):
-    out, environment = tmp_path / "runs", {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    flags = ["--data_path", shared_dataset, "--out", out, "--table", tmp_path / "study.csv", " ".join(PYTHON)]
-    command = list(map(str, [sys.executable, "-c", STUDY, *flags]))
-    for started in (1, 2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        try:
-            while [log.read_text().count("Run  ") for log in out.glob("*/output.txt")] != [started]:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.05)
-        finally:
-            process.terminate()
-            printed, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert "the same command continues" in printed
-        (output,) = [log.read_text() for log in out.glob("*/output.txt")]
-        assert (output.count("To go on: "), output.count("--resume ")) == (started, started - 1)
-    assert not (tmp_path / "study.csv").exists()
-
-
 def made_up(shift: float, seeds: int = 3) -> evidence.Trained:
     """Runs on 200 images with 50 pixels of pet each; on average 40 + `shift` of them are predicted."""
     rows = []
@@ -146,18 +92,6 @@ def made_up(shift: float, seeds: int = 3) -> evidence.Trained:
         pixels = ";".join(f"{n} 5 {50 - n}" for n in tp)
         rows.append({"seed": str(seed), "test_pixels": pixels, "test_dataset_dice": str(dice), "images": "1 1 200"})
     return evidence.Trained("", rows)
-
-
-def test_differences_have_intervals_and_verdicts():
-    better, base = made_up(2.0), made_up(0.0)
-    difference = evidence.compare(better, base)
-    assert 0 < difference.low < difference.value < difference.high
-    assert difference.verdict() == "better"
-    assert evidence.compare(base, better).verdict() == "worse"
-    assert evidence.compare(made_up(0.05), base).verdict() == "inconclusive"
-    assert evidence.compare(made_up(2.0, seeds=2), base).verdict() == "2 seeds: no claim"
-    assert evidence.compare(better, None) is None
-    assert evidence.contrast([(2, better), (-1, base), (-1, better)]).value == pytest.approx(difference.value)
 
 
 def test_intervals_over_seeds_are_those_of_welchs_test():

@@ -1,4 +1,4 @@
-"""examples/own_images.ipynb, cell by cell."""
+"""examples/own_images.ipynb, cell by cell, and docs/labelling.md, from its first line to its last."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from helpers import SRC
+import labelling_loop
+from helpers import SRC, rows
 
 NOTEBOOK = SRC.parent / "examples/own_images.ipynb"
 
@@ -31,3 +32,10 @@ def test_outputs_are_small_and_name_no_machine():
     assert len(text) < 250_000
     assert "/home/" not in text
     assert "/tmp/" not in text
+
+
+@pytest.mark.long
+def test_the_page_is_followed(tmp_path):
+    labelling_loop.main(["--folder", str(tmp_path / "loop")])
+    assert float(rows(tmp_path / "loop/round2/efficientnet_lite0_unet_evaluation_log.csv")[-1]["dice"]) > 0.9
+    assert len(list((tmp_path / "loop/my_data/train/masks").iterdir())) == 30
