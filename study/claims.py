@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evidence import Estimate, Groups, Trained, compare, contrast, estimate
+from evidence import Estimate, Groups, Trained, compare, estimate
 from experiments import ROOT
 from runtime.files import read_rows
 
@@ -72,22 +72,7 @@ def of_tta(trained: Trained) -> Judged:
     return Judged(f"dataset Dice {difference.text()}", difference)
 
 
-def diminishing(three: Trained, none: Trained, six: Trained) -> Judged:
-    """What three variants bring, minus what three more bring."""
-    difference = contrast([(2, three), (-1, none), (-1, six)])
-    return Judged(f"dataset Dice of 3 against 0, minus 6 against 3: {difference.text()}", difference)
-
-
-MEASURES = {
-    "dice": dice,
-    "start": START,
-    "speed": SPEED,
-    "unrest": UNREST,
-    "gap": GAP,
-    "fall": FALL,
-    "tta": of_tta,
-    "diminishing": diminishing,
-}
+MEASURES = {"dice": dice, "start": START, "speed": SPEED, "unrest": UNREST, "gap": GAP, "fall": FALL, "tta": of_tta}
 
 
 def judge_claims(groups: dict[str, Groups]) -> list[list]:

@@ -40,8 +40,6 @@ Groups = dict[str, dict[str, Trained]]
 def load(data: str) -> Groups:
     """The runs on these images, by group and name of the experiment."""
     rows = [row for row in read_rows(TABLE) if row["data"] == data]
-    if len({row["images"] for row in rows}) > 1:
-        raise SystemExit(f"{TABLE} has runs on different images that are all called {data}; remove all but one kind")
     groups: Groups = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
         group, _, name = row["experiment"].partition("/")
@@ -99,14 +97,12 @@ def estimate(terms: list[tuple[float, list[float]]], of_images: float = 0.0) -> 
     return Estimate(value, value - reach, value + reach, min(len(figures) for _, figures in terms))
 
 
-def contrast(terms: list[tuple[float, Trained | None]]) -> Estimate | None:
-    """A weighted sum of experiments' dataset Dice; None if one has no runs."""
-    if not all(trained for _, trained in terms):
-        return None
+def contrast(terms: list[tuple[float, Trained]]) -> Estimate:
+    """A weighted sum of experiments' dataset Dice."""
     of_images = np.var(sum(weight * dice_of_resamples(trained) for weight, trained in terms), ddof=1)
     return estimate([(weight, trained.figures("test_dataset_dice")) for weight, trained in terms], of_images)
 
 
-def compare(first: Trained | None, second: Trained | None) -> Estimate | None:
+def compare(first: Trained, second: Trained) -> Estimate:
     """First minus second experiment's dataset Dice."""
     return contrast([(1, first), (-1, second)])

@@ -13,13 +13,12 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 SMP = "smp_recipe.py"  # stands before flags for this script instead of train.py
 COMMON = "--split official --num_workers 0"  # of every run of train.py
 
-SCRATCH, IMAGENET = "--encoder_weights none", "--encoder_weights imagenet"
+IMAGENET = "--encoder_weights imagenet"
 LITE0 = "--model_name efficientnet_lite0_unet"
 SMP_LITE0 = f"{SMP} --image_size 128 --encoder timm-tf_efficientnet_lite0"
 FIVE = f"--image_size 96 {LITE0} {IMAGENET} --epochs 5"
 BASE = f"{FIVE} --batch_size 16 --optimizer adamw --learning_rate 1e-3 --scheduler cosine"  # of the strong recipe
 LIGHT = f"{BASE} --augment online --augment_strength light"
-STRONG = "--image_size 96 --recipe strong"
 
 # Group, arm, estimated minutes of one core with scoring, flags.
 QUEUE: dict[str, dict[str, tuple[int, str]]] = {
@@ -41,14 +40,7 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "light augmentation and color jitter": (11, f"{LIGHT} --distort color"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
     },
-    # As many epochs as fit into about the same minutes.
-    "encoders, ImageNet": {
-        "lite0": (7, f"{STRONG} {LITE0} {IMAGENET} --epochs 5"),
-        "lite0 from scratch": (7, f"{STRONG} {LITE0} {SCRATCH} --sizes fixed --epochs 5"),
-        "lite1": (7, f"{STRONG} --model_name efficientnet_lite1_unet {IMAGENET} --epochs 4"),
-        "lite2": (7, f"{STRONG} --model_name efficientnet_lite2_unet {IMAGENET} --epochs 3"),
-    },
 }
 # Groups and arms; the others have three.
-ONE_SEED = ("encoders, ImageNet", "time to Dice", "choice, Lite0/`--amp off`")
+ONE_SEED = ("time to Dice", "choice, Lite0/`--amp off`")
 WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too

@@ -20,6 +20,7 @@ from experiments import ROOT
 from runtime.files import read_rows
 
 MORE, STEPS, BATCH, VALIDATED = 33, 400, 8, 60
+OUT = ROOT / "study/runs/label_next"  # folder of the runs
 FLAGS = f"--image_size 64 --model_name unet_small --encoder_weights none --recipe strong --batch_size {BATCH}"
 
 
@@ -36,7 +37,7 @@ def lay_out(parts: dict[str, list[Sample]], root: Path) -> None:
                 Image.fromarray(pet * np.uint8(255)).save(masks / sample.mask_path.name)
 
 
-def follow(way: str, seed: int, parts: dict[str, list[Sample]], args, images: str) -> None:
+def follow(way: str, seed: int, parts: dict[str, list[Sample]], images: str) -> None:
     """One way of choosing: three trainings, the first of which both ways share."""
     by_name = {sample.name: sample for sample in parts["train"]}
     ranked = np.random.default_rng(seed).permutation(sorted(by_name)).tolist()
@@ -44,18 +45,18 @@ def follow(way: str, seed: int, parts: dict[str, list[Sample]], args, images: st
     for masks in (MORE, 2 * MORE, 3 * MORE):
         chosen += [name for name in ranked if name not in chosen][:MORE]
         name = f"{masks} masks/{way if masks > MORE else 'at random'}"
-        folder = args.out / f"{seed} {name}".replace(" ", "-").replace("/", "-")
+        folder = OUT / f"{seed} {name}".replace(" ", "-").replace("/", "-")
         run = runner.Run(name, f"{FLAGS} --epochs {round(STEPS * BATCH / masks)}", 3, seed, folder)
         root, ranking = folder / "data", folder / "uncertain.csv"
         if not root.exists():
             rest = [sample for name, sample in by_name.items() if name not in chosen]
             lay_out({**parts, "train": [by_name[name] for name in chosen], "rest": rest}, root)
-        if (run.experiment, str(seed)) not in {(row["experiment"], row["seed"]) for row in read_rows(args.table)}:
+        if (run.experiment, str(seed)) not in {(row["experiment"], row["seed"]) for row in read_rows(runner.TABLE)}:
             runner.train(run, ["--data_path", root, "--device", "cpu"])
             flags = ["--log_dir", folder, "--save", "uncertain", "--output_path", folder]
             command = [ROOT / "src/inference.py", root / "rest/images", *flags]
             runner.call(run, *command, "--model_path", *folder.glob("*_best.pth"))
-            runner.do(run, argparse.Namespace(data_path=root, table=args.table), images)
+            runner.do(run, argparse.Namespace(data_path=root, table=runner.TABLE), images)
         if way == "by rank":
             ranked = [row["name"] for row in read_rows(ranking)]
 
@@ -64,16 +65,13 @@ def main() -> None:
     """Follows both ways with three seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", type=Path, default=Path("dataset"))
-    parser.add_argument("--out", type=Path, default=ROOT / "study/runs/label_next", help="folder of the runs")
-    parser.add_argument("--table", type=Path, default=runner.TABLE, help="where the rows go")
-    args = parser.parse_args()
-    split = Dataset(args.data_path).split("official")
+    split = Dataset(parser.parse_args().data_path).split("official")
     parts = {"train": split.train, "valid": split.valid[:: len(split.valid) // VALIDATED], "test": split.test}
     images = f"{len(split.train)} {len(split.valid)} {len(split.test)}"
     os.nice(10)
     for seed in (1, 2, 3):
         for way in ("at random", "by rank"):
-            follow(way, seed, parts, args, images)
+            follow(way, seed, parts, images)
 
 
 if __name__ == "__main__":
