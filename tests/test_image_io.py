@@ -192,6 +192,21 @@ def test_other_masks_are_refused_once_and_the_command_helps(tmp_path, monkeypatc
     assert [values.mean() for values in labels] == pytest.approx([share] * 12, abs=0.01)
 
 
+def test_numbers_with_gaps_in_subfolders_all_become_pet(tmp_path):
+    numbers = np.kron([[0, 7], [21, 0]], np.ones((20, 20))).astype(np.uint8)
+    for kind in ("cats", "dogs"):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / kind).mkdir(parents=True)
+            save(tmp_path / f"{folder}/{kind}/a.png", numbers)
+    (sample, _) = Dataset(tmp_path).samples
+    with pytest.raises(DatasetError) as caught:
+        View().read_labels(sample)
+    (command,) = re.findall("`(python .*?)`", str(caught.value))
+    convert_masks.main(shlex.split(command)[2:])
+    for sample in Dataset(tmp_path / "converted").samples:
+        assert np.array_equal(View().read_labels(sample), numbers > 0)
+
+
 def test_the_command_for_one_mask_leaves_the_others_as_they_are(tmp_path):
     root, good = tmp_path / "my data", {}
     for folder in ("images", "masks"):

@@ -213,7 +213,7 @@ def _no_mask(path, values: np.ndarray) -> tuple[float | None, DatasetError]:
     """Above which value all could be pet, if any is known; and what a mask holds, with the command that mends it."""
     levels, colored = _codes_and_levels(values)[1], values.ndim == 3
     count, low, high = len(levels), float(levels[0]), float(levels[-1])
-    numbered = values.dtype.kind in "bui" and levels[levels < IGNORED].max(initial=0) < 2 * count
+    numbered = values.dtype.kind in "bui" and levels[levels < IGNORED].max(initial=0) < max(64, 2 * count)
     limit = 127.0 if colored or 127 < high < 256 else high / 2
     option, advice = "--threshold auto", f"what is above {limit:g} becomes pet"
     if count == 2 or (colored and low and count <= IGNORED):
@@ -233,9 +233,9 @@ def _no_mask(path, values: np.ndarray) -> tuple[float | None, DatasetError]:
 
 
 def _convert(path) -> str:
-    """The command that converts the masks in the folder of this one."""
-    root = Path(path).parent.parent
-    places = [shlex.quote(str(place)) for place in (Path(path).parent, root / "images", root / "converted")]
+    """The command that converts the masks in the folder of this one, which may lie in a subfolder."""
+    masks = next((folder for folder in Path(path).parents if folder.name == "masks"), Path(path).parent)
+    places = [shlex.quote(str(p)) for p in (masks, masks.parent / "images", masks.parent / "converted")]
     return "python tools/convert_masks.py --annotations {} --images {} --output {}".format(*places)
 
 
