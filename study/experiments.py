@@ -35,7 +35,6 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "light augmentation": (11, LIGHT),
         "medium augmentation": (11, f"{BASE} --augment online --augment_strength medium"),
         "growing sizes": (9, f"{BASE} --sizes grow"),
-        "squeeze-and-excitation": (11, f"{BASE} --attention se"),
         "`--amp off`": (18, f"{BASE} --amp off"),
         "light augmentation and color jitter": (11, f"{LIGHT} --distort color"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
