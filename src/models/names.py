@@ -19,7 +19,7 @@ DECODERS = ("plain", "stem")
 TASKS = ("binary", "trimap", "species")  # that --classes may name
 DENOISING = "denoising"  # what pretrain.py learns
 MAX_CLASSES = 200
-SPECIES = ("background", "cat", "dog")  # the classes of `species`
+SPECIES_CLASSES = ("background", "cat", "dog")  # of `species`
 
 
 def known_model(text: str) -> str:
@@ -62,4 +62,4 @@ def class_names(text: str) -> str:
     if not are_class_names(names):
         limits = f"2 to {MAX_CLASSES} different names of letters, digits, spaces and dashes"
         raise argparse.ArgumentTypeError(f"{place} must give {limits}, the first of them that of the background")
-    return "species" if tuple(names) == SPECIES else ",".join(names)
+    return "species" if tuple(names) == SPECIES_CLASSES else ",".join(names)

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models import names
-from models.names import DENOISING, MAX_CLASSES, are_class_names
+from models.names import DENOISING, MAX_CLASSES, SPECIES_CLASSES, are_class_names
 
 BACKGROUND, PET, BORDER, IGNORED = 0, 1, 2, 255
 TRIMAP_COLORS = ((255, 127, 14), (31, 119, 180), (40, 40, 40))  # orange, blue, dark
@@ -144,7 +143,7 @@ def class_colors(count: int) -> list[tuple[int, int, int]]:
     return [tuple(sum(b[3 * i + channel] << (7 - i) for i in range(3)) for channel in range(3)) for b in bits]
 
 
-SPECIES = ClassesTask(names.SPECIES, "species")
+SPECIES = ClassesTask(SPECIES_CLASSES, "species")
 TASKS: dict[str, Task] = {task.name: task for task in (Task(), TrimapTask(), SPECIES)}
 
 
