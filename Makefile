@@ -6,6 +6,9 @@ DEMO_RUN := --save_dir demo/saved_models --log_dir demo/logs
 DEMO_FLAGS := --image_size 64 --epochs 8 --learning_rate 1.5e-3 --loss bce_dice --scheduler cosine \
 	--encoder_weights none
 
+# Bytecode is kept, else each of the many short processes would compile this program anew.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 3 --dist worksteal
+
 .PHONY: setup demo test test-all lint bench report folds loop clean
 
 setup: .venv/.installed
@@ -34,10 +37,10 @@ demo: setup
 	@echo "and at the tri-panels, demo/inference_results/index.html"
 
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal -m "not long"
+	$(PYTEST) -m "not long"
 
 test-all: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
+	$(PYTEST)
 
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check .

@@ -42,6 +42,7 @@ def folder(tmp_path_factory, trained, shared_dataset):
     return folder
 
 
+LABEL_ERRORS = "--data_path fewer --allow_seen --label_errors --report r"
 FEWER, DIVIDED = f"--data_path fewer {BEST}", "--data_path divided --save_dir of_divided"
 # What both calls have; what the failing one has; words of the error; what the call has that follows the advice.
 EVALUATE = [
@@ -49,12 +50,7 @@ EVALUATE = [
     (f"{DATA} {BEST}", "--subset train", "name another --subset", "--subset test"),
     (DIVIDED, "", "name another --subset", "--subset valid"),
     (f"{FEWER} --allow_seen", "--threshold auto", "name a number as --threshold", "--threshold 0.4"),
-    (
-        "--data_path fewer --allow_seen --label_errors --report r",
-        f"{BEST} {PUBLISHED}",
-        "leave it out of --model_path",
-        f"--model_path {PUBLISHED}",
-    ),
+    (LABEL_ERRORS, f"{BEST} {PUBLISHED}", "leave it out of --model_path", f"--model_path {PUBLISHED}"),
     (f"{DATA} {BEST} --label_errors", "", "--report DIR", "--report r"),
     (f"{DATA} {BEST} --threshold auto", "--subset valid", "--subset test", "--subset test"),
     (f"{DATA} --threshold auto {BEST}", PUBLISHED, "name one", ""),
@@ -88,12 +84,7 @@ TRAIN = [
     (f"{DATA} {OWN} --loss dice", "--class_weights auto", "leave it out", ""),
     (f"{DATA} {OWN} --augment_uncertain", "--classes trimap", "leave one of them out", ""),
     (f"{DATA} {OWN} --sizes 64:2", "", "use a larger --epochs", "--epochs 3"),
-    (
-        f"{DATA} {OWN} --init saved_models/tiny_best.pth",
-        "--encoder_weights auto",
-        "leave --encoder_weights out",
-        "",
-    ),
+    (f"{DATA} {OWN} --init saved_models/tiny_best.pth", "--encoder_weights auto", "leave --encoder_weights out", ""),
     (f"{DATA} {OWN}", "--encoder_weights imagenet", "use --encoder_weights none", "--encoder_weights none"),
     (f"{DATA} --teacher saved_models/tiny_best.pth", "", "name another --save_dir", OWN),
 ]

@@ -42,16 +42,6 @@ def test_non_finite_weights_are_never_written(saved):
     assert saved.read_bytes() == before
 
 
-def test_directory_flag_on_a_record_is_damage(saved):
-    # torch would read such a record as empty and give whatever is in memory.
-    data = bytearray(saved.read_bytes())
-    for start in (i for i in range(len(data) - 4) if data[i : i + 4] == b"PK\x01\x02"):  # the archive's directory
-        data[start + 38] |= 0x10
-    saved.write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_checkpoint(saved)
-
-
 def test_missing_and_cut_files_are_named_with_alternatives(saved):
     with pytest.raises(CheckpointError, match="no checkpoint .*unet_best.pth .in .* there is unet_last.pth"):
         load_checkpoint(saved.with_name("unet_best.pth"))
@@ -87,17 +77,18 @@ def test_pickle_that_runs_code_is_refused(tmp_path, zipped):
         assert RunsCode.flag.exists()
 
 
-@pytest.mark.parametrize("other", [{"state_dict": {}}, [1, 2], torch.zeros(3)])
-def test_files_of_other_programs_are_recognised(tmp_path, other):
-    torch.save(other, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="other.pth is a file of another program"):
-        load_checkpoint(tmp_path / "other.pth")
-
-
-@pytest.mark.parametrize("version", [0, 2, "1", None, torch.ones(2)])
-def test_other_versions_are_one_line(tmp_path, version):
-    torch.save({"format": checkpoint.FORMAT, "format_version": version}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="x.pth is of another version of this program.*train again$"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"state_dict": {}}, "a file of another program"),
+        (torch.zeros(3), "a file of another program"),
+        ({"format": checkpoint.FORMAT, "format_version": 2}, "of another version of this program.*train again$"),
+        ({"format": checkpoint.FORMAT}, "of another version of this program.*train again$"),
+    ],
+)
+def test_files_of_other_programs_and_versions_are_recognised(tmp_path, content, words):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"x.pth is {words}"):
         load_checkpoint(tmp_path / "x.pth")
 
 
@@ -140,30 +131,24 @@ def changed(content: dict, path: str, value) -> dict:
 WRONG = {
     "model_name": ["segnet", "../unet", 7, None],
     "config.attention": ["1,99", 7],
-    "config.decoder": ["ladder"],
     "config.out_channels": [2, 10**9, "1"],
     "config.in_channels": [0, 10**9, True, 3.0],
     "config.classes": [["one"], "a,b", [1, 2], 5],
     "weights": [None, [1], {7: torch.zeros(1)}, {"head.bias": 1.0}],
     "image_size": [0, 10**7, True, "64", 64.0, -1],
-    "data": [None, []],
     "data.seed": [-1, 10**80, 0.5],
     "data.fold": [[1], [2, 1], [0, 5], [1, 10**18]],
     "data.fingerprints": [[], {"train": 7}],
     "data.train_names": ["abc", [1, 2], [None]],
-    "encoder_start": [None, 7],
     "progress.run_id": ["a/b", "..", ".ssh", "a\0b", "a\nb", "", "a" * 101, 7],
     "progress.epoch": [-1, 0.5, None],
-    "progress.planned_epochs": [10**80],
     "progress.sums": [[1.0], torch.zeros(2, 2).double(), torch.zeros(3).long(), torch.zeros(1).double()],
     "progress.history": [{}, ["epoch 1"], [{1: 2}], [{"epoch": -1}]],
     "progress.resumed": [[-3], 1],
-    "terms": [["masks"], {"masks": "masks"}, {"masks": {"fingerprint": torch.zeros(3)}}],
+    "terms": [["masks"], {"masks": "masks"}],
     "training.settings": [[], None],
-    "training.optimizer": [[], None],
     "training.random_state": [None, [1, 2]],
     "extra": [1],
-    "progress.extra": [1],
 }
 
 
@@ -190,37 +175,22 @@ def test_missing_entries_are_named_and_new_ones_may_have_defaults(content, tmp_p
     assert load_checkpoint(tmp_path / "x.pth").progress.patient_from == 0
 
 
-STATES = {
-    "optimizer.param_groups": [
-        lambda groups: [{**groups[0], "lr": "fast"}],
-        lambda groups: [{**groups[0], "lr": float("inf")}],
-        lambda groups: ["adam"],
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("optimizer.param_groups", ["adam"]),
+        ("optimizer.state", {0: {"step": torch.tensor(8.0), "exp_avg": torch.zeros(3)}}),
+        ("random_state", torch.zeros(3, dtype=torch.uint8)),
     ],
-    "optimizer.state": [
-        lambda state: {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}},
-        lambda state: {**state, 0: {"step": state[0]["step"]}},
-        lambda state: {**state, 10**6: state[0]},
-        lambda state: [],
-    ],
-    "random_state": [
-        torch.zeros_like,
-        lambda state: torch.zeros(3, dtype=torch.uint8),
-        lambda state: torch.zeros(5056),
-    ],
-}
-
-
-@pytest.mark.parametrize("path", STATES)
-def test_states_that_do_not_fit_the_run_are_refused_in_one_line(content, shared_dataset, tmp_path, path, monkeypatch):
+)
+def test_states_that_do_not_fit_the_run_are_refused_in_one_line(
+    content, shared_dataset, tmp_path, path, value, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    value = content["training"]
-    for key in path.split("."):
-        value = value[key]
-    for change in STATES[path]:
-        torch.save(changed(content, f"training.{path}", change(value)), tmp_path / "x.pth")
-        with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
-            prepare({"data_path": str(shared_dataset), "resume": "x.pth", "num_workers": 0}, CPU)
-        assert "\n" not in str(caught.value)
+    torch.save(changed(content, f"training.{path}", value), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth can't be resumed") as caught:
+        prepare({"data_path": str(shared_dataset), "resume": "x.pth", "num_workers": 0}, CPU)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("step", "sums"), [(5, [1.0, 8.0, 8.0, 1.0]), (2, None), (2, [0.0, 0.0, 0.0, 0.0])])

@@ -1,6 +1,5 @@
 """Named classes, from masks of numbers or by species: learned, scored, drawn, written."""
 
-import dataclasses
 import json
 import shutil
 from argparse import ArgumentTypeError
@@ -14,21 +13,12 @@ from PIL import Image
 from data.dataset import Dataset, ImageDataset
 from data.image_io import read_class_mask
 from data.view import View
-from evaluation.metrics import (
-    COUNTS,
-    boundary_f,
-    dice_from_counts,
-    image_dice,
-    intervals,
-    label_counts,
-    mean_dice,
-    score_counts,
-)
+from evaluation.metrics import COUNTS, boundary_f, intervals, label_counts, mean_dice, score_counts
 from evaluation.report import group_scores
-from helpers import TINY, assert_one_error, rows, run_ok, run_script
+from helpers import TINY, assert_one_error, log_rows, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from models.names import class_names
-from models.task import BACKGROUND, IGNORED, SPECIES, ClassesTask, task_named
+from models.task import BACKGROUND, SPECIES, ClassesTask, task_named
 from runtime.errors import DatasetError
 from training.resolve import resumed_config
 from visual.panels import draw_panel, mask_image
@@ -117,34 +107,6 @@ def test_species_come_from_the_lists(shared_dataset, tmp_path):
         ImageDataset(Dataset(root).part("test"), View(classes=SPECIES.classes))
 
 
-def random_maps(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Label maps and truths of five images; no image has all classes, one has none."""
-    rng = np.random.default_rng(seed)
-    labels, truth = (torch.from_numpy(rng.integers(0, 4, (5, 1, 8, 8)).astype(np.uint8)) for _ in range(2))
-    labels[0][labels[0] == 3] = truth[0][truth[0] == 3] = BACKGROUND
-    labels[1], truth[1] = BACKGROUND, BACKGROUND
-    truth[2:, :, :2] = IGNORED
-    return labels, truth
-
-
-def test_dice_of_classes_by_hand():
-    labels, truth = random_maps(0)
-    counts = label_counts(NAMED, labels, truth)
-    by_class = []
-    for value in (1, 2, 3):
-        dices = []
-        for found, true in zip(labels.numpy(), truth.numpy()):
-            p, t = (found == value)[true != 255], (true == value)[true != 255]
-            if p.any() or t.any():
-                dices.append(2 * (p & t).sum() / (p.sum() + t.sum()))
-        by_class.append(np.mean(dices))
-    assert len(dices) < 5
-    assert mean_dice(counts, NAMED) == pytest.approx(np.mean(by_class))
-    assert image_dice(counts)[1] == 1
-    there = counts[0, :, :3].sum(-1) > 0
-    assert image_dice(counts)[0].item() == pytest.approx(dice_from_counts(counts[0])[there].mean().item())
-
-
 def test_to_predict_none_earns_nothing():
     truth = torch.full((4, 1, 8, 8), BACKGROUND, dtype=torch.uint8)
     truth[:2, :, :4] = 1
@@ -191,6 +153,9 @@ def test_classes_from_training_to_files(run_of_classes, colored, tmp_path):
     assert found["dice"] == pytest.approx(np.mean(of_classes), abs=1e-6) and found["dice"] > 0.5
     assert f"test Dice score: {found['dice']:.4f}" in said
     assert "Pixels of a class (row) by predicted class" in said
+    run_ok("evaluate.py", *flags, "--subset", "valid", "--json", "valid.json", cwd=tmp_path)
+    best = max(float(row["val_dice"]) for row in log_rows(run_of_classes))  # as training has counted it
+    assert json.loads((tmp_path / "valid.json").read_text())["dice"] == pytest.approx(best, abs=1e-4)
 
     run_ok("inference.py", *flags, "--output_path", "out", "--save", "masks,panels,cutouts,overlays", cwd=tmp_path)
     matrix = np.zeros((4, 4), int)
@@ -232,8 +197,6 @@ def test_saved_classes_never_name_a_file(run_of_classes, tmp_path):
     (tmp_path / "names").write_text("a\nb\n")
     checkpoint.training.settings["classes"] = str(tmp_path / "names")
     assert resumed_config({}, checkpoint, tmp_path).classes == ",".join(NAMED.classes)
-    with pytest.raises(ValueError, match="are no names of classes"):
-        _ = dataclasses.replace(checkpoint, config={**checkpoint.config, "classes": [str(tmp_path / "names")]}).task
 
 
 def test_groups_are_scored_by_the_classes_they_have():

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -113,13 +112,6 @@ def test_second_hangup_changes_nothing_and_nohup_stays_in_force(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     StopRequest()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-
-
-def test_stop_request_in_a_thread_leaves_signals_alone(handlers):
-    before = signal.getsignal(signal.SIGTERM)
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(StopRequest).result().check()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 NOTEBOOK = f"""

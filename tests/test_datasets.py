@@ -46,14 +46,6 @@ def test_simple_samples_are_square_tensors(shared_dataset):
     assert set(sample["trimap"].unique().tolist()) == {1, 2, 3}
 
 
-def test_masks_match_their_images(shared_dataset):
-    # The discs are 150 levels lighter than the noise around them.
-    for sample in SimpleOxfordPetDataset(shared_dataset, "test", image_size=96):
-        light = sample["image"].float().mean(0) > 110
-        sure = sample["trimap"][0] != 3
-        assert (light[sure] == sample["mask"][0].bool()[sure]).float().mean() > 0.98
-
-
 def test_uncertain_border_is_a_function_of_seed_epoch_and_image(shared_dataset):
     dataset = SimpleOxfordPetDataset(shared_dataset, "train", augment_uncertain=True, seed=5)
     sample, again, later = dataset[0, 2], dataset[0, 2], dataset[1, 2]

@@ -24,7 +24,6 @@ from selenium.webdriver.common.by import By
 from helpers import SRC, Script, assert_one_error, run_script, scene, write_scenes
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-in_browser = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")]
 
 
 @pytest.fixture(scope="module")
@@ -82,32 +81,26 @@ def wait_for(browser, selector: str, attribute: str | None = None, seconds: floa
     raise AssertionError(f"no {selector}: {browser.find_element(By.TAG_NAME, 'body').text}")
 
 
-def drop(browser, path) -> None:
-    """Gives a file to the page."""
+@pytest.mark.browser
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")
+def test_photograph_in_cutout_out(browser, tmp_path):
+    scene(200, 120).save(tmp_path / "my pet.png")
     wait_for(browser, "#photograph input[type=file]", "data-testid")
-    browser.find_element(By.CSS_SELECTOR, "#photograph input[type=file]").send_keys(str(path))
-
-
-class TestPage:
-    pytestmark = in_browser
-
-    def test_photograph_in_cutout_out(self, browser, tmp_path):
-        scene(200, 120).save(tmp_path / "my pet.png")
-        drop(browser, tmp_path / "my pet.png")
-        wait_for(browser, "#overlay img", "src")
-        wait_for(browser, "#cutout img", "src")
-        for kind in ("cutout", "mask"):
-            browser.find_element(By.ID, f"download_{kind}").click()
-            Script.wait_until(lambda kind=kind: list(tmp_path.glob(f"*_{kind}.png")))
-        (cutout,), (mask,) = (list(tmp_path.glob(f"*_{kind}.png")) for kind in ("cutout", "mask"))
-        assert (Image.open(cutout).mode, Image.open(cutout).size) == ("RGBA", (200, 120))
-        alpha, mask = np.asarray(Image.open(cutout))[..., 3], np.asarray(Image.open(mask))
-        assert 0.05 < (mask == 255).mean() < 0.9
-        assert alpha[mask == 0].mean() < 20 < 128 < alpha[mask == 255].mean()
-        asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        urls = [one["params"]["request"]["url"] for one in asked if one["method"] == "Network.requestWillBeSent"]
-        assert len(urls) > 5
-        assert [url for url in urls if not url.startswith(("http://127.0.0.1", "data:", "blob:", "chrome"))] == []
+    browser.find_element(By.CSS_SELECTOR, "#photograph input[type=file]").send_keys(str(tmp_path / "my pet.png"))
+    wait_for(browser, "#overlay img", "src")
+    wait_for(browser, "#cutout img", "src")
+    for kind in ("cutout", "mask"):
+        browser.find_element(By.ID, f"download_{kind}").click()
+        Script.wait_until(lambda kind=kind: list(tmp_path.glob(f"*_{kind}.png")))
+    (cutout,), (mask,) = (list(tmp_path.glob(f"*_{kind}.png")) for kind in ("cutout", "mask"))
+    assert (Image.open(cutout).mode, Image.open(cutout).size) == ("RGBA", (200, 120))
+    alpha, mask = np.asarray(Image.open(cutout))[..., 3], np.asarray(Image.open(mask))
+    assert 0.05 < (mask == 255).mean() < 0.9
+    assert alpha[mask == 0].mean() < 20 < 128 < alpha[mask == 255].mean()
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [one["params"]["request"]["url"] for one in asked if one["method"] == "Network.requestWillBeSent"]
+    assert len(urls) > 5
+    assert [url for url in urls if not url.startswith(("http://127.0.0.1", "data:", "blob:", "chrome"))] == []
 
 
 class Attacker:
@@ -167,74 +160,71 @@ def photograph(attacker, tmp_path_factory) -> str:
     return attacker.upload(b"my pet.png", file.read_bytes())[1]
 
 
-class TestAttacks:
-    @pytest.mark.parametrize("form", ["{}", "{}%00.png", "file://{}", "/{}", "../../../../../../../../..{}"])
-    def test_files_of_this_machine_are_not_served(self, attacker, tmp_path, form):
-        write_scenes(tmp_path, "secret.png")
-        for route in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
-            for path in (form.format(tmp_path / "secret.png"), form.format("/etc/passwd")):
-                for escaped in (path, path.replace("..", "%2e%2e"), quote(quote(path))):
-                    status, _, said = attacker.ask("GET", route + escaped)
-                    assert status in (400, 403, 404) and b"root:" not in said, route + escaped
+@pytest.mark.parametrize("form", ["{}", "{}%00.png", "file://{}", "/{}", "../../../../../../../../..{}"])
+def test_files_of_this_machine_are_not_served(attacker, tmp_path, form):
+    write_scenes(tmp_path, "secret.png")
+    for route in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
+        for path in (form.format(tmp_path / "secret.png"), form.format("/etc/passwd")):
+            for escaped in (path, path.replace("..", "%2e%2e"), quote(quote(path))):
+                status, _, said = attacker.ask("GET", route + escaped)
+                assert status in (400, 403, 404) and b"root:" not in said, route + escaped
 
-    def test_files_of_this_machine_are_not_segmented(self, attacker, photograph, tmp_path):
-        assert attacker.segment({"path": photograph, **META})[0]
-        write_scenes(tmp_path, "secret.png")
-        os.mkfifo(tmp_path / "pipe.png")
-        inside = Path(photograph).parent
-        for path in (
-            *(str(tmp_path / "secret.png"), str(tmp_path / "pipe.png"), "/dev/zero", "/etc/passwd", str(inside)),
-            *(f"{inside}/../../../../../..{tmp_path}/secret.png", f"file://{tmp_path}/secret.png", "a" * 5000),
-            *("http://127.0.0.1:9/secret.png", "https://localhost/secret.png", photograph + "x"),
-        ):
-            for meta in ({}, META, {**META, "url": path, "is_stream": True}):
-                done, said = attacker.segment({"path": path, **meta})
-                assert not done, said
-                assert "root:" not in said
-        for other in ([photograph], photograph, {"path": [photograph]}, 7):
-            assert not attacker.segment(other)[0]
 
-    @pytest.mark.parametrize("size", [None, (10_000, 6_000), (18_000, 10_000)])
-    def test_odd_files_get_a_sentence(self, attacker, tmp_path, size):
-        if size:
-            Image.new("1", size).save(tmp_path / "odd.png")
-        else:
-            (tmp_path / "odd.png").write_text("no image")
-        upload = attacker.upload(b"odd.png", (tmp_path / "odd.png").read_bytes())[1]
-        done, said = attacker.segment({"path": upload, **META})
-        large = size == (10_000, 6_000)
-        assert ("has 60.0 megapixels; at most 50" if large else "odd.png can't be read as an image") in said
-        assert not done and "/tmp" not in said
+def test_files_of_this_machine_are_not_segmented(attacker, photograph, tmp_path):
+    assert attacker.segment({"path": photograph, **META})[0]
+    write_scenes(tmp_path, "secret.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    inside = Path(photograph).parent
+    for path in (
+        *(str(tmp_path / "secret.png"), str(tmp_path / "pipe.png"), "/dev/zero", "/etc/passwd", str(inside)),
+        *(f"{inside}/../../../../../..{tmp_path}/secret.png", f"file://{tmp_path}/secret.png", "a" * 5000),
+        *("http://127.0.0.1:9/secret.png", "https://localhost/secret.png", photograph + "x"),
+    ):
+        for meta in ({}, META, {**META, "url": path, "is_stream": True}):
+            done, said = attacker.segment({"path": path, **meta})
+            assert not done, said
+            assert "root:" not in said
+    for other in ([photograph], photograph, {"path": [photograph]}, 7):
+        assert not attacker.segment(other)[0]
 
-    def test_uploads_stay_in_their_folder_and_are_never_html(self, attacker, photograph):
-        folder, content = Path(photograph).parents[1], b"<html><script>alert(1)</script></html>"
-        for name in (
-            b"../../../../evil.png",
-            b"/tmp/evil.png",
-            b"n\0ul.png",
-            b"%2e%2e%2fevil.png",
-            b"\xff.png",
-            b"evil.html",
-        ):
-            status, path = attacker.upload(name, content)
-            assert (status, Path(path).parents[1]) == (200, folder)
-            status, headers, said = attacker.ask("GET", f"/gradio_api/file={quote(path)}")
-            assert (status, said) == (200, content)
-            assert headers["content-type"] == "image/png" or headers["content-disposition"].startswith("attachment")
-        assert not Path("/tmp/evil.png").exists()
 
-    def test_requests_of_other_sites_are_refused(self, attacker):
-        port = attacker.host.rpartition(":")[2]
-        for origin in ("http://evil.example", "null", f"http://localhost:{port}0", f"https://{attacker.host}"):
-            assert attacker.ask("GET", "/config", Origin=origin)[0] == 403
-            assert attacker.ask("POST", UPLOAD, Origin=origin)[0] == 403
-        for host in (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", ""):  # a name that leads here
-            assert attacker.ask("GET", "/config", Host=host)[0] in (400, 403)
-        for host in (attacker.host, f"localhost:{port}"):
-            assert attacker.ask("GET", "/config", Host=host, Origin=f"http://{host}")[0] == 200
+@pytest.mark.parametrize("size", [None, (10_000, 6_000), (18_000, 10_000)])
+def test_odd_files_get_a_sentence(attacker, tmp_path, size):
+    if size:
+        Image.new("1", size).save(tmp_path / "odd.png")
+    else:
+        (tmp_path / "odd.png").write_text("no image")
+    upload = attacker.upload(b"odd.png", (tmp_path / "odd.png").read_bytes())[1]
+    done, said = attacker.segment({"path": upload, **META})
+    large = size == (10_000, 6_000)
+    assert ("has 60.0 megapixels; at most 50" if large else "odd.png can't be read as an image") in said
+    assert not done and "/tmp" not in said
 
-    def test_large_uploads_are_refused(self, attacker):
-        assert attacker.upload(b"large.png", b"x" * 51_000_000)[0] == 413
+
+def test_uploads_stay_in_their_folder_and_are_never_html(attacker, photograph):
+    folder, content = Path(photograph).parents[1], b"<html><script>alert(1)</script></html>"
+    for name in (b"../../../../evil.png", b"/tmp/evil.png", b"n\0ul.png", b"%2e%2e%2fevil.png", b"evil.html"):
+        status, path = attacker.upload(name, content)
+        assert (status, Path(path).parents[1]) == (200, folder)
+        status, headers, said = attacker.ask("GET", f"/gradio_api/file={quote(path)}")
+        assert (status, said) == (200, content)
+        assert headers["content-type"] == "image/png" or headers["content-disposition"].startswith("attachment")
+    assert not Path("/tmp/evil.png").exists()
+
+
+def test_requests_of_other_sites_are_refused(attacker):
+    port = attacker.host.rpartition(":")[2]
+    for origin in ("http://evil.example", "null", f"http://localhost:{port}0", f"https://{attacker.host}"):
+        assert attacker.ask("GET", "/config", Origin=origin)[0] == 403
+        assert attacker.ask("POST", UPLOAD, Origin=origin)[0] == 403
+    for host in (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", ""):  # a name that leads here
+        assert attacker.ask("GET", "/config", Host=host)[0] in (400, 403)
+    for host in (attacker.host, f"localhost:{port}"):
+        assert attacker.ask("GET", "/config", Host=host, Origin=f"http://{host}")[0] == 200
+
+
+def test_large_uploads_are_refused(attacker):
+    assert attacker.upload(b"large.png", b"x" * 51_000_000)[0] == 413
 
 
 def test_a_port_in_use_is_one_error(trained, tmp_path):

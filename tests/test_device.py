@@ -1,12 +1,10 @@
 """Device, precision and memory layout."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from models.build import build_model
-from runtime.device import Precision, choose_precision, copy_to_device, get_device
+from runtime.device import Precision, choose_precision, get_device
 from runtime.errors import UsageError
 from stubs import CPU
 
@@ -57,8 +55,3 @@ def test_autocast_keeps_weights_in_float32():
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert precision.prepare_images(images).is_contiguous(memory_format=torch.channels_last)
     assert 0 < (logits.float() - exact).abs().max() < 0.05 * exact.abs().max()
-
-
-def test_only_cuda_copies_asynchronously():
-    tensor = SimpleNamespace(to=lambda device, non_blocking: non_blocking)
-    assert [copy_to_device(tensor, torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [False, True, False]

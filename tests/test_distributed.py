@@ -134,14 +134,14 @@ def test_an_error_of_all_is_said_once(tmp_path, shared_dataset):
 
 
 def test_encoder_that_was_frozen_learns_in_two_processes(tmp_path, shared_dataset):
-    flags = ("--data_path", shared_dataset, "--model_name", "resnet18_unet", "--encoder_weights", "none")
+    flags = ("--data_path", shared_dataset, "--model_name", "efficientnet_lite0_unet", "--encoder_weights", "none")
     flags += ("--freeze_encoder", 1, "--image_size", 64)
     paths = []
     for more in (("--epochs", 1), ("--epochs", 1, "--resume"), ("--epochs", 1, "--resume")):
         two_ok("train.py", *flags, *more, cwd=tmp_path)
         paths.append(tmp_path / f"after_{len(paths)}.pth")
-        shutil.copy(tmp_path / "saved_models/resnet18_unet_last.pth", paths[-1])
-    frozen, second, third = (load_checkpoint(path).weights["encoder.conv1.weight"] for path in paths)
+        shutil.copy(tmp_path / "saved_models/efficientnet_lite0_unet_last.pth", paths[-1])
+    frozen, second, third = (load_checkpoint(path).weights["encoder.features.0.0.weight"] for path in paths)
     assert not torch.equal(frozen, second)
     assert not torch.equal(second, third)
     states = [load_checkpoint(path).training.optimizer["state"] for path in paths]

@@ -45,22 +45,17 @@ def set_address(monkeypatch, address: str) -> None:
     monkeypatch.setattr(weights, "_value_", type(weights.value)(address, None, {}))
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    """Starts a server on this machine, at the address of ResNet34's weights, that answers as a function does."""
-
-    with contextlib.ExitStack() as servers:
-
-        def start(name: str, answer) -> None:
-            silent = {"do_GET": answer, "log_message": lambda *_: None}
-            address = servers.enter_context(serving(type("Handler", (BaseHTTPRequestHandler,), silent)))
-            set_address(monkeypatch, f"{address}/{name}")
-
-        yield start
+@contextlib.contextmanager
+def served(monkeypatch, name: str, answer):
+    """A server on this machine, at the address of ResNet34's weights, that answers as a function does."""
+    methods = {"do_GET": answer, "log_message": lambda *_: None}
+    with serving(type("Handler", (BaseHTTPRequestHandler,), methods)) as address:
+        set_address(monkeypatch, f"{address}/{name}")
+        yield
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_weights_from_the_cache_or_the_download(published, cache, serve, cached):
+def test_weights_from_the_cache_or_the_download(published, cache, monkeypatch, cached):
     def answer(request):
         request.send_response(200)
         request.end_headers()
@@ -69,9 +64,9 @@ def test_weights_from_the_cache_or_the_download(published, cache, serve, cached)
     file, state = published
     if cached:
         (cache / file.name).write_bytes(file.read_bytes())
-    serve(file.name, answer)
     model = build_model("resnet34_unet")
-    found, words = find_encoder_weights("resnet34_unet", "imagenet")
+    with served(monkeypatch, file.name, answer):
+        found, words = find_encoder_weights("resnet34_unet", "imagenet")
     load_encoder_weights(model, found)
     assert (found, words) == (cache / file.name, f"ImageNet ({file.name})")
     assert same(model.encoder.state_dict(), {key: state[key] for key in model.encoder.state_dict()})
@@ -91,7 +86,7 @@ def test_offline_auto_warns_and_imagenet_fails(cache, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_silent_server_is_given_up(cache, serve, monkeypatch, capsys):
+def test_silent_server_is_given_up(cache, monkeypatch, capsys):
     gone = threading.Event()
 
     def answer(request):
@@ -102,12 +97,12 @@ def test_silent_server_is_given_up(cache, serve, monkeypatch, capsys):
         request.wfile.flush()
         gone.wait(30)
 
-    serve("resnet34-b627a593.pth", answer)
     monkeypatch.setattr("models.weights.ANSWER_SECONDS", 0.5)
-    assert find_encoder_weights("resnet34_unet", "auto")[0] is None
+    with served(monkeypatch, "resnet34-b627a593.pth", answer):
+        assert find_encoder_weights("resnet34_unet", "auto")[0] is None
+        gone.set()
     assert "timed out" in capsys.readouterr().err
     assert not list(cache.iterdir())
-    gone.set()
 
 
 def test_damaged_cache_makes_auto_start_from_scratch(cache, monkeypatch, capsys):

@@ -1,10 +1,8 @@
 """Atomic writes, locks and CSV logs."""
 
 import os
-import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,15 +19,6 @@ def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
         raise RuntimeError("no more ink")
     assert file.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
-
-
-def test_atomic_write_syncs_the_file_then_renames_then_syncs_the_folder(tmp_path, monkeypatch):
-    done, kind, fsync, replace = [], ("file", "folder"), os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: done.append(kind[stat.S_ISDIR(os.fstat(fd).st_mode)]) or fsync(fd))
-    monkeypatch.setattr(Path, "replace", lambda *args: done.append("rename") or replace(*args))
-    with utils.atomic_write(tmp_path / "x") as file:
-        file.write("text")
-    assert done == ["file", "rename", "folder"]
 
 
 def test_atomic_write_follows_links_and_writes_to_devices(tmp_path):

@@ -60,12 +60,15 @@ def test_bad_flags_and_a_malformed_log_are_one_error_line_before_the_work(tmp_pa
         (("nowhere",), "does not exist"),
         (("empty",), "no images in empty"),
         (("*.gif",), "no images"),
-        (("text.jpg",), "text.jpg can't be read"),
+        (("text.jpg", "--save", "panels,coco,yolo"), "text.jpg can't be read"),
         (("text.jpg", "--output_path", "text.jpg"), "can't write to the folder text.jpg"),
         (("pet.png", "--save", "masks,maps"), "no result is called 'maps'; there are masks, probabilities"),
         (("pet.png", "--threshold", 0), "0 is not between 0 and 1"),
     ):
-        assert_one_error(run_script("inference.py", *model_flags, "--data_path", *flags, cwd=tmp_path), words)
+        done = run_script("inference.py", *model_flags, "--data_path", *flags, cwd=tmp_path)
+        assert_one_error(done, words)
+        assert "Results" not in done.stdout
+    assert not list((tmp_path / "inference_results").iterdir())
     (tmp_path / "logs/tiny_inference_log.csv").write_text("a,b\n1,2,3\n")
     done = run_script("inference.py", *model_flags, "--data_path", "pet.png", cwd=tmp_path)
     assert_one_error(done, "inference_log.csv has a row with more columns than its header")
@@ -100,16 +103,6 @@ def test_a_bad_mask_does_not_cost_the_image(dataset, tmp_path, model_flags):
     assert len(list((tmp_path / "out").glob("*_mask.png"))) == len(list((tmp_path / "out").glob("*_panel.png"))) == 4
 
 
-def test_results_are_said_only_where_there_are_some(tmp_path, model_flags):
-    (tmp_path / "in").mkdir()
-    for name in "ab":
-        (tmp_path / f"in/{name}.jpg").write_text("no picture")
-    done = run_script("inference.py", *model_flags, "--data_path", "in", "--save", "panels,coco,yolo", cwd=tmp_path)
-    assert_one_error(done, "2 faults")
-    assert "Results" not in done.stdout
-    assert not list((tmp_path / "inference_results").iterdir())
-
-
 def odd_files(folder: Path) -> dict[str, tuple[int, int]]:
     """Pictures of many formats and modes; returns the size, (width, height), at which each is shown."""
     folder.mkdir()
@@ -122,7 +115,7 @@ def odd_files(folder: Path) -> dict[str, tuple[int, int]]:
         "deep.png": (Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}),
         "floats.tif": (picture.convert("F"), {}),
         "moving.gif": (picture.quantize(16), {"save_all": True, "append_images": [picture.quantize(4)]}),
-        "naïve 猫 file.PNG": (picture, {}),
+        "naïve 猫\nfile.PNG": (picture, {}),
         "same.png": (picture, {}),
         "same.jpg": (picture, {}),
         "one pixel.png": (Image.new("RGB", (1, 1)), {}),
@@ -140,10 +133,11 @@ def test_all_images_are_segmented_and_the_rest_listed(tmp_path, model_flags):
     whole = (tmp_path / "odd/plain.jpg").read_bytes()
     (tmp_path / "odd/cut off.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "odd/notes.txt").write_text("not even by its name")
+    scene().save(tmp_path / "odd" / ("x" * 250 + ".png"))  # with _mask its name is too long
     kinds = "masks,probabilities,overlays,cutouts,panels"
     flags = (*model_flags, "--data_path", "odd", "--output_path", "out", "--save", kinds)
     done = run_script("inference.py", *flags, "--batch_size", 3, cwd=tmp_path)
-    assert_one_error(done, f"2 of {len(sizes) + 2} images", "text.jpg", "cut off.jpg", status=1)
+    assert_one_error(done, f"3 of {len(sizes) + 3} images", "text.jpg", "can't be written", status=1)
     for name, (width, height) in sizes.items():
         stem = name.replace(".", "_") if name.startswith("same") else name.rpartition(".")[0]
         mask, overlay, probability, cutout = (
@@ -161,7 +155,7 @@ def test_all_images_are_segmented_and_the_rest_listed(tmp_path, model_flags):
         panel = Image.open(tmp_path / f"out/{stem}_panel.png")
         assert panel.width <= 3 * 12 + 2 * min(768, max(85, round(256 * width / height)))  # no part for a mask
     log = {Path(row["picture"]).name: row for row in log_rows(tmp_path, "inference")}
-    assert len(log) == len(sizes) + 2
+    assert len(log) == len(sizes) + 3
     assert "can't be read" in log["text.jpg"]["error"]
     assert {log[name]["error"] for name in sizes} == {""}
     assert (int(log["turned.jpg"]["width"]), int(log["turned.jpg"]["height"])) == (60, 90)
@@ -202,35 +196,3 @@ def test_patterns_find_images_in_all_folders_below(tmp_path, model_flags):
         assert masks("in/out") == everything
     run_ok("inference.py", *flags, "some", "in/a/**/*.png", cwd=tmp_path)
     assert masks("some") == ["b/one_mask.png", "one_mask.png"]
-
-
-def test_odd_names_and_damaged_exif(tmp_path, model_flags):
-    folder = tmp_path / "in/images"
-    (tmp_path / "in/masks").mkdir(parents=True)
-    good = ["two\nlines.png", "ok.png"]
-    write_scenes(folder, *good, "x" * 250 + ".png")
-    exif = turned()
-    exif[0x010F] = "abc"
-    scene(48, 40).save(folder / "exif.jpg", exif=exif)
-    whole = (folder / "exif.jpg").read_bytes()
-    for position in range(24, 60):  # whatever is wrong in there, it is a picture or it is listed
-        (folder / f"exif{position}.jpg").write_bytes(whole[:position] + b"\0" + whole[position + 1 :])
-    (tmp_path / "in/masks/ok.json").write_text("{}")  # no mask of ok.png
-    flags = (*model_flags, "--data_path", tmp_path / "in/*/*", "--output_path", "out")
-    done = run_script("inference.py", *flags, cwd=tmp_path)
-    assert_one_error(done, "xxx", "can't be written", status=1)
-    for name in good:
-        assert (tmp_path / f"out/{name[:-4]}_panel.png").is_file()
-    log = {Path(row["picture"]).name: row for row in log_rows(tmp_path, "inference")}
-    assert len(log) == 4 + 36
-    assert log["ok.png"]["error"] == log["ok.png"]["dice"] == ""
-
-
-def test_decompression_bomb_is_refused_and_a_large_image_is_not(tmp_path, model_flags):
-    (tmp_path / "in").mkdir()
-    scene(6000, 5000).save(tmp_path / "in/large.png", compress_level=1)
-    Image.new("1", (20000, 10000)).save(tmp_path / "in/bomb.png")
-    flags = (*model_flags, "--data_path", "in", "--output_path", "out", "--save", "masks")
-    done = run_script("inference.py", *flags, cwd=tmp_path)
-    assert_one_error(done, "1 of 2 images", "bomb.png", "decompression bomb", status=1)
-    assert Image.open(tmp_path / "out/large_mask.png").size == (6000, 5000)

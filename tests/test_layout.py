@@ -1,5 +1,6 @@
 """Layouts, lists, fingerprints."""
 
+import functools
 import re
 import shutil
 import unicodedata
@@ -34,13 +35,10 @@ def test_unlisted_files_are_ignored(dataset):
     assert len(Dataset(dataset).samples) == sum(map(len, Dataset(dataset).split()[:3])) == 40
 
 
-@pytest.mark.parametrize("path", [".", "images", "up"])
-def test_root_is_found(shared_dataset, tmp_path, path):
-    if path == "up":  # as torchvision leaves it
-        (tmp_path / "oxford-iiit-pet").symlink_to(shared_dataset)
-        assert find_root(tmp_path) == find_root(tmp_path / "images") == tmp_path / "oxford-iiit-pet"
-    else:
-        assert find_root(shared_dataset / path) == shared_dataset
+def test_root_is_found(shared_dataset, tmp_path):
+    assert find_root(shared_dataset) == find_root(shared_dataset / "images") == shared_dataset
+    (tmp_path / "oxford-iiit-pet").symlink_to(shared_dataset)  # as torchvision leaves it
+    assert find_root(tmp_path) == find_root(tmp_path / "images") == tmp_path / "oxford-iiit-pet"
 
 
 def test_own_folder_is_recognised_paired_and_split(shared_own):
@@ -111,10 +109,7 @@ def test_subfolders_are_paired_by_their_names(tmp_path):
     assert "32 train, 4 valid, 4 test" in run_ok("train.py", "--data_path", root, "--epochs", 1, *TINY, cwd=tmp_path)
     assert "4 test images" in run_ok("evaluate.py", "--data_path", root, "--report", "report", cwd=tmp_path)
     run_ok("inference.py", "--data_path", root, "--output_path", "out", cwd=tmp_path)
-    assert (
-        len(list((tmp_path / "out").glob("cats/*_mask.png")) + list((tmp_path / "out").glob("dogs/small/*_mask.png")))
-        == 4
-    )
+    assert len([*(tmp_path / "out/cats").glob("*_mask.png"), *(tmp_path / "out/dogs/small").glob("*_mask.png")]) == 4
     next((root / "masks/cats").iterdir()).unlink()
     with pytest.raises(DatasetError, match="1 fault: .*cats/.* has no mask"):
         Dataset(root)
@@ -136,16 +131,10 @@ def test_a_download_is_offered_to_nobody_with_own_files(tmp_path, empty):
         find_root(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "rename",
-    [
-        lambda stem: f"{stem}_mask",
-        lambda stem: f"{stem}.jpg",
-        lambda stem: f"{stem}-seg",
-        str.upper,
-        lambda stem: unicodedata.normalize("NFD", stem),
-    ],
-)
+DECOMPOSED = functools.partial(unicodedata.normalize, "NFD")
+
+
+@pytest.mark.parametrize("rename", ["{}_mask".format, "{}.jpg".format, "{}-seg".format, str.upper, DECOMPOSED])
 def test_masks_may_be_called_nearly_like_their_images(tmp_path, rename, capsys):
     root = write_own(tmp_path, count=12)
     for folder in ("images", "masks"):

@@ -1,9 +1,12 @@
 """Cutouts: alpha and colors in the border of a trimap, and what inference.py writes of a photograph."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+import inference
 from evaluation.matting import CONTACT, INNER, OUTER, cut_out, matting_trimap
 from helpers import assert_one_error, run_ok, run_script, scene, turned, write_scenes
 from models.task import BACKGROUND, BORDER, PET, TASKS
@@ -125,12 +128,7 @@ def test_photographs_are_there_and_may_follow_the_flag_of_datasets(tmp_path, mod
 
 
 def test_without_pymatting_the_command_is_named(tmp_path, model_flags, monkeypatch):
-    import importlib.util
-
-    import inference
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "pymatting" else find(name))
+    monkeypatch.setitem(sys.modules, "pymatting", None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="pip install -r requirements-matting.txt"):
         inference.main(["a.png", "--matting", "pymatting", *map(str, model_flags)])

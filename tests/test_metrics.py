@@ -18,16 +18,6 @@ from models.task import BACKGROUND, IGNORED, TASKS, ClassesTask
 from stubs import FP32, Brightness
 
 
-def masks(*rows):
-    return torch.tensor(rows, dtype=torch.uint8)[:, None, None, :]
-
-
-def test_counts_and_dice_are_per_image():
-    predictions, truths = masks([1, 1, 0, 0, 0], [0] * 5), masks([0, 1, 1, 0, 0], [0] * 5)
-    assert utils.dice_score(predictions, truths).tolist() == [0.5, 1.0]  # empty against empty is 1
-    assert utils.pixel_counts(predictions, truths).tolist() == [[1, 1, 1, 2], [0, 0, 0, 5]]
-
-
 def test_dice_refuses_shapes_that_would_broadcast():
     with pytest.raises(ValueError, match="differ in shape"):
         utils.dice_score(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))

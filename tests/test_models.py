@@ -82,11 +82,13 @@ def test_residual_branches_start_as_identity():
     assert all(not block.bn2.weight.any() for block in blocks)
 
 
-def test_model_names_and_aliases():
+def test_names_and_aliases():
     assert build_model("resnet").__class__ is ResNet34_UNet
     assert set(ALIASES.values()) <= set(MODELS)
     with pytest.raises(ValueError, match="unet, unet_small, resnet34_unet"):
         build_model("segnet")
+    with pytest.raises(ValueError, match="no attention is called 'more'; there are none, se, cbam, transformer"):
+        build_model("unet", attention="more")
 
 
 def test_up_block_equals_convolution_of_the_concatenation():
@@ -129,12 +131,9 @@ def test_cbam_equals_the_formula():
 
         scale = torch.sigmoid(gate(x[0].mean(dim=(1, 2))) + gate(x[0].amax(dim=(1, 2))))
         weighed = x[0] * scale[:, None, None]
-        maps = torch.nn.functional.pad(torch.stack([weighed.mean(0), weighed.amax(0)]), (3, 3, 3, 3))
-        where = torch.empty(3, 4)
-        for row in range(3):
-            for column in range(4):
-                seen = maps[:, row : row + 7, column : column + 7]
-                where[row, column] = torch.sigmoid((places.weight[0] * seen).sum() + places.bias[0])
+        maps = F.pad(torch.stack([weighed.mean(0), weighed.amax(0)]), (3, 3, 3, 3))
+        seen = maps.unfold(1, 7, 1).unfold(2, 7, 1)  # 7x7 pixels around each place
+        where = torch.sigmoid(torch.einsum("chwij,cij->hw", seen, places.weight[0]) + places.bias)
         torch.testing.assert_close(block(x)[0], weighed * where, rtol=1e-4, atol=1e-6)
 
 
@@ -180,8 +179,3 @@ def test_sine_positions_tell_every_place_apart():
     assert positions[16, 4, 2].item() == pytest.approx(math.sin(2))
     assert positions[5, 4, 2].item() == pytest.approx(math.sin(4 * 10_000 ** (-5 / 8)), abs=1e-6)
     assert torch.cdist(positions.flatten(1).T, positions.flatten(1).T).add(torch.eye(63)).min() > 0.1
-
-
-def test_unknown_attention_is_named():
-    with pytest.raises(ValueError, match="no attention is called 'more'; there are none, se, cbam, transformer"):
-        build_model("unet", attention="more")

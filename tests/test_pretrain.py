@@ -1,7 +1,6 @@
 """Pre-training by denoising, and what train.py takes of it."""
 
 import dataclasses
-import signal
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from data.dataset import ImageDataset
 from data.inputs import list_images
 from data.loader import Batches
 from data.view import View
-from helpers import SRC, TINY, Script, assert_one_error, rows, run_ok, run_script
+from helpers import TINY, assert_one_error, rows, run_ok, run_script
 from models.checkpoint import load_checkpoint
 from runtime.errors import DatasetError
 from stubs import CPU, photograph
@@ -97,15 +96,6 @@ def test_it_starts_a_training_and_segments_nothing_before(pretrained, shared_dat
     assert after["head.weight"].shape[0] == 1
     run_ok(*flags, "--classes", "species", cwd=tmp_path)
     assert load_checkpoint(tmp_path / "saved_models/tiny_best.pth").weights["head.weight"].shape[0] == 3
-
-
-def test_a_dataset_lends_its_training_images(shared_dataset, tmp_path):
-    script = Script(SRC / "pretrain.py", ("--data_path", shared_dataset, "--epochs", 500, *TINY), cwd=tmp_path)
-    script.wait_for("epoch   1/")
-    script.send_signal(signal.SIGTERM)
-    said = script.finish().stdout
-    assert "32 train, 4 valid;" in said
-    assert "src/pretrain.py --model_name tiny" in said
 
 
 def test_own_images_may_lack_masks(images, tmp_path):

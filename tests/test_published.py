@@ -110,13 +110,3 @@ def test_a_folder_is_no_checkpoint(tmp_path):
     words = re.escape(f"{tmp_path} is a folder, no checkpoint (in {tmp_path} there is a_best.pth); name another file")
     with pytest.raises(Exception, match=words):
         torch.hub.load(str(ROOT), "from_checkpoint", path=tmp_path, source="local")
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK", "1"])
-def test_images_of_any_mode(model, mode):
-    image = photograph(2)
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    mask = model.segment(image.convert(mode) if mode != "I;16" else image)
-    assert mask.shape == (150, 200)
-    assert set(np.unique(mask)) <= {0, 255}

@@ -1,13 +1,12 @@
 """The drawn sample: its layout, that the same arguments give the same bytes, and that it never touches real data."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
 import sample_pets
+from data.layout import read_list
+from helpers import assert_one_error, run_script
 
 COUNT, SIDE = 24, 64
 
@@ -17,21 +16,12 @@ def sample(tmp_path_factory):
     return sample_pets.draw_sample_dataset(tmp_path_factory.mktemp("drawn") / "sample", COUNT, seed=3, side=SIDE)
 
 
-def rows(root, name):
-    lines = (root / "annotations" / f"{name}.txt").read_text().splitlines()
-    return [line.split() for line in lines if not line.startswith("#")]
-
-
 def names(root, name):
-    return [row[0] for row in rows(root, name)]
+    return [pet.name for pet in read_list(root, name)]
 
 
 def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def trimap(root, name):
-    return np.asarray(Image.open(root / "annotations" / "trimaps" / f"{name}.png"))
 
 
 def test_layout_is_the_datasets_own(sample):
@@ -42,7 +32,7 @@ def test_layout_is_the_datasets_own(sample):
     assert (sample / "annotations/list.txt").read_text().startswith("#Image CLASS-ID SPECIES BREED ID\n#SPECIES")
     assert not list(sample.parent.glob(".*")), "the draft folder is gone"
     known = {breed.name: [str(breed.class_id), str(breed.species), str(breed.breed_id)] for breed in sample_pets.BREEDS}
-    for name, *numbers in rows(sample, "list"):
+    for name, *numbers in map(str.split, (sample / "annotations/list.txt").read_text().splitlines()[2:]):
         assert numbers == known[name.rsplit("_", 1)[0]]
         assert numbers[1] == ("1" if name[0].isupper() else "2")
     assert len({tuple(numbers) for numbers in known.values()}) == len(known) == 4
@@ -63,7 +53,7 @@ def test_parts_are_disjoint_and_hold_every_breed(tmp_path, count):
 def test_pictures_and_trimaps_fit_together(sample):
     sizes, shares = set(), []
     for name in names(sample, "list"):
-        values = trimap(sample, name)
+        values = np.asarray(Image.open(sample / f"annotations/trimaps/{name}.png"))
         with Image.open(sample / "images" / f"{name}.jpg") as picture:
             assert (picture.format, picture.mode) == ("JPEG", "RGB")
             sizes.add(picture.size)
@@ -113,10 +103,7 @@ def test_other_files_are_refused_and_left_alone(sample, tmp_path):
     (tmp_path / "real/images/Abyssinian_1.jpg").write_bytes(b"a photograph")
     (tmp_path / "file").write_text("mine")
     before = contents(tmp_path), contents(sample)
-    command = [sys.executable, sample_pets.__file__, "--data_path", str(tmp_path / "real"), "--count", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "real" in done.stderr
+    assert_one_error(run_script(sample_pets.__file__, "--data_path", "real", "--count", 8, cwd=tmp_path), "real")
     for other in (sample, tmp_path / "file"):  # a sample with other arguments, a plain file
         with pytest.raises(FileExistsError, match="left alone"):
             sample_pets.draw_sample_dataset(other, COUNT, seed=4, side=SIDE)
@@ -125,18 +112,11 @@ def test_other_files_are_refused_and_left_alone(sample, tmp_path):
 
 
 def test_broken_off_run_is_made_good(tmp_path, monkeypatch):
-    real = sample_pets.draw_pet
-
-    def stop_at_third(*arguments):
-        if len(list(tmp_path.rglob("*.jpg"))) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(sample_pets, "draw_pet", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        sample_pets.draw_sample_dataset(tmp_path / "s", 8, side=32)
-    assert not (tmp_path / "s").exists()
-    monkeypatch.setattr(sample_pets, "draw_pet", real)
-    (tmp_path / "s").mkdir()  # an empty folder is as good as none
-    sample_pets.draw_sample_dataset(tmp_path / "s", 8, side=32)
-    assert len(names(tmp_path / "s", "list")) == 8 and [path.name for path in tmp_path.iterdir()] == ["s"]
+    root = tmp_path / "s"
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(sample_pets, "draw_pet", None)
+        sample_pets.draw_sample_dataset(root, 8, side=32)
+    assert not root.exists()
+    root.mkdir()  # an empty folder is as good as none
+    sample_pets.draw_sample_dataset(root, 8, side=32)
+    assert len(names(root, "list")) == 8 and [path.name for path in tmp_path.iterdir()] == ["s"]

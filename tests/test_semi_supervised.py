@@ -11,8 +11,7 @@ from helpers import SRC, TINY, Script, assert_one_error, log_rows, run_ok, run_s
 from models.checkpoint import load_checkpoint
 from models.task import TASKS
 from runtime.device import Precision
-from runtime.distributed import DistributedContext
-from runtime.errors import DatasetError, UsageError
+from runtime.errors import DatasetError
 from stubs import CPU, Brightness, photograph
 from training.config import TrainConfig
 from training.data import Data
@@ -26,9 +25,8 @@ def part_of(root, mode: str) -> ImageDataset:
 
 def opened(folder, known: ImageDataset) -> tuple[ImageDataset, int]:
     """`open_folder`, with the validation images."""
-    return open_folder(
-        TrainConfig(unlabeled=str(folder), image_size=64), Data(None, None, known, ImageDataset([], View(64)))
-    )
+    data = Data(None, None, known, ImageDataset([], View(64)))
+    return open_folder(TrainConfig(unlabeled=str(folder), image_size=64), data)
 
 
 def test_every_image_comes_once_in_each_pass():
@@ -101,11 +99,6 @@ def test_of_a_dataset_its_images_are_taken_and_a_broken_one_is_told_at_once(data
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DatasetError, match=rf"1 fault: .*{path.name}"):
         opened(dataset, nothing)
-
-
-def test_every_process_has_an_image_without_a_mask():
-    with pytest.raises(UsageError, match="steps of 1 image can.t be shared by 2 .* larger --batch_size"):
-        UnlabeledBatches(range(9), 1, 0, 5, DistributedContext(0, 2))
 
 
 def test_the_rest_without_masks_is_logged(shared_dataset, tmp_path):

@@ -118,9 +118,7 @@ def test_claims_on_curves():
     quick = curves("0.70 0.72 0.725", "0.60 0.75 0.76", "0.71 0.73 0.735")
     slow = curves("0.30 0.50 0.72", "0.20 0.60 0.75", "0.61 0.62 0.73")
     judged = claims.SPEED(quick, slow)
-    assert judged.measured.startswith(
-        "epochs to 98 % of its own best validation Dice: 2.0 () against 3.0 (); better by +1.0"
-    )
+    assert "98 % of its own best validation Dice: 2.0 () against 3.0 (); better by +1.0" in judged.measured
     assert claims.START(slow, quick).difference.value < 0
 
 

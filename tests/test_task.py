@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -37,29 +36,20 @@ def test_threshold_moves_the_pet_and_not_the_border_inside():
     assert set(np.unique(label_map_at_size(BINARY, decided[:1], 0.0, 8, 8))) == {0, 1}
 
 
-@pytest.fixture(scope="module")
-def three_classes(tmp_path_factory, shared_dataset):
-    """A folder with saved_models/ and logs/ of a ResNet34-UNet of three classes."""
-    folder = tmp_path_factory.mktemp("three_classes")
+def test_three_classes_from_training_to_images(shared_dataset, tmp_path):
     flags = ("--data_path", shared_dataset, "--classes", "trimap", "--loss", "bce_dice", "--augment", "online")
-    said = run_ok("train.py", *flags, "--epochs", 4, *TINY, cwd=folder)
-    assert "classes trimap" in said
-    return folder
-
-
-def test_three_classes_from_training_to_images(three_classes, shared_dataset, tmp_path):
-    best = three_classes / "saved_models/tiny_best.pth"
-    checkpoint = load_checkpoint(best)
+    assert "classes trimap" in run_ok("train.py", *flags, "--epochs", 4, *TINY, cwd=tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "saved_models/tiny_best.pth")
     assert checkpoint.config["out_channels"] == 3
-    flags = ("--data_path", shared_dataset, "--save_dir", three_classes / "saved_models")
-    printed = run_ok("evaluate.py", *flags, "--json", "all.json", "--report", "report", cwd=tmp_path)
+    data = ("--data_path", shared_dataset)
+    printed = run_ok("evaluate.py", *data, "--json", "all.json", "--report", "report", cwd=tmp_path)
     assert "border dice" in printed
     scores = json.loads((tmp_path / "all.json").read_text())
     assert 0 < scores["pet_dice"] <= 1
     dice, low, high = scores["intervals"]["border_dice"]
     assert low <= dice == scores["border_dice"] <= high
 
-    run_ok("inference.py", *flags, "--output_path", "out", "--save", "trimaps,masks,probabilities,panels", cwd=tmp_path)
+    run_ok("inference.py", *data, "--output_path", "out", "--save", "trimaps,masks,probabilities,panels", cwd=tmp_path)
     pictures = sorted((tmp_path / "out").glob("*_trimap.png"))
     assert len(pictures) == len(rows(tmp_path / "report/images.csv"))
     values = set()
@@ -73,7 +63,7 @@ def test_three_classes_from_training_to_images(three_classes, shared_dataset, tm
     # What the exported file says of an image is what the network says.
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        shares = checkpoint.build(best)(images).softmax(dim=1)
-    run_ok("export.py", *flags[2:], "--output_path", ".", cwd=tmp_path)
+        shares = checkpoint.build("best")(images).softmax(dim=1)
+    run_ok("export.py", "--output_path", ".", cwd=tmp_path)
     exported = torch.export.load(tmp_path / "tiny_best.pt2").module()
     torch.testing.assert_close(exported(images), shares, rtol=1e-3, atol=1e-4)
