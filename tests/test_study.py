@@ -129,8 +129,9 @@ def test_a_claim_without_three_seeds_is_not_listed():
 
 
 def test_the_moment_is_interpolated_between_epochs():
-    curve, minutes = np.array([0.5, 0.7, 0.9]), np.array([1.0, 2.0, 4.0])
-    assert [report.minutes_until(dice, curve, minutes) for dice in (0.8, 0.4, 0.95)] == [pytest.approx(3), 1, None]
+    ours = ("ours", np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.7, 0.9]))
+    theirs = ("theirs", np.array([10.0, 20.0, 30.0]), np.array([0.6, 0.8, 0.75]))
+    assert report.minutes_to_theirs([ours, theirs]) == ("0.8000", "3", "20")
 
 
 def test_the_report_is_written_from_the_table(monkeypatch, tmp_path):

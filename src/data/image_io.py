@@ -178,7 +178,7 @@ def read_mask(path, threshold: float | str | None = None) -> np.ndarray:
                 if plane is alpha:
                     note("The alpha channel is the mask in {}.", path)
                 return labels.astype(np.uint8)
-        limit, error = _no_mask(path, planes[0])
+        limit, error = _diagnose(path, planes[0])
         if threshold is None or limit is None:
             raise error
         threshold = limit
@@ -209,7 +209,7 @@ def _two_sides(values: np.ndarray, path) -> np.ndarray | None:
     return gray > top / 2
 
 
-def _no_mask(path, values: np.ndarray) -> tuple[float | None, DatasetError]:
+def _diagnose(path, values: np.ndarray) -> tuple[float | None, DatasetError]:
     """Above which value all could be pet, if any is known; and what a mask holds, with the command that mends it."""
     levels, colored = _codes_and_levels(values)[1], values.ndim == 3
     count, low, high = len(levels), float(levels[0]), float(levels[-1])
