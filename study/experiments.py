@@ -19,6 +19,7 @@ SMP_LITE0 = f"{SMP} --image_size 128 --encoder timm-tf_efficientnet_lite0"
 FIVE = f"--image_size 96 {LITE0} {IMAGENET} --epochs 5"
 BASE = f"{FIVE} --batch_size 16 --optimizer adamw --learning_rate 1e-3 --scheduler cosine"  # of the strong recipe
 LIGHT = f"{BASE} --augment online --augment_strength light"
+SMALL = "--image_size 64 --model_name unet_small --recipe strong --sizes fixed --classes trimap --epochs 4"
 
 # Group, arm, estimated minutes of one core with scoring, flags.
 QUEUE: dict[str, dict[str, tuple[int, str]]] = {
@@ -38,6 +39,10 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "`--amp off`": (18, f"{BASE} --amp off"),
         "light augmentation and color jitter": (11, f"{LIGHT} --distort color"),
         "`--recipe strong`": (14, f"{FIVE} --recipe strong"),
+    },
+    "teacher": {
+        "alone": (6, SMALL),
+        "with a teacher": (9, f"{SMALL} --teacher {ROOT / 'saved_models/pets.pth'}"),
     },
 }
 # Groups and arms; the others have three.
