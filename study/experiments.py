@@ -42,7 +42,7 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
     },
     "teacher": {
         "alone": (6, SMALL),
-        "with a teacher": (9, f"{SMALL} --teacher {ROOT / 'saved_models/pets.pth'}"),
+        "with a teacher": (9, f"{SMALL} --teacher saved_models/pets.pth"),
     },
 }
 # Groups and arms; the others have three.
