@@ -13,10 +13,9 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 SMP = "smp_recipe.py"  # stands before flags for this script instead of train.py
 COMMON = "--split official --num_workers 0"  # of every run of train.py
 
-IMAGENET = "--encoder_weights imagenet"
-LITE0 = "--model_name efficientnet_lite0_unet"
+LITE0 = "--model_name efficientnet_lite0_unet --encoder_weights imagenet"
 SMP_LITE0 = f"{SMP} --image_size 128 --encoder timm-tf_efficientnet_lite0"
-FIVE = f"--image_size 96 {LITE0} {IMAGENET} --epochs 5"
+FIVE = f"--image_size 96 {LITE0} --epochs 5"
 BASE = f"{FIVE} --batch_size 16 --optimizer adamw --learning_rate 1e-3 --scheduler cosine"  # of the strong recipe
 LIGHT = f"{BASE} --augment online --augment_strength light"
 SMALL = "--image_size 64 --model_name unet_small --recipe strong --sizes fixed --classes trimap --epochs 4"
@@ -24,7 +23,7 @@ SMALL = "--image_size 64 --model_name unet_small --recipe strong --sizes fixed -
 # Group, arm, estimated minutes of one core with scoring, flags.
 QUEUE: dict[str, dict[str, tuple[int, str]]] = {
     "time to Dice": {
-        "`--recipe strong`": (28, f"--image_size 128 --recipe strong {LITE0} {IMAGENET} --epochs 8"),
+        "`--recipe strong`": (28, f"--image_size 128 --recipe strong {LITE0} --epochs 8"),
         "segmentation_models.pytorch's recipe": (38, f"{SMP_LITE0} --epochs 10"),
         "segmentation_models.pytorch's recipe, float32": (50, f"{SMP_LITE0} --epochs 10 --amp off"),
     },
@@ -45,6 +44,5 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
         "with a teacher": (9, f"{SMALL} --teacher saved_models/pets.pth"),
     },
 }
-# Groups and arms; the others have three.
-ONE_SEED = ("time to Dice", "choice, Lite0/`--amp off`")
+ONE_SEED = ("time to Dice", "choice, Lite0/`--amp off`")  # groups and arms; the others have three
 WITH_TTA = ("choice, Lite0/plain", "choice, Lite0/`--recipe strong`")  # are scored with --tta, too
