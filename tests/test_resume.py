@@ -162,6 +162,32 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path, trained, shared_dataset):
     assert names == {"tiny_last.pth", ".tiny.lock"}
 
 
+SLOW_TO_START = """
+import runpy, time
+from torch.utils.data._utils import signal_handling
+set_up = signal_handling._set_worker_signal_handlers
+
+def slow():  # in a process that reads images
+    set_up()
+    print("worker", flush=True)
+    time.sleep(1)
+
+signal_handling._set_worker_signal_handlers = slow
+runpy.run_path({src!r} + "/train.py", run_name="__main__")
+"""
+
+
+def test_signal_to_all_processes_while_workers_start(tmp_path, shared_dataset):
+    flags = ("--data_path", shared_dataset, "--epochs", 500, "--no-cache", "--num_workers", 2, *TINY)
+    process = start(tmp_path, *flags, script=SLOW_TO_START.format(src=str(SRC)), session=True)
+    process.wait_for("worker")
+    os.killpg(process.pid, signal.SIGTERM)  # which reaches every process of the job
+    done = process.finish()
+    said = done.stdout
+    assert (done.returncode, done.stderr) == (143, "")
+    assert "Stopped in epoch 1" in said
+
+
 STOPPED_IN_VALIDATION = """
 import train
 from runtime import cli
