@@ -41,7 +41,7 @@ QUEUE: dict[str, dict[str, tuple[int, str]]] = {
     },
     "teacher": {
         "alone": (6, SMALL),
-        "with a teacher": (9, f"{SMALL} --teacher saved_models/pets.pth"),
+        "with a teacher": (32, f"{SMALL} --teacher saved_models/pets.pth"),
     },
 }
 ONE_SEED = ("time to Dice", "choice, Lite0/`--amp off`")  # groups and arms; the others have three
