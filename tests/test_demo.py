@@ -91,7 +91,8 @@ def test_photograph_in_cutout_out(browser, tmp_path):
     wait_for(browser, "#cutout img", "src")
     for kind in ("cutout", "mask"):
         browser.find_element(By.ID, f"download_{kind}").click()
-        Script.wait_until(lambda kind=kind: list(tmp_path.glob(f"*_{kind}.png")))
+        # Until it is complete, an empty file bears its name.
+        Script.wait_until(lambda kind=kind: any(p.stat().st_size for p in tmp_path.glob(f"*_{kind}.png")))
     (cutout,), (mask,) = (list(tmp_path.glob(f"*_{kind}.png")) for kind in ("cutout", "mask"))
     assert (Image.open(cutout).mode, Image.open(cutout).size) == ("RGBA", (200, 120))
     alpha, mask = np.asarray(Image.open(cutout))[..., 3], np.asarray(Image.open(mask))
