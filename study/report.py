@@ -99,7 +99,7 @@ def findings(groups: dict[str, Groups], judged: list[list]) -> str:
     whole, (best, *_) = groups[WHOLE], read_rows(RESULTS / "networks.csv")
     few, part, nets = whole["5 % of the masks"], groups[PART]["ingredients"], groups[PART]["networks"]
     rest, ahead = (compare(few[name], few["alone"]).text() for name in ("--unlabeled rest", "pre-trained"))
-    (dice, ours, float32, bf16), weights = map(minutes_to_theirs, time_curves(whole).values())
+    (dice, ours, float32, bf16), (best_dice, quick, slow) = map(minutes_to_theirs, time_curves(whole).values())
     verdicts = collections.Counter(row[2] for row in judged).most_common()
     lines = [
         f"""Best so far: {best["network"]} ({best["start and size"]}, one seed): Dice {best["Dice"]} on
@@ -107,8 +107,8 @@ def findings(groups: dict[str, Groups], judged: list[list]) -> str:
         f"""In five epochs of a Lite0 network from ImageNet weights, three seeds, dataset Dice minus that of `plain`:
         {changes(whole["choice, Lite0"], "plain")}. From scratch it pays to augment (607 images, 361 test images, three
         seeds): without it {compare(part["no augmentation"], part["as it is"]).text()}.""",
-        f"""One seed, no claim: from ImageNet weights `--recipe strong` took {weights[1]} minutes to a validation Dice
-        of {weights[0]}, the best of {SMP}, which took {weights[2]} (Lite0, 128 px, float32, 1 thread). From scratch it
+        f"""One seed, no claim: from ImageNet weights `--recipe strong` took {quick} minutes to a validation Dice
+        of {best_dice}, the best of {SMP}, which took {slow} (Lite0, 128 px, float32, 1 thread). From scratch it
         took {ours} to {dice}; theirs took {float32} in float32, {bf16} in bf16 (ResNet34, 128 px, 2 threads).""",
         f"""With 5 % of the masks `--unlabeled rest` brings {rest} in dataset Dice, and pre-training without masks
         {ahead} (`unet_small`, three seeds, 3,419 test images).""",

@@ -110,3 +110,12 @@ def test_a_folder_is_no_checkpoint(tmp_path):
     words = re.escape(f"{tmp_path} is a folder, no checkpoint (in {tmp_path} there is a_best.pth); name another file")
     with pytest.raises(Exception, match=words):
         torch.hub.load(str(ROOT), "from_checkpoint", path=tmp_path, source="local")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_images_of_any_mode(model, mode):
+    image = photograph(2).convert(mode.replace("I;16", "L"))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    mask = model.segment(image)
+    assert mask.shape == (150, 200) and set(np.unique(mask)) <= {0, 255}
